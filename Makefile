@@ -1,0 +1,48 @@
+# Two commands do everything: `make run` (a demo server) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEVSTAMP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: run venv dev test check bench clean
+
+run: venv
+	$(BIN)/popkernel demo
+
+venv: $(STAMP)
+
+dev: $(DEVSTAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, and seen as popkernel.* by Python and by mypy alike. Strict mode makes a tree of links to each file; whole
+# folders are linked in their place, so that a new file is there without a new installation.
+LINKS := build/__editable__.popkernel-0.1.0-py3-none-any/popkernel
+LINK = for d in proto kernel actors cli; do rm -rf "$(LINKS)/$$d" && ln -s "$(CURDIR)/$$d" "$(LINKS)/$$d"; done
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(PIP) install --config-settings editable_mode=strict -e .
+	$(LINK)
+	touch $@
+
+$(DEVSTAMP): pyproject.toml | $(BIN)/python
+	$(PIP) install --config-settings editable_mode=strict -e '.[dev]'
+	$(LINK)
+	touch $(STAMP) $@
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: dev check
+	sh tests/packages.sh
+	$(BIN)/python -m pytest
+
+bench: dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,45 @@
+"""Whether a name and a password belong together. Pure but for bcrypt itself, which the caller runs where it likes.
+
+An unknown name costs the same bcrypt check as a known one, against a hash of the cost most users have, so that the time of
+an answer tells nobody which names exist.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+__all__ = ["DENIED", "Table"]
+
+DENIED = ("AUTH", "wrong name or password")  # one answer for every reason (RFC 3206 section 4, and not a word more)
+MOST_OCTETS = 72  # bcrypt looks at no more: what is longer must not be taken for what it begins with
+
+
+class Table:
+    """The authorization table, and a hash to check against for those who are not in it."""
+
+    __slots__ = ("_decoy", "_hashes")
+
+    def __init__(self, hashes: Mapping[str, bytes], decoys: Mapping[int, bytes]) -> None:
+        """`hashes` by name; `decoys`: by cost, a hash that no password fits."""
+        self._hashes = hashes
+        costs = Counter(int(h[4:6]) for h in list(hashes.values())[:1000])
+        cost = costs.most_common(1)[0][0] if costs else 10
+        self._decoy = decoys[cost]
+
+    def hash_of(self, user: str) -> tuple[bytes, bool]:
+        """The hash to check against, and whether the user exists at all."""
+        found = self._hashes.get(user)
+        return (self._decoy, False) if found is None else (found, True)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+
+def usable(secret: bytes) -> bool:
+    """Whether bcrypt can judge it: not empty, no NUL, at most 72 octets. What it can't is a wrong password."""
+    return 0 < len(secret) <= MOST_OCTETS and b"\0" not in secret
+
+
+def decoys() -> dict[int, bytes]:
+    """A well-formed hash for each cost. Its digest is arbitrary: that no password is known to fit it is all it must be."""
+    tail = b"abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+    return {cost: b"$2b$%02d$" % cost + tail[:22] + tail[22:53].ljust(31, b".") for cost in range(4, 32)}

@@ -1,0 +1,171 @@
+"""The auth actor's shell: its table, its channels, and threads that hash on all cores.
+
+It knows names and hashes, no uid and no path. Its word makes a session somebody's: it goes to the kernel, which alone knows whose
+mail lies where, and which believes it only of a session that the listener announced.
+"""
+
+import hmac
+import os
+import socket
+import threading
+from collections import deque
+from secrets import token_bytes
+from typing import Any
+
+import bcrypt
+
+from popkernel.actors.auth.core import DENIED, Table, decoys, usable
+from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.channel import Channel, Message
+from popkernel.proto import messages as m
+from popkernel.proto.tables import parse_auth
+
+_MOST_WAITING = 2048  # logins that wait for a thread; more are told to try again
+
+
+class Auth(Actor):
+    """Answers Login with Denied to the listener or Granted to the kernel."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot)
+        self.table = Table(self._read(boot.config["auth_table"]), decoys())
+        self.handlers |= {m.Peer: self._peer}
+        self.work: deque[tuple[str, m.Login] | None] = deque()
+        self.ready = threading.Semaphore(0)
+        self.done: deque[tuple[str, m.Login, bool]] = deque()
+        self.woken, self.wake = os.pipe()
+        os.set_blocking(self.woken, False)
+        os.set_blocking(self.wake, False)
+        self.listeners: dict[str, Channel] = {}
+        self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
+
+    def _read(self, path: str) -> Any:
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            self.fail(66, f"{path}: {error.strerror}; give the authorization table with -a")
+        table, findings = parse_auth(data, path)
+        if findings:
+            self.fail(65, "\n".join(map(str, findings[:20])))
+        return table
+
+    def begin(self) -> None:
+        """Lock in, say hello, serve."""
+        bcrypt.checkpw(b"warm", self.table.hash_of("")[0][:4] + b"04" + self.table.hash_of("")[0][6:])  # what it loads, it loads now
+        self.lock(threads=self._start_threads)
+        self.loop.add(self.woken, self._answers)
+        self.connect()
+        self.run()
+
+    def _start_threads(self) -> None:
+        for _ in range(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
+            threading.Thread(target=self._hash, daemon=True).start()
+
+    def _hash(self) -> None:
+        """A thread: takes logins, hashes without the interpreter's lock, puts back what it found."""
+        while True:
+            self.ready.acquire()
+            item = self.work.popleft()
+            assert item is not None
+            listener, login = item
+            expected, known = self.table.hash_of(login.user)
+            secret = login.secret if usable(login.secret) else b"\xff"
+            try:
+                good = bcrypt.checkpw(secret, expected)
+            except ValueError:  # a hash that looks right and is not: nobody's password
+                good = False
+            self.done.append((listener, login, good and known and usable(login.secret)))
+            try:
+                os.write(self.wake, b"\0")
+            except BlockingIOError:
+                pass  # the pipe is full of wake-ups already
+
+    # -- messages
+    def _peer(self, message: m.Peer, fds: list[int]) -> None:
+        old = self.listeners.pop(message.name, None)
+        if old is not None:
+            old.close()
+        self.listeners[message.name] = Channel(
+            self.loop, socket.socket(fileno=fds[0]), self.boot.name, message.name, self._on_login, self._on_listener_gone,
+        )
+
+    def _on_listener_gone(self, channel: Channel, why: str) -> None:
+        self.listeners.pop(channel.peer, None)
+        if why:
+            self.refuse(channel, why)
+
+    def _on_login(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del fds
+        assert isinstance(message, m.Login)
+        expected, known = self.table.hash_of(message.user)
+        if known and usable(message.secret) and self.cache.holds(message.user, message.secret, expected, self.loop.now):
+            self._answer(channel.peer, message, good=True)
+            return
+        if len(self.work) >= _MOST_WAITING:
+            channel.send(m.Denied(message.session, "SYS/TEMP", "too many logins at once, try again"))
+            return
+        self.work.append((channel.peer, message))
+        self.ready.release()
+
+    def _answers(self, events: int) -> None:
+        del events
+        try:
+            os.read(self.woken, 4096)
+        except BlockingIOError:
+            return
+        while self.done:
+            listener, login, good = self.done.popleft()
+            if good:
+                self.cache.put(login.user, login.secret, self.table.hash_of(login.user)[0], self.loop.now)
+            self._answer(listener, login, good=good)
+
+    def _answer(self, listener: str, login: m.Login, *, good: bool) -> None:
+        channel = self.listeners.get(listener)
+        if channel is None:  # gone, and its sessions with it
+            return
+        if good:
+            self.tell(m.Granted(listener, login.session, login.user))
+        else:
+            channel.send(m.Denied(login.session, *DENIED))
+
+
+class Verified:
+    """Passwords that bcrypt has found good lately, as keyed digests under a key that never leaves this process's memory.
+
+    A table line that changes comes with a new process, which begins with nothing. `seconds` 0 turns it off.
+    """
+
+    __slots__ = ("_digests", "_key", "_seconds")
+
+    _MOST = 100_000
+
+    def __init__(self, seconds: int) -> None:
+        self._key = token_bytes(32)
+        self._seconds = seconds
+        self._digests: dict[str, tuple[bytes, float]] = {}
+
+    def _digest(self, user: str, secret: bytes, hashed: bytes) -> bytes:
+        return hmac.digest(self._key, b"\0".join((user.encode(), hashed, secret)), "sha256")
+
+    def holds(self, user: str, secret: bytes, hashed: bytes, now: float) -> bool:
+        """Whether this very password was found good for this very hash within the time to live."""
+        known = self._digests.get(user)
+        if known is None or not self._seconds:
+            return False
+        if known[1] < now:
+            del self._digests[user]
+            return False
+        return hmac.compare_digest(known[0], self._digest(user, secret, hashed))
+
+    def put(self, user: str, secret: bytes, hashed: bytes, now: float) -> None:
+        """Remember a password that was found good."""
+        if self._seconds:
+            if len(self._digests) >= self._MOST:
+                self._digests.pop(next(iter(self._digests)))
+            self._digests[user] = (self._digest(user, secret, hashed), now + self._seconds)
+
+
+def main(boot: Boot) -> None:
+    """Become auth."""
+    Auth(boot).begin()

@@ -1,0 +1,440 @@
+"""The listener's shell: sockets, TLS, timers and channels around the sessions of core.py.
+
+It knows its TLS keys and what its clients type, sees no file once it serves, and can only ask auth about a password; what it then gets
+is one channel, which is one session of one user.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from typing import Any
+
+from popkernel.actors.listener.core import Policy, Session
+from popkernel.actors.listener.tls import TlsError, context
+from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.channel import Channel, Message
+from popkernel.kernel.loop import READ, WRITE, Timer
+from popkernel.proto import messages as m
+
+_ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
+_CHUNK = 65536  # octets read from a client at once
+_BACKLOG = 512  # lines of a client that may wait before no more are read from it
+_GRACE = 5.0  # seconds a closing connection may take to take its last answer
+_WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
+
+
+class Client:
+    """A connection: its socket, its session, and what waits to be sent."""
+
+    __slots__ = (
+        "channel", "deadline", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
+    )
+
+    def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
+        self.sock = sock
+        self.session = session
+        self.handshake = False
+        self.channel: Channel | None = None
+        self.out: list[bytes] = []
+        self.unsent = 0
+        self.octets_in = 0
+        self.started = now
+        self.deadline = now
+        self.timer: Timer | None = None
+        self.events = READ
+        self.waits = False  # for the client to take what was sent
+
+
+class Listener(Actor):
+    """All connections of one listener process."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot, many=True)
+        config = boot.config
+        self.policy = Policy(
+            version=config["version"], plaintext=config["allow_plaintext"], starttls=True,
+            login_seconds=config["login_seconds"], idle_seconds=config["idle_seconds"],
+        )
+        try:
+            self.tls = context(config["cert"], config["key"], config["tls_min"])
+        except TlsError as error:
+            self.fail(78, str(error))
+        self.most = int(config["max_sessions"])
+        self.auth: Channel | None = None
+        self.clients: dict[int, Client] = {}
+        self.awaiting: dict[int, Client] = {}  # those whose login auth or the kernel still has to answer
+        self.serial = int(config.get("serial", 0))
+        self.draining = False
+        self.listening: list[tuple[socket.socket, bool]] = []
+        self.handlers |= {m.Peer: self._peer, m.Opened: self._opened, m.Turned: self._turned, m.Drain: self._drain}
+
+    def begin(self) -> None:
+        """Lock in, say hello, serve."""
+        tls_fds, plain_fds = self.boot.config["tls_fds"], self.boot.config["plain_fds"]
+        self.listening = [(socket.socket(fileno=fd), True) for fd in tls_fds]
+        self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
+        for sock, _ in self.listening:
+            sock.setblocking(False)
+        self.lock(nofile=2 * self.most + 64)
+        self.connect()
+        self.run()
+
+    def sessions(self) -> int:
+        """Connections, logged in or not."""
+        return len(self.clients)
+
+    # -- from the kernel
+    def _peer(self, message: m.Peer, fds: list[int]) -> None:
+        """A channel to auth, the first or a new one's. Logins that the old one did not answer are asked again."""
+        if self.auth is not None:
+            self.auth.close()
+        else:
+            for sock, tls in self.listening:
+                self._listen(sock, tls)
+        self.auth = Channel(self.loop, socket.socket(fileno=fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
+        for client in self.awaiting.values():
+            if client.session.login is not None:
+                self._ask(client, client.session.login)
+
+    def _listen(self, sock: socket.socket, tls: bool) -> None:
+        def ready(events: int) -> None:
+            del events
+            self._accept(sock, tls)
+
+        self.loop.add(sock.fileno(), ready)
+
+    def _opened(self, message: m.Opened, fds: list[int]) -> None:
+        client = self.awaiting.pop(message.session, None)
+        if client is None:  # gone meanwhile: closing the channel ends the session at the other end
+            os.close(fds[0])
+            return
+        client.session.login = None
+        client.channel = Channel(
+            self.loop, socket.socket(fileno=fds[0]), self.boot.name, f"maildir.{client.session.user}",
+            self._on_maildir, self._on_maildir_gone,
+        )
+        client.channel.tag = client
+
+    def _turned(self, message: m.Turned, fds: list[int]) -> None:
+        del fds
+        self._no(message.session, message.code, message.text)
+
+    def _no(self, session: int, code: str, text: str) -> None:
+        client = self.awaiting.pop(session, None)
+        if client is not None:
+            client.session.login = None
+            self.tell(m.LoginFailed(client.session.user, client.session.address, code or "refused"))
+            client.session.denied(code, text)
+            self._progress(client)
+
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        del message, fds
+        self.draining = True
+        self._close_listening()
+        self._done_draining()
+
+    def _close_listening(self) -> None:
+        for sock, _ in self.listening:
+            self.loop.remove(sock.fileno())
+            sock.close()
+        self.listening.clear()
+
+    def _done_draining(self) -> None:
+        if self.draining and not self.clients:
+            self.end()
+
+    def stop(self, seconds: int) -> None:
+        """No more clients; those there are are told, and have that long to take it."""
+        self._close_listening()
+        self.draining = True
+        for client in list(self.clients.values()):
+            client.session.stopping()
+            self._progress(client)
+        self.loop.later(max(0.1, seconds - 1), self.end)
+        self._done_draining()
+
+    # -- from auth
+    def _on_auth(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del channel, fds
+        assert isinstance(message, m.Denied)
+        self._no(message.session, message.code, message.text)
+
+    def _on_auth_gone(self, channel: Channel, why: str) -> None:
+        """Logins wait for the next auth, as long as their clients do."""
+        if why:
+            self.refuse(channel, why)
+
+    def _ask(self, client: Client, login: m.Login) -> None:
+        self.tell(m.Awaiting(login.session))
+        if self.auth is not None:
+            self.auth.send(login)
+
+    # -- from a maildir actor
+    def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del fds
+        client: Client = channel.tag
+        session = client.session
+        if type(message) is m.Ready:
+            if session.state == "login":
+                self._arm(client, self.policy.idle_seconds)
+                session.ready(message)
+            else:
+                self._bad_maildir(client, "ready twice")
+                return
+        elif type(message) is m.Unready:
+            self._unready(client, message)
+            return
+        else:
+            try:
+                session.answered(message)
+            except ValueError as error:
+                self._bad_maildir(client, str(error))
+                return
+        self._progress(client)
+
+    def _unready(self, client: Client, message: m.Unready) -> None:
+        assert client.channel is not None
+        client.channel.close()
+        client.channel = None
+        if client.session.state == "login":
+            self.tell(m.LoginFailed(client.session.user, client.session.address, message.code or "refused"))
+            client.session.denied(message.code, message.text)
+        else:
+            client.session.maildir_gone()
+        self._progress(client)
+
+    def _bad_maildir(self, client: Client, why: str) -> None:
+        if client.channel is not None:
+            self.refuse(client.channel, why)
+        self._maildir_over(client)
+
+    def _on_maildir_gone(self, channel: Channel, why: str) -> None:
+        if why:
+            self.refuse(channel, why)
+        self._maildir_over(channel.tag)
+
+    def _maildir_over(self, client: Client) -> None:
+        client.channel = None
+        if client.session.state == "login":
+            client.session.denied("SYS/TEMP", "the mailbox is not available now, try again")
+        else:
+            client.session.maildir_gone()
+        self._progress(client)
+
+    # -- clients come
+    def _accept(self, listening: socket.socket, tls: bool) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listening.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self.log(3, f"no more connections can be taken: {os.strerror(error.errno)}")
+                return
+            self._begin(sock, address, tls)
+
+    def _begin(self, sock: socket.socket, address: Any, tls: bool) -> None:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self.clients) >= self.most:
+            if not tls:
+                with contextlib.suppress(OSError):
+                    sock.send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
+            sock.close()
+            return
+        self.serial += 1
+        where = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        client = Client(sock, Session(self.serial, self.policy, where, tls=tls), self.loop.now)
+        self.clients[self.serial] = client
+        self._arm(client, self.policy.login_seconds)
+        if tls:
+            self._start_tls(client)
+        else:
+            self._watch(client)
+            self._progress(client)
+
+    def _watch(self, client: Client) -> None:
+        def ready(events: int) -> None:
+            self._ready(client, events)
+
+        client.events = READ
+        self.loop.add(client.sock.fileno(), ready)
+
+    def _start_tls(self, client: Client) -> None:
+        if client.events and client.sock.fileno() >= 0:
+            self.loop.remove(client.sock.fileno())
+        try:
+            client.sock = self.tls.wrap_socket(client.sock, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            self._over(client, "connection lost")
+            return
+        client.handshake = True
+        self._watch(client)
+
+    def _shake(self, client: Client) -> None:
+        assert isinstance(client.sock, ssl.SSLSocket)
+        try:
+            client.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._events(client, READ)
+            return
+        except ssl.SSLWantWriteError:
+            self._events(client, READ | WRITE)
+            return
+        except (ssl.SSLError, OSError, ValueError) as error:
+            self._over(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
+            return
+        client.handshake = False
+        if client.session.starttls:
+            client.session.secured()
+        self._progress(client)
+
+    # -- clients speak
+    def _ready(self, client: Client, events: int) -> None:
+        if client.handshake:
+            self._shake(client)
+            return
+        if events & WRITE:
+            self._progress(client)
+            if client.session.id not in self.clients:
+                return
+        if events & ~WRITE:
+            self._read(client)
+
+    def _read(self, client: Client) -> None:
+        try:
+            data = client.sock.recv(_CHUNK)
+        except _WANTS:
+            return
+        except (OSError, ValueError):
+            data = b""
+        if not data:
+            self._over(client, "connection lost")
+            return
+        client.octets_in += len(data)
+        session = client.session
+        if session.state == "transaction":
+            client.deadline = self.loop.now + self.policy.idle_seconds
+        session.received(data)
+        self._progress(client)
+        if client.sock.fileno() >= 0 and isinstance(client.sock, ssl.SSLSocket) and client.sock.pending():
+            self.loop.soon(lambda: self._read_more(client))
+
+    def _read_more(self, client: Client) -> None:
+        if client.sock.fileno() >= 0 and not client.handshake and client.events & READ:
+            self._read(client)
+
+    def _progress(self, client: Client) -> None:
+        """After anything that moved a session: ask, answer, close, as it now wants."""
+        session = client.session
+        if session.login is not None and session.id not in self.awaiting:
+            self.awaiting[session.id] = client
+            self._ask(client, session.login)
+        if client.channel is not None:
+            tell = session.take_tell()
+            if tell:
+                client.channel.send_all(tell)
+        if session.out:
+            client.out += session.take_out()
+        if client.out and not self._write(client):
+            return
+        if not client.out:
+            if session.starttls and not client.handshake:
+                self._start_tls(client)
+                return
+            if session.closing:
+                self._over(client, session.why)
+                return
+        self._flow(client)
+
+    def _flow(self, client: Client) -> None:
+        """Give credit to the maildir actor, and read from the client or leave it be."""
+        session = client.session
+        if client.channel is not None:
+            credit = session.credit(client.unsent)
+            if credit:
+                client.channel.send(m.Credit(credit))
+        reading = session.backlog < _BACKLOG and not session.closing
+        self._events(client, (READ if reading else 0) | (WRITE if client.out else 0))
+        if not reading and client.sock.fileno() >= 0:
+            client.waits = True
+        elif client.waits:
+            client.waits = False
+            self.loop.soon(lambda: self._read_more(client))
+
+    def _events(self, client: Client, events: int) -> None:
+        if events != client.events and client.sock.fileno() >= 0:
+            client.events = events
+            self.loop.change(client.sock.fileno(), events)
+
+    def _write(self, client: Client) -> bool:
+        """Send what the client takes; False where that was its end."""
+        out = client.out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        view = memoryview(data)
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += client.sock.send(view[sent:])
+        except _WANTS:
+            pass
+        except (OSError, ValueError):
+            self._over(client, "connection lost")
+            return False
+        if sent:
+            client.session.octets_sent += sent
+            client.deadline = self.loop.now + (_GRACE if client.session.closing else self._patience(client))
+        client.out = [data[sent:]] if sent < len(data) else []
+        client.unsent = len(data) - sent
+        return True
+
+    def _patience(self, client: Client) -> int:
+        in_session = client.session.state in ("transaction", "update")
+        return self.policy.idle_seconds if in_session else max(1, int(client.started + self.policy.login_seconds - self.loop.now))
+
+    # -- clients go
+    def _arm(self, client: Client, seconds: float) -> None:
+        client.deadline = self.loop.now + seconds
+        if client.timer is not None:
+            client.timer.cancel()
+        client.timer = self.loop.later(seconds, lambda: self._late(client))
+
+    def _late(self, client: Client) -> None:
+        left = client.deadline - self.loop.now
+        if left > 0.05:
+            client.timer = self.loop.later(left, lambda: self._late(client))
+            return
+        client.session.timed_out()
+        self._over(client, client.session.why)
+
+    def _over(self, client: Client, why: str) -> None:
+        """The end of a connection, in any state. What the maildir actor then sees is the end of its channel."""
+        session = client.session
+        if self.clients.pop(session.id, None) is None:
+            return
+        self.awaiting.pop(session.id, None)
+        if client.timer is not None:
+            client.timer.cancel()
+        if client.channel is not None:
+            client.channel.close()
+            client.channel = None
+        if client.sock.fileno() >= 0:
+            self.loop.remove(client.sock.fileno())
+        if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and session.why == "quit":
+            with contextlib.suppress(OSError, ValueError):
+                client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
+        client.sock.close()
+        self.tell(
+            m.Ended(
+                session.id, session.user if session.entered else "", session.address, (session.why or why)[:200], session.commands, client.octets_in,
+                session.octets_sent, session.retrieved, session.deleted, int((self.loop.now - client.started) * 1000),
+            ),
+        )
+        self._done_draining()
+
+
+def main(boot: Boot) -> None:
+    """Become a listener."""
+    Listener(boot).begin()

@@ -1,0 +1,199 @@
+"""The popcache file under its lock: open, lock, read, append, mark, rewrite. Text and meaning are in proto/popcache.py.
+
+The file is rewritten in place, never replaced by rename: the program popkernel takes over from locks the file it has
+opened, and one that waits for the old inode would go on with a file nobody else sees. In place, a crash leaves less, never
+something false: the file is cut to nothing, then lines are written whole or torn (torn ones are refused), and the header
+that proves anything comes last. What such a crash could lose for good is a UIDL that is not the hash of its name (brought
+along from another server). So where there is one, the new text goes to ``popcache.new`` first, is synced, and is unlinked
+when the popcache is whole again; the next listing finds it otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir.listing import uidl_of
+from popkernel.actors.maildir.storeerror import PERM, StoreError, from_os
+from popkernel.proto import popcache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+NAME = b"popcache"
+JOURNAL = b"popcache.new"
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
+_LARGEST = 512 << 20  # more than five million messages: nothing that size is a popcache
+
+
+def acquire(root: int, wait: float, code: str) -> int:
+    """Open and lock the popcache (made 0600 where missing); closing the descriptor unlocks it.
+
+    Tries for ``wait`` seconds, then StoreError ``code``. A popcache that is a link, a directory or not ours to write is
+    a StoreError SYS/PERM; it is never followed.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        fd = _open(root)
+        try:
+            if _try_lock(fd):
+                if _is_current(fd, root):
+                    return fd
+            elif time.monotonic() >= deadline:
+                raise StoreError(code, f"popcache: locked by another program for more than {wait:g} s")
+            else:
+                time.sleep(_POLL)
+        except OSError as error:
+            os.close(fd)
+            raise from_os(error, "popcache") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _open(root: int) -> int:
+    try:
+        fd = os.open(NAME, _OPEN, 0o600, dir_fd=root)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise StoreError(PERM, "popcache is no regular file: remove it, it will be made anew") from None
+        raise from_os(error, "popcache") from None
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreError(PERM, "popcache is no regular file: remove it, it will be made anew")
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_current(fd: int, root: int) -> bool:
+    """Is the locked file still the one under that name? Somebody may have removed it while we waited."""
+    try:
+        there = os.stat(NAME, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
+
+
+def read(fd: int) -> bytes:
+    """Read the whole file; one of an impossible size reads as empty, and will be rewritten."""
+    size = os.fstat(fd).st_size
+    if size > _LARGEST:
+        return b""
+    data = os.pread(fd, size + 1, 0)
+    while len(data) < size:  # a read of a regular file is whole but for signals and network file systems
+        more = os.pread(fd, size - len(data), len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def append(fd: int, lines: bytes) -> None:
+    """Add lines after the last whole one. Torn octets at the end are cut off, before and when the disk is full after."""
+    size = os.fstat(fd).st_size
+    end = size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        end = read(fd).rfind(b"\n") + 1
+        os.ftruncate(fd, end)
+    if not end:
+        lines = popcache.UNPROVEN.encode() + lines
+    try:
+        _write(fd, lines, end)
+    except OSError:
+        os.ftruncate(fd, end)
+        raise
+
+
+def mark_removed(fd: int, offsets: list[int]) -> None:
+    """Overwrite the first character of the lines that begin at these offsets with ``#``."""
+    for offset in offsets:
+        os.pwrite(fd, b"#", offset)
+
+
+def write_header(fd: int, header: popcache.Header) -> None:
+    """Overwrite the header of a file that has one."""
+    _write(fd, header.encode(), 0)
+
+
+def rewrite(
+    root: int, fd: int, rows: Iterable[tuple[bytes, int, bytes]], header: popcache.Header, at: Callable[[str], None]
+) -> None:
+    """Replace the whole text by these messages: (canonical name, octets, UIDL). ``at`` is told of each step."""
+    rows = [row for row in rows if popcache.fits(row[0])]
+    keep_safe = any(uidl != uidl_of(name) for name, _, uidl in rows)  # a UIDL that cannot be computed again
+    lines = b"".join(map(b"%s %d %s\n".__mod__, rows))
+    text = popcache.UNPROVEN.encode() + lines
+    if keep_safe:
+        _write_journal(root, lines)
+        at("rewrite:journal")
+    os.ftruncate(fd, 0)
+    at("rewrite:truncated")
+    half = len(text) // 2
+    _write(fd, text[:half], 0)
+    at("rewrite:half")
+    _write(fd, text[half:], half)
+    at("rewrite:written")
+    if keep_safe:
+        os.fsync(fd)
+        drop_journal(root)
+        at("rewrite:unjournaled")
+    if header.made:
+        write_header(fd, header)
+
+
+def _write_journal(root: int, lines: bytes) -> None:
+    """Put the lines into ``popcache.new``, their number in its header, and sync both file and name."""
+    drop_journal(root)
+    fd = os.open(JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
+    try:
+        _write(fd, popcache.Header(0, (0, 0), (0, 0), lines.count(b"\n")).encode() + lines, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.fsync(root)
+
+
+def drop_journal(root: int) -> None:
+    """Remove ``popcache.new`` where there is one."""
+    try:
+        os.unlink(JOURNAL, dir_fd=root)
+    except FileNotFoundError:
+        return
+
+
+def read_journal(root: int) -> popcache.Cache | None:
+    """Read what a crash in the middle of a rewrite left; None where there is none or it was not yet whole itself."""
+    try:
+        fd = os.open(JOURNAL, _READ, dir_fd=root)
+    except OSError:
+        return None  # ELOOP and the like: not one we wrote
+    try:
+        left = popcache.parse(read(fd)) if S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+    if left is None or left.header is None or left.refused or left.header.count != len(left.names):
+        return None
+    return left

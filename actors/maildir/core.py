@@ -1,0 +1,257 @@
+"""One session of one user, as the maildir actor sees it: what the listener asks, what it is answered, what is marked.
+
+The files are at the edge: a `drop` with the methods of store.Maildrop is handed in, and a test or a replay may hand in another.
+Answers are made only as fast as credit allows: `step` gives the next message, or None while there is nothing to say or no credit.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
+from popkernel.proto import messages as m
+from popkernel.proto.octets import TopCutter, WireEncoder, encode
+
+__all__ = ["WINDOW", "Session"]
+
+WINDOW = 640 * 1024  # octets of bulk frames that may be on their way to a client: one being sent, one behind it
+_FRAME = 256 * 1024  # octets of mail in one frame, about
+_SMALL = 160 * 1024  # octets of a message that is read in one go
+_ROWS = 2048  # sizes or unique ids in one frame
+
+_Answer = tuple[tuple[Any, ...], bytes | None]  # a message, and its bulk apart
+
+
+class Session:
+    """From Ready to Bye."""
+
+    __slots__ = ("_drop", "_jobs", "_listing", "credit", "deleted", "finished", "messages", "octets", "retrieved")
+
+    def __init__(self, drop: Maildrop, listing: Listing, *, deleted: bytes = b"", retrieved: bytes = b"") -> None:
+        """`deleted` and `retrieved`: a byte a message, 1 for yes; as a parked session left them."""
+        self._drop = drop
+        self._listing = listing
+        self._jobs: deque[Iterator[_Answer]] = deque()
+        self.credit = WINDOW
+        self.deleted = bytearray(deleted or bytes(listing.count))
+        self.retrieved = bytearray(retrieved or bytes(listing.count))
+        self.messages = listing.count - sum(self.deleted)
+        self.octets = listing.octets - sum(listing.size(i) for i, yes in enumerate(deleted) if yes)
+        self.finished: tuple[int, int] | None = None  # (removed, failed) once QUIT is done
+
+    def ready(self) -> m.Ready:
+        """What the session begins with."""
+        return m.Ready(self.messages, self.octets)
+
+    # -- in
+    def take(self, message: tuple[Any, ...]) -> None:
+        """A message of the listener. ValueError for one that names messages which are not there."""
+        match message:
+            case m.Credit(octets):
+                self.credit = min(WINDOW, self.credit + octets)
+            case m.Retrieve(first, many, ahead):
+                self._check(first, many)
+                self._jobs.append(self._retrieve(first, many, ahead))
+            case m.Top(number, lines):
+                self._check(number, 1)
+                self._jobs.append(self._top(number, lines))
+            case m.List(first, many):
+                self._check(first, many)
+                self._jobs.append(self._sizes(first, many))
+            case m.Uidl(first, many):
+                self._check(first, many)
+                self._jobs.append(self._uidls(first, many))
+            case m.Delete(first, many):
+                self._check(first, many)
+                self._jobs.append(self._delete(first, many))
+            case m.Reset():
+                self._jobs.append(self._reset())
+            case m.Quit(taken):
+                self._jobs.append(self._quit(taken))
+            case _:
+                raise ValueError("no message of a session")
+
+    def _check(self, first: int, many: int) -> None:
+        if first < 1 or many < 1 or first + many - 1 > self._listing.count:
+            raise ValueError("numbers that no message has")
+
+    @property
+    def idle(self) -> bool:
+        """Nothing asked that is not answered."""
+        return not self._jobs
+
+    # -- out
+    def step(self) -> _Answer | None:
+        """The next answer, in the order of the questions."""
+        while self._jobs and self.credit > 0:
+            try:
+                answer = next(self._jobs[0])
+            except StopIteration:
+                self._jobs.popleft()
+                continue
+            self.credit -= len(answer[1]) if answer[1] is not None else m.bulk_octets(answer[0])
+            return answer
+        return None
+
+    def _retrieve(self, first: int, many: int, ahead: int) -> Iterator[_Answer]:
+        """Small messages share frames; a large one is streamed."""
+        parts: list[int] = []
+        chunks: list[bytes] = []
+        size = 0
+        number = first
+        wanted = first + many
+        last = min(wanted + ahead, self._listing.count + 1)
+        while number < last:
+            asked = number < wanted
+            if size >= _FRAME or (size and not asked and size >= _FRAME // 2):
+                yield m.Mail(parts, b""), b"".join(chunks)
+                parts, chunks, size = [], [], 0
+                if not asked:
+                    return
+            wire, octets = self._whole(number) if not self.deleted[number - 1] else (None, 0)
+            if wire is not None and (asked or size + len(wire) <= _FRAME):
+                parts += (number, octets, len(wire), 1)
+                chunks.append(wire)
+                size += len(wire)
+                if asked:
+                    self.retrieved[number - 1] = 1
+            elif not asked:
+                break
+            else:
+                if parts:
+                    yield m.Mail(parts, b""), b"".join(chunks)
+                    parts, chunks, size = [], [], 0
+                yield from self._large(number)
+            number += 1
+        if parts:
+            yield m.Mail(parts, b""), b"".join(chunks)
+
+    def _whole(self, number: int) -> tuple[bytes | None, int]:
+        """A small message ready for the wire and its octets; None for a large one or one that can't be had."""
+        index = number - 1
+        octets = self._listing.size(index)
+        if octets > _SMALL:
+            return None, 0
+        try:
+            raw = self._drop.read_small(self._listing, index, _SMALL)
+        except StoreError:
+            return None, 0
+        if raw is None:
+            return None, 0
+        wire, size = encode(raw)
+        return (wire, octets) if size == octets else (None, 0)
+
+    def _large(self, number: int) -> Iterator[_Answer]:
+        """Also the way of every message that can't be sent: it says why."""
+        if self.deleted[number - 1]:
+            yield m.Missing(number, "", "no such message"), None
+            return
+        octets = self._listing.size(number - 1)
+        try:
+            fd = self._drop.open_message(self._listing, number - 1)
+        except StoreError as error:
+            yield m.Missing(number, error.code, str(error)), None
+            return
+        try:
+            yield from self._stream(number, fd, octets)
+        finally:
+            os.close(fd)
+        self.retrieved[number - 1] = 1
+
+    def _stream(self, number: int, fd: int, octets: int) -> Iterator[_Answer]:
+        encoder = WireEncoder()
+        if os.fstat(fd).st_size > octets:  # CRLF makes a message larger, never smaller
+            yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
+            return
+        while True:
+            try:
+                raw = os.read(fd, _FRAME - 32 * 1024)
+            except OSError as error:
+                yield m.Missing(number, "SYS/TEMP", f"the message can't be read: {error.strerror}"), None
+                return
+            wire = encoder.feed(raw) if raw else encoder.finish()
+            if encoder.octets > octets or (not raw and encoder.octets != octets):
+                yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
+                return
+            for at in range(0, len(wire), _FRAME):  # lines of one octet each grow threefold
+                piece = wire[at : at + _FRAME] if len(wire) > _FRAME else wire
+                done = not raw and at + len(piece) >= len(wire)
+                yield m.Mail([number, octets, len(piece), int(done)], b""), piece
+            if not raw:
+                if not wire:
+                    yield m.Mail([number, octets, 0, 1], b""), b""
+                return
+
+    def _top(self, number: int, lines: int) -> Iterator[_Answer]:
+        if self.deleted[number - 1]:
+            yield m.Missing(number, "", "no such message"), None
+            return
+        try:
+            fd = self._drop.open_message(self._listing, number - 1)
+        except StoreError as error:
+            yield m.Missing(number, error.code, str(error)), None
+            return
+        cutter, encoder = TopCutter(lines), WireEncoder()
+        octets = self._listing.size(number - 1)
+        try:
+            while not cutter.done:
+                raw = os.read(fd, 64 * 1024)
+                if not raw:
+                    break
+                wire = encoder.feed(cutter.feed(raw))
+                if wire:
+                    yield m.Mail([number, octets, len(wire), 0], b""), wire
+            wire = encoder.finish()
+            yield m.Mail([number, octets, len(wire), 1], b""), wire
+        except OSError as error:
+            yield m.Missing(number, "SYS/TEMP", f"the message can't be read: {error.strerror}"), None
+        finally:
+            os.close(fd)
+
+    def _sizes(self, first: int, many: int) -> Iterator[_Answer]:
+        end = first + many
+        for at in range(first, end, _ROWS):
+            numbers = range(at, min(at + _ROWS, end))
+            rows = [-1 if self.deleted[n - 1] else self._listing.size(n - 1) for n in numbers]
+            yield m.Sizes(at, rows, at + _ROWS >= end), None
+
+    def _uidls(self, first: int, many: int) -> Iterator[_Answer]:
+        end = first + many
+        for at in range(first, end, _ROWS):
+            numbers = range(at, min(at + _ROWS, end))
+            rows = ["" if self.deleted[n - 1] else self._listing.uidl(n - 1).decode("ascii") for n in numbers]
+            yield m.Ids(at, rows, at + _ROWS >= end), None
+
+    def _delete(self, first: int, many: int) -> Iterator[_Answer]:
+        refused = []
+        for number in range(first, first + many):
+            if self.deleted[number - 1]:
+                refused.append(number)
+            else:
+                self.deleted[number - 1] = 1
+                self.messages -= 1
+                self.octets -= self._listing.size(number - 1)
+        for at in range(0, len(refused) or 1, 8192):
+            yield m.Deleted(first, many, refused[at : at + 8192], self.messages, self.octets), None
+
+    def _reset(self) -> Iterator[_Answer]:
+        self.deleted = bytearray(self._listing.count)
+        self.messages, self.octets = self._listing.count, self._listing.octets
+        yield m.Totals(self.messages, self.octets), None
+
+    def _quit(self, taken: list[int]) -> Iterator[_Answer]:
+        """Remove, then answer; flags after that, for nobody waits for them."""
+        for first, many in zip(taken[::2], taken[1::2], strict=False):
+            for number in range(max(1, first), min(first + many, self._listing.count + 1)):
+                self.retrieved[number - 1] = 1
+        marked = [i for i, yes in enumerate(self.deleted) if yes]
+        failed: list[int] = []
+        if marked:
+            try:
+                failed = self._drop.remove(self._listing, marked)
+            except StoreError:
+                failed = marked
+        yield m.Bye(len(marked) - len(failed), len(failed)), None
+        self._drop.mark_seen(self._listing, [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i]])
+        self.finished = (len(marked) - len(failed), len(failed))

@@ -1,0 +1,279 @@
+"""What is in the maildir now, beside what the popcache knew: the listing at the start of a session.
+
+Decisions where maildir and popcache leave a choice:
+
+- One canonical name on two files of cur/ (or new/ and cur/). Two links to one file: one is unlinked. Two files: the first
+  in byte order keeps the name, and with it the UIDL; the other is renamed, to the same leading number, eight fresh hex
+  digits and the host name, and is thus served with a UIDL of its own at nearly the same place.
+- A name that cannot stand in a popcache line (a blank or a line end in it) is served like any other, measured at each
+  scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
+- A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
+  read a second time: a UIDL brought along from another server must not be lost that way.
+- A message that is there and cannot be read is left out of this session and said in ``Listing.notes``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from operator import itemgetter
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir import directory
+from popkernel.actors.maildir.listing import Listing, uidl_of
+from popkernel.actors.maildir.storeerror import from_os, show
+from popkernel.proto import maildirname, popcache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
+_HEX64 = frozenset(b"0123456789abcdef")
+
+
+def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Cut file names into canonical names and infos (``b""`` or with their ``:``), in bulk where each has one colon."""
+    joined = b"/".join(names)
+    fields = joined.replace(b":", b"/:").split(b"/")
+    if len(fields) == 2 * len(names):
+        infos = fields[1::2]
+        if b"" not in infos and bytes(map(itemgetter(0), infos)).count(b":") == len(names):
+            return fields[0::2], infos
+    parts = [name.partition(b":") for name in names]
+    return [base for base, _, _ in parts], [colon + info for _, colon, info in parts]
+
+
+class Scan:
+    """One reading of new/ and cur/, made under the popcache lock.
+
+    ``present``: canonical name to info, of cur/ after new/ was emptied; names that are no messages may be among them.
+    ``doubtful``: canonical names whose size must be measured whatever the popcache says. ``clean``: what was found will
+    still be so as long as neither directory changes.
+    """
+
+    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "present")
+
+    def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
+        self._cur = cur
+        self._new = new
+        self._fresh_host = host
+        self._random = random
+        self.doubtful = doubtful
+        self.present: dict[bytes, bytes] = {}
+        self.notes: list[str] = []
+        self.clean = True
+
+    def read(self, at: Callable[[str], None]) -> None:
+        """List cur/, resolve doubles, move new/ to cur/."""
+        names = directory.list_names(self._cur)
+        bases, infos = split_names(names)
+        self.present = dict(zip(bases, infos, strict=True))
+        if len(self.present) != len(names):
+            self._resolve_doubles(names)
+        for name in directory.list_names(self._new):
+            if maildirname.is_message(name):
+                self._take(name)
+                at("listing:moved")
+
+    def second_look(self) -> None:
+        """Read cur/ once more and add what the first reading missed."""
+        bases, infos = split_names(directory.list_names(self._cur))
+        for base, info in zip(bases, infos, strict=True):
+            self.present.setdefault(base, info)
+
+    def _resolve_doubles(self, names: list[bytes]) -> None:
+        groups: dict[bytes, list[bytes]] = {}
+        for name in names:
+            groups.setdefault(maildirname.canonical(name), []).append(name)
+        for base, group in groups.items():
+            if len(group) > 1 and maildirname.is_message(base):
+                self._resolve(base, sorted(group))
+
+    def _resolve(self, base: bytes, group: list[bytes]) -> None:
+        """Leave one file under ``base``; a name that is no longer there was renamed while the directory was read."""
+        keeper: tuple[int, int] | None = None
+        for name in group:
+            try:
+                status = os.stat(name, dir_fd=self._cur, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if not S_ISREG(status.st_mode):
+                continue
+            inode = status.st_dev, status.st_ino
+            if keeper is None:
+                keeper = inode
+                self.present[base] = name[len(base) :]
+                continue
+            self._free(self._cur, name, base, same=inode == keeper)
+        self.doubtful.add(base)
+
+    def _free(self, source: int, name: bytes, base: bytes, *, same: bool) -> None:
+        """Take a second file, or a second link to the same, off the canonical name ``base``."""
+        try:
+            if same:
+                os.unlink(name, dir_fd=source)
+                return
+            info = name[len(base) :] or maildirname.INFO_NEW
+            for _ in range(16):
+                fresh = base.partition(b".")[0] + b"." + self._random(4).hex().encode() + b"." + self._fresh_host
+                if fresh not in self.present and directory.move_no_replace(source, name, self._cur, fresh + info):
+                    self.present[fresh] = info
+                    return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._note(f"{show(name)}: {os.strerror(error.errno or 0)}")
+        self.clean = False
+
+    def _take(self, name: bytes) -> None:
+        """Move one message from new/ to cur/; what cannot be moved stays for a later session."""
+        base = maildirname.canonical(name)
+        info = name[len(base) :] or maildirname.INFO_NEW
+        try:
+            status = os.stat(name, dir_fd=self._new, follow_symlinks=False)
+            if not S_ISREG(status.st_mode):
+                return
+            if base in self.present:
+                self._free(self._new, name, base, same=self._is_link(status, base + self.present[base]))
+            elif directory.move_no_replace(self._new, name, self._cur, base + info):
+                self.present[base] = info
+            else:
+                self.clean = False  # another program put it there this moment: the next session sees to it
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._note(f"new/{show(name)}: {os.strerror(error.errno or 0)}")
+
+    def _is_link(self, status: os.stat_result, current: bytes) -> bool:
+        """Is the file in cur/ the same as the one of ``status``: left by a crash between link and unlink."""
+        try:
+            there = os.stat(current, dir_fd=self._cur, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.clean = False
+
+    def measure(self, name: bytes) -> int | None:
+        """Octets of a present message; None when it is none, is gone or cannot be read."""
+        try:
+            return directory.measure(self._cur, name + self.present[name])
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                raise from_os(error, f"cur/{show(name)}") from None
+            self._note(f"cur/{show(name)}: {os.strerror(error.errno or 0)}")
+            return None
+
+
+class Match:
+    """The popcache's lines set beside a scan: the listing, and what has to be written back.
+
+    ``gone``: canonical names whose lines must go. ``added``: popcache lines to append. ``whole``: appending and marking
+    is not enough, the file must be written anew. ``odd``: there are names that no popcache line can hold.
+    """
+
+    __slots__ = ("added", "gone", "listing", "odd", "whole")
+
+    def __init__(self, cache: popcache.Cache, scan: Scan, journal: popcache.Cache | None) -> None:
+        self.gone: set[bytes] = set()
+        self.added = b""
+        self.odd = False
+        self.whole = bool(cache.refused or journal is not None or not cache.ordered)
+        if journal is not None:
+            _merge(cache, journal)
+        known = cache.names
+        present = scan.present
+        if len(known) != len(present) or scan.doubtful or not all(map(present.__contains__, known)):
+            self._drop_gone(cache, scan)
+            self._add_fresh(cache, scan)
+        if not cache.ordered:
+            _sort(cache)
+        table: dict[bytes | None, bytes | None] = {}
+        infos = list(map(present.get, cache.names))
+        infos = list(map(table.setdefault, infos, infos))  # a handful of values: keep one object of each
+        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes))
+
+    def _drop_gone(self, cache: popcache.Cache, scan: Scan) -> None:
+        present = scan.present
+        if not all(map(present.__contains__, cache.names)):
+            scan.second_look()
+        kept: list[int] = []
+        for i, name in enumerate(cache.names):
+            if name not in present:
+                self.gone.add(name)
+                continue
+            if name in scan.doubtful:
+                octets = scan.measure(name)
+                if octets is None:
+                    self.gone.add(name)
+                    continue
+                self.whole |= octets != cache.sizes[i]
+                cache.sizes[i] = octets
+            kept.append(i)
+        if self.gone:
+            cache.names = [cache.names[i] for i in kept]
+            cache.sizes = array("Q", [cache.sizes[i] for i in kept])
+            cache.uidls = [cache.uidls[i] for i in kept]
+            cache.uidl_set = set(cache.uidls)
+
+    def _add_fresh(self, cache: popcache.Cache, scan: Scan) -> None:
+        fresh = [name for name in scan.present.keys() - set(cache.names) if maildirname.is_message(name)]
+        maildirname.sort_names(fresh)
+        lines: list[bytes] = []
+        last = cache.names[-1] if cache.names else None
+        for name in fresh:
+            if name in self.gone:
+                continue
+            octets = scan.measure(name)
+            if octets is None:
+                continue
+            uidl = uidl_of(name)
+            if uidl in cache.uidl_set:
+                self._settle(cache)
+            cache.names.append(name)
+            cache.sizes.append(octets)
+            cache.uidls.append(uidl)
+            cache.uidl_set.add(uidl)
+            if popcache.fits(name):
+                lines.append(popcache.format_line(name, octets, uidl))
+            else:
+                self.odd = True
+            if last is not None and maildirname.order_key(name) < maildirname.order_key(last):
+                cache.ordered = False
+                self.whole |= popcache.fits(name)
+        self.added = b"".join(lines)
+
+    def _settle(self, cache: popcache.Cache) -> None:
+        """Take back every UIDL that is the hash of some name but not of its own: it belongs to another message."""
+        for i, (name, uidl) in enumerate(zip(cache.names, cache.uidls, strict=True)):
+            if len(uidl) == 64 and _HEX64.issuperset(uidl):
+                cache.uidls[i] = uidl_of(name)
+        cache.uidl_set = set(cache.uidls)
+        self.whole = True
+
+
+def _merge(cache: popcache.Cache, journal: popcache.Cache) -> None:
+    """Let the lines of a journal stand before those of the torn popcache it was to replace."""
+    found = dict(zip(cache.names, zip(cache.sizes, cache.uidls, strict=True), strict=True))
+    saved = dict(zip(journal.names, zip(journal.sizes, journal.uidls, strict=True), strict=True))
+    taken = set(journal.uidls)
+    found = {name: line for name, line in found.items() if name in saved or line[1] not in taken} | saved
+    cache.names = list(found)
+    cache.sizes = array("Q", [octets for octets, _ in found.values()])
+    cache.uidls = [uidl for _, uidl in found.values()]
+    cache.uidl_set = set(cache.uidls)
+    cache.ordered = False
+
+
+def _sort(cache: popcache.Cache) -> None:
+    names = cache.names
+    plain = maildirname.leading_width(names)
+    order = sorted(range(len(names)), key=names.__getitem__ if plain else lambda i: maildirname.order_key(names[i]))
+    cache.names = [names[i] for i in order]
+    cache.sizes = array("Q", [cache.sizes[i] for i in order])
+    cache.uidls = [cache.uidls[i] for i in order]
+    cache.ordered = True

@@ -1,0 +1,396 @@
+"""The maildir store: all a user's mailbox can do, over plain descriptors, for one single-threaded process.
+
+Every path is relative to the descriptors of the maildir, cur, new and tmp, so it works in a process that sees that one
+directory and nothing else. Files: ``listing.py`` what a session sees, ``scan.py`` how it is found, ``cachefile.py`` the
+popcache under its lock, ``delivery.py`` the way in, ``directory.py`` single directory operations.
+
+Raises StoreError from every method; OSError never leaves this room.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir import cachefile, directory
+from popkernel.actors.maildir.delivery import Delivery
+from popkernel.actors.maildir.listing import Listing
+from popkernel.actors.maildir.scan import Match, Scan, split_names
+from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
+from popkernel.proto import maildirname, popcache
+from popkernel.proto.octets import encode, wire_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
+
+_GUESSES = (b":2,", b":2,S", b"")
+_NOWHERE = b"/"  # an info no file can have: looked for, not there
+_Stamp = tuple[int, int, int]
+
+
+class Maildrop:
+    """One maildir. ``root``, ``cur``, ``new`` and ``tmp`` are its directory descriptors.
+
+    ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
+    popcache lock; ``hostname`` goes into the names of new messages; ``fault`` is told the name of each step that a crash
+    could come after (for tests).
+    """
+
+    def __init__(
+        self,
+        path: bytes | str,
+        *,
+        clock: Callable[[], float] = time.time,
+        lock_wait: float = 5.0,
+        hostname: bytes | str = b"localhost",
+        random: Callable[[int], bytes] = os.urandom,
+        fault: Callable[[str], None] | None = None,
+    ) -> None:
+        self.lock_wait = lock_wait
+        self._clock = clock
+        self._random = random
+        self._fault = fault
+        self._host = maildirname.escape_host(os.fsencode(hostname))
+        self._doubtful: set[bytes] = set()
+        self._last: Listing | None = None
+        self._last_state: tuple[object, ...] = ()
+        self._last_made = 0
+        self._looked: tuple[int, tuple[int, int]] = (0, (0, 0))
+        self.cur = self.new = self.tmp = -1
+        self.root = directory.open_root(os.fsencode(path))
+        try:
+            self.cur = directory.open_part(self.root, b"cur")
+            self.new = directory.open_part(self.root, b"new")
+            self.tmp = directory.open_part(self.root, b"tmp")
+        except StoreError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the descriptors; the maildrop is of no use afterwards."""
+        for fd in (self.cur, self.new, self.tmp, self.root):
+            if fd >= 0:
+                os.close(fd)
+        self.cur = self.new = self.tmp = self.root = -1
+
+    def at(self, step: str) -> None:
+        """Tell the fault hook which step has just been taken."""
+        if self._fault is not None:
+            self._fault(step)
+
+    def forget(self) -> None:
+        """Let the next ``listing`` read the maildir anew."""
+        self._last = None
+
+    def fresh_name(self) -> bytes:
+        """Make a name for a new message: TIME.8HEX.HOSTNAME."""
+        return maildirname.unique_name(int(self._clock()), self._random(4), self._host)
+
+    # Listing
+
+    def listing(self) -> Listing:
+        """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
+
+        An unchanged maildrop gives the listing of last time, without a lock and without reading. The popcache is brought
+        up to date where it was not; when that fails (disk full), ``Listing.notes`` says so and the session goes on.
+        """
+        try:
+            cur, new = self._look("cur"), self._look("new")
+            last = self._last
+            settled = popcache.settled(self._last_made, cur[1:], new[1:])
+            if last is not None and settled and self._last_state == (cur, new, self._popcache_state()):
+                return last
+            self._last = None
+            lock = cachefile.acquire(self.root, self.lock_wait, IN_USE)
+            try:
+                return self._list(lock)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise from_os(error, "maildir") from None
+
+    def _look(self, part: str) -> _Stamp:
+        """(inode, mtime_ns, ctime_ns) of cur or new, opened anew where somebody put another directory there."""
+        fd = getattr(self, part)
+        try:
+            status = os.stat(part, dir_fd=self.root, follow_symlinks=False)
+        except FileNotFoundError:
+            status = None
+        if status is None or status.st_ino != os.fstat(fd).st_ino:
+            os.close(fd)
+            setattr(self, part, -1)
+            fd = directory.open_part(self.root, part.encode())
+            setattr(self, part, fd)
+            status = os.fstat(fd)
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+    def _popcache_state(self) -> tuple[int, ...]:
+        try:
+            status = os.stat(cachefile.NAME, dir_fd=self.root, follow_symlinks=False)
+        except FileNotFoundError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def _list(self, lock: int) -> Listing:
+        made = int(self._clock() * 1e9)
+        cur, new = self._look("cur"), self._look("new")
+        cache = popcache.parse(cachefile.read(lock))
+        header, count = cache.header, len(cache.names)
+        sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
+        if sound and header is not None and header.proves(cur[1:], new[1:], count):
+            listing, clean = Listing(cache.names, cache.sizes, cache.uidls, [None] * count), True
+        else:
+            listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0))
+        if clean:
+            self._last, self._last_made = listing, made
+            self._last_state = cur, new, self._popcache_state()
+        return listing
+
+    def _scan(self, lock: int, cache: popcache.Cache, seen: popcache.Header) -> tuple[Listing, bool]:
+        """Read the directories, write back what the popcache lacked. With it: may this listing be used again."""
+        journal = cachefile.read_journal(self.root)
+        header, removed = cache.header, cache.removed
+        scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
+        scan.read(self.at)
+        match = Match(cache, scan, journal)
+        self._doubtful = set()
+        listing = match.listing
+        seen.count = listing.count
+        provable = scan.clean and not match.odd and popcache.settled(seen.made, seen.cur, seen.new)
+        dead = removed + len(match.gone)
+        try:
+            if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
+                rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
+                cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at)
+            else:
+                self._update(lock, match)
+                if provable and header is not None:
+                    cachefile.write_header(lock, seen)
+            if journal is not None:
+                cachefile.drop_journal(self.root)
+        except OSError as error:
+            listing.notes += (f"popcache: not brought up to date: {os.strerror(error.errno or 0)}",)
+            return listing, False
+        return listing, scan.clean
+
+    def _update(self, lock: int, match: Match) -> None:
+        if match.gone:
+            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock), match.gone))
+            self.at("listing:marked")
+        if match.added:
+            cachefile.append(lock, match.added)
+            self.at("listing:appended")
+
+    # One message
+
+    def _candidates(self, listing: Listing, i: int) -> Iterable[bytes]:
+        """File names in cur/ the message may have, the likeliest first."""
+        info = listing.infos[listing.check(i)]
+        name = listing.names[i]
+        return [name + guess for guess in _GUESSES] if info is None else [name + info]
+
+    def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
+        """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
+        before = directory.stamps(self.cur)
+        made, looked = self._looked
+        if listing.infos[i] != _NOWHERE or looked != before or not popcache.settled(made, before, before):
+            self._looked = int(self._clock() * 1e9), before
+            present = self._present()
+            if listing.names[i] not in present:
+                present |= self._present()  # reading a directory may miss a name that is being changed
+            listing.infos = [present.get(name, _NOWHERE) for name in listing.names]
+        name, info = listing.names[i], listing.infos[i]
+        if info is not None and info != _NOWHERE:
+            return self.cur, name + info
+        for there in directory.list_names(self.new):
+            if maildirname.canonical(there) == name:
+                return self.new, there
+        return None
+
+    def _present(self) -> dict[bytes, bytes]:
+        return dict(zip(*split_names(directory.list_names(self.cur)), strict=True))
+
+    def open_message(self, listing: Listing, i: int) -> int:
+        """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.
+
+        StoreError SYS/TEMP "message gone" when another program removed it, SYS/PERM when it cannot be read. What is read
+        must come to ``listing.size(i)`` octets of wire form; where it does not, fail and call ``distrust``.
+        """
+        try:
+            fd = self._open(listing, i)
+            if S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        except OSError as error:
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+        self.distrust(listing, i)
+        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more")
+
+    def _open(self, listing: Listing, i: int) -> int:
+        for name in self._candidates(listing, i):
+            try:
+                fd = os.open(name, directory.READ, dir_fd=self.cur)
+            except FileNotFoundError:
+                continue
+            if listing.infos[i] is None:
+                listing.infos[i] = name[len(listing.names[i]) :]
+            return fd
+        found = self._find(listing, i)
+        if found is not None:
+            try:
+                return os.open(found[1], directory.READ, dir_fd=found[0])
+            except FileNotFoundError:
+                found = None
+        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program")
+
+    def _read_all(self, listing: Listing, i: int) -> bytes:
+        try:
+            fd = self._open(listing, i)
+            try:
+                data = os.read(fd, listing.sizes[i] + 1)
+                while len(data) <= listing.sizes[i] and (more := os.read(fd, listing.sizes[i] + 1 - len(data))):
+                    data += more
+                return data
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+
+    def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
+
+        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
+        """
+        if listing.size(i) > limit:
+            return None
+        data = self._read_all(listing, i)
+        if wire_size(data) != listing.sizes[i]:
+            raise self._changed(listing, i)
+        return data
+
+    def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """As ``read_small``, in wire form (``octets.to_wire``): one pass over the octets less."""
+        if listing.size(i) > limit:
+            return None
+        wire, octets = encode(self._read_all(listing, i))
+        if octets != listing.sizes[i]:
+            raise self._changed(listing, i)
+        return wire
+
+    def _changed(self, listing: Listing, i: int) -> StoreError:
+        self.distrust(listing, i)
+        return StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
+
+    def distrust(self, listing: Listing, i: int) -> None:
+        """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
+        self._doubtful.add(listing.name(i))
+        self._last = None
+
+    # The end of a session
+
+    def remove(self, listing: Listing, indices: Iterable[int]) -> list[int]:
+        """Remove messages for good (QUIT). Returns the indices that could not be removed; already gone counts as removed.
+
+        Files first, synced, then their popcache lines: a crash in between leaves lines of no message, which the next
+        listing drops. The other way round it would leave messages that lost their UIDL.
+        """
+        failed: list[int] = []
+        doomed: set[bytes] = set()
+        for i in indices:
+            try:
+                self._unlink(listing, i)
+                doomed.add(listing.names[i])
+            except OSError:
+                failed.append(i)
+            self.at("remove:unlinked")
+        if doomed:
+            self._last = None
+            try:
+                directory.sync(self.cur)
+            except OSError as error:
+                raise from_os(error, "cur") from None
+            self.at("remove:synced")
+            self._strike_out(doomed)
+        return failed
+
+    def _unlink(self, listing: Listing, i: int) -> None:
+        for name in self._candidates(listing, i):
+            try:
+                os.unlink(name, dir_fd=self.cur)
+                return
+            except FileNotFoundError:
+                continue
+        found = self._find(listing, i)
+        if found is not None:
+            try:
+                os.unlink(found[1], dir_fd=found[0])
+            except FileNotFoundError:
+                return
+
+    def _strike_out(self, doomed: set[bytes]) -> None:
+        """Mark the lines of removed messages; compact the file when more than half of its lines are such."""
+        try:
+            lock = cachefile.acquire(self.root, self.lock_wait, TEMP)
+        except StoreError:
+            return  # the mail is gone as asked; the next listing finds lines without files and drops them
+        try:
+            data = cachefile.read(lock)
+            offsets = popcache.line_offsets(data, doomed)
+            dead = data.count(b"\n#") + data.startswith(b"#") - (popcache.parse_header(data) is not None) + len(offsets)
+            if 2 * dead > data.count(b"\n"):
+                left = popcache.parse(data)
+                rows = zip(left.names, left.sizes, left.uidls, strict=True)
+                kept = (row for row in rows if row[0] not in doomed)
+                cachefile.rewrite(self.root, lock, kept, popcache.UNPROVEN, self.at)
+            else:
+                cachefile.mark_removed(lock, offsets)
+            self.at("remove:marked")
+        except OSError:
+            return  # as above: an old line does no harm
+        finally:
+            os.close(lock)
+
+    def mark_seen(self, listing: Listing, indices: Iterable[int]) -> None:
+        """Give messages the S flag (``:2,S``), other flags kept. Best effort: one that cannot be renamed stays as it is."""
+        for i in indices:
+            info = listing.infos[listing.check(i)]
+            if info is None or info == _NOWHERE:
+                found = self._find(listing, i)
+                if found is None or found[0] != self.cur:
+                    continue
+                info = listing.infos[i]
+            seen = None if info is None else maildirname.with_seen(info)
+            if info is None or seen is None:
+                continue
+            try:
+                if directory.rename_no_replace(self.cur, listing.names[i] + info, listing.names[i] + seen):
+                    listing.infos[i] = seen
+            except OSError:
+                continue
+
+    # Delivery
+
+    def deliver_begin(self) -> Delivery:
+        """Start a message: a new file in tmp/, 0600."""
+        return Delivery(self)
+
+    def sweep_tmp(self, older_than: float = 36 * 3600) -> int:
+        """Remove what crashed deliveries left in tmp/: regular files older than so many seconds. Returns how many."""
+        swept = 0
+        limit = self._clock() - older_than
+        try:
+            for name in directory.list_names(self.tmp):
+                try:
+                    status = os.stat(name, dir_fd=self.tmp, follow_symlinks=False)
+                    if S_ISREG(status.st_mode) and status.st_mtime < limit:
+                        os.unlink(name, dir_fd=self.tmp)
+                        swept += 1
+                except FileNotFoundError:
+                    continue
+        except OSError as error:
+            raise from_os(error, "tmp") from None
+        return swept

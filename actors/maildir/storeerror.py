@@ -1,0 +1,39 @@
+"""What a maildrop says when it cannot: a response code of RFC 3206 or 2449, and words for people."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+TEMP = "SYS/TEMP"  # trying again later may help
+PERM = "SYS/PERM"  # somebody has to mend something first
+IN_USE = "IN-USE"  # another program holds the maildrop
+
+# Not among the temporary ones: EROFS could be either, but mail that waits is better than mail that bounces.
+_PERMANENT = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
+)
+
+
+class StoreError(Exception):
+    """A maildrop operation that failed.
+
+    ``code`` is ``SYS/TEMP``, ``SYS/PERM`` or ``IN-USE``; the text names no path but ones relative to the maildir.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+def from_os(error: OSError, where: str) -> StoreError:
+    """Give an operating system error on ``where`` (a path relative to the maildir) its code and words."""
+    code = PERM if error.errno in _PERMANENT else TEMP
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StoreError(code, f"{where}: {reason}")
+
+
+def show(name: bytes) -> str:
+    """A file name for people: what is not printable ASCII is escaped."""
+    return ascii(name)[2:-1]

@@ -1,0 +1,1 @@
+"""The command line: `popkernel start`, `status`, `check` and their kin."""

@@ -1,0 +1,350 @@
+"""Every command, flag, default, example and exit code, as argparse and as people read them.
+
+Shell completion is made from the same parsers, so ``complete`` on a flag says what kind of value it takes.
+"""
+
+import argparse
+import os
+import sys
+import textwrap
+from typing import Any, NoReturn
+
+from popkernel.kernel.config import Config, default_run_dir, keys, load
+
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+
+_EXIT = {
+    "usage": "64  wrong usage",
+    "data": "65  a file or an input cannot be used as it is",
+    "noinput": "66  a file is missing or cannot be read",
+    "unavailable": "69  the server does not run, or something it needs is missing",
+    "software": "70  an error of popkernel's own",
+    "oserr": "71  the system refused something, a port for example",
+    "cantcreat": "73  a file cannot be written",
+    "ioerr": "74  reading or writing failed",
+    "tempfail": "75  try again later",
+    "noperm": "77  not permitted",
+    "config": "78  the configuration or a table has errors",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser with sysexits' code for wrong usage, and no guessing of shortened flags."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the help is, in two lines."""
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}\nTry `{self.prog} --help`.\n")
+
+
+class StartParser(Parser):
+    """The parser of ``start``: its help goes on with the keys of the TOML file."""
+
+    def format_help(self) -> str:
+        return super().format_help() + "\n" + toml_help()
+
+
+class Version(argparse.Action):
+    """``--version``; reads the package's metadata only when asked."""
+
+    def __call__(self, *_parser_and_rest: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"popkernel {version('popkernel')}")
+        sys.exit(os.EX_OK)
+
+
+def toml_help() -> str:
+    """Describe every key of the file of ``-f``."""
+    lines = ["keys of the TOML file (flags win; every key is optional where a flag was given):"]
+    for key in keys():
+        rules = key.metadata
+        default = _toml_value(key.default, rules["kind"])
+        if key.name in {"run_dir", "hostname"}:
+            default = f'"{default_run_dir()}"' if key.name == "run_dir" else "the machine's"
+        bounds = f", {rules['low']} to {rules['high']}" if rules["kind"] == "int" else ""
+        bounds = ", " + " or ".join(f'"{c}"' for c in rules["choices"]) if rules["choices"] else bounds
+        said = f"{rules['doc']} ({'default ' + default if default else 'no default'}{bounds})"
+        lines.append(textwrap.fill(said, 100, initial_indent=f"  {key.name:20} ", subsequent_indent=" " * 23))
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any, kind: str) -> str:
+    if kind == "bool":
+        return "true" if value else "false"
+    if kind == "addresses":
+        return ""
+    return str(value) if kind == "int" else value and f'"{value}"'
+
+
+def _epilog(examples: str, exits: str, files: str = "") -> str:
+    """Join the closing parts of a help text."""
+    parts = ["examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  ")]
+    parts.append("exit codes:\n  0   done\n" + "\n".join("  " + _EXIT[name] for name in exits.split()))
+    if files:
+        parts.append("files:\n" + textwrap.indent(textwrap.dedent(files).strip(), "  "))
+    return "\n\n".join(parts)
+
+
+def build_parser() -> Parser:
+    """Build the whole program's parser; the parsed options carry ``run``, the command's "module:function"."""
+    parser = Parser(
+        prog="popkernel",
+        description="A POP3 server of isolated actors, each locked in to what its work needs.",
+        epilog="`popkernel COMMAND --help` has each command's flags, defaults, examples, files and exit codes.\n"
+        "To see it work at once, as any user: popkernel demo",
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands._parser_class = Parser  # noqa: SLF001 - add_parser() has no argument for it
+    _start(commands)
+    _status(commands)
+    _stop(commands)
+    _reload(commands)
+    _check(commands)
+    _passwd(commands)
+    _topology(commands)
+    _demo(commands)
+    _completion(commands)
+    return parser
+
+
+def _complete(action: argparse.Action, how: dict[str, str]) -> None:
+    """Tell shtab how to complete an option's value; it reads this attribute."""
+    action.complete = how  # type: ignore[attr-defined]
+
+
+def _add_run_dir(parser: argparse.ArgumentParser) -> None:
+    what = f"directory of the server's sockets (default {default_run_dir()})"
+    _complete(parser.add_argument("--run-dir", metavar="DIR", help=what), DIRECTORY)
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what ``start`` and ``check`` have in common: the flags of the original server, and ours."""
+    add = parser.add_argument
+    _complete(add("-a", dest="auth_table", metavar="FILE", help="authorization table: name, blank, bcrypt hash"), FILE)
+    _complete(add("-u", dest="user_table", metavar="FILE", help="user table: name, blank, uid:gid:maildir"), FILE)
+    add(
+        "-l",
+        dest="listen",
+        metavar="ADDR[:PORT]",
+        action="append",
+        help="numeric address for implicit TLS, port 995 unless given; [ADDR6]:PORT for IPv6; repeatable",
+    )
+    _complete(add("-c", dest="cert", metavar="FILE", help="certificate chain, PEM, the server's own first"), FILE)
+    _complete(add("-k", dest="key", metavar="FILE", help="private key, PEM"), FILE)
+    add("-e", dest="subdir", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
+    add("-v", dest="verbose", action="count", help="one more step of logging, up to ten; 0 to 2 suffice in daily use")
+    add(
+        "-L",
+        dest="listen_starttls",
+        metavar="ADDR[:PORT]",
+        action="append",
+        help="numeric address for POP3 with STLS, port 110 unless given; repeatable",
+    )
+    _complete(add("-f", dest="toml_path", metavar="CONFIG.toml", help="configuration; flags win over it"), FILE)
+    _add_run_dir(parser)
+    add("--listeners", type=int, metavar="N", help="listener processes (default 1)")
+    add("--allow-plaintext", action="store_true", default=None, help="let clients log in without TLS")
+    add("--daemon", action="store_true", default=None, help="detach from the terminal once ready")
+    add(
+        "--log",
+        choices=("auto", "syslog", "stderr"),
+        help="where the log goes; auto (the default): standard error on a terminal, else syslog, facility mail",
+    )
+    add(
+        "--insecure-no-sandbox",
+        action="store_true",
+        default=None,
+        help="serve although this system cannot lock the actors in",
+    )
+
+
+def config_from(options: argparse.Namespace) -> Config:
+    """Build the configuration from the flags of add_server_flags().
+
+    Raises:
+        ConfigError: as kernel.config.load() does.
+
+    """
+    given = vars(options)
+    return load({key.name: given.get(key.name) for key in keys()}, options.toml_path)
+
+
+def _start(commands: Any) -> None:
+    commands._parser_class = StartParser  # noqa: SLF001 - see build_parser()
+    parser = commands.add_parser(
+        "start",
+        help="serve maildirs over POP3",
+        description="Serve maildirs over POP3, in the foreground unless --daemon. All paths are absolute.",
+        epilog=_epilog(
+            """
+            popkernel start -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -l '[2001:db8::1]' \\
+                -c /etc/ssl/mail.pem -k /etc/ssl/private/mail.key -e Maildir
+            popkernel start -f /etc/popkernel.toml --daemon
+            popkernel start -f /etc/popkernel.toml -vv --log stderr
+            """,
+            "usage unavailable software oserr noperm config",
+            """
+            RUN_DIR/control.sock  what `popkernel status`, `stop` and `reload` talk to
+            """,
+        ),
+    )
+    commands._parser_class = Parser  # noqa: SLF001
+    add_server_flags(parser)
+    parser.set_defaults(run="popkernel.cli.arguments:run_start")
+
+
+def run_start(options: argparse.Namespace) -> int:
+    """Run ``popkernel start``."""
+    config = config_from(options)
+    from popkernel.cli.start import run
+
+    return int(run(config))
+
+
+def _status(commands: Any) -> None:
+    parser = commands.add_parser(
+        "status",
+        help="show the running server's actors, sessions and leases",
+        description="Show the running server: its actors with their ids, promises and memory, sessions and leases.",
+        epilog=_epilog(
+            """
+            popkernel status
+            popkernel status --json | jq '.actors[] | {name, pid, promises, unveiled}'
+            """,
+            "usage unavailable tempfail noperm",
+        ),
+    )
+    _add_run_dir(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
+    parser.set_defaults(run="popkernel.cli.control:status")
+
+
+def _stop(commands: Any) -> None:
+    parser = commands.add_parser(
+        "stop",
+        help="end the running server",
+        description="End the running server politely, and wait up to 30 seconds until it is gone.",
+        epilog=_epilog("popkernel stop\npopkernel stop --run-dir /run/popkernel-two", "usage unavailable tempfail noperm"),
+    )
+    _add_run_dir(parser)
+    parser.set_defaults(run="popkernel.cli.control:stop")
+
+
+def _reload(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reload",
+        help="read tables, certificate and key anew; open sessions go on",
+        description="Read tables, certificate and key anew. Open sessions go on. If any of them has errors, nothing\n"
+        "changes and the errors are printed.",
+        epilog=_epilog("popkernel check -f /etc/popkernel.toml && popkernel reload", "usage unavailable tempfail noperm config"),
+    )
+    _add_run_dir(parser)
+    parser.set_defaults(run="popkernel.cli.control:reload")
+
+
+def _check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="look for everything that would go wrong, without starting",
+        description="Look at the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
+        "sandbox, as `start` with the same flags would. Run it as the user who starts the server.\n"
+        "Each finding is one line: file:line: what; mend.",
+        epilog=_epilog(
+            """
+            popkernel check -f /etc/popkernel.toml
+            popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
+            """,
+            "usage config",
+        ).replace("0   done", "0   nothing found, or warnings only"),
+    )
+    add_server_flags(parser)
+    parser.add_argument("--json", action="store_true", help="findings as one JSON object")
+    parser.set_defaults(run="popkernel.cli.check:run")
+
+
+def _passwd(commands: Any) -> None:
+    parser = commands.add_parser(
+        "passwd",
+        help="set or remove a user's password",
+        description="Set USER's password in an authorization table: asked for twice on the terminal, or one line of\n"
+        "standard input. A new user is appended, a new file made with mode 0600. Every other line stays as it is.\n"
+        "The table is replaced in one step, under the lock the original server's tools take. `popkernel reload` puts\n"
+        "it in force.",
+        epilog=_epilog(
+            """
+            popkernel passwd -a /etc/mail/auth alice
+            pwgen 20 1 | tee alice.txt | popkernel passwd -a /etc/mail/auth --stdin alice
+            popkernel passwd -a /etc/mail/auth --delete alice
+            """,
+            "usage data noinput cantcreat tempfail noperm",
+        ),
+    )
+    what = "authorization table"
+    _complete(parser.add_argument("-a", dest="auth_table", metavar="FILE", required=True, help=what), FILE)
+    parser.add_argument("user", metavar="USER", help="name as in the table: no blank, no colon")
+    parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
+    parser.add_argument("--cost", type=int, metavar="N", help="bcrypt cost, 4 to 31 (default 10); one more doubles the work")
+    parser.add_argument("--delete", action="store_true", help="remove the user's line instead")
+    parser.set_defaults(run="popkernel.cli.passwd:run")
+
+
+def _topology(commands: Any) -> None:
+    parser = commands.add_parser(
+        "topology",
+        help="print who the actors are and who may say what to whom",
+        description="Print the one table the server is built from: every actor with its promises and files, every edge\n"
+        "between two actors with its messages.",
+        epilog=_epilog("popkernel topology\npopkernel topology --format dot | dot -Tsvg > actors.svg", "usage"),
+    )
+    choices = ("text", "json", "mermaid", "dot")
+    parser.add_argument("--format", choices=choices, default="text", help="for people or programs (default text)")
+    parser.set_defaults(run="popkernel.cli.topology:run")
+
+
+def _demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="serve a temporary site on loopback ports 1995 and 1110",
+        description="Make a site with a certificate, the users alice, bob and carol (password: secret) and some mail;\n"
+        "print the curl lines that read it; serve it until Ctrl-C, then remove it.",
+        epilog=_epilog(
+            """
+            popkernel demo
+            popkernel demo --dir /tmp/popsite --tls-port 2995 --stls-port 2110
+            """,
+            "usage unavailable oserr cantcreat",
+        ),
+    )
+    what = "make the site here, and keep it (default: a temporary directory, removed at the end)"
+    _complete(parser.add_argument("--dir", metavar="DIR", help=what), DIRECTORY)
+    parser.add_argument("--tls-port", type=int, default=1995, metavar="PORT", help="implicit TLS (default 1995)")
+    parser.add_argument("--stls-port", type=int, default=1110, metavar="PORT", help="STLS (default 1110)")
+    parser.add_argument("-v", dest="verbose", action="count", default=1, help="one more step of logging (default 1)")
+    what = "serve although this system cannot lock the actors in"
+    parser.add_argument("--insecure-no-sandbox", action="store_true", help=what)
+    parser.set_defaults(run="popkernel.cli.demo:run")
+
+
+def _completion(commands: Any) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a shell's completion script",
+        description="Print a completion script for a shell, for its start-up file or its directory of such scripts.",
+        epilog=_epilog(
+            """
+            popkernel completion bash > /etc/bash_completion.d/popkernel
+            popkernel completion zsh > /usr/local/share/zsh/site-functions/_popkernel
+            popkernel completion tcsh >> ~/.tcshrc
+            """,
+            "usage",
+        ),
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    parser.set_defaults(run="popkernel.cli.completion:run")

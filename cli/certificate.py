@@ -1,0 +1,179 @@
+"""What ``popkernel check`` finds out about a certificate chain and its private key."""
+
+import datetime as dt
+import os
+import ssl
+import stat
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from popkernel.proto.tables import Finding
+
+SOON = dt.timedelta(days=21)
+"""Certificates of 90 days are commonly renewed 30 days before their end; 21 says that this has not worked."""
+_MAX_PEM = 1 << 20
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+_AS_READER = "name the file that is meant, and run this as the user who starts the server"
+
+
+def check_certificate(cert_path: str, key_path: str) -> tuple[list[Finding], list[Finding]]:
+    """Look at a chain and its key: readable, well-formed, matching, in order, in time, with names, the key kept secret.
+
+    Args:
+        cert_path: PEM file of the chain, the server's own certificate first.
+        key_path: PEM file of the private key.
+
+    Returns:
+        Errors and warnings.
+
+    """
+    errors: list[Finding] = []
+    warnings: list[Finding] = []
+    chain, lines = _read_chain(cert_path, errors)
+    key = _read_key(key_path, errors)
+    if chain:
+        _check_times(chain, lines, cert_path, errors, warnings)
+        _check_order(chain, lines, cert_path, errors, warnings)
+        _check_names(chain[0], lines[0], cert_path, warnings)
+    if chain and key is not None and _check_match(chain, lines, key, (cert_path, key_path), errors):
+        _check_by_openssl(cert_path, key_path, errors)
+    return errors, warnings
+
+
+def _read(path: str, errors: list[Finding]) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_PEM)
+    except OSError as error:
+        errors.append(Finding(path, 0, error.strerror or str(error), _AS_READER))
+        return None
+
+
+def _read_chain(path: str, errors: list[Finding]) -> tuple[list[x509.Certificate], list[int]]:
+    """Give the certificates and the line each begins on; none when one of them cannot be read."""
+    data = _read(path, errors)
+    if data is None:
+        return [], []
+    lines = [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip() == _BEGIN]
+    if not lines:
+        errors.append(Finding(path, 1, "no certificate in PEM form", "write the chain here, the server's own first"))
+        return [], []
+    try:
+        chain = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        what = "a certificate in it is damaged"
+        errors.append(Finding(path, lines[0], what, f"see which: openssl storeutl -noout -text -certs {path}"))
+        return [], []
+    return chain, lines
+
+
+def _read_key(path: str, errors: list[Finding]) -> Any:
+    """Give the private key; None when it cannot be read. Whatever it says is about the file, never of it."""
+    data = _read(path, errors)
+    if data is None:
+        return None
+    found = os.stat(path)
+    if found.st_mode & 0o027:
+        # Reading by the group stays allowed: Debian's group ssl-cert works so.
+        mode = stat.S_IMODE(found.st_mode)
+        errors.append(Finding(path, 0, f"mode {mode:04o} leaves the private key open", f"chmod g-w,o-rwx {path}"))
+    if found.st_uid not in {0, os.geteuid()}:
+        errors.append(Finding(path, 0, f"the private key belongs to uid {found.st_uid}", f"chown root {path}"))
+    try:
+        return serialization.load_pem_private_key(data, None)
+    except TypeError:
+        mend = "write it without one: openssl pkey -in KEY -out NEWKEY"
+        errors.append(Finding(path, 1, "the private key is encrypted with a passphrase", mend))
+    except (ValueError, UnsupportedAlgorithm):
+        mend = "write the key that belongs to the certificate here"
+        errors.append(Finding(path, 1, "no private key in PEM form, or a damaged one", mend))
+    return None
+
+
+def _check_times(
+    chain: Sequence[x509.Certificate], lines: list[int], path: str, errors: list[Finding], warnings: list[Finding]
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    for certificate, line in zip(chain, lines, strict=False):
+        starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if ends <= now:
+            errors.append(Finding(path, line, f"the certificate ended on {ends:%Y-%m-%d %H:%M} UTC", "renew it"))
+        elif starts > now:
+            what = f"the certificate starts on {starts:%Y-%m-%d %H:%M} UTC only"
+            errors.append(Finding(path, line, what, "set this machine's clock, or wait"))
+        elif ends - now < SOON:
+            what = f"the certificate ends on {ends:%Y-%m-%d %H:%M} UTC, in {(ends - now).days} days"
+            warnings.append(Finding(path, line, what, "renew it, then `popkernel reload`"))
+
+
+def _check_order(
+    chain: Sequence[x509.Certificate], lines: list[int], path: str, errors: list[Finding], warnings: list[Finding]
+) -> None:
+    for number, (certificate, issuer) in enumerate(pairwise(chain), 1):
+        if not _issued(certificate, issuer):
+            what = "this certificate did not sign the one before it"
+            mend = "put the server's own first, then the one that signed it, and so on"
+            errors.append(Finding(path, lines[number], what, mend))
+    own = chain[0]
+    if own.issuer == own.subject:
+        what = "the certificate is signed by itself: clients must be told to trust it"
+        warnings.append(Finding(path, lines[0], what, "get one from an authority that clients know"))
+    elif len(chain) == 1:
+        what = "the file has no intermediate certificate: most clients cannot verify the server's own then"
+        warnings.append(Finding(path, lines[0], what, "append the chain of the authority (fullchain.pem)"))
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _check_names(own: x509.Certificate, line: int, path: str, warnings: list[Finding]) -> None:
+    try:
+        names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        named = bool(names.get_values_for_type(x509.DNSName) or names.get_values_for_type(x509.IPAddress))
+    except (x509.ExtensionNotFound, ValueError):
+        named = False
+    if not named:
+        what = "the certificate names no host (subjectAltName): clients will not accept it for any"
+        warnings.append(Finding(path, line, what, "get one for the name that clients connect to"))
+
+
+def _check_match(
+    chain: Sequence[x509.Certificate], lines: list[int], key: Any, paths: tuple[str, str], errors: list[Finding]
+) -> bool:
+    """Whether the key is the first certificate's; says which other it is of."""
+    wanted = _public_octets(key.public_key())
+    owners = [line for certificate, line in zip(chain, lines, strict=False) if _public_octets(certificate.public_key()) == wanted]
+    if owners and owners[0] == lines[0]:
+        return True
+    if owners:
+        what = "this is the certificate of the private key, but not the first"
+        errors.append(Finding(paths[0], owners[0], what, "put it first, then the one that signed it, and so on"))
+    else:
+        what = f"the private key does not belong to the certificate in {paths[0]}"
+        errors.append(Finding(paths[1], 0, what, "give the two that were made together"))
+    return False
+
+
+def _public_octets(key: Any) -> bytes:
+    octets: bytes = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return octets
+
+
+def _check_by_openssl(cert_path: str, key_path: str, errors: list[Finding]) -> None:
+    """Let the library that will serve them load them: it has opinions of its own, about short keys for example."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_path, key_path)
+    except ssl.SSLError as error:
+        what = f"OpenSSL refuses the certificate or key: {error.reason or error}"
+        errors.append(Finding(cert_path, 0, what, "get one with an ECDSA P-256 key, or an RSA key of 2048 bits or more"))
+    except OSError as error:
+        errors.append(Finding(cert_path, 0, error.strerror or str(error), _AS_READER))

@@ -1,0 +1,303 @@
+"""``popkernel check``: everything that would go wrong at a start, found without starting.
+
+The checks read; the only thing they do to the system is to bind each port for a moment. Errors are what ``start`` would
+refuse or a user would suffer from; warnings are what an administrator should know.
+"""
+
+import argparse
+import errno
+import json
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Iterable
+from contextlib import closing
+from typing import NamedTuple
+
+from popkernel.cli.arguments import config_from
+from popkernel.cli.certificate import check_certificate
+from popkernel.cli.control import ControlError, ask
+from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
+
+
+class Report(NamedTuple):
+    """What was found."""
+
+    errors: list[Finding]
+    warnings: list[Finding]
+
+    def merge(self, other: "Report") -> None:
+        """Take over another report's findings."""
+        self.errors.extend(other.errors)
+        self.warnings.extend(other.warnings)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``popkernel check``."""
+    report = Report([], [])
+    try:
+        report.merge(check(config_from(options)))
+    except ConfigError as error:
+        report.errors.extend(error.findings)
+    if options.json:
+        found = {
+            "errors": [finding._asdict() for finding in report.errors],
+            "warnings": [finding._asdict() for finding in report.warnings],
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        for finding in report.errors:
+            print(_shown(str(finding)))
+        for finding in report.warnings:
+            print(_shown(f"warning: {finding}"))
+        if not report.errors and not report.warnings:
+            print("nothing found")
+    return os.EX_CONFIG if report.errors else os.EX_OK
+
+
+def _shown(line: str) -> str:
+    """Keep paths with control characters or octets that are no text from reaching the terminal as such."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+
+
+def check(config: Config) -> Report:
+    """Look at everything a configuration points to."""
+    report = Report([], [])
+    report.merge(check_tables(config))
+    report.merge(Report(*check_certificate(config.cert, config.key)))
+    report.merge(_check_ids(config))
+    report.merge(_check_ports(config))
+    report.merge(_check_sandbox(config))
+    if config.allow_plaintext:
+        what = "clients may log in without TLS: passwords and mail can be read on the way"
+        report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
+    return report
+
+
+def check_tables(config: Config) -> Report:
+    """Look at both tables, at each alone and at what one has and the other has not, and at every maildir."""
+    report = Report([], [])
+    auth_data = _read_table(config.auth_table, report)
+    user_data = _read_table(config.user_table, report)
+    if auth_data is not None:
+        report.warnings.extend(_secrecy(config.auth_table, "hashes"))
+    # No table at all has been said already; an empty one would be a finding of its own.
+    auth, auth_findings = ({}, []) if auth_data is None else parse_auth(auth_data, config.auth_table)
+    users, user_findings = ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
+    report.errors.extend(auth_findings + user_findings)
+    # A line that did not parse would show up as missing too: say that only once it does parse.
+    if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
+        report.warnings.extend(_missing(auth, users, config.auth_table, auth_data, config.user_table))
+        report.warnings.extend(_missing(users, auth, config.user_table, user_data, config.auth_table))
+    if user_data is not None:
+        report.merge(_check_maildirs(config, users, user_data))
+    return report
+
+
+def _read_table(path: str, report: Report) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                report.errors.append(Finding(path, 0, "no regular file", "name the table itself"))
+                return None
+            return file.read(MAX_TABLE + 1)
+    except OSError as error:
+        mend = "name the file that is meant, and run this as the user who starts the server"
+        report.errors.append(Finding(path, 0, error.strerror or str(error), mend))
+        return None
+
+
+def _secrecy(path: str, holds: str) -> Iterable[Finding]:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o007:
+        yield Finding(path, 0, f"mode {mode:04o} lets every user at the {holds}", f"chmod o-rwx {path}")
+
+
+def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_data: bytes, there_path: str) -> Iterable[Finding]:
+    """Name the users of one table that the other lacks."""
+    lacking = set(here).difference(there)
+    if not lacking:
+        return
+    lines = _lines(here_data)
+    named = sorted(lacking, key=lambda name: lines.get(name, 0))
+    for name in named[:MAX_FINDINGS]:
+        mend = f"add {name} there, or remove the line here"
+        yield Finding(here_path, lines.get(name, 0), f"user {name} is not in {there_path} and cannot log in", mend)
+    if len(named) > MAX_FINDINGS:
+        what = f"{len(named) - MAX_FINDINGS} more users are not in {there_path}"
+        yield Finding(here_path, 0, what, "add them there, or remove their lines here")
+
+
+def _lines(data: bytes) -> dict[str, int]:
+    """Give the line number of each name of a table that parses."""
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(data.split(b"\n"), 1):
+        columns = line.replace(b":", b" ", 1).split(None, 1)
+        if columns and not columns[0].startswith(b"#"):
+            numbers.setdefault(columns[0].decode("utf-8", "replace"), number)
+    return numbers
+
+
+def _actor_uids(config: Config) -> dict[int, str]:
+    """Give the actor by its uid, as root only: without, all have one uid, which _check_ids() warns of."""
+    try:
+        return {uid: actor for actor, (uid, _gid) in actor_ids(config).items()} if os.geteuid() == 0 else {}
+    except ConfigError:
+        return {}
+
+
+def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes) -> Report:
+    report = Report([], [])
+    path = config.user_table
+    lines = _lines(data) if users else {}
+    owner_of: dict[str, str] = {}
+    reachable: dict[tuple[str, int, int], str] = {}
+    actors = _actor_uids(config)
+    for name, user in users.items():
+        line = lines.get(name, 0)
+        if user.uid in actors:
+            what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
+            report.errors.append(Finding(path, line, what, "give the mail a uid of its own"))
+        problem = _maildir_problem(user, reachable)
+        if problem:
+            what, mend = problem
+            report.errors.append(Finding(path, line, f"user {name}: {user.maildir}: {what}", mend))
+        twin = owner_of.setdefault(user.maildir, name)
+        if twin != name:
+            what = f"user {name} has the same maildir as {twin}: {user.maildir}"
+            report.warnings.append(Finding(path, line, what, "give each user a maildir of its own"))
+        if len(report.errors) > MAX_FINDINGS:
+            report.errors[-1] = Finding(path, 0, "more users' maildirs have errors", "mend the ones above first")
+            break
+    return report
+
+
+def _maildir_problem(user: MailUser, reachable: dict[tuple[str, int, int], str]) -> tuple[str, str] | None:
+    """Say what keeps a maildir from being served, and the mend; None for nothing."""
+    if os.geteuid() not in {0, user.uid}:
+        return f"only root can serve the mail of uid {user.uid}", "start it as root"
+    parent = os.path.dirname(user.maildir)
+    key = (parent, user.uid, user.gid)
+    if key not in reachable:
+        reachable[key] = _blocked(parent, user)
+    if reachable[key]:
+        return f"uid {user.uid} cannot enter {reachable[key]}", f"chmod o+x {reachable[key]}"
+    owner = f"-o {user.uid} -g {user.gid}"
+    try:
+        found = os.stat(user.maildir)
+    except FileNotFoundError:
+        return "there is no such directory", f"install -d {owner} -m 0700 {user.maildir}"
+    except OSError as error:
+        return error.strerror or str(error), "run this as root, or mend the path"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no directory", "name the maildir itself, and its subdirectory with -e"
+    if found.st_uid != user.uid:
+        return f"belongs to uid {found.st_uid}, not {user.uid}", f"chown -R {user.uid}:{user.gid} {user.maildir}"
+    if found.st_mode & 0o700 != 0o700:
+        return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", f"chmod u+rwx {user.maildir}"
+    for sub in ("tmp", "new", "cur"):
+        path = os.path.join(user.maildir, sub)
+        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            return f"{sub} is no directory", f"move {path} away; it is made anew"
+    return None
+
+
+def _blocked(directory: str, user: MailUser) -> str:
+    """Find the first directory on the way that a user's uid and gid may not pass through; "" for none."""
+    way = [directory]
+    while way[-1] != os.path.dirname(way[-1]):
+        way.append(os.path.dirname(way[-1]))
+    for path in reversed(way):
+        try:
+            found = os.stat(path)
+        except OSError:
+            # Missing, or not to be seen by whoever runs this: the look at the maildir itself says so.
+            return ""
+        bit = 0o100 if found.st_uid == user.uid else 0o010 if found.st_gid == user.gid else 0o001
+        if not found.st_mode & bit:
+            return path
+    return ""
+
+
+def _check_ids(config: Config) -> Report:
+    """Look at the actors' users, and at whether the starter may become the mail users."""
+    report = Report([], [])
+    try:
+        ids = actor_ids(config)
+    except ConfigError as error:
+        report.errors.extend(error.findings)
+        return report
+    if os.geteuid() != 0:
+        what = "without root every actor has your own uid, and only your own maildirs can be served"
+        report.warnings.append(Finding("configuration", 0, what, "start it as root to part the actors"))
+        return report
+    for actor, (uid, _gid) in ids.items():
+        try:
+            home = pwd.getpwuid(uid).pw_dir
+        except KeyError:
+            continue
+        if os.path.isdir(home) and os.stat(home).st_uid == uid:
+            what = f"uid {uid} owns its home directory {home}"
+            mend = "give the actor a user that owns no file, with the home directory /var/empty"
+            report.warnings.append(Finding(f"{actor}_user", 0, what, mend))
+    return report
+
+
+_TAKEN = "the port is taken by another program"
+
+
+def _check_ports(config: Config) -> Report:
+    report = Report([], [])
+    addresses = [*config.listen, *config.listen_starttls, *config.lmtp_listen]
+    problems = [(address, _bind_problem(address)) for address in addresses]
+    taken = [(address, problem) for address, problem in problems if problem]
+    if taken and _serving(config.run_dir):
+        # Its own ports, most likely: a second start would be refused for the run directory first.
+        taken = [(address, problem) for address, problem in taken if problem[0] != _TAKEN]
+    for address, (what, mend) in taken:
+        report.errors.append(Finding(str(address), 0, what, mend))
+    return report
+
+
+def _bind_problem(address: Address) -> tuple[str, str] | None:
+    """Bind an address for a moment, as the server would; None when that works."""
+    try:
+        sockaddr = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        with closing(socket.socket(address.family)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if address.family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(sockaddr[0][4])
+    except OSError as error:
+        return _BIND_MENDS.get(error.errno or 0, (str(error.strerror or error), "choose another address"))
+    return None
+
+
+_BIND_MENDS = {
+    errno.EADDRINUSE: (_TAKEN, "end it (`ss -ltnp` shows it), or choose another port"),
+    errno.EACCES: ("ports below 1024 are root's", "start as root, or choose a port from 1024 on"),
+    errno.EADDRNOTAVAIL: ("this machine has no such address", "give one of its own, or 0.0.0.0 or [::] for all"),
+    errno.EAFNOSUPPORT: ("this system has no IPv6", "leave the address out"),
+}
+
+
+def _serving(run_dir: str) -> bool:
+    try:
+        ask(run_dir, "status")
+    except (ControlError, ConfigError):
+        return False
+    return True
+
+
+def _check_sandbox(config: Config) -> Report:
+    from popkernel.kernel.sandbox.lock import missing
+
+    found = [_finding_of(line) for line in missing()]
+    return Report([], found) if config.insecure_no_sandbox else Report(found, [])
+
+
+def _finding_of(line: str) -> Finding:
+    what, colon, mend = line.partition(": ")
+    return Finding("sandbox", 0, what, mend if colon else "see docs, or use --insecure-no-sandbox")

@@ -1,0 +1,1 @@
+"""The operating system and ZeroMQ: processes, channels, sandbox, supervision. Knows no actor's insides."""

@@ -1,0 +1,173 @@
+"""What every actor has in common: how it begins, how it locks itself in, its channel to the kernel, how it ends.
+
+The ritual, in this order for each: take the configuration it was started with, read what it may only read now (tables,
+certificates), drop its ids, unveil, start its threads if it has any, pledge, say Hello; only then read the first message.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from popkernel.kernel.channel import Channel, Message, counts
+from popkernel.kernel.loop import Loop
+from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.proto import messages as m
+from popkernel.proto.topology import Actor as Row
+from popkernel.proto.topology import actor as row_of
+
+__all__ = ["Actor", "Boot"]
+
+SOFTWARE, TEMPFAIL = 70, 75  # sysexits(3)
+
+
+class Boot:
+    """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
+
+    __slots__ = ("channel", "config", "fds", "gid", "name", "program", "row", "sandboxed", "uid")
+
+    def __init__(
+        self,
+        name: str,
+        channel: socket.socket,
+        uid: int,
+        gid: int,
+        config: dict[str, Any],
+        *,
+        fds: Sequence[int] = (),
+        sandboxed: bool = True,
+        program: bytes | None = None,
+    ) -> None:
+        """`fds`: descriptors handed over besides the channel. `program`: the promises, compiled before (the warm image)."""
+        self.name = name
+        self.channel = channel
+        self.uid = uid
+        self.gid = gid
+        self.config = config
+        self.fds = list(fds)
+        self.sandboxed = sandboxed
+        self.program = program
+        self.row: Row = row_of(name)
+
+
+class Actor:
+    """The shell that all actors share. Subclasses put their messages' handlers into `handlers`."""
+
+    def __init__(self, boot: Boot, *, many: bool = False) -> None:
+        self.boot = boot
+        self.loop = Loop(many=many)
+        self.kernel: Channel | None = None
+        self.handlers: dict[type, Callable[[Any, list[int]], None]] = {m.Report: self._report, m.Stop: self._stop}
+        self.verbose = int(boot.config.get("verbose", 0))
+        self._unveiled = ""
+        self._dropped = False
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)  # the terminal's and the service manager's words are for init
+
+    # -- the beginning
+    def lock(
+        self,
+        paths: Sequence[tuple[str | bytes, str]] = (),
+        *,
+        nofile: int | None = None,
+        threads: Callable[[], None] | None = None,
+    ) -> None:
+        """Drop ids, unveil `paths` and nothing else, start threads, pledge. Without a sandbox the ids are dropped all the same."""
+        row = self.boot.row
+        self.drop_ids(nofile)
+        self._unveiled = " ".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)[:2000]
+        if not self.boot.sandboxed:
+            if threads is not None:
+                threads()
+            return
+        program = self.boot.program or sandbox.compile_promises(row.promises, threads=row.threads, nested=row.nested)
+        sandbox.unveil(paths, network=row.network)
+        if threads is not None:
+            threads()
+        sandbox.report_broken(self._broke)
+        sandbox.pledge(program, all_threads=row.threads)
+
+    def drop_ids(self, nofile: int | None = None) -> None:
+        """Limits and ids, for good. `lock` does it for those who did not have to do something in between."""
+        if not self._dropped:
+            self._dropped = True
+            row = self.boot.row
+            sandbox.set_limits(nofile=nofile or row.nofile, memory=row.memory or None)
+            sandbox.drop_ids(self.boot.uid, self.boot.gid)
+            die_with_parent = self.boot.config.get("die_with_parent")
+            if die_with_parent is not None:
+                die_with_parent()
+
+    def _broke(self, call: str, promise: str) -> None:
+        """The last word: written at once, past every queue, for nothing of this process runs after it."""
+        if self.kernel is not None and not self.kernel.gone:
+            self.kernel.send(m.Broke(call[:200], promise[:200]))
+
+    def connect(self) -> None:
+        """Take up the channel to the kernel, and say hello. From now on messages come in."""
+        self.kernel = Channel(self.loop, self.boot.channel, self.boot.name, "kernel", self._on_kernel, self._on_kernel_gone)
+        promises = self.boot.row.promises if self.boot.sandboxed else "NONE: --insecure-no-sandbox"
+        self.kernel.send(m.Hello(os.getpid(), promises, self._unveiled))
+
+    def fail(self, status: int, text: str) -> NoReturn:
+        """Can't serve: tell the kernel why, and go."""
+        channel = self.kernel or Channel(
+            self.loop, self.boot.channel, self.boot.name, "kernel", lambda *_: None, lambda *_: None,
+        )
+        channel.send(m.Failed(status, text[:2000]))
+        os._exit(status)
+
+    # -- the middle
+    def tell(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Say something to the kernel."""
+        if self.kernel is not None:
+            self.kernel.send(message, fds)
+
+    def log(self, level: int, text: str) -> None:
+        """A line for the log; `level` as in syslog(3). Nothing of it may be a secret or a client's unescaped words."""
+        if level <= 5 + self.verbose:
+            self.tell(m.Log(level, text[:2000]))
+
+    def refuse(self, channel: Channel, why: str) -> None:
+        """A peer broke the rules: the channel is closed, and the kernel told who it was."""
+        channel.close()
+        self.tell(m.Refused(f"{channel.peer}>{channel.me}"[:2000], channel.peer, why[:2000]))
+
+    def _on_kernel(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del channel
+        self.handlers[type(message)](message, fds)
+
+    def _on_kernel_gone(self, channel: Channel, why: str) -> None:
+        """Without a kernel there is no service: go, and at once."""
+        del channel, why
+        os._exit(TEMPFAIL)
+
+    def sessions(self) -> int:
+        """How many clients are served; for status."""
+        return 0
+
+    def _report(self, message: m.Report, fds: list[int]) -> None:
+        del message, fds
+        self.tell(m.Counters(counts.messages_in, counts.messages_out, self.sessions()))
+
+    def _stop(self, message: m.Stop, fds: list[int]) -> None:
+        del fds
+        self.stop(message.seconds)
+
+    def stop(self, seconds: int) -> None:
+        """Finish politely; subclasses that have clients say goodbye first."""
+        del seconds
+        self.end()
+
+    def end(self) -> None:
+        """Leave, having said everything that waits to be said to the kernel."""
+        if self.kernel is not None and self.kernel.waiting:
+            self.loop.later(0.01, self.end)
+            return
+        os._exit(0)
+
+    def run(self) -> NoReturn:
+        """Serve to the end."""
+        self.loop.run()
+        os._exit(SOFTWARE)

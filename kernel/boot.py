@@ -1,0 +1,53 @@
+"""A fresh interpreter becomes a singleton actor: `python -I -m popkernel.kernel.boot NAME CHANNEL_FD BLOB_FD`.
+
+Init starts it so. The blob, one msgpack map on a pipe, is init's own word (configuration), not a message of the bus.
+"""
+
+import os
+import socket
+import sys
+from importlib import import_module
+
+import msgpack
+
+from popkernel.kernel.actor import SOFTWARE, Boot
+
+_LARGEST = 1 << 20  # octets
+
+
+def read_blob(fd: int) -> dict[str, object]:
+    """The map that init wrote."""
+    parts = []
+    while part := os.read(fd, 65536):
+        parts.append(part)
+        if sum(map(len, parts)) > _LARGEST:
+            raise ValueError("configuration too large")
+    os.close(fd)
+    blob: dict[str, object] = msgpack.unpackb(b"".join(parts))
+    return blob
+
+
+def main() -> None:
+    """Become the actor that the arguments name; never returns."""
+    name, channel_fd, blob_fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    blob = read_blob(blob_fd)
+    uid, gid, config, fds, sandboxed = blob["uid"], blob["gid"], blob["config"], blob["fds"], blob["sandboxed"]
+    assert isinstance(uid, int) and isinstance(gid, int) and isinstance(config, dict) and isinstance(fds, list)  # noqa: PT018
+    channel = socket.socket(fileno=channel_fd)
+    channel.set_inheritable(False)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    boot = Boot(name, channel, uid, gid, config, fds=fds, sandboxed=bool(sandboxed))
+    os.umask(0o077)
+    try:
+        import setproctitle
+
+        setproctitle.setproctitle(f"popkernel: {name}")
+    except ImportError:
+        pass  # a title is a comfort, not a need
+    import_module(boot.row.module).main(boot)
+    os._exit(SOFTWARE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""A channel: one connected pair of unix-domain sockets, of which this process holds one end; ZMTP frames of msgpack on it.
+
+The kernel makes every channel and hands each end to exactly one actor: there is no name to connect to, and the socket, never
+a field in a message, says who speaks. Every message is checked against the topology table on its way out and in.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from popkernel.kernel.loop import READ, WRITE, Loop
+from popkernel.proto.codec import BadMessageError, Codec
+from popkernel.proto.messages import CARRIES
+from popkernel.proto.topology import kind_of
+from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
+
+__all__ = ["Channel", "Tap", "counts", "pair"]
+
+Message = tuple[Any, ...]
+Tap = Callable[[str, str, Message], None]  # (direction "in" or "out", name of the peer, message)
+
+_SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
+_SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
+_FDS = socket.CMSG_SPACE(8 * 4)
+_codecs: dict[tuple[str, str], Codec] = {}
+_AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
+
+
+class counts:  # noqa: N801  a name for two numbers
+    """Messages that this process took and gave, for `popkernel status`."""
+
+    messages_in = 0
+    messages_out = 0
+
+
+class watch:  # noqa: N801
+    """The tap: None unless somebody watches this process. One branch a message is all that it costs then."""
+
+    tap: Tap | None = None
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A new channel's two ends, not inheritable, not blocking, with room for bulk frames."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in ends:
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+    return ends
+
+
+def codec(source: str, target: str) -> Codec:
+    """The codec of an edge of the table; made once a process."""
+    key = (source, target)
+    found = _codecs.get(key)
+    if found is None:
+        found = _codecs[key] = Codec(source, target)
+    return found
+
+
+class Channel:
+    """One end. `on_message(channel, message, fds)` for each message taken; `on_gone(channel, why)` once at its end.
+
+    `why` is "" for an ordinary end of the peer, else what the peer did wrong. The receiver of a message owns its descriptors.
+    """
+
+    __slots__ = (
+        "_decode", "_fds", "_loop", "_on_gone", "_on_message", "_out", "_queue", "_reader", "_said", "_takes_fds", "fd", "gone", "me", "on_drained",
+        "peer", "sock", "tag",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        me: str,
+        peer: str,
+        on_message: Callable[["Channel", Message, list[int]], None],
+        on_gone: Callable[["Channel", str], None],
+        *,
+        resumed: bool = False,
+    ) -> None:
+        """`me` and `peer` are instances (`listener.0`); KeyError where the table has no edges between them.
+
+        `resumed`: an earlier holder of this end has done the handshake both ways (a parked session).
+        """
+        mine, theirs = kind_of(me), kind_of(peer)
+        incoming, self._out = codec(theirs, mine), codec(mine, theirs)
+        self._decode = incoming.decode
+        self._takes_fds = any(CARRIES.get(c, 0) or "fresh" in c.__annotations__ for c in incoming.edge.messages)
+        self._reader = Reader(incoming.octets)
+        self._said = resumed
+        if resumed:
+            self._reader.resume()
+        self._loop = loop
+        self._on_message = on_message
+        self._on_gone = on_gone
+        self._fds: list[int] = []
+        self._queue: list[tuple[bytes, Sequence[int]]] = []
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.me = me
+        self.peer = peer
+        self.gone = False
+        self.on_drained: Callable[[], None] | None = None  # called when the last that waited has been sent
+        self.tag: Any = None  # whatever the owner wants to find again
+        sock.setblocking(False)
+        loop.add(self.fd, self._ready)
+
+    # -- out
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send, now if the socket takes it, else from the queue. A copy of `fds` travels along; the caller closes its own."""
+        if self.gone:
+            return
+        data = self._out.encode(message)
+        self._count(message)
+        self._write([frame_head(len(data)), data], fds)
+
+    def send_all(self, messages: Sequence[Message]) -> None:
+        """Several messages in one system call."""
+        if self.gone:
+            return
+        parts: list[bytes] = []
+        for message in messages:
+            data = self._out.encode(message)
+            self._count(message)
+            parts += (frame_head(len(data)), data)
+        self._write(parts, ())
+
+    def send_bulk(self, message: Message, data: memoryview | bytes) -> int:
+        """Send a message whose last field is `data`, without copying it; octets of the frame."""
+        if self.gone:
+            return 0
+        parts = self._out.encode_bulk(message, data)
+        if watch.tap is not None:
+            message = type(message)(*message[:-1], bytes(data))
+        self._count(message)
+        size = sum(map(len, parts))
+        self._write([frame_head(size), *parts], ())
+        return size
+
+    def _count(self, message: Message) -> None:
+        counts.messages_out += 1
+        if watch.tap is not None:
+            watch.tap("out", self.peer, message)
+
+    def _write(self, parts: Sequence[bytes | memoryview], fds: Sequence[int]) -> None:
+        if not self._said:
+            self._said = True
+            parts = [PREFACE, *parts]
+        if self._queue:
+            self._enqueue(b"".join(parts), [os.dup(fd) for fd in fds])
+            return
+        try:
+            if fds:
+                sent = self.sock.sendmsg(parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _int_array(fds))])
+            else:
+                sent = self.sock.sendmsg(parts)
+        except OSError as error:
+            if error.errno not in _AGAIN:
+                self._fail("")
+                return
+            sent = 0
+        if sent == sum(map(len, parts)):
+            return
+        rest = b"".join(parts)[sent:]
+        self._enqueue(rest, [os.dup(fd) for fd in fds] if not sent else ())
+        self._loop.change(self.fd, READ | WRITE)
+
+    def _enqueue(self, data: bytes, fds: Sequence[int]) -> None:
+        self._queue.append((data, fds))
+        if len(self._queue) > self._out.edge.depth:
+            self._fail(f"does not read: {len(self._queue)} frames wait")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is still to be sent: a bulk sender makes no more frames then."""
+        return bool(self._queue)
+
+    def _flush(self) -> None:
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _int_array(fds))] if fds else []
+                sent = self.sock.sendmsg([data], ancillary)
+            except OSError as error:
+                if error.errno not in _AGAIN:
+                    self._fail("")
+                return
+            for fd in fds:
+                os.close(fd)
+            if sent < len(data):
+                self._queue[0] = (data[sent:], ())
+                return
+            del self._queue[0]
+        self._loop.change(self.fd, READ)
+        if self.on_drained is not None:
+            self.on_drained()
+
+    # -- in
+    def _ready(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & ~WRITE and not self.gone:
+            self.read()
+
+    def read(self) -> None:
+        """Take what is there. Also called by an owner who must know now (the kernel, before it judges auth's word)."""
+        while not self.gone:
+            try:
+                if self._takes_fds:
+                    size, ancillary, _, _ = self.sock.recvmsg_into([_SCRATCH], _FDS, socket.MSG_CMSG_CLOEXEC)
+                    for level, kind, data in ancillary:
+                        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                            self._fds += memoryview(data[: len(data) & ~3]).cast("i").tolist()
+                else:
+                    size = self.sock.recv_into(_SCRATCH)
+            except OSError as error:
+                if error.errno not in _AGAIN:
+                    self._fail("")
+                return
+            if not size:
+                self._fail("")
+                return
+            try:
+                frames = self._reader.feed(_SCRATCH[:size])
+                for frame in frames:
+                    self._take(frame)
+                    if self.gone:
+                        return
+            except (ZmtpError, BadMessageError) as error:
+                self._fail(str(error))
+                return
+            if size < len(_SCRATCH) and not self._takes_fds:
+                return
+
+    def _take(self, frame: bytes) -> None:
+        message = self._decode(frame)
+        need = CARRIES.get(type(message), 0) or int(getattr(message, "fresh", False))
+        if need > len(self._fds):
+            raise BadMessageError(f"{type(message).__name__} without its descriptor")
+        fds, self._fds = self._fds[:need], self._fds[need:]
+        if len(self._fds) > 64:
+            raise BadMessageError("descriptors that no message carries")
+        counts.messages_in += 1
+        if watch.tap is not None:
+            watch.tap("in", self.peer, message)
+        self._on_message(self, message, fds)
+
+    # -- the end
+    def _fail(self, why: str) -> None:
+        if not self.gone:
+            self.close()
+            self._on_gone(self, why)
+
+    def release(self) -> socket.socket | None:
+        """Give the socket up without closing it, to hand it on; None where something half-read or unsent is held."""
+        if self._queue or not self._reader.empty or self._fds or self.gone:
+            return None
+        self.gone = True
+        self._loop.remove(self.fd)
+        return self.sock
+
+    def close(self) -> None:
+        """Close this end; the owner is not called. Twice is once."""
+        if self.gone:
+            return
+        self.gone = True
+        self._loop.remove(self.fd)
+        self.sock.close()
+        for fd in self._fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        for _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+        self._fds.clear()
+
+
+def _int_array(fds: Sequence[int]) -> bytes:
+    return b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)

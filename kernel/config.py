@@ -1,0 +1,384 @@
+"""The configuration: one frozen object, built from the command line's flags and a TOML file; flags win.
+
+Every key stands once, below, with its default, its check and its sentence of documentation; ``popkernel start --help``
+prints the same sentences. Nothing here opens a socket or a table: ``popkernel check`` looks at what the paths hold.
+"""
+
+import os
+import re
+import socket
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from popkernel.kernel.address import LMTP_PORT, POP3_PORT, POP3S_PORT, Address
+from popkernel.proto.tables import Finding
+
+MAX_SOCKET_PATH = 100
+"""Octets: sun_path holds 104 on OpenBSD and 108 on Linux, with a NUL; the sockets beside this one have longer names."""
+COMMAND_LINE = "command line"
+"""What a finding names as its file when a flag is meant."""
+FLAGS = {
+    "auth_table": "-a",
+    "user_table": "-u",
+    "listen": "-l",
+    "listen_starttls": "-L",
+    "cert": "-c",
+    "key": "-k",
+    "subdir": "-e",
+    "verbose": "-v",
+}
+"""Short flag by key; every other key's flag is its name with dashes."""
+
+
+__all__ = [
+    "Address",
+    "Config",
+    "ConfigError",
+    "actor_ids",
+    "control_path",
+    "default_run_dir",
+    "keys",
+    "load",
+    "make_user_command",
+]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    ``findings`` says all that is wrong with it, not the first thing only; str() gives one a line.
+    """
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(str(finding) for finding in findings))
+        self.findings = findings
+
+
+def default_run_dir() -> str:
+    """Say where the kernel's sockets lie unless told otherwise: for root, for a login session, for anyone else."""
+    if os.geteuid() == 0:
+        return "/run/popkernel" if os.path.isdir("/run") else "/var/run/popkernel"
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    if session.startswith("/"):
+        return os.path.join(session, "popkernel")
+    return f"/tmp/popkernel-{os.geteuid()}"  # noqa: S108 - the kernel makes it 0700 and refuses one that is another's
+
+
+def control_path(run_dir: str) -> str:
+    """Name the control socket of a run directory.
+
+    Raises:
+        ConfigError: the path does not fit in a socket address.
+
+    """
+    path = os.path.join(run_dir, "control.sock")
+    octets = len(os.fsencode(path))
+    if octets > MAX_SOCKET_PATH:
+        what = f"a socket in it would have a path of {octets} octets, over {MAX_SOCKET_PATH}"
+        raise ConfigError([Finding(run_dir, 0, what, "choose a shorter --run-dir")])
+    return path
+
+
+def _key(kind: str, default: Any, doc: str, *, low: int = 0, high: int = 0, choices: tuple[str, ...] = ()) -> Any:
+    """Declare one key: what kind of value it takes, between which bounds, and what it is for."""
+    return field(default=default, metadata={"kind": kind, "doc": doc, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a site can set. The sentences are in each field's metadata, under ``doc``; see ``keys()``."""
+
+    auth_table: str = _key("path", "", "authorization table: name and bcrypt hash")
+    user_table: str = _key("path", "", "user table: name and uid:gid:maildir")
+    listen: tuple[Address, ...] = _key("addresses", (), "addresses for implicit TLS", low=POP3S_PORT)
+    listen_starttls: tuple[Address, ...] = _key("addresses", (), "addresses for POP3 with STLS", low=POP3_PORT)
+    cert: str = _key("path", "", "certificate chain, PEM, the server's own first")
+    key: str = _key("path", "", "private key of the certificate, PEM")
+    subdir: str = _key("subdir", "", "subdirectory of every user's directory that is the maildir")
+    verbose: int = _key("int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10)
+    run_dir: str = _key("path", "", "directory for the server's sockets")
+    listeners: int = _key("int", 1, "listener processes", low=1, high=64)
+    allow_plaintext: bool = _key("bool", False, "let clients log in without TLS")
+    daemon: bool = _key("bool", False, "detach from the terminal once ready")
+    log: str = _key("choice", "auto", "where the log goes", choices=("auto", "syslog", "stderr"))
+    insecure_no_sandbox: bool = _key("bool", False, "serve although this system cannot lock the actors in")
+    listener_user: str = _key("user", "_pop3d", "who faces the network: a user's name, or uid:gid")
+    auth_user: str = _key("user", "_popauth", "who checks passwords: a user's name, or uid:gid")
+    mda_user: str = _key("user", "_popmda", "who takes mail for delivery: a user's name, or uid:gid")
+    login_seconds: int = _key("int", 30, "time a client has to log in", low=1, high=3600)
+    idle_seconds: int = _key("int", 600, "time a client may say nothing once logged in", low=10, high=86400)
+    max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
+    warm_seconds: int = _key("int", 60, "how long a maildir actor is kept after its last session", high=86400)
+    warm_max: int = _key("int", 500, "how many idle maildir actors are kept", high=100000)
+    restart_intensity: int = _key("int", 5, "restarts of one actor within restart_seconds before giving up", high=1000)
+    restart_seconds: int = _key("int", 30, "see restart_intensity", low=1, high=86400)
+    tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"))
+    lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory")
+    lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
+    hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
+
+    @property
+    def control(self) -> str:
+        """Path of the control socket; load() has checked that it fits."""
+        return os.path.join(self.run_dir, "control.sock")
+
+
+def keys() -> tuple[Field[Any], ...]:
+    """Give every key of the TOML file: name, default, and metadata kind, doc, low, high, choices."""
+    return fields(Config)
+
+
+def load(flags: Mapping[str, Any], toml_path: str | None = None) -> Config:
+    """Build the configuration.
+
+    Args:
+        flags: by key, what the command line gave, addresses as text; a missing key or None means not given.
+        toml_path: the file of ``-f``, or None.
+
+    Raises:
+        ConfigError: with everything that is wrong, each with file, line and mend.
+
+    """
+    findings: list[Finding] = []
+    text, file_values = _read_toml(toml_path) if toml_path else ("", {})
+    values: dict[str, Any] = {}
+    known = {key.name: key for key in keys()}
+    for name, value in file_values.items():
+        where = (toml_path or "", _line_of(text, name))
+        if name not in known:
+            findings.append(_unknown_key(*where, name, list(known)))
+        elif flags.get(name) is None:
+            _take(known[name], value, where, values, findings)
+    for name, value in flags.items():
+        if value is not None:
+            _take(known[name], value, (f"{COMMAND_LINE}: {_flag(name)}", 0), values, findings)
+    values.setdefault("run_dir", default_run_dir())
+    values.setdefault("hostname", socket.gethostname() or "localhost")
+    config = Config(**values)
+    findings += _whole(config, _Places(toml_path, text, file_values, flags), {f.path for f in findings})
+    if findings:
+        raise ConfigError(findings)
+    return config
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def _read_toml(path: str) -> tuple[str, dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 20).decode("utf-8")
+        return text, tomllib.loads(text)
+    except OSError as error:
+        mend = "name the file that is meant, and let its reader be the one who starts popkernel"
+        raise ConfigError([Finding(path, 0, error.strerror or "cannot be read", mend)]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Finding(path, line, "the file is not UTF-8", "save it as UTF-8")]) from None
+    except tomllib.TOMLDecodeError as error:
+        said = str(error)
+        place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
+        line = int(place[1]) if place and place[1] else text.count("\n") + 1
+        what = said[: place.start()] if place else said
+        raise ConfigError([Finding(path, line, what, "write it as TOML: key = value, texts in quotes")]) from None
+
+
+def _line_of(text: str, name: str) -> int:
+    """Find the line a top-level key or table stands on: tomllib does not tell."""
+    quoted = re.escape(name)
+    found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{quoted}[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found else 1
+
+
+def _unknown_key(path: str, line: int, name: str, known: list[str]) -> Finding:
+    near = get_close_matches(name.replace("-", "_"), known, n=1)
+    mend = f"did you mean {near[0]}?" if near else "remove it; `popkernel start --help` lists the keys"
+    return Finding(path, line, f"unknown key {name!r}", mend)
+
+
+def _take(key: Field[Any], value: Any, where: tuple[str, int], values: dict[str, Any], findings: list[Finding]) -> None:
+    try:
+        values[key.name] = _CHECKS[key.metadata["kind"]](value, key.metadata)
+    except ValueError as error:
+        what, semicolon, mend = str(error).partition("; ")
+        findings.append(Finding(*where, f"{key.name}: {what}", mend if semicolon else "see `popkernel start --help`"))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} where a text is wanted; write it in quotes")  # noqa: TRY004
+    if not value or "\0" in value or "\n" in value:
+        raise ValueError("empty, or with a NUL or newline; write it in one line")
+    return value
+
+
+def _take_path(value: Any, _rules: Mapping[str, Any]) -> str:
+    path = _text(value)
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} is no absolute path; write {os.path.abspath(path)}")
+    return path
+
+
+def _take_subdir(value: Any, _rules: Mapping[str, Any]) -> str:
+    path = _text(value)
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is no subdirectory; write it relative to the user's directory, without `..`")
+    return path.strip("/")
+
+
+def _take_int(value: Any, rules: Mapping[str, Any]) -> int:
+    low, high = rules["low"], rules["high"]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{value!r} is no whole number from {low} to {high}; write one, without quotes")
+    return value
+
+
+def _take_bool(value: Any, _rules: Mapping[str, Any]) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false; write one of the two, without quotes")  # noqa: TRY004
+    return value
+
+
+def _take_choice(value: Any, rules: Mapping[str, Any]) -> str:
+    if value not in rules["choices"]:
+        raise ValueError(f"{value!r} is not known; write one of " + ", ".join(f'"{c}"' for c in rules["choices"]))
+    return str(value)
+
+
+def _take_user(value: Any, _rules: Mapping[str, Any]) -> str:
+    user = _text(value)
+    numbers = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", user)
+    if numbers is None and re.search(r"[\s:/]|^[0-9-]", user):
+        raise ValueError(f"{user!r} is no user; write a user's name, or its numbers as uid:gid")
+    if numbers is not None and not all(0 < int(number) < 2**31 for number in numbers.groups()):
+        raise ValueError(f"{user!r}: uid and gid go from 1 to {2**31 - 1}; choose ones that are not root's")
+    return user
+
+
+def _take_hostname(value: Any, _rules: Mapping[str, Any]) -> str:
+    name = _text(value)
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})", name):
+        raise ValueError(f"{name!r} is no host name; write letters, digits, dots and dashes")
+    return name
+
+
+def _take_addresses(value: Any, rules: Mapping[str, Any]) -> tuple[Address, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        raise ValueError(f'{value!r} is no list of addresses; write ["192.0.2.1:{rules["low"]}"]')  # noqa: TRY004
+    return tuple(Address.parse(_text(text), rules["low"]) for text in texts)
+
+
+_CHECKS = {
+    "path": _take_path,
+    "subdir": _take_subdir,
+    "int": _take_int,
+    "bool": _take_bool,
+    "choice": _take_choice,
+    "user": _take_user,
+    "hostname": _take_hostname,
+    "addresses": _take_addresses,
+}
+
+
+class _Places(NamedTuple):
+    """Where each key was given, for findings that concern the configuration as a whole."""
+
+    toml_path: str | None
+    text: str
+    file_values: Mapping[str, Any]
+    flags: Mapping[str, Any]
+
+    def of(self, name: str) -> tuple[str, int]:
+        if self.flags.get(name) is None and name in self.file_values:
+            return self.toml_path or "", _line_of(self.text, name)
+        if self.flags.get(name) is None and self.toml_path:
+            return self.toml_path, 0
+        return COMMAND_LINE, 0
+
+
+def _whole(config: Config, places: _Places, said: set[str]) -> list[Finding]:
+    """Check what no single key shows: what is missing, and what does not go together."""
+    findings: list[Finding] = []
+    for name in ("auth_table", "user_table", "cert", "key"):
+        given = places.flags.get(name) is not None or name in places.file_values
+        if not given:
+            what = "no " + name.replace("_", " ").replace("auth ", "authorization ")
+            mend = f"give {_flag(name)} FILE, or {name} in the file of -f"
+            findings.append(Finding(places.toml_path or COMMAND_LINE, 0, what, mend))
+    if not (config.listen or config.listen_starttls or said):
+        mend = "give -l ADDR for TLS on port 995, or -L ADDR for STLS on port 110"
+        findings.append(Finding(places.toml_path or COMMAND_LINE, 0, "no address to listen on", mend))
+    seen: dict[Address, str] = {}
+    for name in ("listen", "listen_starttls", "lmtp_listen"):
+        for address in getattr(config, name):
+            if address.port and address in seen:
+                findings.append(Finding(*places.of(name), f"{address} is listened on twice", "remove one of the two"))
+            seen[address] = name
+    for address in config.lmtp_listen:
+        if not address.is_loopback:
+            what = f"lmtp_listen: {address} is no loopback address, and LMTP asks for no password"
+            findings.append(Finding(*places.of("lmtp_listen"), what, "write 127.0.0.1 or [::1]"))
+    try:
+        control_path(config.run_dir)
+    except ConfigError as error:
+        findings += error.findings
+    return findings
+
+
+def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
+    """Give uid and gid for "listener", "auth" and "mda".
+
+    An ordinary user cannot become anyone else, so then all three are the caller's own.
+
+    Raises:
+        ConfigError: as root, when a user does not exist; the mend is the command that makes it.
+
+    """
+    users = {"listener": config.listener_user, "auth": config.auth_user, "mda": config.mda_user}
+    if os.geteuid() != 0:
+        return dict.fromkeys(users, (os.geteuid(), os.getegid()))
+    ids: dict[str, tuple[int, int]] = {}
+    findings: list[Finding] = []
+    for actor, user in users.items():
+        try:
+            ids[actor] = _ids_of(user)
+        except ValueError as error:
+            what, _, mend = str(error).partition("; ")
+            findings.append(Finding(f"{actor}_user", 0, what, mend))
+    first_of: dict[int, str] = {}
+    for actor, (uid, _gid) in ids.items():
+        twin = first_of.setdefault(uid, actor)
+        if twin != actor:
+            what = f"has the same uid, {uid}, as {twin}_user: either could take over the other"
+            findings.append(Finding(f"{actor}_user", 0, what, "give each a user of its own"))
+    if findings:
+        raise ConfigError(findings)
+    return ids
+
+
+def _ids_of(user: str) -> tuple[int, int]:
+    if ":" in user:
+        uid, gid = user.split(":")
+        return int(uid), int(gid)
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ValueError(f"there is no user {user}; make it: {make_user_command(user)}") from None
+    if entry.pw_uid == 0 or entry.pw_gid == 0:
+        raise ValueError(f"user {user} has root's uid or gid; give it ones of its own")
+    return entry.pw_uid, entry.pw_gid
+
+
+def make_user_command(user: str) -> str:
+    """Say how a system user without a login is made on this system."""
+    if sys.platform.startswith("openbsd"):
+        return f"useradd -L daemon -s /sbin/nologin -d /var/empty {user}"
+    return f"useradd --system --home-dir /var/empty --shell /usr/sbin/nologin {user}"

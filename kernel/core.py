@@ -1,0 +1,244 @@
+"""What the kernel decides, as a function of what it is told: leases, sessions, maildir actors, restarts. Sans I/O.
+
+Each method takes a message or an event and returns what is to be done, a list of the effects below; the shell (supervisor.py) does
+it. No clock, no descriptors, no processes here: replay feeds this the same events and compares the same effects.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from popkernel.proto import messages as m
+from popkernel.proto.tables import MailUser
+
+__all__ = ["Core", "Effect", "Join", "Kill", "Line", "Restart", "Send", "Settings", "Spawn"]
+
+
+class Send(NamedTuple):
+    """Tell an actor something."""
+
+    to: str
+    message: tuple[Any, ...]
+    passes: int = 0  # 1: pass on the descriptor that came with the event
+
+
+class Join(NamedTuple):
+    """Make a channel; one end to each, each with its message."""
+
+    one: str
+    to_one: tuple[Any, ...]
+    other: str
+    to_other: tuple[Any, ...]
+
+
+class Spawn(NamedTuple):
+    """Have a maildir actor forked."""
+
+    name: str
+    row: MailUser
+
+
+class Kill(NamedTuple):
+    """End an actor at once."""
+
+    name: str
+
+
+class Line(NamedTuple):
+    """A line for the log; level as in syslog(3)."""
+
+    level: int
+    text: str
+
+
+class Restart(NamedTuple):
+    """Start a singleton again, so many seconds from now; never again where that is negative: the service ends."""
+
+    name: str
+    seconds: float
+
+
+Effect = Send | Join | Spawn | Kill | Line | Restart
+
+
+class Settings(NamedTuple):
+    """What of the configuration decides. Seconds."""
+
+    warm_seconds: float = 60.0
+    warm_max: int = 500
+    restart_intensity: int = 5
+    restart_seconds: float = 30.0
+
+
+class Key(NamedTuple):
+    """A session: the listener's name and that listener's number for it."""
+
+    listener: str
+    session: int
+
+
+class Maildir:
+    """What the kernel knows of a user's maildir actor."""
+
+    __slots__ = ("idle_since", "key", "name", "retiring", "said_hello", "user", "waiting")
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        self.name = f"maildir.{user}"
+        self.key: Key | None = None  # the session that holds the lease
+        self.idle_since: float | None = None
+        self.retiring = False  # told to go: the next session waits for its end
+        self.said_hello = False
+        self.waiting: list[Key] = []
+
+
+class Core:
+    """The kernel's state. `now` arguments are monotonic seconds."""
+
+    def __init__(self, users: Mapping[str, MailUser], settings: Settings) -> None:
+        self.users = users
+        self.settings = settings
+        self.awaiting: set[Key] = set()
+        self.leases: dict[str, Key] = {}
+        self.sessions: dict[Key, tuple[str, float]] = {}  # user, since when
+        self.maildirs: dict[str, Maildir] = {}
+        self.idle: dict[str, float] = {}  # user -> since when; in that order
+        self.deaths: dict[str, deque[float]] = {}
+
+    # -- logging in
+    def awaits(self, listener: str, message: m.Awaiting) -> list[Effect]:
+        """A listener announces a login."""
+        key = Key(listener, message.session)
+        if key not in self.sessions:
+            self.awaiting.add(key)
+        return []
+
+    def granted(self, message: m.Granted, now: float) -> list[Effect]:
+        """Auth says who a session is. True only of one that its listener announced, and once."""
+        key = Key(message.listener, message.session)
+        if key not in self.awaiting:
+            return [Line(7, f"a login of {message.listener} was over before auth had its answer")]
+        self.awaiting.discard(key)
+        row = self.users.get(message.user)
+        if row is None:
+            return [
+                Line(4, f"{message.user} is in the authorization table and not in the user table: no login"),
+                Send(key.listener, m.Turned(key.session, "AUTH", "wrong name or password")),
+            ]
+        if message.user in self.leases:
+            return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
+        self.leases[message.user] = key
+        self.sessions[key] = (message.user, now)
+        return self._open(message.user, row, key)
+
+    def _open(self, user: str, row: MailUser, key: Key) -> list[Effect]:
+        maildir = self.maildirs.get(user)
+        effects: list[Effect] = []
+        if maildir is None:
+            maildir = self.maildirs[user] = Maildir(user)
+            effects.append(Spawn(maildir.name, row))
+        elif maildir.retiring:
+            maildir.waiting.append(key)
+            return []
+        maildir.key = key
+        maildir.idle_since = None
+        self.idle.pop(user, None)
+        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session)))
+        return effects
+
+    # -- sessions end
+    def closed(self, name: str, message: m.Closed, now: float) -> list[Effect]:
+        """A maildir actor has done with a session: the lease is free."""
+        maildir = self.maildirs.get(name.removeprefix("maildir."))
+        if maildir is None or maildir.key is None or maildir.key.session != message.session:
+            return []
+        effects: list[Effect] = []
+        if message.failed:
+            effects.append(Line(4, f"{maildir.user}: {message.failed} messages could not be removed"))
+        self._free(maildir)
+        maildir.idle_since = now
+        self.idle[maildir.user] = now
+        if len(self.idle) > self.settings.warm_max:
+            effects += self._retire(next(iter(self.idle)))
+        return effects
+
+    def _free(self, maildir: Maildir) -> None:
+        if maildir.key is not None:
+            self.sessions.pop(maildir.key, None)
+            if self.leases.get(maildir.user) == maildir.key:
+                del self.leases[maildir.user]
+            maildir.key = None
+
+    def ended(self, listener: str, message: m.Ended) -> list[Effect]:
+        """A listener's connection is over. Its lease, if any, is freed by the maildir actor, not by this word."""
+        self.awaiting.discard(Key(listener, message.session))
+        return []
+
+    def listener_gone(self, listener: str) -> list[Effect]:
+        """Its maildir actors see their channels end; nothing else is to be done for its sessions."""
+        self.awaiting = {k for k in self.awaiting if k.listener != listener}
+        return []
+
+    # -- maildir actors
+    def hello(self, name: str) -> list[Effect]:
+        """An actor is locked in and serves."""
+        maildir = self.maildirs.get(name.removeprefix("maildir."))
+        if maildir is not None:
+            maildir.said_hello = True
+        return []
+
+    def maildir_gone(self, name: str, now: float) -> list[Effect]:
+        """A maildir actor's process is no more: its lease is free, and who waited for its end gets a new one."""
+        maildir = self.maildirs.pop(name.removeprefix("maildir."), None)
+        if maildir is None:
+            return []
+        self.idle.pop(maildir.user, None)
+        self._free(maildir)
+        effects: list[Effect] = []
+        for key in maildir.waiting:
+            row = self.users.get(maildir.user)
+            if row is None or key not in self.sessions:
+                self.leases.pop(maildir.user, None)
+                self.sessions.pop(key, None)
+                effects.append(Send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now")))
+            else:
+                self.sessions[key] = (maildir.user, now)
+                effects += self._open(maildir.user, row, key)
+        return effects
+
+    def sweep(self, now: float) -> list[Effect]:
+        """Let go of maildir actors that have been idle long enough."""
+        effects: list[Effect] = []
+        for user, since in list(self.idle.items()):
+            if since + self.settings.warm_seconds > now:
+                break
+            effects += self._retire(user)
+        return effects
+
+    def next_sweep(self) -> float | None:
+        """When `sweep` will have something to do, None for not so soon."""
+        first = next(iter(self.idle.values()), None)
+        return None if first is None else first + self.settings.warm_seconds
+
+    def _retire(self, user: str) -> list[Effect]:
+        self.idle.pop(user, None)
+        maildir = self.maildirs.get(user)
+        if maildir is None or maildir.retiring or maildir.key is not None:
+            return []
+        maildir.retiring = True
+        return [Send(maildir.name, m.Retire())]
+
+    def retire_all(self) -> list[Effect]:
+        """Let go of all that are idle (a reload: users may have moved)."""
+        return [e for user in list(self.idle) for e in self._retire(user)]
+
+    # -- restarts
+    def died(self, name: str, now: float) -> Restart:
+        """A singleton ended unasked: again after a pause that doubles; past the intensity, no more (OTP's supervisor)."""
+        deaths = self.deaths.setdefault(name, deque())
+        deaths.append(now)
+        while deaths and deaths[0] < now - self.settings.restart_seconds:
+            deaths.popleft()
+        if len(deaths) > self.settings.restart_intensity:
+            return Restart(name, -1.0)
+        return Restart(name, 0.0 if len(deaths) == 1 else 0.1 * 2 ** (len(deaths) - 2))

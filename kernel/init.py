@@ -1,0 +1,376 @@
+"""Init: the process the operator started. It binds the ports, forks the kernel, starts singletons afresh on the kernel's orders,
+passes the operator's signals on, and tidies up when all is over. It reads nothing that ever came from the network.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgpack
+
+from popkernel.kernel.actor import Boot
+from popkernel.kernel.channel import Channel, Message, pair
+from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.kernel.log import complain
+from popkernel.kernel.loop import Loop
+from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.proto import messages as m
+from popkernel.proto.topology import actor as row_of
+
+__all__ = ["run"]
+
+SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = 70, 71, 69, 77, 78, 73  # sysexits(3)
+_BACKLOG = 4096
+_LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
+
+
+class StartError(Exception):
+    """The service can't start. `status`: sysexits(3)."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def run(config: Config, again: Callable[[], Config], version: str) -> int:
+    """Serve in this process until the end; the exit code. `again` reads the configuration anew, for a reload."""
+    try:
+        _check_sandbox(config)
+        ids = actor_ids(config)
+        run_dir = RunDir(config.run_dir)
+        try:
+            listening = Listening(config)
+            control = _control_socket(config.control)
+        except BaseException:
+            run_dir.tidy()
+            raise
+    except StartError as error:
+        complain(str(error))
+        return error.status
+    except ConfigError as error:
+        complain(str(error))
+        return CONFIG
+    init = Init(config, again, version, ids, run_dir, listening)
+    return init.serve(control)
+
+
+def _check_sandbox(config: Config) -> None:
+    lacks = sandbox.missing()
+    if lacks and not config.insecure_no_sandbox:
+        raise StartError(OSERR, "actors can't be locked in here: " + "; ".join(lacks))
+
+
+class RunDir:
+    """The run directory and its lock: one service a directory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            os.makedirs(path, mode=0o711, exist_ok=True)
+            self.lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another directory with --run-dir") from None
+        state = os.fstat(self.lock)
+        if state.st_uid != os.geteuid():
+            raise StartError(NOPERM, f"{path} belongs to uid {state.st_uid}; give a directory of your own with --run-dir")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(self.lock, 32, 0).decode(errors="replace").strip()
+            raise StartError(
+                UNAVAILABLE, f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
+            ) from None
+        os.ftruncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+
+    def tidy(self) -> None:
+        """Nothing is left behind. The lock goes last, while it is still held."""
+        for name in ("control.sock", "lmtp.sock", "lock"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.path}/{name}")
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+
+
+def _control_socket(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # ours: the lock is held
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+        sock.listen(64)
+    except OSError as error:
+        raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another --run-dir") from None
+    finally:
+        os.umask(before)
+    sock.setblocking(False)
+    return sock
+
+
+class Listening:
+    """The listening sockets, bound once, handed to every listener that is started."""
+
+    def __init__(self, config: Config) -> None:
+        self.tls = [self._bind(a) for a in config.listen]
+        self.plain = [self._bind(a) for a in config.listen_starttls]
+
+    @staticmethod
+    def _bind(address: Address) -> socket.socket:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((address.host, address.port))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(UNAVAILABLE, f"{address}: the port is taken; stop who has it, or give another") from None
+            if error.errno == errno.EACCES:
+                raise StartError(NOPERM, f"{address}: ports below 1024 want root; start as root, or give another") from None
+            raise StartError(UNAVAILABLE, f"{address}: {error.strerror}") from None
+        sock.setblocking(False)
+        return sock
+
+    def addresses(self) -> str:
+        """As they are bound, for the line that says we are ready."""
+        shown = [f"pop3s {_shown(s)}" for s in self.tls] + [f"pop3 {_shown(s)}" for s in self.plain]
+        return ", ".join(shown)
+
+
+def _shown(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Init:
+    """The parent of the kernel and of the singletons."""
+
+    def __init__(
+        self, config: Config, again: Callable[[], Config], version: str, ids: dict[str, tuple[int, int]], run_dir: RunDir,
+        listening: Listening,
+    ) -> None:
+        self.config = config
+        self.again = again
+        self.version = version
+        self.ids = ids
+        self.run_dir = run_dir
+        self.listening = listening
+        self.loop = Loop()
+        self.children: dict[int, str] = {}
+        self.kernel: Channel | None = None
+        self.kernel_pid = 0
+        self.status = SOFTWARE
+        self.text = ""
+        self.serial = 0
+
+    def serve(self, control: socket.socket) -> int:
+        """Fork the kernel, then obey it."""
+        mine, its = pair()
+        woken, wake = os.pipe()
+        self.kernel_pid = os.fork()
+        if self.kernel_pid == 0:
+            os.close(woken)
+            os.close(wake)
+            mine.close()
+            self._become_kernel(its, control)
+        its.close()
+        control.close()
+        os.set_blocking(woken, False)
+        os.set_blocking(wake, False)
+        self._take_signals(woken, wake)
+        self.children[self.kernel_pid] = "kernel"
+        self.kernel = Channel(self.loop, mine, "init", "kernel", self._on_kernel, self._on_kernel_gone)
+        if not self.config.insecure_no_sandbox:
+            row = row_of("init")
+            sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=True))
+        self.loop.run()
+        self._wait_for_children()
+        self.run_dir.tidy()
+        if self.status:
+            complain(self.text or f"ended with status {self.status}")
+        return self.status
+
+    def _become_kernel(self, channel: socket.socket, control: socket.socket) -> NoReturn:
+        from popkernel.kernel.supervisor import Supervisor
+
+        for sock in (*self.listening.tls, *self.listening.plain):
+            sock.close()
+        os.close(self.run_dir.lock)
+        config = {
+            "control": control, "service": self.config, "version": self.version, "addresses": self.listening.addresses(),
+            "verbose": self.config.verbose,
+        }
+        boot = Boot("kernel", channel, os.getuid(), os.getgid(), config, sandboxed=not self.config.insecure_no_sandbox)
+        try:
+            Supervisor(boot).begin()
+        finally:
+            os._exit(SOFTWARE)
+
+    # -- signals
+    def _take_signals(self, woken: int, wake: int) -> None:
+        """Python's handlers only note a signal; the descriptor wakes the loop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+        def ready(events: int) -> None:
+            del events
+            for number in set(os.read(woken, 512)):
+                self._signal(number)
+
+        self.loop.add(woken, ready)
+
+    def _signal(self, number: int) -> None:
+        if self.kernel is None or self.kernel.gone:
+            self._reap()
+            return
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGHUP:
+            self._reread()
+        else:
+            notify("STOPPING=1")
+            self.kernel.send(m.Signal("TERM"))
+
+    def _reread(self) -> None:
+        """A reload begins with the configuration: a bad one changes nothing."""
+        assert self.kernel is not None
+        try:
+            config = self.again()
+            self.ids = actor_ids(config)
+        except ConfigError as error:
+            self.kernel.send(m.Signal(("NOT " + str(error).replace("\n", "; "))[:255]))
+            return
+        self.config = config
+        self.kernel.send(m.Signal("HUP"))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            name = self.children.pop(pid, "")
+            if name == "kernel":
+                self.loop.stop()
+            elif name and self.kernel is not None:
+                self.kernel.send(m.Exited(name, pid, status & 0xFFFF))
+
+    # -- the kernel's orders
+    def _on_kernel(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del channel
+        if isinstance(message, m.Execute):
+            self._execute(message, fds[0])
+        elif isinstance(message, m.Kill):
+            for pid, name in list(self.children.items()):
+                if name == message.name:
+                    os.kill(pid, signal.SIGKILL)  # our child, not reaped yet: the number is nobody else's
+        elif isinstance(message, m.Running):
+            self._running(message.text)
+        elif isinstance(message, m.Ending):
+            self.status, self.text = message.status, message.text
+
+    def _running(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        notify(f"READY=1\nSTATUS={text}\nMAINPID={os.getpid()}")
+
+    def _on_kernel_gone(self, channel: Channel, why: str) -> None:
+        """The kernel ended, or broke the rules; either way all is over."""
+        del channel
+        if why:
+            self.text = f"the kernel broke the rules: {why}"
+            os.kill(self.kernel_pid, signal.SIGKILL)
+        elif not self.text and self.status:
+            self.text = "the kernel is gone"
+        self.loop.stop()
+
+    def _execute(self, message: m.Execute, channel: int) -> None:
+        """Start a singleton: fork, exec a fresh interpreter. What it is told comes on a pipe, from here and not from the bus."""
+        fds = [channel]
+        config = self._config_of(message, fds)
+        uid, gid = self.ids.get(message.actor, (os.getuid(), os.getgid()))
+        blob = {"uid": uid, "gid": gid, "config": config, "fds": fds[1:], "sandboxed": not self.config.insecure_no_sandbox}
+        reading, writing = os.pipe()
+        packed = msgpack.packb(blob)
+        fcntl.fcntl(writing, getattr(fcntl, "F_SETPIPE_SZ", 1031), max(65536, len(packed) + 4096))
+        os.write(writing, packed)
+        os.close(writing)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _exec(message.name, reading, fds)
+            finally:
+                os._exit(OSERR)
+        os.close(reading)
+        os.close(channel)
+        self.children[pid] = message.name
+        assert self.kernel is not None
+        self.kernel.send(m.Started(message.name, pid))
+
+    def _config_of(self, message: m.Execute, fds: list[int]) -> dict[str, Any]:
+        """What each singleton is told, and no more: auth no certificate, the listener no table, the spawner no file."""
+        config = self.config
+        common: dict[str, Any] = {"verbose": config.verbose, "hostname": config.hostname}
+        if message.actor == "spawner":
+            return common | {"roots": message.roots}
+        if message.actor == "auth":
+            return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}
+        if message.actor == "listener":
+            self.serial += 1
+            tls, plain = [s.fileno() for s in self.listening.tls], [s.fileno() for s in self.listening.plain]
+            fds += tls + plain
+            return common | {
+                "cert": config.cert, "key": config.key, "tls_min": config.tls_min, "tls_fds": tls, "plain_fds": plain,
+                "allow_plaintext": config.allow_plaintext, "login_seconds": config.login_seconds,
+                "idle_seconds": config.idle_seconds, "max_sessions": max(1, config.max_sessions // config.listeners),
+                "version": self.version, "serial": self.serial << 40,
+            }
+        return common
+
+    # -- the end
+    def _wait_for_children(self) -> None:
+        """They go when their channel to the kernel ends; who does not is ended."""
+        until = time.monotonic() + _LAST_WAIT
+        while self.children:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                self.children.pop(pid, None)
+            elif time.monotonic() > until:
+                for child in self.children:
+                    os.kill(child, signal.SIGKILL)
+                until += _LAST_WAIT
+            else:
+                time.sleep(0.005)
+
+
+def _exec(name: str, blob: int, fds: list[int]) -> None:
+    """In the child: keep those descriptors, lose everything else, become a fresh interpreter."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # stays so over exec: those are init's
+    for fd in (blob, *fds):
+        os.set_inheritable(fd, True)
+    arguments = [sys.executable, "-I", "-m", "popkernel.kernel.boot", name, str(fds[0]), str(blob)]
+    os.execve(sys.executable, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})})
+
+
+def notify(text: str) -> None:
+    """sd_notify(3): tell the service manager, where there is one."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + path[1:] if path[0] == "@" else path)
+        sock.sendall(text.encode())

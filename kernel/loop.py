@@ -1,0 +1,109 @@
+"""One event loop a process: descriptors that are ready, and timers. Everything runs in it; nothing in it may block."""
+
+import heapq
+import select
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+__all__ = ["READ", "WRITE", "Loop", "Timer"]
+
+READ = 1  # POLLIN and EPOLLIN are the same number, as are their OUTs
+WRITE = 4
+
+_Callback = Callable[[int], None]
+
+
+class Timer:
+    """A call at a time; `cancel` makes it none."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Never to be called; costs nothing, the heap forgets it when its time comes."""
+        self.call = None
+
+
+class Loop:
+    """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
+
+    __slots__ = ("_calls", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now")
+
+    def __init__(self, *, many: bool = False) -> None:
+        self._many = many and hasattr(select, "epoll")
+        self._poller: Any = select.epoll() if self._many else select.poll()
+        self._calls: dict[int, _Callback] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._soon: list[Callable[[], None]] = []
+        self._sequence = count()
+        self._running = False
+        self.now = time.monotonic()  # seconds; read once a turn, good enough for every deadline here
+
+    def add(self, fd: int, call: _Callback, events: int = READ) -> None:
+        """Call `call(events)` whenever `fd` is ready (level-triggered)."""
+        self._poller.register(fd, events)
+        self._calls[fd] = call
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for other events of a descriptor."""
+        self._poller.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Wait for it no longer. To be called before it is closed."""
+        if self._calls.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Call once, that many seconds from now."""
+        timer = Timer(call)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._sequence), timer))
+        return timer
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call once, before the loop waits again."""
+        self._soon.append(call)
+
+    def stop(self) -> None:
+        """Leave `run` after this turn."""
+        self._running = False
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        self._running = True
+        calls = self._calls
+        while self._running:
+            self._turn(calls)
+
+    def _turn(self, calls: dict[int, _Callback]) -> None:
+        for fd, events in self._poll():
+            call = calls.get(fd)  # one of an earlier event may have removed it
+            if call is not None:
+                call(events)
+        while self._timers and self._timers[0][0] <= self.now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                timer.call()
+        while self._soon:
+            todo, self._soon = self._soon, []
+            for call_soon in todo:
+                call_soon()
+
+    def _poll(self) -> list[tuple[int, int]]:
+        timeout: float | None = None
+        if self._soon:
+            timeout = 0.0
+        elif self._timers:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+        try:
+            ready: list[tuple[int, int]]
+            if self._many:
+                ready = self._poller.poll(timeout)
+            else:
+                ready = self._poller.poll(None if timeout is None else timeout * 1000 + 0.5)
+        finally:
+            self.now = time.monotonic()
+        return ready

@@ -1,0 +1,1 @@
+"""pledge(2) and unveil(2): OpenBSD's own calls there, seccomp and Landlock on Linux."""

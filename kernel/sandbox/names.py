@@ -1,0 +1,50 @@
+"""The promises' names in their fixed order; a filter reports a broken one by its place here.
+
+Kept apart from promises.py because every actor carries this, and only the process that compiles filters needs that.
+All of them are names of OpenBSD's pledge(2) too.
+"""
+
+from __future__ import annotations
+
+# The place, counted from 1, is the 16 bits of data in SECCOMP_RET_TRAP; 0 means that no promise gives the call.
+PROMISES = (
+    "stdio",
+    "rpath",
+    "wpath",
+    "cpath",
+    "fattr",
+    "flock",
+    "unix",
+    "inet",
+    "sendfd",
+    "recvfd",
+    "id",
+    "proc",
+    "exec",
+    "prot_exec",
+    "settime",
+    "chown",
+    "getpw",
+    "ps",
+    "error",
+)
+
+NONE = "none"
+
+
+def split(promises: str) -> tuple[str, ...]:
+    """The promises of one string, separated by blanks as in pledge(2).
+
+    Raises:
+        ValueError: a name that is no promise; the text names it and those there are.
+    """
+    names = tuple(promises.split())
+    for name in names:
+        if name not in PROMISES:
+            raise ValueError(f"unknown promise {name!r}: there are {' '.join(PROMISES)}")
+    return names
+
+
+def at(place: int) -> str:
+    """The promise at `place` (counted from 1), or "none" for 0 and places that are not there."""
+    return PROMISES[place - 1] if 0 < place <= len(PROMISES) else NONE

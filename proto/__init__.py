@@ -1,0 +1,1 @@
+"""Pure: formats, protocols and the topology table. No I/O, no clock, no randomness."""

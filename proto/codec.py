@@ -1,0 +1,106 @@
+"""Messages to octets and back, one codec an edge. Whatever comes in is hostile until `decode` has taken it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgpack
+
+from popkernel.proto import topology
+from popkernel.proto.messages import CARRIES
+from popkernel.proto.schema import BadMessageError, compile_check, fields_of
+
+__all__ = ["BadMessageError", "Codec", "redacted"]
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_unpack = msgpack.unpackb
+_checks: dict[type, Callable[[Any], None]] = {}
+_BIN32 = b"\xc6"
+_BULK_FROM = 4096  # a last field of that many octets is sent from where it is, without a copy
+
+
+def _check_of(message: type) -> Callable[[Any], None]:
+    check = _checks.get(message)
+    if check is None:
+        check = _checks[message] = compile_check(message)
+    return check
+
+
+class Codec:
+    """Encodes and decodes the messages of one edge of the topology table, and no others."""
+
+    __slots__ = ("_by_class", "_by_code", "edge", "name", "octets")
+
+    def __init__(self, source: str, target: str) -> None:
+        """`source` and `target` are rows of the table; KeyError where there is no such edge."""
+        self.edge = topology.edge(source, target)
+        self.name = f"{source}>{target}"
+        self.octets = self.edge.octets
+        secret = {f"{c.__name__}.{n}" for c in self.edge.messages for n, f in fields_of(c).items() if f.secret}
+        if secret != set(self.edge.secrets):
+            raise TypeError(f"edge {self.name}: its messages' secret fields {secret} are not those its row names")
+        rows = [(code, c, _check_of(c), CARRIES.get(c, 0)) for code, c in enumerate(self.edge.messages, 1)]
+        self._by_code: dict[int, tuple[type, Callable[[Any], None], int]] = {r[0]: (r[1], r[2], r[3]) for r in rows}
+        self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
+
+    def encode(self, message: tuple[Any, ...]) -> bytes:
+        """One msgpack array. BadMessageError for a message this edge does not have, or out of its bounds."""
+        row = self._by_class.get(type(message))
+        if row is None:
+            raise BadMessageError(f"{type(message).__name__} may not go {self.name}")
+        row[1](message)
+        data: bytes = _pack((row[0], *message))
+        if len(data) > self.octets:
+            raise BadMessageError(f"{type(message).__name__}: {len(data)} octets are more than {self.name} takes")
+        return data
+
+    def encode_bulk(self, message: tuple[Any, ...], data: memoryview | bytes) -> list[bytes | memoryview]:
+        """The same for a message whose last field, given apart, is large: [head, data], so that nobody copies it."""
+        if len(data) < _BULK_FROM:
+            return [self.encode(type(message)(*message[:-1], bytes(data)))]
+        code, check = self._by_class[type(message)]
+        check(message)
+        head = b"".join(
+            [bytes((0x91 + len(message),)), _pack(code), *map(_pack, message[:-1]), _BIN32, len(data).to_bytes(4, "big")],
+        )
+        if len(head) + len(data) > self.octets:
+            raise BadMessageError(f"{type(message).__name__}: more octets than {self.name} takes")
+        return [head, data]
+
+    def decode(self, data: bytes | memoryview) -> tuple[Any, ...]:
+        """The message, whole and within its bounds; else BadMessageError, which never quotes what came."""
+        if len(data) > self.octets:
+            raise BadMessageError(f"{len(data)} octets are more than {self.name} takes")
+        try:
+            fields = _unpack(data, max_map_len=0, max_ext_len=0)
+        except Exception as error:
+            raise BadMessageError(f"not one msgpack array ({type(error).__name__})") from None
+        if type(fields) is not list or not fields or type(fields[0]) is not int:
+            raise BadMessageError("not an array that begins with a code")
+        row = self._by_code.get(fields.pop(0))
+        if row is None:
+            raise BadMessageError(f"no such message on {self.name}")
+        row[1](fields)
+        message: tuple[Any, ...] = row[0](*fields)
+        return message
+
+    def carries(self, message: tuple[Any, ...]) -> int:
+        """How many descriptors travel with it."""
+        if getattr(message, "fresh", False):
+            return 1
+        return self._by_code[self._by_class[type(message)][0]][2]
+
+
+class Shown(NamedTuple):
+    """A message as people and recordings see it."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+def redacted(message: tuple[Any, ...]) -> Shown:
+    """Its name and fields; secret ones replaced as the table says, before anything else is done with them."""
+    kinds = fields_of(type(message))
+    return Shown(
+        type(message).__name__,
+        {n: "[secret]" if f.secret else v for (n, f), v in zip(kinds.items(), message, strict=True)},
+    )

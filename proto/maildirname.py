@@ -1,0 +1,85 @@
+"""The names of maildir messages: which are messages, in what order, with what flags; and how a new one is made.
+
+A file's name is ``CANONICAL`` or ``CANONICAL:INFO``. CANONICAL never changes in a message's life and gives its UIDL; INFO
+(``2,FLAGS``) changes as mail programs set flags. Names are bytes: any octet but NUL and ``/`` may be in them. Source: the
+maildir page of D. J. Bernstein; the numbering rule is that of the server popkernel takes over from.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+INFO_NEW = b":2,"  # what a message gets when it moves from new/ to cur/
+_HOST_KEEPS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+
+
+def canonical(name: bytes) -> bytes:
+    """Give the part of a file name that stays: all before the first ``:``."""
+    return name.partition(b":")[0]
+
+
+def is_message(name: bytes) -> bool:
+    """Is this file name, or canonical name, a message's: digits and a dot at its beginning."""
+    head, dot, _ = name.partition(b".")
+    return dot == b"." and head.isdigit()
+
+
+def order_key(name: bytes) -> tuple[int, bytes]:
+    """Sort key of a canonical message name: its leading number, then the name."""
+    return int(name.partition(b".")[0]), name
+
+
+def leading_width(names: list[bytes]) -> int:
+    """How many digits every one of these names begins with before its dot; 0 when they differ or one is no message.
+
+    Where the width is one and the same, the order of messages is the plain order of bytes. In bulk, as a maildir may
+    hold 100,000.
+    """
+    if not names:
+        return 0
+    width = names[0].find(b".")
+    if width < 1:
+        return 0
+    heads = b"".join(map(itemgetter(slice(0, width + 1)), names))
+    dots = heads[width :: width + 1].count(b".")
+    digits = heads.replace(b".", b"")
+    if len(heads) == len(names) * (width + 1) and dots == len(names) and len(digits) == len(names) * width:
+        return width if digits.isdigit() else 0
+    return 0
+
+
+def sort_names(names: list[bytes]) -> None:
+    """Put canonical message names into message order, in place."""
+    if leading_width(names):
+        names.sort()
+    else:
+        names.sort(key=order_key)
+
+
+def is_ordered(names: list[bytes]) -> bool:
+    """Do these canonical message names stand in message order? Equal neighbours pass; look for them elsewhere."""
+    copy = names.copy()
+    sort_names(copy)
+    return copy == names
+
+
+def with_seen(info: bytes) -> bytes | None:
+    """Give ``info`` (``b""`` or ``:2,FLAGS``) the S flag, flags in ASCII order; None when it has it or is of another kind."""
+    if not info:
+        return b":2,S"
+    if not info.startswith(INFO_NEW) or b"S" in info[3:]:
+        return None
+    return INFO_NEW + bytes(sorted({*info[3:], ord("S")}))
+
+
+def escape_host(host: bytes) -> bytes:
+    r"""Make a host name fit for a file name and a popcache line: every octet but letters, digits, ``.-_`` as ``\ooo``.
+
+    ``/`` and ``:`` become ``\057`` and ``\072``, as the maildir page asks. 64 octets at most are kept.
+    """
+    return b"".join(bytes((c,)) if c in _HOST_KEEPS else b"\\%03o" % c for c in host[:64]) or b"localhost"
+
+
+def unique_name(seconds: int, random4: bytes, host: bytes) -> bytes:
+    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it; ``host`` has gone through ``escape_host``."""
+    return b"%d.%s.%s" % (seconds, random4.hex().encode(), host)

@@ -1,0 +1,467 @@
+"""Every message between actors, in the order of the edges they travel on. Data only; who may send what stands in topology.py.
+
+Numbers of messages are POP3's (1 is the first). Octets are counted as POP3 sends them (RFC 1939 section 11). A message that
+`carries` hands over that many file descriptors with it (SCM_RIGHTS): always ends of channels that the kernel made.
+"""
+
+from typing import Annotated, NamedTuple
+
+from popkernel.proto.schema import Address, Blob, Code, Count, Field, Name, Numbers, Octets, Secret, Session, Text
+
+Uidls = Annotated[list[str], Field("strs", 0, 70, items=2048)]
+Data = Annotated[bytes, Field("bytes", 0, 1 << 20)]
+Status = Annotated[int, Field("int", 0, 0xFFFF)]  # as wait(2) gives it
+Pid = Annotated[int, Field("int", 1, 2**31 - 1)]
+Id = Annotated[int, Field("int", 0, 2**31 - 1)]
+Roots = Annotated[list[bytes], Field("blobs", 0, 4096, items=256)]
+Path = Annotated[bytes, Field("bytes", 0, 4096)]
+Level = Annotated[int, Field("int", 0, 7)]  # syslog(3): 3 error, 4 warning, 5 notice, 6 info, 7 debug
+
+
+# ---- any actor -> kernel
+class Hello(NamedTuple):
+    """I am locked in, and serve from now on."""
+
+    pid: Pid
+    promises: Text
+    unveiled: Text
+
+
+class Failed(NamedTuple):
+    """I can't serve, and go: bad tables, a bad certificate, a cage that can't be had."""
+
+    status: Status  # a sysexits(3) code
+    text: Text
+
+
+class Broke(NamedTuple):
+    """I broke a promise: the call, and the promise that would have allowed it. The last word of an actor."""
+
+    call: Text
+    promise: Text
+
+
+class Refused(NamedTuple):
+    """A peer sent me what the topology does not allow on that edge. The kernel ends the peer."""
+
+    edge: Text
+    peer: Name
+    reason: Text
+
+
+class Log(NamedTuple):
+    """A line for the log, of my own words: what came from outside is escaped before."""
+
+    level: Level
+    text: Text
+
+
+class Counters(NamedTuple):
+    """The answer to Report."""
+
+    messages_in: Octets
+    messages_out: Octets
+    sessions: Count
+
+
+# ---- kernel -> any actor
+class Report(NamedTuple):
+    """Tell me your counters."""
+
+
+class Stop(NamedTuple):
+    """Finish politely within so many seconds."""
+
+    seconds: Count
+
+
+class Peer(NamedTuple):
+    """Here is your channel to that peer; one to an earlier instance of it is over. Carries the channel."""
+
+    name: Name
+
+
+# ---- listener -> kernel
+class Awaiting(NamedTuple):
+    """I really have this connection, and its user has just asked to log in: auth's word on it will be true of me."""
+
+    session: Session
+
+
+class Ended(NamedTuple):
+    """A connection is over; all that the log line of a session needs."""
+
+    session: Session
+    user: Annotated[str, Field("str", 0, 255)]
+    address: Address
+    why: Text
+    commands: Octets
+    octets_in: Octets
+    octets_out: Octets
+    retrieved: Count
+    deleted: Count
+    milliseconds: Octets
+
+
+class LoginFailed(NamedTuple):
+    """For the log, one line a failure."""
+
+    user: Annotated[str, Field("str", 0, 255)]
+    address: Address
+    why: Text
+
+
+# ---- kernel -> listener
+class Opened(NamedTuple):
+    """Session so-and-so is logged in. Carries the channel to that user's maildir actor."""
+
+    session: Session
+
+
+class Turned(NamedTuple):
+    """Session so-and-so was rightly authenticated but can't have its maildrop."""
+
+    session: Session
+    code: Code
+    text: Text
+
+
+class Drain(NamedTuple):
+    """A new listener has taken over: accept no more, serve on whom you have, go when the last is gone."""
+
+
+# ---- listener -> auth, auth -> listener, auth -> kernel
+class Login(NamedTuple):
+    """Is this who it says it is?"""
+
+    session: Session
+    user: Name
+    secret: Secret
+    address: Address
+
+
+class Denied(NamedTuple):
+    """No; the response code and the words for the client."""
+
+    session: Session
+    code: Code
+    text: Text
+
+
+class Granted(NamedTuple):
+    """The session of that listener is that user. Only auth may say so."""
+
+    listener: Name
+    session: Session
+    user: Name
+
+
+# ---- kernel -> maildir, maildir -> kernel
+class Open(NamedTuple):
+    """Serve a session. Carries the channel to the listener."""
+
+    session: Session
+
+
+class Wake(NamedTuple):
+    """Serve on a session that was parked. Carries its channel to the listener."""
+
+    session: Session
+    state: Blob
+
+
+class Receive(NamedTuple):
+    """Take deliveries. Carries the channel to the mda."""
+
+    name: Name
+
+
+class Retire(NamedTuple):
+    """Go, you have been idle long enough."""
+
+
+class Closed(NamedTuple):
+    """A session is over here: the maildrop's lease is free."""
+
+    session: Session
+    removed: Count
+    failed: Count
+
+
+class Parked(NamedTuple):
+    """A session that slept: all there is to it, for Wake. Carries its channel to the listener."""
+
+    session: Session
+    state: Blob
+
+
+# ---- listener -> maildir
+class Retrieve(NamedTuple):
+    """Send messages first .. first+many-1 whole, in order; then, if it costs no second frame, up to `ahead` more."""
+
+    first: Count
+    many: Count
+    ahead: Count
+
+
+class Top(NamedTuple):
+    """Send the header, the blank line and so many lines of the body (RFC 1939 section 7)."""
+
+    number: Count
+    lines: Count
+
+
+class List(NamedTuple):
+    """Sizes of messages first .. first+many-1."""
+
+    first: Count
+    many: Count
+
+
+class Uidl(NamedTuple):
+    """Unique ids of messages first .. first+many-1."""
+
+    first: Count
+    many: Count
+
+
+class Delete(NamedTuple):
+    """Mark messages first .. first+many-1 as deleted."""
+
+    first: Count
+    many: Count
+
+
+class Reset(NamedTuple):
+    """Unmark all."""
+
+
+class Credit(NamedTuple):
+    """So many octets of bulk frames have gone out to the client: as many more may come."""
+
+    octets: Octets
+
+
+class Quit(NamedTuple):
+    """Remove what is marked. `taken`: (first, many) pairs of messages given out that Retrieve did not ask for."""
+
+    taken: Numbers
+
+
+# ---- maildir -> listener
+class Ready(NamedTuple):
+    """The maildrop is open: how many messages, how many octets."""
+
+    messages: Count
+    octets: Octets
+
+
+class Unready(NamedTuple):
+    """The maildrop can't be opened, or can't be served on."""
+
+    code: Code
+    text: Text
+
+
+class Mail(NamedTuple):
+    """A bulk frame. `parts`: quadruples (number, octets of the whole message, octets of `data` that are its, 1 if its last).
+
+    `data` is ready for the wire: CRLF line ends, dots stuffed, without the closing dot.
+    """
+
+    parts: Numbers
+    data: Data
+
+
+class Missing(NamedTuple):
+    """Message `number` can't be sent (deleted, gone, unreadable): the code and words for the client."""
+
+    number: Count
+    code: Code
+    text: Text
+
+
+class Sizes(NamedTuple):
+    """A bulk frame: sizes from message `first` on, -1 for a deleted one; `last` where no more follow."""
+
+    first: Count
+    sizes: Numbers
+    last: bool
+
+
+class Ids(NamedTuple):
+    """A bulk frame: unique ids from message `first` on, empty for a deleted one; `last` where no more follow."""
+
+    first: Count
+    uidls: Uidls
+    last: bool
+
+
+class Deleted(NamedTuple):
+    """Marked, but for `refused` (marked before). The totals of the maildrop as they are now."""
+
+    first: Count
+    many: Count
+    refused: Numbers
+    messages: Count
+    octets: Octets
+
+
+class Totals(NamedTuple):
+    """The totals of the maildrop after Reset."""
+
+    messages: Count
+    octets: Octets
+
+
+class Bye(NamedTuple):
+    """What was marked is removed, but for `failed` of them."""
+
+    removed: Count
+    failed: Count
+
+
+# ---- kernel -> spawner, kernel -> init and back
+class Spawn(NamedTuple):
+    """Fork a maildir actor. Carries its channel to the kernel."""
+
+    name: Name
+    uid: Id
+    gid: Id
+    maildir: Path
+
+
+class Execute(NamedTuple):
+    """Start a singleton afresh: an actor of the topology table. Carries its channel to the kernel.
+
+    `roots`: for the spawner, the directories under which all maildirs lie.
+    """
+
+    actor: Name
+    name: Name
+    roots: Roots
+
+
+class Kill(NamedTuple):
+    """End that child of yours at once."""
+
+    name: Name
+
+
+class Started(NamedTuple):
+    """It runs."""
+
+    name: Name
+    pid: Pid
+
+
+class Exited(NamedTuple):
+    """It is gone, and no process of it is left; status as wait(2) has it."""
+
+    name: Name
+    pid: Pid
+    status: Status
+
+
+class Signal(NamedTuple):
+    """The operator's signal: TERM, HUP."""
+
+    name: Name
+
+
+class Running(NamedTuple):
+    """The service is whole: say so to whoever waits (the terminal, sd_notify)."""
+
+    text: Text
+
+
+class Ending(NamedTuple):
+    """The kernel is done, with this exit code."""
+
+    status: Status
+    text: Text
+
+
+# ---- mda <-> kernel, mda <-> maildir
+class Recipient(NamedTuple):
+    """Whose maildrop is this recipient's? Peer uid and gid are the sender's, as the socket has them (-1: unknown)."""
+
+    request: Session
+    address: Name
+    uid: Annotated[int, Field("int", -1, 2**31 - 1)]
+
+
+class Maildrop(NamedTuple):
+    """It is that user's. Carries the channel to the maildir actor where this mda has none yet (`fresh`)."""
+
+    request: Session
+    user: Name
+    fresh: bool
+
+
+class NoMaildrop(NamedTuple):
+    """There is none, or not for you, or not now: an RFC 3463 status and words."""
+
+    request: Session
+    status: Name
+    text: Text
+
+
+class Deliver(NamedTuple):
+    """A message begins: who sends it, to which address."""
+
+    delivery: Session
+    sender: Annotated[str, Field("str", 0, 320)]
+    recipient: Annotated[str, Field("str", 0, 320)]
+
+
+class Content(NamedTuple):
+    """Its next octets, LF line ends."""
+
+    delivery: Session
+    data: Data
+
+
+class Commit(NamedTuple):
+    """It is whole: make it safe."""
+
+    delivery: Session
+
+
+class Abort(NamedTuple):
+    """It will not be whole: forget it."""
+
+    delivery: Session
+
+
+class Accepted(NamedTuple):
+    """So many octets of content are taken in (credit), or, with `safe`, the message is safe on disk."""
+
+    delivery: Session
+    octets: Octets
+    safe: bool
+
+
+class Rejected(NamedTuple):
+    """The message is not taken: an RFC 3463 status and words."""
+
+    delivery: Session
+    status: Name
+    text: Text
+
+
+# How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
+CARRIES: dict[type, int] = {
+    Peer: 1, Opened: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
+}
+
+
+def bulk_octets(message: tuple[object, ...]) -> int:
+    """What a bulk frame costs of the credit: about the octets that it makes on the client's wire."""
+    if isinstance(message, Mail):
+        return len(message.data)
+    if isinstance(message, Sizes):
+        return 16 * len(message.sizes)
+    if isinstance(message, Ids):
+        return 80 * len(message.uidls)
+    return 0

@@ -1,0 +1,94 @@
+"""POP3's own words (RFC 1939, 2449, 2595, 3206): lines in, commands out, and the texts of replies. Sans I/O.
+
+`LineReader` never holds more than one line's worth of an endless line; everything else here is a function of its arguments.
+"""
+
+from collections import deque
+
+__all__ = ["GREETING", "LINE_LIMIT", "LineReader", "capabilities", "err", "number", "ok", "split"]
+
+LINE_LIMIT = 255  # octets with CRLF, RFC 2449 section 4
+REPLY_LIMIT = 512  # octets with CRLF, RFC 2449 section 4
+GREETING = b"+OK POP3 ready\r\n"
+TOO_LONG = b"\0"  # stands in the place of a line that was too long; no line can be it, for a NUL makes a line invalid
+
+
+class LineReader:
+    """Octets in, lines out (without their ends; LF alone is forgiven). A line over the limit comes out as TOO_LONG."""
+
+    __slots__ = ("_partial", "_skipping", "lines", "limit")
+
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self.limit = limit
+        self.lines: deque[bytes] = deque()
+        self._partial = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> None:
+        """Take what came from the client."""
+        if self._partial:
+            data = self._partial + data
+        *whole, rest = data.split(b"\n")
+        limit = self.limit
+        for line in whole:
+            if self._skipping:
+                self._skipping = False  # its beginning was reported already
+            elif len(line) >= limit:
+                self.lines.append(TOO_LONG)
+            elif line.endswith(b"\r"):
+                self.lines.append(line[:-1])
+            else:
+                self.lines.append(line)
+        if len(rest) >= limit:
+            if not self._skipping:
+                self.lines.append(TOO_LONG)
+                self._skipping = True
+            rest = b""
+        elif self._skipping:
+            rest = b""
+        self._partial = rest
+
+    def clear(self) -> None:
+        """Forget everything that came: what a client sent in clear after STLS is nobody's (CVE-2011-0411)."""
+        self.lines.clear()
+        self._partial = b""
+        self._skipping = False
+
+
+def split(line: bytes) -> tuple[bytes, bytes]:
+    """Keyword in upper case, and the rest behind one blank, as it came."""
+    verb, _, rest = line.partition(b" ")
+    return verb.upper(), rest
+
+
+def number(argument: bytes) -> int:
+    """A message number or line count: 1 to 10 digits, blanks behind forgiven; -1 for anything else."""
+    argument = argument.rstrip(b" ")
+    if argument.isdigit() and len(argument.lstrip(b"0")) <= 10 and len(argument) <= 40:
+        return int(argument)
+    return -1
+
+
+def ok(text: str = "") -> bytes:
+    """A positive first line."""
+    return b"+OK " + text.encode()[: REPLY_LIMIT - 6] + b"\r\n" if text else b"+OK\r\n"
+
+
+def err(text: str, code: str = "") -> bytes:
+    """A negative one; `code` without brackets (RFC 2449 section 8)."""
+    line = f"[{code}] {text}" if code else text
+    return b"-ERR " + line.encode()[: REPLY_LIMIT - 7] + b"\r\n"
+
+
+def capabilities(*, tls: bool, starttls: bool, login: bool, plaintext: bool, version: str) -> bytes:
+    """The whole answer to CAPA (RFC 2449), true of the session as it is.
+
+    `tls`: it runs over TLS; `starttls`: STLS would be taken now; `login`: it is logged in; `plaintext`: USER works without TLS.
+    """
+    lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"]
+    if not login and (tls or plaintext):
+        lines.append("USER")
+    if starttls:
+        lines.append("STLS")
+    lines += ["EXPIRE NEVER", f"IMPLEMENTATION popkernel-{version}"]
+    return b"+OK capabilities follow\r\n" + "\r\n".join([*lines, ".", ""]).encode()

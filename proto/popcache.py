@@ -1,0 +1,223 @@
+"""The popcache: what a maildir knows of its messages, a text line each (pure; files are read elsewhere).
+
+A line is ``CANONICALNAME SP OCTETS SP UIDL LF``. A line whose first character is ``#`` is a removed message, or, as the
+first line of the file, popkernel's own header: what the directories' time stamps were when cur/ was last listed, by which
+an unchanged maildir is proven without listing it. The program popkernel takes over from skips it as any ``#`` line.
+
+Nothing malformed is trusted: such a line is refused, and its message is measured again. Line torn at the end of the file
+(no LF): refused. 100,000 lines go through the bulk reader; a file with any fault in it goes line by line.
+"""
+
+from __future__ import annotations
+
+from array import array
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from popkernel.proto.maildirname import is_message, leading_width, sort_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LARGEST_STAMP = (1 << 63) - 1
+MAX_UIDL = 70  # RFC 1939, section 7
+_UIDL_OCTETS = bytes(range(0x21, 0x7F))
+_MAGIC = b"#popkernel 1 "
+_STAMPS = 6
+HEADER_LENGTH = len(_MAGIC) + 21 * _STAMPS
+_RACY_NS = 2_000_000_000
+
+
+class Header:
+    """What the directories looked like when they were last listed in full.
+
+    ``made``: wall clock in ns when that listing began; 0: nothing is proven. ``cur`` and ``new``: (mtime_ns, ctime_ns) of
+    the directories before it. ``count``: messages found, which must be those of the file's lines.
+    """
+
+    __slots__ = ("count", "cur", "made", "new")
+
+    def __init__(self, made: int, cur: tuple[int, int], new: tuple[int, int], count: int) -> None:
+        self.made = made
+        self.cur = cur
+        self.new = new
+        self.count = count
+
+    def proves(self, cur: tuple[int, int], new: tuple[int, int], count: int) -> bool:
+        """Say whether directories that look like this now, and a file of ``count`` good lines, still match the listing."""
+        return (self.cur, self.new, self.count) == (cur, new, count) and settled(self.made, cur, new)
+
+    def encode(self) -> bytes:
+        """The header line, always ``HEADER_LENGTH`` octets; one that proves nothing where a stamp is out of range."""
+        stamps = self.made, *self.cur, *self.new, self.count
+        if not all(0 <= stamp <= _LARGEST_STAMP for stamp in stamps):
+            return UNPROVEN.encode()
+        return _MAGIC + b"%020d %020d %020d %020d %020d %020d\n" % stamps
+
+
+def settled(made: int, cur: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Say whether all stamps are 2 s older than the listing: a younger directory may change again within one clock tick."""
+    return made >= _RACY_NS and max(*cur, *new) <= made - _RACY_NS
+
+
+UNPROVEN = Header(0, (0, 0), (0, 0), 0)
+
+
+def parse_header(data: bytes) -> Header | None:
+    """Read the header off the beginning of a popcache; None where there is none of ours or it is damaged."""
+    line = data[:HEADER_LENGTH]
+    if len(line) != HEADER_LENGTH or not line.startswith(_MAGIC) or not line.endswith(b"\n"):
+        return None
+    fields = line[len(_MAGIC) : -1].split(b" ")
+    if len(fields) != _STAMPS or not all(len(field) == 20 and field.isdigit() for field in fields):
+        return None
+    made, cur_m, cur_c, new_m, new_c, count = map(int, fields)
+    return Header(made, (cur_m, cur_c), (new_m, new_c), count)
+
+
+class Cache:
+    """A popcache as read: three columns of the good lines, and what else there was.
+
+    ``names``, ``sizes`` (octets) and ``uidls`` run in the order of the file; names and uidls are unique. ``removed``: lines
+    that begin with ``#``, header not counted. ``refused``: malformed ones, torn tail and doubles. ``ordered``: the names
+    stand in message order. ``end``: octets up to the last LF, where an appended line belongs.
+    """
+
+    __slots__ = ("end", "header", "names", "ordered", "refused", "removed", "sizes", "uidl_set", "uidls")
+
+    def __init__(self) -> None:
+        self.names: list[bytes] = []
+        self.sizes = array("Q")
+        self.uidls: list[bytes] = []
+        self.uidl_set: set[bytes] = set()
+        self.header: Header | None = None
+        self.removed = 0
+        self.refused = 0
+        self.ordered = True
+        self.end = 0
+
+
+def parse(data: bytes) -> Cache:
+    """Read a whole popcache file. Never fails: what cannot be trusted is counted in ``refused``."""
+    cache = Cache()
+    cache.header = parse_header(data)
+    cache.end = data.rfind(b"\n") + 1
+    body = data[HEADER_LENGTH if cache.header else 0 : cache.end]
+    if cache.end < len(data):
+        cache.refused += 1
+    if body.startswith(b"#") or b"\n#" in body:
+        lines = body.split(b"\n")
+        kept = [line for line in lines if not line.startswith(b"#")]
+        cache.removed = len(lines) - len(kept)
+        body = b"\n".join(kept)
+    if body and not _read_bulk(cache, body):
+        _read_lines(cache, body)
+    return cache
+
+
+def _read_bulk(cache: Cache, body: bytes) -> bool:
+    """Fill the columns from a faultless body whose names begin with numbers of one length; False: read it line by line."""
+    lines = body.count(b"\n")
+    fields = body.replace(b"\n", b" \n ").split(b" ")
+    fields.pop()
+    # Four fields a line, each fourth the LF itself, and no other LF anywhere: then every line has three fields.
+    if len(fields) != 4 * lines or fields[3::4].count(b"\n") != lines:
+        return False
+    names, sizes, uidls = fields[0::4], fields[1::4], fields[2::4]
+    del fields
+    joined = b"".join(names)
+    if b":" in joined or b"/" in joined or b"\0" in joined or not leading_width(names):
+        return False
+    if not _good_sizes(sizes) or not _good_uidls(uidls):
+        return False
+    unique = set(uidls)
+    if len(unique) != lines:
+        return False
+    if len(set(names)) != lines:
+        return False
+    cache.ordered = sorted(names) == names
+    cache.names, cache.uidls, cache.uidl_set = names, uidls, unique
+    cache.sizes = array("Q", map(int, sizes))
+    return True
+
+
+def _good_sizes(sizes: list[bytes]) -> bool:
+    if b"" in sizes or not b"".join(sizes).isdigit() or len(max(sizes, key=len)) > 18:
+        return False
+    return bytes(map(itemgetter(0), sizes)).count(b"0") == sizes.count(b"0")  # no leading zeros
+
+
+def _good_uidls(uidls: list[bytes]) -> bool:
+    lengths = set(map(len, uidls))
+    return min(lengths) >= 1 and max(lengths) <= MAX_UIDL and not b"".join(uidls).translate(None, _UIDL_OCTETS)
+
+
+def _read_lines(cache: Cache, body: bytes) -> None:
+    """Fill the columns line by line, good lines only; two lines that say different things of one name or UIDL both go."""
+    found: dict[bytes, tuple[int, bytes]] = {}
+    owner: dict[bytes, bytes] = {}
+    bad: set[bytes] = set()
+    for line in body.split(b"\n")[:-1]:
+        parsed = parse_line(line)
+        if parsed is None:
+            cache.refused += 1
+            continue
+        name, octets, uidl = parsed
+        if name in found:
+            cache.refused += 1
+            if found[name] != (octets, uidl):
+                bad.add(name)
+        elif uidl in owner:
+            cache.refused += 1
+            bad.update((name, owner[uidl]))
+        else:
+            found[name] = (octets, uidl)
+            owner[uidl] = name
+    for name in bad:
+        cache.refused += found.pop(name, None) is not None
+    cache.names = list(found)
+    cache.sizes = array("Q", (octets for octets, _ in found.values()))
+    cache.uidls = [uidl for _, uidl in found.values()]
+    cache.uidl_set = set(cache.uidls)
+    in_order = cache.names.copy()
+    sort_names(in_order)
+    cache.ordered = in_order == cache.names
+
+
+def parse_line(line: bytes) -> tuple[bytes, int, bytes] | None:
+    """Take one line (without its LF) apart: canonical name, octets, UIDL; None when anything in it is not as it must be."""
+    fields = line.split(b" ")
+    if len(fields) != 3:
+        return None
+    name, octets, uidl = fields
+    if not fits(name) or not _good_sizes([octets]) or not _good_uidls([uidl]):
+        return None
+    return name, int(octets), uidl
+
+
+def fits(name: bytes) -> bool:
+    """Can this canonical message name stand in a popcache line at all? One with a blank or a line end cannot."""
+    return is_message(name) and not any(octet in name for octet in (b" ", b"\n", b":", b"/", b"\0"))
+
+
+def format_line(name: bytes, octets: int, uidl: bytes) -> bytes:
+    """One message's line, LF included. The name must ``fits``."""
+    return b"%s %d %s\n" % (name, octets, uidl)
+
+
+def format_lines(names: Iterable[bytes], sizes: Iterable[int], uidls: Iterable[bytes]) -> bytes:
+    """The lines of many messages, from columns of one length."""
+    return b"".join(map(b"%s %d %s\n".__mod__, zip(names, sizes, uidls, strict=True)))
+
+
+def line_offsets(data: bytes, names: set[bytes]) -> list[int]:
+    """Where in the file ``data`` the lines of these messages begin, ascending. Lines already removed are not among them."""
+    offsets: list[int] = []
+    if not names:
+        return offsets
+    start = 0
+    for line in data.split(b"\n"):
+        if line.partition(b" ")[0] in names:
+            offsets.append(start)
+        start += len(line) + 1
+    return offsets

@@ -1,0 +1,269 @@
+"""The two tables a site is made of: authorization (name, bcrypt hash) and users (name, uid:gid:maildir).
+
+Pure: octets in, a dictionary and a list of findings out, and no input makes it raise. The files are those of the
+original server and of OpenSMTPD's table(5): one entry a line; blanks, or a colon and blanks, between the two columns;
+blank lines, leading and trailing blanks, and lines whose first non-blank is ``#`` are skipped. What cannot be taken is
+an error with its line and its mend, never a guess: a table with findings must not be put in force.
+
+Nothing of a line that did not parse is ever repeated in a finding, since it may be a password or a hash in the wrong
+column.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+# Two to the twenty-sixth: over 700,000 users at 90 octets a line. Whoever reads a table reads at most one octet more.
+MAX_TABLE = 64 * 1024 * 1024
+# A path of PATH_MAX (4096) octets, a name and two numbers.
+MAX_LINE = 4608
+# A name has to fit in "USER name CRLF" of 255 octets (RFC 2449 section 4).
+MAX_NAME = 248
+# uid_t and gid_t as every system's tools can carry them: (uid_t)-1 and negative numbers mean something else.
+MAX_ID = 2**31 - 1
+# A table in a foreign format would give one finding a line; this many say it all.
+MAX_FINDINGS = 100
+_BOM = b"\xef\xbb\xbf"
+
+_BCRYPT = rb"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}"
+# A name has no blank, no colon, no control character; 8-bit octets are left to the UTF-8 check of the careful path. It
+# starts with neither "#" (a comment) nor "$" (a hash in the wrong column).
+_FAST_NAME = rb"^([!\"%-9;-~][!-9;-~]{0,247})(?:[ \t]{1,64}|:[ \t]{0,64})"
+_FAST_AUTH = re.compile(_FAST_NAME + rb"(" + _BCRYPT + rb")$", re.MULTILINE)
+_FAST_USER = re.compile(_FAST_NAME + rb"([0-9]{1,10}):([0-9]{1,10}):(/[!-~]{1,4095})$", re.MULTILINE)
+_SKIPPED = re.compile(rb"^[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
+_COLUMNS = re.compile(rb"([^ \t:]+)(?:[ \t]*:[ \t]*|[ \t]+)(.*)", re.DOTALL)
+_BCRYPT_ONLY = re.compile(_BCRYPT)
+_IDS = re.compile(rb"([0-9]{1,10}):([0-9]{1,10}):(.*)", re.DOTALL)
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+# Schemes that crypt(3) and other mail servers write. Anything else that looks like one might be a password: not named.
+_SCHEME = re.compile(
+    rb"\$(?:1|2|2x|3|5|6|7|y|gy|md5|sha1|scrypt|argon2(?:i|d|id))\$"
+    rb"|\{(?:PLAIN|CRYPT|BLF-CRYPT|MD5-CRYPT|SHA|SSHA|SHA256|SSHA256|SHA512|SSHA512|SHA256-CRYPT|SHA512-CRYPT|ARGON2ID?)\}"
+)
+_ANEW = "set it anew with `popkernel passwd`"
+
+_Entry = TypeVar("_Entry")
+
+
+class Finding(NamedTuple):
+    """One thing wrong in one place, and what to do about it."""
+
+    path: str
+    """The file, or what else was looked at, as the administrator knows it."""
+    line: int
+    """Line number from 1; 0 where there is no line to name."""
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}:{self.line}" if self.line else self.path
+        return f"{where}: {self.what}; {self.mend}"
+
+
+class MailUser(NamedTuple):
+    """Where a user's mail lies and who owns it."""
+
+    uid: int
+    gid: int
+    maildir: str
+    """Absolute path, subdirectory included; octets that are not UTF-8 are surrogate escapes, as in os.fsdecode."""
+
+
+class _Refused(Exception):  # noqa: N818 - not an error of the program: the line's finding on its way up
+    """What is wrong with a line, and the mend."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.mend = mend
+
+
+def parse_auth(data: bytes, path: str) -> tuple[dict[str, bytes], list[Finding]]:
+    """Read an authorization table.
+
+    Args:
+        data: the whole file.
+        path: its path, for the findings only.
+
+    Returns:
+        bcrypt hash (60 octets) by name for the lines that are good, in their order, and the findings. Never raises.
+
+    """
+    fits = _all_that_fits(_FAST_AUTH, data)
+    hashes = {name.decode("ascii"): value for name, value in fits}
+    if fits and len(hashes) == len(fits):
+        return hashes, []
+    return _read_lines(data, path, _hash_of, "add one with `popkernel passwd -a FILE USER`")
+
+
+def parse_users(data: bytes, path: str, subdir: str = "") -> tuple[dict[str, MailUser], list[Finding]]:
+    """Read a user table.
+
+    Args:
+        data: the whole file.
+        path: its path, for the findings only.
+        subdir: relative path appended to every maildirstring (the flag ``-e``); "" for none.
+
+    Returns:
+        The users by name for the lines that are good, in their order, and the findings. Never raises.
+
+    """
+    tail = "/" + subdir.strip("/") if subdir.strip("/") else ""
+    # ".." and a bare "/" are rare enough to send the whole file down the careful path, which says which line it is.
+    fits = [] if b"/.." in data else _all_that_fits(_FAST_USER, data)
+    users: dict[str, MailUser] = {}
+    for name, uid_text, gid_text, home in fits:
+        uid, gid = int(uid_text), int(gid_text)
+        directory = home.decode("ascii").rstrip("/")
+        if not (0 < uid <= MAX_ID and 0 < gid <= MAX_ID and directory):
+            break
+        users[name.decode("ascii")] = MailUser(uid, gid, directory + tail)
+    if fits and len(users) == len(fits):
+        return users, []
+
+    def user_of(value: bytes) -> MailUser:
+        return _user_of(value, tail)
+
+    return _read_lines(data, path, user_of, "add one as `name uid:gid:/path/of/maildir`")
+
+
+def damage(data: bytes, path: str) -> Finding | None:
+    """Find what makes a table unfit to be added to: too large, a byte order mark, NUL, CR LF, a last line cut short."""
+    whole = _whole_file(data, path)
+    if whole is None and data and not data.endswith(b"\n"):
+        return _no_newline(path, data.count(b"\n") + 1)
+    return whole
+
+
+def _all_that_fits(pattern: re.Pattern[bytes], data: bytes) -> list[tuple[bytes, ...]]:
+    """Take a whole file in one pass: every entry's columns, or [] when any line needs the careful path."""
+    if len(data) > MAX_TABLE or not data.endswith(b"\n") or b"\0" in data or b"\r\n" in data:
+        return []
+    fits: list[tuple[bytes, ...]] = pattern.findall(data)
+    if len(fits) == data.count(b"\n"):
+        return fits
+    # Not every line is an entry. Are the others all comments and blank lines?
+    return fits if len(fits) == _SKIPPED.sub(b"", data).count(b"\n") else []
+
+
+def _read_lines(
+    data: bytes, path: str, value_of: Callable[[bytes], _Entry], add_one: str
+) -> tuple[dict[str, _Entry], list[Finding]]:
+    """Read every line with care: the path for files with comments, colons, 8-bit names, or errors."""
+    whole = _whole_file(data, path)
+    if whole is not None:
+        return {}, [whole]
+    entries: dict[str, _Entry] = {}
+    first_line: dict[str, int] = {}
+    findings: list[Finding] = []
+    unsaid = 0
+    lines = data.split(b"\n")
+    last = lines.pop()
+    for number, raw in enumerate(lines, 1):
+        line = raw.strip(b" \t")
+        if not line or line[0] == 0x23:  # "#"
+            continue
+        try:
+            if len(raw) > MAX_LINE:
+                raise _Refused(f"the line has {len(raw)} octets, over {MAX_LINE}", "shorten or remove it")
+            name, value = _split(line)
+            if name in first_line:
+                raise _Refused(f"user {name} again, first on line {first_line[name]}", "remove one of the two lines")
+            # A name counts as seen even if its value is refused: the second line is still the one too many.
+            first_line[name] = number
+            entries[name] = value_of(value)
+        except _Refused as refused:
+            if len(findings) < MAX_FINDINGS:
+                findings.append(Finding(path, number, refused.what, refused.mend))
+            else:
+                unsaid += 1
+    if unsaid:
+        findings.append(Finding(path, 0, f"{unsaid} more lines with errors", "mend the ones above first"))
+    if last:
+        findings.append(_no_newline(path, len(lines) + 1))
+    elif not entries and not findings:
+        findings.append(Finding(path, max(1, len(lines)), "the table has no user", add_one))
+    return entries, findings
+
+
+def _whole_file(data: bytes, path: str) -> Finding | None:
+    """Find what makes the file as a whole useless: one finding then, not one a line."""
+    if len(data) > MAX_TABLE:
+        return Finding(path, 0, f"the table has over {MAX_TABLE} octets", "is it the right file? Give a smaller one")
+    if data.startswith((_BOM, b"\xff\xfe", b"\xfe\xff")):
+        what = "the file starts with a byte order mark"
+        return Finding(path, 1, what, "save it as plain UTF-8 without one")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        what = "NUL octet: the file is damaged or is no text"
+        return Finding(path, data.count(b"\n", 0, nul) + 1, what, "restore it from a backup, or write the line anew")
+    cr = data.find(b"\r\n")
+    if cr >= 0:
+        what = "line ends in CR LF"
+        return Finding(path, data.count(b"\n", 0, cr) + 1, what, "turn them into LF: sed -i 's/\\r$//' FILE")
+    return None
+
+
+def _no_newline(path: str, line: int) -> Finding:
+    what = "the last line has no newline: the file may be half written"
+    return Finding(path, line, what, "write it in full and end it with a newline")
+
+
+def _split(line: bytes) -> tuple[str, bytes]:
+    """Split a stripped line into its name and the rest, as table(5) does."""
+    columns = _COLUMNS.fullmatch(line)
+    if columns is None or not columns[2]:
+        raise _Refused("the line has no second column", "write `name`, a blank, and the value; or remove the line")
+    name = columns[1]
+    if len(name) > MAX_NAME:
+        raise _Refused(f"the name has {len(name)} octets, over {MAX_NAME}", "choose a shorter one")
+    if name.startswith(b"$"):
+        raise _Refused("the name starts with `$`: is it a hash?", "write `name`, a blank, the value")
+    if _CONTROL.search(name):
+        raise _Refused("control character in the name", "write it in printable characters")
+    try:
+        return name.decode("utf-8"), columns[2]
+    except UnicodeDecodeError:
+        raise _Refused("the name is not UTF-8", "write it in UTF-8") from None
+
+
+def _hash_of(value: bytes) -> bytes:
+    """Check that the second column is a bcrypt hash; never say what it is instead, beyond a known scheme's name."""
+    if _BCRYPT_ONLY.fullmatch(value):
+        return value
+    if value[:4] in {b"$2a$", b"$2b$", b"$2y$"}:
+        if len(value) != 60:
+            raise _Refused(f"the bcrypt hash has {len(value)} characters, not 60", _ANEW)
+        if not re.match(rb"0[4-9]|[12][0-9]|3[01]", value[4:6]):
+            raise _Refused("the bcrypt cost is not a number from 04 to 31", _ANEW)
+        raise _Refused("the bcrypt hash has a character that bcrypt does not write", _ANEW)
+    scheme = _SCHEME.match(value)
+    if scheme:
+        raise _Refused(f"a {scheme[0].decode('ascii')} hash, not bcrypt ($2a$, $2b$, $2y$)", _ANEW)
+    raise _Refused("the second column is not a bcrypt hash ($2a$, $2b$, $2y$)", _ANEW)
+
+
+def _user_of(value: bytes, tail: str) -> MailUser:
+    """Take ``uid:gid:maildirstring``."""
+    columns = _IDS.fullmatch(value)
+    if columns is None:
+        raise _Refused("the second column is not uid:gid:maildir in numbers", "write for example `1000:1000:/home/joe`")
+    uid, gid = int(columns[1]), int(columns[2])
+    for number, called in ((uid, "uid"), (gid, "gid")):
+        if number == 0:
+            raise _Refused(f"{called} 0 is root's", f"give the mail a {called} of its own")
+        if number > MAX_ID:
+            raise _Refused(f"the {called} is over {MAX_ID}", f"give the mail a {called} of its own")
+    home = columns[3]
+    if not home.startswith(b"/"):
+        raise _Refused("the maildir is no absolute path", "start it with /")
+    if _CONTROL.search(home):
+        raise _Refused("control character in the maildir's path", "rename the directory")
+    # Landlock and unveil resolve ".." as it is at that time; a table should say plainly where the mail is.
+    if b".." in home.split(b"/"):
+        raise _Refused("the maildir's path has a `..`", "write the path without it")
+    directory = home.decode("utf-8", "surrogateescape").rstrip("/")
+    if not directory:
+        raise _Refused("the maildir is the root directory", "write the user's own directory")
+    return MailUser(uid, gid, directory + tail)

@@ -1,0 +1,231 @@
+"""The one table: which actors there are, what each may do, and who may say what to whom.
+
+Spawner, sandbox, channels, decoders, trace, `popkernel topology`, the documentation's diagrams and the tests read it. What
+is not in it is forbidden; no row says "all". To add a message: a class in messages.py, its place in an edge below, no more.
+
+`{user}` is the only template: one maildir actor a user, made when first needed. Order of the actor rows is the order of
+start; they are stopped in reverse. An edge is one direction; two actors that speak both ways have two edges, which share
+one channel: a connected pair of unix-domain sockets that the kernel made and of which it handed one end to each.
+"""
+
+from hashlib import sha256
+from typing import NamedTuple
+
+from popkernel.proto import messages as m
+from popkernel.proto.schema import fields_of
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Unveiled(NamedTuple):
+    """A path an actor sees: `what` names an entry of the actor's configuration, `permissions` are unveil(2)'s letters."""
+
+    what: str
+    permissions: str
+    why: str
+
+
+class Actor(NamedTuple):
+    """A row of the table. Seconds, octets; promises as in pledge(2)."""
+
+    name: str
+    module: str  # where its `main` is; imported by the process that becomes it
+    runs_as: str  # root, a configured user of that name, or the mail user
+    promises: str  # while serving
+    why: str  # each promise, in words
+    unveiled: tuple[Unveiled, ...] = ()
+    network: bool = False  # may use TCP sockets (those it was handed; it can make none that Landlock lets bind or connect)
+    singleton: bool = True
+    restart: str = "permanent"  # permanent: always; temporary: when next needed; never: its end is everyone's
+    shutdown: int = 5  # seconds from Stop to the end
+    threads: bool = False  # starts threads between Landlock and seccomp
+    nested: bool = False  # has children that lock themselves in further
+    nofile: int = 64  # descriptors
+    memory: int = 512 * MIB  # address space, octets
+
+
+class Edge(NamedTuple):
+    """Who may say what to whom. `answer` names the edge's answer for each message that has one."""
+
+    source: str
+    target: str
+    messages: tuple[type, ...]
+    answers: dict[str, tuple[str, ...]]  # message -> what answers it on the way back
+    octets: int = 4 * KIB  # the largest frame
+    deadline: int = 10  # seconds an answer may take before the asker gives up
+    depth: int = 256  # frames that may wait in a queue; more ends the peer that does not read
+    secrets: tuple[str, ...] = ()  # Message.field that is never shown, logged or recorded
+
+
+_SPAWNED = (m.Hello, m.Failed, m.Broke, m.Refused, m.Log, m.Counters)
+_REPORT = {"Report": ("Counters",)}
+
+ACTORS: tuple[Actor, ...] = (
+    Actor(
+        "init",
+        "popkernel.kernel.init",
+        "root",
+        "stdio rpath proc exec id unix inet sendfd",
+        "the process the operator started: binds ports, starts singletons afresh (proc exec id sendfd) from the configuration"
+        " and Python's own files (rpath), and does nothing else; reads nothing but the kernel's orders",
+        restart="never",
+        nested=True,
+        network=True,
+        nofile=1024,
+        memory=0,
+    ),
+    Actor(
+        "kernel",
+        "popkernel.kernel.supervisor",
+        "root",
+        "stdio rpath wpath cpath fattr unix sendfd recvfd",
+        "accepts the operator's control connections (unix), makes and hands over channels (sendfd), takes parked sessions back"
+        " (recvfd), re-reads the user table at a reload (rpath), writes its pid file and removes its sockets (wpath cpath fattr)",
+        unveiled=(
+            Unveiled("run_dir", "rwc", "control socket, pid file"),
+            Unveiled("user_table_dir", "r", "the user table, read again at a reload"),
+            Unveiled("/proc", "r", "the memory of its actors, for status"),
+            Unveiled("/dev/log", "rw", "syslog, should it have to be reached anew"),
+        ),
+        restart="never",
+        nofile=65536,
+        memory=0,
+    ),
+    Actor(
+        "spawner",
+        "popkernel.kernel.spawner",
+        "root",
+        "stdio rpath wpath cpath fattr flock proc id sendfd recvfd",
+        "the kernel's hand: forks maildir actors from a warm image (proc) under their users' ids (id); the rest is what its"
+        " children keep",
+        unveiled=(Unveiled("maildir_roots", "rwc", "what its children will be narrowed to"),),
+        nested=True,
+        nofile=4096,
+        memory=0,
+    ),
+    Actor(
+        "auth",
+        "popkernel.actors.auth.main",
+        "auth",
+        "stdio recvfd",
+        "hashes; takes new listeners' channels (recvfd). Its table was read before it locked itself in",
+        threads=True,
+        memory=1024 * MIB,
+    ),
+    Actor(
+        "listener",
+        "popkernel.actors.listener.main",
+        "listener",
+        "stdio inet recvfd",
+        "serves TCP connections on the listening sockets it was handed (inet); takes sessions' channels (recvfd)",
+        network=True,
+        nofile=65536,
+        shutdown=10,
+        memory=4096 * MIB,
+    ),
+    Actor(
+        "maildir.{user}",
+        "popkernel.actors.maildir.main",
+        "the mail user",
+        "stdio rpath wpath cpath fattr flock sendfd recvfd",
+        "reads, marks, removes and writes mail in one maildir (rpath wpath cpath fattr), under the popcache lock (flock); takes"
+        " sessions' channels (recvfd) and gives a sleeping one back (sendfd)",
+        unveiled=(Unveiled("maildir", "rwc", "that user's mail"),),
+        singleton=False,
+        restart="temporary",
+        shutdown=10,
+    ),
+    Actor(
+        "mda",
+        "popkernel.actors.mda.main",
+        "mda",
+        "stdio unix inet recvfd",
+        "serves LMTP on the sockets it was handed (unix, inet on loopback); takes channels to maildir actors (recvfd)",
+        network=True,
+        nofile=8192,
+        memory=1024 * MIB,
+    ),
+)
+
+EDGES: tuple[Edge, ...] = (
+    # The kernel's hands.
+    Edge("kernel", "init", (m.Execute, m.Kill, m.Running, m.Ending), {"Execute": ("Started",), "Kill": ("Exited",)}, octets=256 * KIB),
+    Edge("init", "kernel", (m.Started, m.Exited, m.Signal), {}),
+    Edge(
+        "kernel", "spawner", (m.Spawn, m.Kill, m.Report, m.Stop),
+        {"Spawn": ("Started",), "Kill": ("Exited",), **_REPORT}, octets=8 * KIB, depth=20000,
+    ),
+    Edge("spawner", "kernel", (*_SPAWNED, m.Started, m.Exited), {}),
+    # Logging in. Only auth can make a session somebody's, and only one that a listener announced.
+    Edge("listener", "auth", (m.Login,), {"Login": ("Denied",)}, octets=10 * KIB, deadline=60, depth=4096,
+         secrets=("Login.secret",)),
+    Edge("auth", "listener", (m.Denied,), {}, depth=4096),
+    Edge("kernel", "auth", (m.Peer, m.Report, m.Stop), _REPORT),
+    Edge("auth", "kernel", (*_SPAWNED, m.Granted), {}, depth=4096),
+    Edge("kernel", "listener", (m.Peer, m.Opened, m.Turned, m.Drain, m.Report, m.Stop), _REPORT, depth=4096),
+    Edge(
+        "listener", "kernel", (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed),
+        {"Awaiting": ("Opened", "Turned")}, deadline=60, depth=4096,
+    ),
+    # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
+    Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop), _REPORT, octets=256 * KIB),
+    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked), {}, octets=256 * KIB),
+    Edge(
+        "listener", "maildir.{user}",
+        (m.Retrieve, m.Top, m.List, m.Uidl, m.Delete, m.Reset, m.Credit, m.Quit),
+        {
+            "Retrieve": ("Mail", "Missing"), "Top": ("Mail", "Missing"), "List": ("Sizes",), "Uidl": ("Ids",),
+            "Delete": ("Deleted",), "Reset": ("Totals",), "Quit": ("Bye",),
+        },
+        octets=64 * KIB, deadline=60, depth=1024,
+    ),
+    Edge(
+        "maildir.{user}", "listener",
+        (m.Ready, m.Unready, m.Mail, m.Missing, m.Sizes, m.Ids, m.Deleted, m.Totals, m.Bye),
+        {}, octets=320 * KIB, depth=1024,
+    ),
+    # Delivery.
+    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Report, m.Stop), _REPORT, depth=4096),
+    Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, depth=4096),
+    Edge(
+        "mda", "maildir.{user}", (m.Deliver, m.Content, m.Commit, m.Abort),
+        {"Content": ("Accepted", "Rejected"), "Commit": ("Accepted", "Rejected")}, octets=320 * KIB, deadline=300, depth=1024,
+    ),
+    Edge("maildir.{user}", "mda", (m.Accepted, m.Rejected), {}, depth=1024),
+)
+
+
+def kind_of(instance: str) -> str:
+    """The row an instance belongs to: `listener.0` -> `listener`, `maildir.alice` -> `maildir.{user}`.
+
+    What follows a `~` counts the replacements of a singleton. KeyError if there is no such row.
+    """
+    head = instance.partition("~")[0].partition(".")[0]
+    for actor in ACTORS:
+        if actor.name.split(".", 1)[0] == head:
+            return actor.name
+    raise KeyError(instance)
+
+
+def actor(instance: str) -> Actor:
+    """The row of an actor or of an instance of it; KeyError if none."""
+    kind = kind_of(instance)
+    return next(row for row in ACTORS if row.name == kind)
+
+
+def edge(source: str, target: str) -> Edge:
+    """The edge between two rows (not instances); KeyError for a pair that may not speak."""
+    for row in EDGES:
+        if row.source == source and row.target == target:
+            return row
+    raise KeyError(f"{source} -> {target}")
+
+
+def digest() -> str:
+    """A short name for this very table: changes with any message, field, bound or edge. Recordings carry it."""
+    text = []
+    for row in EDGES:
+        text.append(f"{row.source}>{row.target}:{row.octets}")
+        text += [f"{c.__name__}({', '.join(f'{n}:{f}' for n, f in fields_of(c).items())})" for c in row.messages]
+    return sha256("\n".join(text).encode()).hexdigest()[:16]

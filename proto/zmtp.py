@@ -1,0 +1,163 @@
+"""ZeroMQ's wire protocol, ZMTP 3.1 with the NULL mechanism (ZeroMQ RFC 23 and 37), for one connected pair of sockets. Sans I/O.
+
+Why ours and not libzmq's: libzmq starts two threads a context (which a fork loses, a Landlock domain misses and a spawn pays
+for with half its time), and it has no bound on a message of endless frames. This reader refuses a frame that announces
+more frames, or more octets than the edge allows, before it has taken one octet of it. See docs/architecture.md.
+"""
+
+from struct import Struct
+
+__all__ = ["PREFACE", "Reader", "ZmtpError", "frame_head", "preface"]
+
+_MORE, _LONG, _COMMAND = 1, 2, 4
+_long = Struct(">BQ")
+_GREETING = 64
+_MOST_COMMAND = 512
+_SIGNATURE = b"\xff\0\0\0\0\0\0\0\1\x7f"
+
+
+def preface(socket_type: bytes = b"PAIR") -> bytes:
+    """What a peer sends first: greeting and READY command."""
+    greeting = (_SIGNATURE + b"\3\1" + b"NULL".ljust(20, b"\0") + b"\0").ljust(_GREETING, b"\0")
+    body = b"\5READY" + b"\x0bSocket-Type" + len(socket_type).to_bytes(4, "big") + socket_type
+    return greeting + bytes((_COMMAND, len(body))) + body
+
+
+PREFACE = preface()
+
+
+def frame_head(octets: int) -> bytes:
+    """The head of a message frame of that many octets, the only frame of its message."""
+    return bytes((0, octets)) if octets < 256 else _long.pack(_LONG, octets)
+
+
+class ZmtpError(ValueError):
+    """The peer does not speak ZMTP as it must."""
+
+
+class Reader:
+    """Octets in, frames out. `limit`: the largest frame, in octets. `types`: socket types the peer may be of."""
+
+    __slots__ = ("_buffer", "_greeted", "_need", "_ready", "commands", "limit", "types")
+
+    def __init__(self, limit: int, types: tuple[bytes, ...] = (b"PAIR",)) -> None:
+        self.limit = limit
+        self.types = types
+        self.commands: list[bytes] = []  # commands after READY (PING, SUBSCRIBE ...), for those who want them
+        self._buffer = b""
+        self._greeted = self._ready = False
+        self._need = 0  # octets of buffer below which there is no use in looking again
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing half-read is held: then the channel can be handed to somebody else."""
+        return not self._buffer
+
+    @property
+    def wanted(self) -> int:
+        """Octets still missing of a large frame, 0 where unknown."""
+        return max(0, self._need - len(self._buffer))
+
+    def resume(self) -> None:
+        """Begin behind the preface: for a channel whose earlier holder has read it."""
+        self._greeted = self._ready = True
+
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """All message frames that are whole by now. ZmtpError where the peer broke the rules."""
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return []
+            data = self._buffer
+        position = 0
+        if not self._ready:
+            position = self._handshake(data)
+            if not self._ready:
+                self._buffer = bytes(data)
+                return []
+        frames: list[bytes] = []
+        end = len(data)
+        while position + 2 <= end:
+            flags = data[position]
+            if flags == 0:
+                start = position + 2
+                stop = start + data[position + 1]
+            else:
+                start, stop = self._odd(data, position, flags)
+            if stop > end or not start:
+                break
+            if flags & _COMMAND:
+                self.commands.append(bytes(data[start:stop]))
+            else:
+                frames.append(bytes(data[start:stop]))
+            position = stop
+        self._keep(data, position, end)
+        return frames
+
+    def _keep(self, data: bytes | memoryview, position: int, end: int) -> None:
+        """Hold what is not whole yet, and note how much it takes to be."""
+        self._need = 0
+        if position == end:
+            self._buffer = b""
+            return
+        self._buffer = bytes(data[position:])
+        if end - position >= 9 and data[position] & _LONG:
+            self._need = 9 + int.from_bytes(data[position + 1 : position + 9], "big")
+
+    def _odd(self, data: bytes | memoryview, position: int, flags: int) -> tuple[int, int]:
+        """Start and end of a long frame or a command; (0, 0) where its head is not whole."""
+        if flags & _MORE:
+            raise ZmtpError("a message of several frames")
+        if flags & ~(_LONG | _COMMAND):
+            raise ZmtpError("unknown frame flags")
+        if flags & _LONG:
+            if len(data) - position < 9:
+                return 0, 0
+            size = int.from_bytes(data[position + 1 : position + 9], "big")
+            start = position + 9
+        else:
+            size = data[position + 1]
+            start = position + 2
+        if flags & _COMMAND:
+            if size > _MOST_COMMAND or len(self.commands) > 64:
+                raise ZmtpError("too many or too long commands")
+        elif size > self.limit:
+            raise ZmtpError(f"a frame of {size} octets, {self.limit} allowed")
+        return start, start + size
+
+    def _handshake(self, data: bytes | memoryview) -> int:
+        """Take greeting and READY; how many octets they were, 0 where they are not whole."""
+        if bytes(data[: len(PREFACE)]) == PREFACE and b"PAIR" in self.types:
+            self._greeted = self._ready = True
+            return len(PREFACE)
+        head = bytes(data[:_GREETING])
+        if head[:1] != _SIGNATURE[:1] or (len(head) > 9 and head[9] != 0x7F) or (len(head) > 10 and head[10] < 3):
+            raise ZmtpError("no ZMTP 3 greeting")
+        if len(head) < _GREETING:
+            return 0
+        if head[12:32] != b"NULL".ljust(20, b"\0"):
+            raise ZmtpError("a mechanism that is not NULL")
+        if len(data) < _GREETING + 2:
+            return 0
+        flags, size = data[_GREETING], data[_GREETING + 1]
+        body = bytes(data[_GREETING + 2 : _GREETING + 2 + size])
+        if flags != _COMMAND or (body and not b"\5READY".startswith(body[:6])):
+            raise ZmtpError("no READY command")
+        if len(body) < size:
+            return 0
+        if _properties(body[6:]).get(b"socket-type") not in self.types:
+            raise ZmtpError("a socket type that does not fit")
+        self._ready = True
+        return _GREETING + 2 + size
+
+
+def _properties(data: bytes) -> dict[bytes, bytes]:
+    out: dict[bytes, bytes] = {}
+    while data:
+        n = data[0]
+        size = int.from_bytes(data[1 + n : 5 + n], "big")
+        if len(data) < 5 + n + size:
+            raise ZmtpError("READY with a broken property")
+        out[data[1 : 1 + n].lower()] = data[5 + n : 5 + n + size]
+        data = data[5 + n + size :]
+    return out

@@ -1,0 +1,244 @@
+"""check: each thing that would go wrong is found, with its place and mend."""
+
+import datetime as dt
+import json
+import os
+import socket
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from popkernel.cli import check as check_module
+from popkernel.cli import demo
+from popkernel.cli.certificate import check_certificate
+from popkernel.cli.demo import make_certificate, make_site
+from popkernel.cli.main import main
+from popkernel.proto.tables import MailUser
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    # pytest's directories are 0700 and root's: what lies above the site is another test's matter.
+    monkeypatch.setattr(check_module, "_blocked", lambda _directory, _user: "")
+    monkeypatch.setattr("popkernel.kernel.sandbox.lock.missing", list)
+    return make_site(str(tmp_path / "s"), mail=())
+
+
+def found(site, *flags, capsys):
+    code = main(["check", "--json", "-f", os.path.join(site.directory, "popkernel.toml"), *flags])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (os.EX_CONFIG if report["errors"] else 0)
+    lines = {}
+    for kind, findings in report.items():
+        lines[kind] = [f"{one['path']}:{one['line']}: {one['what']}; {one['mend']}" for one in findings]
+    return lines["errors"], lines["warnings"]
+
+
+def test_a_sound_site(site, capsys):
+    errors, warnings = found(site, capsys=capsys)
+    assert errors == []
+    assert any("signed by itself" in warning for warning in warnings)
+
+
+def test_for_people(site, capsys):
+    assert main(["check", "-f", os.path.join(site.directory, "popkernel.toml")]) == 0
+    assert f"warning: {site.cert}:1: " in capsys.readouterr().out
+    assert main(["check"]) == os.EX_CONFIG
+    assert "command line: no auth" in capsys.readouterr().out
+
+
+def test_users_in_one_table_only(site, capsys):
+    with open(site.auth_table, "ab") as file:
+        file.write(b"# c\neve $2b$04$" + b"." * 53 + b"\n")
+    with open(site.user_table, "a") as file:
+        file.write(f"dan: {os.getuid() or 64001 + 500}:1:{site.mail_users['bob'].maildir}x\n")
+    errors, warnings = found(site, capsys=capsys)
+    assert any(line.startswith(f"{site.auth_table}:5: user eve is not in {site.user_table}") for line in warnings)
+    assert any(line.startswith(f"{site.user_table}:4: user dan is not in {site.auth_table}") for line in warnings)
+    assert any(line.startswith(f"{site.user_table}:4: user dan: ") and "install -d" in line for line in errors)
+
+
+def test_table_errors(site, capsys):
+    with open(site.auth_table, "ab") as file:
+        file.write(b"eve $6$x$SECRET\n")
+    errors, warnings = found(site, capsys=capsys)
+    assert errors[0].startswith(f"{site.auth_table}:4: a $6$ hash")
+    assert "SECRET" not in str(errors)
+    assert not any("is not in" in warning for warning in warnings)
+    os.unlink(site.user_table)
+    os.mkdir(site.user_table)
+    assert any(line.startswith(f"{site.user_table}:0: ") for line in found(site, capsys=capsys)[0])
+
+
+def test_open_tables_and_keys(site, capsys):
+    os.chmod(site.auth_table, 0o644)
+    os.chmod(site.key, 0o644)
+    errors, warnings = found(site, capsys=capsys)
+    assert any("mode 0644 leaves the private key open; chmod" in line for line in errors)
+    assert any("lets every user at the hashes; chmod o-rwx" in line for line in warnings)
+
+
+def test_maildirs(site, capsys):
+    alice, bob, carol = (user.maildir for user in site.mail_users.values())
+    os.rename(alice, alice + ".away")
+    open(alice, "w").close()
+    os.rmdir(bob + "/tmp")
+    open(bob + "/tmp", "w").close()
+    os.chmod(carol, 0o500)
+    errors, _ = found(site, capsys=capsys)
+    assert f"{site.user_table}:1: user alice: {alice}: is no directory" in errors[0]
+    assert f"user bob: {bob}: tmp is no directory" in errors[1]
+    assert "mode 0500 shuts its owner out" in errors[2]
+    errors, _ = found(site, "-e", "Maildir", capsys=capsys)
+    assert f"{bob}/Maildir: there is no such directory" in errors[1]
+
+
+def test_the_same_maildir_twice(site, capsys):
+    bob = site.mail_users["bob"]
+    with open(site.user_table, "a") as file:
+        file.write(f"bob2 {bob.uid}:{bob.gid}:{bob.maildir}\n")
+    assert any("same maildir as bob" in line for line in found(site, capsys=capsys)[1])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
+def test_owners(site, capsys):
+    bob = site.mail_users["bob"]
+    os.chown(bob.maildir, 64999, bob.gid)
+    with open(site.user_table, "a") as file:
+        file.write(f"thief 64002:64002:{bob.maildir}\n")
+    errors, _ = found(site, capsys=capsys)
+    assert any(f"belongs to uid 64999, not {bob.uid}; chown -R" in line for line in errors)
+    assert any("user thief has the uid of auth_user" in line for line in errors)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can serve everyone")
+def test_an_ordinary_user_serves_itself_alone(site, capsys):
+    with open(site.user_table, "a") as file:
+        file.write("other 64002:64002:/nowhere\n")
+    assert any("only root can serve the mail of uid 64002" in line for line in found(site, capsys=capsys)[0])
+
+
+def test_the_way_to_a_maildir(tmp_path):
+    tmp_path.chmod(0o711)
+    shut = tmp_path / "shut"
+    inner = shut / "inner"
+    inner.mkdir(parents=True)
+    shut.chmod(0o700)
+    inner.chmod(0o711)
+    shut_for = [MailUser(64500, 64500, "x"), MailUser(shut.stat().st_uid, 1, "x")]
+    # What lies above tmp_path may shut 64500 out already.
+    assert check_module._blocked(str(inner), shut_for[0]) in {str(shut), *map(str, tmp_path.parents)}
+    assert check_module._blocked(str(inner), shut_for[1]) != str(shut)
+    assert check_module._blocked(str(tmp_path / "missing"), shut_for[1]) in {"", *map(str, tmp_path.parents)}
+
+
+def test_ports(site, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        errors, _ = found(site, "-l", f"127.0.0.1:{port}", capsys=capsys)
+    assert errors == [f"127.0.0.1:{port}:0: {check_module._TAKEN}; end it (`ss -ltnp` shows it), or choose another port"]
+    errors, _ = found(site, "-l", "192.0.2.1:9995", capsys=capsys)
+    assert "this machine has no such address" in errors[0]
+
+
+def test_ports_of_the_running_server_are_its_own(site, capsys, monkeypatch):
+    monkeypatch.setattr(check_module, "_serving", lambda _run_dir: True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert found(site, "-l", f"127.0.0.1:{taken.getsockname()[1]}", capsys=capsys)[0] == []
+
+
+def test_sandbox(site, capsys, monkeypatch):
+    monkeypatch.setattr("popkernel.kernel.sandbox.lock.missing", lambda: ["no Landlock: boot with it"])
+    assert "sandbox:0: no Landlock; boot with it" in found(site, capsys=capsys)[0]
+    assert "sandbox:0: no Landlock; boot with it" in found(site, "--insecure-no-sandbox", capsys=capsys)[1]
+
+
+def test_plain_text_is_warned_of(site, capsys):
+    assert any("without TLS" in line for line in found(site, "--allow-plaintext", capsys=capsys)[1])
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Write a chain and a key, and give what check_certificate() says as texts."""
+
+    def said(chain, key, mode=0o600):
+        cert_path, key_path = tmp_path / "c.pem", tmp_path / "k.pem"
+        cert_path.write_bytes(chain)
+        key_path.write_bytes(key)
+        key_path.chmod(mode)
+        parts = check_certificate(str(cert_path), str(key_path))
+        return tuple([str(finding).replace(f"{tmp_path}/", "") for finding in part] for part in parts)
+
+    return said
+
+
+def _signed(name, issuer=None, days=90, san=True):
+    """One certificate of a chain: (certificate, key)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    by, signer = (issuer[0].subject, issuer[1]) if issuer else (subject, key)
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(by).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=100)).not_valid_after(now + dt.timedelta(days=days))
+    )  # fmt: skip
+    if san:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(signer, hashes.SHA256()), key
+
+
+def _pem(*certificates):
+    return b"".join(one[0].public_bytes(serialization.Encoding.PEM) for one in certificates)
+
+
+def _key(one, password=None):
+    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return one[1].private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+
+
+def test_a_good_chain(pair):
+    root = _signed("root")
+    middle = _signed("middle", root)
+    leaf = _signed("mail.example.org", middle)
+    assert pair(_pem(leaf, middle), _key(leaf)) == ([], [])
+    assert pair(_pem(leaf, middle), _key(leaf), 0o640) == ([], [])
+    assert "no intermediate" in pair(_pem(leaf), _key(leaf))[1][0]
+    lines = _pem(leaf).count(b"\n")
+    assert pair(_pem(leaf, root), _key(leaf))[0][0].startswith(f"c.pem:{lines + 1}: this certificate did not sign")
+    assert any("but not the first" in line for line in pair(_pem(middle, leaf), _key(leaf))[0])
+
+
+def test_certificates_and_time(pair):
+    old, soon, unborn = _signed("a", days=-1), _signed("a", days=5), make_certificate(starts=2)
+    assert pair(_pem(old), _key(old))[0][0].startswith("c.pem:1: the certificate ended on ")
+    assert "in 4 days; renew it" in pair(_pem(soon), _key(soon))[1][0]
+    assert "the certificate starts on " in pair(*unborn)[0][0]
+
+
+def test_keys(pair):
+    one, other = _signed("a"), _signed("a")
+    assert pair(_pem(one), _key(other))[0] == [
+        "k.pem: the private key does not belong to the certificate in c.pem; give the two that were made together"
+    ]
+    assert "passphrase; write it without one" in pair(_pem(one), _key(one, b"x"))[0][0]
+    assert "no private key in PEM form" in pair(_pem(one), b"garbage")[0][0]
+    for mode in (0o644, 0o660, 0o604):
+        assert "leaves the private key open" in pair(_pem(one), _key(one), mode)[0][0]
+
+
+def test_certificates_that_are_none(pair):
+    key = _key(_signed("a"))
+    assert pair(b"", key)[0][0].startswith("c.pem:1: no certificate in PEM form")
+    broken = b"#\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    assert pair(broken, key)[0][0].startswith("c.pem:2: a certificate in it is damaged")
+    nameless = _signed("a", san=False)
+    assert any("names no host" in line for line in pair(_pem(nameless), _key(nameless))[1])
+    errors, _ = check_certificate("/nonexistent/c", "/nonexistent/k")
+    assert [error.path for error in errors] == ["/nonexistent/c", "/nonexistent/k"]
+
+
+def test_free_ports_differ():
+    assert len(set(demo.free_ports())) == 2

@@ -1,0 +1,205 @@
+"""status, stop and reload against a small ZeroMQ ROUTER in the kernel's place."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import msgpack
+import pytest
+import zmq
+from popkernel.cli import control
+from popkernel.cli.main import main
+
+ACTOR = {
+    "name": "listener",
+    "pid": 7,
+    "uid": 64001,
+    "gid": 64001,
+    "state": "serving",
+    "promises": "stdio inet unix",
+    "unveiled": [],
+    "restarts": 0,
+    "resident_kib": 20480,
+    "private_kib": 4096,
+    "messages_in": 5,
+    "messages_out": 6,
+}
+STATUS = {
+    "ok": True,
+    "pid": 4242,
+    "version": "0.1.0",
+    "uptime": 90061.5,
+    "addresses": ["127.0.0.1:1995"],
+    "actors": [ACTOR, {**ACTOR, "name": "maildir.al\x1b[2Jice", "promises": "stdio " * 40}],
+    "sessions": [{"id": 17, "user": "alice"}],
+    "leases": [{"user": b"alice\xff", "session": 17}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Answer each command with what ``answers`` has for it: a map, raw octets, a callable, or None for silence."""
+    context = zmq.Context()
+    threads = []
+    done = threading.Event()
+
+    def loop(router, answers, asked):
+        with contextlib.closing(router):
+            while not done.is_set():
+                if not router.poll(20):
+                    continue
+                peer, frame = router.recv_multipart()
+                command = msgpack.unpackb(frame)
+                asked.append(command)
+                answer = answers.get(command["command"])
+                answer = answer() if callable(answer) else answer
+                if answer is not None:
+                    router.send_multipart([peer, answer if isinstance(answer, bytes) else msgpack.packb(answer)])
+
+    def start(answers):
+        router = context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.LINGER, 0)
+        router.bind(f"ipc://{tmp_path}/control.sock")
+        asked = []
+        threads.append(threading.Thread(target=loop, args=(router, answers, asked)))
+        threads[-1].start()
+        return asked
+
+    yield start
+    done.set()
+    for thread in threads:
+        thread.join(10)
+    context.term()
+
+
+def tell(command, tmp_path, *flags):
+    return main([command, "--run-dir", str(tmp_path), *flags])
+
+
+def test_status_as_json(serve, tmp_path, capsys):
+    asked = serve({"status": STATUS})
+    assert tell("status", tmp_path, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert asked == [{"command": "status"}]
+    assert shown["actors"][0] == ACTOR
+    assert shown["leases"] == [{"user": "alice\\xff", "session": 17}]
+    assert "ok" not in shown
+
+
+def test_status_as_a_table(serve, tmp_path, capsys):
+    serve({"status": STATUS})
+    assert tell("status", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("popkernel 0.1.0, pid 4242, up 1 d 1:01:01, on 127.0.0.1:1995\n")
+    assert "maildir.al?[2Jice" in text
+    assert "\x1b" not in text
+    assert "1 sessions" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_table_fits(width):
+    lines = control.summary(STATUS, width)
+    assert max(map(len, lines)) <= width
+    assert any("serving" in line for line in lines) == (width > 40)
+
+
+def test_a_status_that_lacks_everything():
+    assert control.summary({"ok": True, "actors": None, "sessions": [1]}, 80)
+
+
+def test_reload(serve, tmp_path, capsys):
+    serve({"reload": {"ok": True}})
+    assert tell("reload", tmp_path) == 0
+    assert capsys.readouterr().out == "reloaded\n"
+
+
+def test_reload_refused(serve, tmp_path, capsys):
+    serve({"reload": {"ok": False, "error": "/a:3: user a again; remove one\n/a:4: \x1bx; y"}})
+    assert tell("reload", tmp_path) == os.EX_CONFIG
+    assert capsys.readouterr().err == "popkernel: /a:3: user a again; remove one\npopkernel: /a:4: ?x; y\n"
+
+
+def test_stop_waits_for_the_process(serve, tmp_path, capsys):
+    # Ends when its standard input does; the socket's file goes first, as the kernel does it.
+    server = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+    def end():
+        os.unlink(tmp_path / "control.sock")
+        server.stdin.close()
+        return {"ok": True}
+
+    serve({"status": {"ok": True, "pid": server.pid}, "stop": end})
+    reaper = threading.Thread(target=server.wait)
+    reaper.start()
+    assert tell("stop", tmp_path) == 0
+    assert capsys.readouterr().out == "stopped\n"
+    reaper.join(10)
+    assert server.returncode == 0
+
+
+def test_stop_that_does_not_end(serve, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(control, "STOP_SECONDS", 0.1)
+    serve({"status": {"ok": True, "pid": os.getpid()}, "stop": {"ok": True}})
+    assert tell("stop", tmp_path) == os.EX_TEMPFAIL
+    assert "is not gone after" in capsys.readouterr().err
+    monkeypatch.setattr(control, "_watch", lambda _pid: None)
+    assert tell("stop", tmp_path) == os.EX_TEMPFAIL
+
+
+def test_stop_without_a_pid(serve, tmp_path):
+    serve({"status": {"ok": True, "pid": 1}})
+    assert tell("stop", tmp_path) == os.EX_SOFTWARE
+
+
+@pytest.mark.parametrize("answer", [b"\xc1", b"", msgpack.packb([1]), msgpack.packb({"ok": 1}), msgpack.packb({1: 2})])
+def test_an_answer_that_is_none(serve, tmp_path, capsys, answer):
+    serve({"status": answer})
+    assert tell("status", tmp_path) == os.EX_SOFTWARE
+    assert "no popkernel, or one of another version" in capsys.readouterr().err
+
+
+def test_no_answer(serve, tmp_path):
+    serve({"status": None})
+    with pytest.raises(control.ControlError, match="gave no answer in 0.1 seconds") as caught:
+        control.ask(str(tmp_path), "status", 0.1)
+    assert caught.value.code == os.EX_TEMPFAIL
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "reload"])
+def test_nobody_there(tmp_path, capsys, command):
+    assert tell(command, tmp_path) == os.EX_UNAVAILABLE
+    assert f"no popkernel runs on {tmp_path}" in capsys.readouterr().err
+    assert tell(command, tmp_path / "none") == os.EX_UNAVAILABLE
+    # The socket a killed server leaves behind.
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
+        left.bind(str(tmp_path / "control.sock"))
+    assert tell(command, tmp_path) == os.EX_UNAVAILABLE
+
+
+def test_something_else_there(tmp_path):
+    (tmp_path / "control.sock").write_text("")
+    assert tell("status", tmp_path) == os.EX_UNAVAILABLE
+
+
+def test_a_directory_of_another_user(serve, tmp_path, monkeypatch):
+    serve({"status": STATUS})
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 64101, 64101)
+    monkeypatch.setattr(control.os, "geteuid", lambda: 4242)
+    assert tell("status", tmp_path) == os.EX_NOPERM
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any directory")
+def test_not_permitted(tmp_path):
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0)
+    assert tell("status", shut) == os.EX_NOPERM
+
+
+def test_a_run_dir_that_is_too_long(capsys):
+    assert main(["status", "--run-dir", "/" + "x" * 100]) == os.EX_CONFIG
+    assert "choose a shorter --run-dir" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""The demo's site: what make_site() makes, and how the command refuses."""
+
+import os
+import socket
+import ssl
+import stat
+import sys
+import types
+
+import bcrypt
+import pytest
+from popkernel.cli import demo
+from popkernel.cli.check import check
+from popkernel.cli.demo import SAMPLE_MAIL, make_site
+from popkernel.cli.main import main
+from popkernel.proto.tables import parse_auth, parse_users
+
+
+def test_a_site_is_whole(tmp_path):
+    site = make_site(str(tmp_path / "s"))
+    with open(site.auth_table, "rb") as file:
+        hashes, errors = parse_auth(file.read(), "a")
+    assert not errors
+    assert all(bcrypt.checkpw(site.passwords[name].encode(), value) for name, value in hashes.items())
+    with open(site.user_table, "rb") as file:
+        assert parse_users(file.read(), "u") == (site.mail_users, [])
+    assert list(site.mail_users) == ["alice", "bob", "carol"]
+    for user in site.mail_users.values():
+        assert user.uid != 0
+        new = os.path.join(user.maildir, "new")
+        messages = [open(os.path.join(new, name), "rb") for name in sorted(os.listdir(new))]
+        assert [(os.fstat(file.fileno()).st_uid, file.read()) for file in messages] == [
+            (user.uid, message) for message in SAMPLE_MAIL
+        ]
+        for file in messages:
+            file.close()
+    assert stat.S_IMODE(os.stat(site.key).st_mode) == 0o600
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(site.cert, site.key)
+    assert site.config.run_dir.startswith(str(tmp_path))
+
+
+def test_the_certificate_is_for_this_machine(tmp_path):
+    site = make_site(str(tmp_path / "s"))
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(site.cert, site.key)
+    for name in ("localhost", "127.0.0.1", "::1"):
+        one, two = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ssl.create_default_context(cafile=site.cert).wrap_bio(one, two, server_hostname=name)
+        server = server_side.wrap_bio(two, one, server_side=True)
+        for _ in range(4):
+            for side in (client, server):
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+        assert client.version() == "TLSv1.3"
+
+
+def test_what_can_be_chosen(tmp_path):
+    site = make_site(
+        str(tmp_path / "s"),
+        users={"a": "one", "b": "two"},
+        mail={"b": [b"x\n"]},
+        ports=(2995, 2110),
+        verbose=2,
+        tls_min="1.2",
+    )
+    assert site.passwords == {"a": "one", "b": "two"}
+    assert os.listdir(os.path.join(site.mail_users["a"].maildir, "new")) == []
+    assert len(os.listdir(os.path.join(site.mail_users["b"].maildir, "new"))) == 1
+    assert [address.port for address in site.config.listen + site.config.listen_starttls] == [2995, 2110]
+    assert (site.config.verbose, site.config.tls_min) == (2, "1.2")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other uids to give")
+def test_many_users_stay_in_sixteen_bits(tmp_path):
+    site = make_site(str(tmp_path / "s"), users=[f"user{number:04}" for number in range(1500)], mail=())
+    uids = [user.uid for user in site.mail_users.values()]
+    assert len(set(uids)) == len(set(uids[:1000])) <= 1000
+    assert min(uids) >= demo.FIRST_UID
+    assert max(uids) < 65534
+    assert len(set(uids[:900])) == 900
+
+
+def test_check_finds_the_demo_sound(tmp_path):
+    site = make_site(str(tmp_path / "s"), insecure_no_sandbox=True)
+    # pytest's own directories are 0700, so as root the mail users cannot enter them.
+    errors = [str(error) for error in check(site.config).errors if "cannot enter" not in error.what]
+    assert errors == []
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Stand in for the kernel: start.run() that notes its configuration and what is there while it runs."""
+    seen = []
+    module = types.ModuleType("popkernel.cli.start")
+
+    def run(config):
+        seen.append((config, os.path.exists(config.auth_table)))
+        return 7
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    return seen
+
+
+def ports():
+    tls, stls = demo.free_ports()
+    return ["--tls-port", str(tls), "--stls-port", str(stls)]
+
+
+def test_demo_makes_serves_and_removes(started, capsys):
+    assert main(["demo", *ports()]) == 7
+    ((config, there),) = started
+    assert there
+    assert not os.path.exists(os.path.dirname(config.auth_table))
+    shown = capsys.readouterr().out
+    assert f"curl -k --user alice:secret pop3s://{config.listen[0]}/1 " in shown
+    assert f"popkernel status --run-dir {config.run_dir}" in shown
+
+
+def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)  # pytest's own directory is 0700
+    place = tmp_path / "site"
+    assert main(["demo", "--dir", str(place), *ports()]) == 7
+    config = started[0][0]
+    os.rename(place / "mail/alice/new", place / "mail/alice/cur/x")
+    assert main(["demo", "--dir", str(place), *ports()]) == 7
+    assert started[1][0].cert == config.cert
+    assert not (place / "mail/alice/new").exists()
+
+
+def test_demo_leaves_a_strange_directory_alone(started, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)
+    (tmp_path / "mine").write_text("x")
+    assert main(["demo", "--dir", str(tmp_path), *ports()]) == os.EX_CANTCREAT
+    assert "no demo site" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["mine"]
+    assert not started
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's demo has no other uids")
+def test_demo_refuses_a_place_nobody_can_reach(started, tmp_path, capsys):
+    tmp_path.chmod(0o700)
+    assert main(["demo", "--dir", str(tmp_path / "s"), *ports()]) == os.EX_CANTCREAT
+    assert f"{tmp_path}: other users cannot enter" in capsys.readouterr().err
+    assert not started
+
+
+def test_a_port_that_is_taken(started, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["demo", "--tls-port", str(port)]) == os.EX_OSERR
+    assert capsys.readouterr().err == f"popkernel: 127.0.0.1:{port}: the port is taken; give another with --tls-port\n"
+    assert main(["demo", "--tls-port", "0"]) == os.EX_OSERR
+    assert not started

@@ -1,0 +1,135 @@
+"""The command line itself: help, exit codes, quick start-up, completion."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+from popkernel.cli.arguments import build_parser, config_from
+from popkernel.cli.main import main
+from popkernel.kernel.config import keys
+
+COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "topology", "demo", "completion"]
+START = ["start", "-a", "/a", "-u", "/u", "-l", "127.0.0.1", "-c", "/c", "-k", "/k", "--run-dir", "/r"]
+
+
+def leaves(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    shown = capsys.readouterr()
+    return caught.value.code, shown.out, shown.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_has_examples_and_exit_codes(command, capsys):
+    code, out, _ = leaves([command, "--help"], capsys)
+    assert code == 0
+    assert "examples:" in out
+    assert f"popkernel {command}" in out
+    assert "exit codes:\n  0   " in out
+    assert "  64  wrong usage" in out
+
+
+def test_the_main_help_names_every_command(capsys):
+    _, out, _ = leaves(["--help"], capsys)
+    assert all(f"    {command}" in out for command in COMMANDS)
+
+
+def test_the_help_of_start_has_every_key(capsys):
+    _, out, _ = leaves(["start", "--help"], capsys)
+    assert all(f"  {key.name} " in out for key in keys())
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["start", "--nonsense"], ["passwd"], ["start", "--listen", "x"]])
+def test_wrong_usage(arguments, capsys):
+    code, out, err = leaves(arguments, capsys)
+    assert (code, out) == (os.EX_USAGE, "")
+    assert "Try `popkernel" in err
+
+
+def test_version(capsys):
+    code, out, _ = leaves(["--version"], capsys)
+    assert code == 0
+    assert out.startswith("popkernel ")
+
+
+def test_the_original_s_flags():
+    options = build_parser().parse_args([*START, "-e", "Maildir", "-vvv", "-L", "127.0.0.1:1110", "-l", "[::1]:2"])
+    config = config_from(options)
+    assert (config.subdir, config.verbose, config.run_dir) == ("Maildir", 3, "/r")
+    assert [str(address) for address in config.listen] == ["127.0.0.1:995", "[::1]:2"]
+    assert [str(address) for address in config.listen_starttls] == ["127.0.0.1:1110"]
+    assert not (config.daemon or config.allow_plaintext or config.insecure_no_sandbox)
+    flags = ["--listeners", "3", "--allow-plaintext", "--daemon", "--log", "syslog", "--insecure-no-sandbox"]
+    config = config_from(build_parser().parse_args(START + flags))
+    assert (config.listeners, config.log) == (3, "syslog")
+    assert config.daemon
+    assert config.allow_plaintext
+    assert config.insecure_no_sandbox
+
+
+def test_start_hands_the_configuration_over(monkeypatch):
+    module = types.ModuleType("popkernel.cli.start")
+    module.run = lambda config: 5 if config.auth_table == "/a" else 6
+    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    assert main(START) == 5
+
+
+def test_wrong_configuration(tmp_path, capsys):
+    assert main([*START, "-l", "localhost"]) == os.EX_USAGE
+    assert "command line: -l: listen: 'localhost'" in capsys.readouterr().err
+    assert main([*START, *["-v"] * 11]) == os.EX_USAGE
+    path = tmp_path / "c.toml"
+    path.write_text("verbos = 1\n")
+    assert main([*START, "-f", str(path)]) == os.EX_CONFIG
+    assert f"popkernel: {path}:1: unknown key 'verbos'; did you mean verbose?" in capsys.readouterr().err
+
+
+def test_start_up_imports_nothing_heavy():
+    code = (
+        "import sys; from popkernel.cli.arguments import build_parser, config_from\n"
+        f"import popkernel.cli.main; config_from(build_parser().parse_args({START!r}))\n"
+        "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
+
+
+def test_a_reader_that_goes_away():
+    command = [sys.executable, "-m", "popkernel", "completion", "bash"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, b"")
+
+
+def test_interrupted(monkeypatch):
+    module = types.ModuleType("popkernel.cli.start")
+
+    def run(_config):
+        raise KeyboardInterrupt
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    assert main(START) == 130
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+    if shell != "tcsh" and shutil.which(shell):
+        ended = subprocess.run([shell, "-n"], input=script.encode(), capture_output=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_bash_completes(capsys):
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    ask = 'COMP_WORDS=(popkernel st); COMP_CWORD=1; _shtab_popkernel; echo "${COMPREPLY[@]}"'
+    ended = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, check=True)
+    assert ended.stdout.split() == [b"start", b"status", b"stop"]

@@ -1,0 +1,398 @@
+"""Each promise for real: a child that holds it does the thing; one that does not is refused, softly or for good."""
+
+import codecs
+import ctypes
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+
+import pytest
+from popkernel.kernel.sandbox import lock
+from popkernel.kernel.sandbox.libc import library
+from sandbox_child import broken, caged, call, forked, refused
+
+pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
+
+PAGE = mmap.PAGESIZE
+
+
+def soft(ending, number=errno.EACCES):
+    """A soft refusal by Python's own call, whose exception may name a file too."""
+    return ending.status == 0 and len(ending.said) == 1 and f"({number}, " in ending.said[0]
+
+
+def fine(ending):
+    return ending.status == 0 and len(ending.said) == 1 and "Error" not in ending.said[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    (tmp_path / "new").mkdir()
+    return str(tmp_path)
+
+
+# The body gets an open descriptor of file and the folder's name.
+def create(fd, folder):
+    os.close(os.open(folder + "/made", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def truncate(fd, folder):
+    os.close(os.open(folder + "/file", os.O_RDONLY | os.O_TRUNC))
+
+
+SOFT = [
+    ("rpath", lambda fd, at: os.close(os.open(at + "/file", os.O_RDONLY)), "stdio wpath cpath"),
+    ("rpath", lambda fd, at: os.listdir(at), "stdio wpath cpath fattr"),
+    ("rpath", lambda fd, at: os.stat(at + "/file").st_size, "stdio wpath cpath fattr"),
+    ("rpath", lambda fd, at: os.lstat(at + "/file").st_size, "stdio"),
+    ("rpath", lambda fd, at: os.getcwd(), "stdio"),
+    ("rpath", lambda fd, at: os.chdir(at), "stdio"),
+    ("rpath", lambda fd, at: os.statvfs(at).f_bsize, "stdio"),
+    ("rpath wpath", lambda fd, at: os.close(os.open(at + "/file", os.O_RDWR)), "stdio rpath"),
+    ("rpath wpath", lambda fd, at: os.close(os.open(at + "/file", os.O_RDWR)), "stdio wpath"),
+    ("wpath", lambda fd, at: os.close(os.open(at + "/file", os.O_WRONLY)), "stdio rpath cpath"),
+    ("rpath wpath", truncate, "stdio rpath cpath"),
+    ("wpath", lambda fd, at: os.truncate(at + "/file", 1), "stdio rpath cpath"),
+    ("wpath cpath", create, "stdio wpath rpath"),
+    ("wpath cpath", create, "stdio cpath rpath"),
+    ("cpath", lambda fd, at: os.mkdir(at + "/made"), "stdio rpath wpath"),
+    ("cpath", lambda fd, at: os.rmdir(at + "/new"), "stdio rpath wpath"),
+    ("cpath", lambda fd, at: os.unlink(at + "/file"), "stdio rpath wpath"),
+    ("cpath", lambda fd, at: os.rename(at + "/file", at + "/new/file"), "stdio rpath wpath"),
+    ("cpath", lambda fd, at: os.link(at + "/file", at + "/new/file"), "stdio rpath wpath"),
+    ("cpath", lambda fd, at: os.symlink("file", at + "/link"), "stdio rpath wpath"),
+    ("fattr", lambda fd, at: os.chmod(at + "/file", 0o600), "stdio rpath wpath cpath"),
+    ("fattr", lambda fd, at: os.utime(at + "/file", (1, 1)), "stdio rpath wpath cpath"),
+    ("fattr", lambda fd, at: os.chown(at + "/file", os.getuid(), os.getgid()), "stdio rpath wpath cpath"),
+    ("chown", lambda fd, at: os.chown(at + "/file", os.getuid(), os.getgid()), "stdio rpath wpath cpath"),
+    ("getpw", lambda fd, at: os.close(os.open(at + "/file", os.O_RDONLY)), "stdio"),
+    ("ps", lambda fd, at: os.close(os.open(at + "/file", os.O_RDONLY)), "stdio"),
+    ("unix", lambda fd, at: socket.socket(socket.AF_UNIX).close(), "stdio inet"),
+    ("unix", lambda fd, at: [end.close() for end in socket.socketpair()], "stdio inet"),
+    ("inet", lambda fd, at: socket.socket(socket.AF_INET).close(), "stdio unix"),
+]
+
+
+@pytest.mark.parametrize(("promise", "body", "without"), SOFT)
+def test_soft_refusals(folder, promise, body, without):
+    with open(folder + "/file", "rb+") as file:
+        assert soft(caged(lambda: body(file.fileno(), folder), without))
+        assert fine(caged(lambda: body(file.fileno(), folder), "stdio " + promise))
+
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    return os.waitpid(child, 0)[1]
+
+
+def set_limit():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+# (promises, body(fd), the call a child without them ends by, the promise reported)
+HARD = [
+    ("wpath", lambda fd: os.ftruncate(fd, 2), "ftruncate", "wpath"),
+    ("fattr", lambda fd: os.fchmod(fd, 0o600), "fchmod", "fattr"),
+    ("fattr", lambda fd: os.fchown(fd, os.getuid(), -1), "fchown", "fattr"),
+    ("flock", lambda fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), "flock", "flock"),
+    ("flock", lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), "fcntl", "flock"),
+    ("id", lambda fd: os.setresuid(-1, -1, -1), "setresuid", "id"),
+    ("id", lambda fd: set_limit(), "prlimit64", "id"),
+    ("proc", lambda fd: fork(), "clone", "proc"),
+    ("proc", lambda fd: os.kill(os.getpid(), 0), "kill", "proc"),
+    ("proc", lambda fd: os.getpriority(os.PRIO_PROCESS, 0), "getpriority", "proc"),
+    ("prot_exec", lambda fd: mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close(), "mmap", "prot_exec"),
+]
+
+
+@pytest.mark.parametrize(("promise", "body", "name", "reported"), HARD)
+def test_hard_refusals_are_reported_and_end_the_process(folder, promise, body, name, reported):
+    with open(folder + "/file", "rb+") as file:
+        assert caged(lambda: body(file.fileno()), "stdio rpath") == broken(name, reported)
+        assert fine(caged(lambda: body(file.fileno()), "stdio " + promise))
+
+
+def test_mprotect_cannot_make_code(folder):
+    def body(memory):
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        return library().mprotect(ctypes.c_void_p(address), PAGE, mmap.PROT_READ | mmap.PROT_EXEC)
+
+    assert caged(body, before=lambda: mmap.mmap(-1, PAGE)) == broken("mprotect", "prot_exec")
+    assert caged(body, "stdio prot_exec", before=lambda: mmap.mmap(-1, PAGE)) == (0, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [
+        ("execve", "exec"),
+        ("execveat", "exec"),
+        ("settimeofday", "settime"),
+        ("clock_settime", "settime"),
+        ("setgroups", "id"),
+        ("bind", "unix"),
+        ("connect", "unix"),
+        ("listen", "unix"),
+        ("accept4", "unix"),
+        ("setsockopt", "unix"),
+        ("wait4", "proc"),
+        ("pidfd_send_signal", "proc"),
+        ("tkill", "proc"),
+        *(
+            (never, "none")
+            for never in (
+                "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen setns unshare keyctl add_key kexec_load "
+                "init_module finit_module delete_module perf_event_open userfaultfd pidfd_getfd open_by_handle_at memfd_create chroot "
+                "seccomp landlock_create_ruleset landlock_restrict_self personality"
+            ).split()
+        ),
+    ],
+)
+def test_calls_that_only_the_number_shows(name, promise):
+    """With arguments of zero: the filter refuses before the kernel looks at them."""
+    assert caged(lambda: call(name, 0, 0, 0, 0, 0)) == broken(name, promise)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("clone3", errno.ENOSYS),
+        ("openat2", errno.ENOSYS),
+        ("io_uring_setup", errno.ENOSYS),
+        ("io_uring_enter", errno.ENOSYS),
+        (599, errno.ENOSYS),
+        ("faccessat2", errno.EACCES),
+        ("statx", errno.EACCES),
+        ("mknodat", errno.EACCES),
+    ],
+)
+def test_calls_that_fail_softly_by_number(name, number):
+    assert caged(lambda: call(name, 0, 0, 0, 0, 0)) == refused(number)
+
+
+def test_exec_runs_a_program_only_with_its_promises(folder):
+    promises = "stdio rpath exec prot_exec"
+    assert caged(lambda: os.execv("/bin/true", ["true"]), promises) == (0, [])
+    assert caged(lambda: os.execv("/bin/true", ["true"]), "stdio rpath proc") == broken("execve", "exec")
+
+
+def test_the_clock_may_be_set_with_settime():
+    """adjtimex with no modes sets nothing, and anybody may."""
+
+    def body():
+        return call("adjtimex", ctypes.create_string_buffer(512)) >= 0
+
+    assert caged(body, "stdio settime") == (0, ["True"])
+    assert caged(body) == broken("adjtimex", "settime")
+
+
+def test_inet_listens_and_accepts():
+    def body():
+        with socket.socket() as server, socket.socket() as client:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            client.connect(server.getsockname())
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted, _ = server.accept()
+            with accepted:
+                client.sendall(b"hello")
+                return accepted.recv(5)
+
+    assert caged(body, "stdio inet") == (0, ["b'hello'"])
+
+
+def test_without_inet_or_unix_there_are_no_other_families():
+    for promises in ("stdio", "stdio inet unix"):
+        assert caged(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), promises) == (
+            0,
+            [repr(PermissionError(13, "Permission denied"))],
+        )
+
+
+def test_sockets_that_are_open_work_without_socket_promises():
+    def body(pair):
+        left, right = pair
+        left.settimeout(5)
+        left.sendall(b"a")
+        first = right.recv(1)
+        passed, more = os.pipe()
+        socket.send_fds(left, [b"b"], [passed])
+        data, fds, _, _ = socket.recv_fds(right, 1, 1)
+        os.write(more, b"c")
+        left.shutdown(socket.SHUT_WR)
+        return first + data + os.read(fds[0], 1) + right.recv(1), left.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+
+    for promises in ("stdio", "stdio sendfd recvfd"):
+        assert caged(body, promises, before=socket.socketpair) == (0, ["(b'abc', 1)"])
+
+
+def test_an_address_makes_sendto_a_matter_of_promises():
+    def body(own):
+        return own.sendto(b"x", own.getsockname())
+
+    def before():
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        own.bind(("127.0.0.1", 0))
+        return own
+
+    assert caged(body, before=before) == broken("sendto", "unix")
+    assert caged(body, "stdio inet", before=before) == (0, ["1"])
+
+
+def test_stdio_is_enough_for_what_python_does_all_day():
+    def body(files):
+        opened, pair = files
+        poller = select.epoll()
+        poller.register(pair[0], select.EPOLLIN)
+        pair[1].send(b"x")
+        ready = poller.poll(5)
+        both = select.poll()
+        both.register(pair[0])
+        both.poll(0)
+        select.select([pair[0]], [], [], 0)
+        time.sleep(0.0001)
+        os.fstat(opened), os.lseek(opened, 0, 0), os.fsync(opened), os.fdatasync(opened), os.dup(opened)
+        os.pread(opened, 4, 0), os.pwrite(opened, b"t", 0), os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.sendfile(pair[0].fileno(), opened, 0, 4), pair[1].recv_into(bytearray(9))
+        os.copy_file_range(opened, opened, 1, 0, 100)
+        os.set_blocking(opened, True), os.set_inheritable(opened, False), os.isatty(opened)
+        os.getpid(), os.getppid(), os.getresuid(), os.getgroups(), os.uname(), os.cpu_count(), os.sched_getaffinity(0)
+        os.urandom(8), hashlib.scrypt(b"p", salt=b"s", n=2, r=1, p=1), hash(time.clock_gettime(0)), os.times()
+        resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrusage(resource.RUSAGE_SELF)
+        list(range(200_000)), bytearray(40_000_000)
+        (
+            signal.signal(signal.SIGTERM, lambda *_: None),
+            signal.raise_signal(signal.SIGTERM),
+            signal.setitimer(signal.ITIMER_REAL, 0),
+        )
+        guard = threading.Condition()
+        with guard:
+            guard.wait(0.0001)
+        os.eventfd(1)
+        return len(ready), open(opened, "rb", closefd=False).read(1)
+
+    opened = os.memfd_create("x")
+    os.write(opened, b"text")
+    assert caged(body, before=lambda: (opened, socket.socketpair())) == (0, ["(1, b't')"])
+    os.close(opened)
+
+
+def test_a_directory_that_is_open_can_be_listed(folder):
+    def body(fd):
+        return sorted(os.listdir(fd))
+
+    assert caged(body, before=lambda: os.open(folder, os.O_RDONLY)) == (0, ["['file', 'new']"])
+
+
+def test_harmless_prctl_and_what_is_not():
+    assert caged(lambda: library().prctl(15, b"renamed", 0, 0, 0)) == (0, ["0"])
+    assert caged(lambda: call("prctl", 35, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_MM
+    assert caged(lambda: call("prctl", 4, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_DUMPABLE
+    assert caged(lambda: call("prctl", 4, 1, 0, 0, 0), nested=True) == (0, ["0"])
+
+
+def test_terminals_are_asked_for_and_not_driven():
+    ends = os.openpty()
+    assert caged(lambda: os.isatty(ends[1])) == (0, ["False"])
+    assert caged(lambda: fcntl.ioctl(ends[1], 0x5412, b"x")) == broken("ioctl", "none")  # TIOCSTI
+    for end in ends:
+        os.close(end)
+
+
+def test_limits_of_others_are_not_touched():
+    parent = os.getpid()
+    assert caged(lambda: resource.prlimit(parent, resource.RLIMIT_CORE)) == broken("prlimit64", "proc")
+    assert caged(lambda: call("prlimit64", parent, 4, struct.pack("QQ", 0, 0), None), "stdio id") == broken("prlimit64", "proc")
+
+
+def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
+    import datetime as dt
+    import ssl
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime(2000, 1, 1)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now.replace(year=2126)).sign(key, hashes.SHA256())
+    pem = tmp_path / "both.pem"
+    plain = serialization.NoEncryption()
+    pem.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+
+    def before():
+        codecs.lookup("idna")  # ssl encodes server_hostname, socket a host's name: a lazy import otherwise
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(pem)
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.load_verify_locations(pem)
+        return server, client
+
+    def body(contexts):
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = contexts[0].wrap_bio(up, down, server_side=True)
+        client = contexts[1].wrap_bio(down, up, server_hostname="localhost")
+        steps = [client.do_handshake, server.do_handshake]
+        while steps:
+            try:
+                steps[0]()
+                steps.pop(0)
+            except ssl.SSLWantReadError:
+                steps.reverse()
+        client.write(b"hello")
+        return server.read(), server.version()
+
+    assert caged(body, "stdio", before=before, paths=[]) == (0, ["(b'hello', 'TLSv1.3')"])
+
+
+def test_bcrypt_in_threads_and_msgpack_and_titles():
+    import bcrypt
+    import msgpack
+    import setproctitle
+
+    def before():
+        go, done = threading.Event(), []
+
+        def work():
+            go.wait()
+            done.append(bcrypt.checkpw(b"secret", bcrypt.hashpw(b"secret", bcrypt.gensalt(4))))
+
+        workers = [threading.Thread(target=work) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        return go, done, workers
+
+    def body(started):
+        go, done, workers = started
+        setproctitle.setproctitle("popkernel: renamed")
+        go.set()
+        for worker in workers:
+            worker.join()
+        return done, msgpack.unpackb(msgpack.packb([1, b"x"]))
+
+    program = lock.compile_promises("stdio")
+
+    def auth(say):
+        lock.unveil([])
+        started = before()
+        lock.report_broken(lambda name, promise: say(f"broken: {name} needs {promise}"))
+        lock.pledge(program, all_threads=True)
+        return body(started)
+
+    assert forked(auth) == (0, ["([True, True, True], [1, b'x'])"])
