@@ -147,7 +147,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="numeric address for POP3 with STLS, port 110 unless given; repeatable",
     )
-    _complete(add("-f", dest="toml_path", metavar="CONFIG.toml", help="configuration; flags win over it"), FILE)
+    # Made absolute at once: a reload reads it again, and a detached server has gone to "/".
+    what = "configuration; flags win over it"
+    _complete(add("-f", dest="toml_path", type=os.path.abspath, metavar="CONFIG.toml", help=what), FILE)
     _add_run_dir(parser)
     add("--listeners", type=int, metavar="N", help="listener processes (default 1)")
     add("--allow-plaintext", action="store_true", default=None, help="let clients log in without TLS")
@@ -205,7 +207,8 @@ def run_start(options: argparse.Namespace) -> int:
     config = config_from(options)
     from popkernel.cli.start import run
 
-    return int(run(config))
+    # At a reload flags and file are read again.
+    return int(run(config, lambda: config_from(options)))
 
 
 def _status(commands: Any) -> None:

@@ -1,278 +1,36 @@
-"""A whole site in one directory: certificate, tables, maildirs with sample mail, configuration.
+"""``popkernel demo``: make a site, say how to read it, serve it until Ctrl-C, remove it.
 
-``popkernel demo`` serves one until Ctrl-C; tests and benchmarks build theirs with the same make_site(). No system user is
-made: as root the mail belongs to free numeric uids, as an ordinary user everything is the caller's own.
+make_site() and what belongs to it are at home in samplesite.py, and can be had from here too.
 """
 
 import argparse
-import datetime as dt
 import errno
-import itertools
 import os
-import pwd
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
-from popkernel.kernel.config import Config, load
-from popkernel.proto.tables import MailUser
-
-HOST = "127.0.0.1"
-PASSWORD = "secret"  # noqa: S105 - the demo's own, printed for everyone to try
-FIRST_UID = 64101
-"""Mail users' uids start here; the actors' are 64001 to 64003."""
-# Uids are shared out again after this many, so that a site of 10,000 users stays below 65534 (nobody) and fits into a
-# container's range of 65,536.
-_UIDS = 1000
-_FIRST_TIME = 1_700_000_000  # 2023-11-14, a fixed moment: the same site has the same UIDLs every time
-
-_WELCOME = b"""\
-From: popkernel <demo@localhost>
-To: alice@localhost
-Subject: Welcome
-Date: Tue, 14 Nov 2023 22:13:20 +0000
-Message-ID: <1@localhost>
-
-This mail was read from a maildir by a process that can see nothing else.
-"""
-_DOTS = b"""\
-From: demo@localhost
-To: alice@localhost
-Subject: Leading dots
-
-.
-..
-...three
-. and a dot alone ends an answer of several lines, unless it is doubled
-"""
-_EIGHT_BIT = """\
-From: José <jose@example.org>
-To: alice@localhost
-Subject: 8-bit text
-MIME-Version: 1.0
-Content-Type: text/plain; charset=utf-8
-Content-Transfer-Encoding: 8bit
-
-Grüße aus Zürich, привет, 你好.
-""".encode()
-
-SAMPLE_MAIL: tuple[bytes, ...] = (
-    _WELCOME,
-    _DOTS,
-    _EIGHT_BIT,
-    b"From: demo@localhost\nTo: alice@localhost\nSubject: A long line\n\n" + b"0123456789" * 2000 + b"\n",
-    b"From: demo@localhost\nTo: alice@localhost\nSubject: No newline at the end\n\nThe last line has none",
-    b"From: demo@localhost\r\nTo: alice@localhost\r\nSubject: CR LF in the file\r\n\r\nAs the network sends it\r\n",
+from popkernel.cli.samplesite import (
+    FIRST_UID,
+    HOST,
+    PASSWORD,
+    SAMPLE_MAIL,
+    Paths,
+    Site,
+    free_ports,
+    make_certificate,
+    make_site,
 )
-"""Messages as they lie in a maildir: awkward ones, each in its own way."""
+from popkernel.kernel.config import Config, ConfigError, load
 
+__all__ = ["FIRST_UID", "HOST", "PASSWORD", "SAMPLE_MAIL", "Site", "free_ports", "make_certificate", "make_site", "run"]
 
-class Site(NamedTuple):
-    """What make_site() made."""
-
-    directory: str
-    auth_table: str
-    user_table: str
-    cert: str
-    key: str
-    config: Config
-    passwords: dict[str, str]
-    """Password by user."""
-    mail_users: dict[str, MailUser]
-    """uid, gid and maildir by user, as the user table has them."""
-
-
-def make_site(
-    directory: str,
-    *,
-    users: Mapping[str, str] | Sequence[str] = ("alice", "bob", "carol"),
-    mail: Mapping[str, Sequence[bytes]] | Sequence[bytes] = SAMPLE_MAIL,
-    cost: int = 4,
-    ports: tuple[int, int] | None = None,
-    **settings: Any,
-) -> Site:
-    """Make a site in a directory, which is made if it is not there.
-
-    As root the directory gets mode 0711 and each maildir its user's uid, from FIRST_UID on, skipping uids that exist on
-    this machine; after 1,000 users the uids repeat.
-
-    Args:
-        directory: absolute path; short, since the control socket lies in it (see control_path()).
-        users: password by name, or names that all have PASSWORD. One hash is made for each different password.
-        mail: messages as octets, by user; or one sequence that every user gets. Stored in ``new/``, in order.
-        cost: bcrypt cost, 4 to 31.
-        ports: for implicit TLS and STLS on 127.0.0.1; None picks two that are free now.
-        settings: further keys of the configuration, as in the TOML file.
-
-    Raises:
-        OSError: something cannot be made.
-        ConfigError: ``settings`` are wrong, or the path is too long.
-
-    """
-    passwords = dict(users) if isinstance(users, Mapping) else dict.fromkeys(users, PASSWORD)
-    os.makedirs(directory, exist_ok=True)
-    # mkdtemp() gives 0700, which would keep the users from their own maildirs.
-    os.chmod(directory, 0o711)  # noqa: S103 - to be passed through, not listed
-    place = _Paths(directory)
-    mail_users = _make_maildirs(place.mail, passwords)
-    for number, (name, user) in enumerate(mail_users.items()):
-        messages = mail.get(name, ()) if isinstance(mail, Mapping) else mail
-        _deliver(user, messages, number)
-    _write(place.auth_table, _auth_lines(passwords, cost), 0o600)
-    lines = "".join(f"{name} {user.uid}:{user.gid}:{user.maildir}\n" for name, user in mail_users.items())
-    _write(place.user_table, os.fsencode(lines), 0o644)
-    certificate, key = make_certificate()
-    _write(place.cert, certificate, 0o644)
-    _write(place.key, key, 0o600)
-    tls, stls = ports or free_ports()
-    values: dict[str, Any] = {
-        "auth_table": place.auth_table,
-        "user_table": place.user_table,
-        "listen": [f"{HOST}:{tls}"],
-        "listen_starttls": [f"{HOST}:{stls}"],
-        "cert": place.cert,
-        "key": place.key,
-        "run_dir": place.run,
-        "hostname": "localhost",
-        "log": "stderr",
-        **_actor_users(),
-        **settings,
-    }
-    _write(place.toml, _toml(values), 0o644)
-    return Site(
-        directory,
-        place.auth_table,
-        place.user_table,
-        place.cert,
-        place.key,
-        load({}, place.toml),
-        passwords,
-        mail_users,
-    )
-
-
-class _Paths:
-    """Where things lie in a site."""
-
-    def __init__(self, directory: str) -> None:
-        self.mail = os.path.join(directory, "mail")
-        self.auth_table = os.path.join(directory, "auth")
-        self.user_table = os.path.join(directory, "users")
-        self.cert = os.path.join(directory, "cert.pem")
-        self.key = os.path.join(directory, "key.pem")
-        self.run = os.path.join(directory, "run")
-        self.toml = os.path.join(directory, "popkernel.toml")
-
-
-def _actor_users() -> dict[str, str]:
-    """Numeric ids for the actors as root; an ordinary user's actors have that user's anyway."""
-    if os.geteuid() != 0:
-        return {}
-    return {"listener_user": "64001:64001", "auth_user": "64002:64002", "mda_user": "64003:64003"}
-
-
-def _mail_ids() -> Iterator[tuple[int, int]]:
-    if os.geteuid() != 0:
-        return itertools.repeat((os.geteuid(), os.getegid()))
-    taken = {entry.pw_uid for entry in pwd.getpwall()}
-    free = [uid for uid in range(FIRST_UID, FIRST_UID + _UIDS) if uid not in taken]
-    return itertools.cycle([(uid, uid) for uid in free])
-
-
-def _make_maildirs(base: str, names: Mapping[str, str]) -> dict[str, MailUser]:
-    os.makedirs(base, exist_ok=True)
-    os.chmod(base, 0o711)  # noqa: S103 - to be passed through, not listed
-    made: dict[str, MailUser] = {}
-    for name, (uid, gid) in zip(names, _mail_ids(), strict=False):
-        maildir = os.path.join(base, name)
-        for path in (maildir, *(os.path.join(maildir, sub) for sub in ("tmp", "new", "cur"))):
-            if not os.path.isdir(path):
-                os.mkdir(path, 0o700)
-            os.chown(path, uid, gid)
-        made[name] = MailUser(uid, gid, maildir)
-    return made
-
-
-def _deliver(user: MailUser, messages: Sequence[bytes], salt: int) -> None:
-    """Put messages into ``new/`` under names as the original's MDA gives them."""
-    for number, message in enumerate(messages):
-        name = f"{_FIRST_TIME + number}.{(salt << 16 | number) & 0xFFFFFFFF:08x}.localhost"
-        path = os.path.join(user.maildir, "new", name)
-        _write(path, message, 0o600)
-        os.chown(path, user.uid, user.gid)
-
-
-def _auth_lines(passwords: Mapping[str, str], cost: int) -> bytes:
-    import bcrypt
-
-    hashes = {word: bcrypt.hashpw(word.encode(), bcrypt.gensalt(cost)) for word in set(passwords.values())}
-    return b"".join(name.encode() + b" " + hashes[word] + b"\n" for name, word in passwords.items())
-
-
-def _write(path: str, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(data)
-
-
-def _toml(values: Mapping[str, Any]) -> bytes:
-    # JSON's texts, numbers, booleans and lists of texts are TOML's too.
-    import json
-
-    lines = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
-    return lines.encode()
-
-
-def make_certificate(names: Sequence[str] = ("localhost",), *, days: int = 30, starts: int = -1) -> tuple[bytes, bytes]:
-    """Make a self-signed ECDSA P-256 certificate for some names, 127.0.0.1 and ::1.
-
-    Args:
-        names: DNS names; the first is the subject too.
-        days: how many days from now it is valid.
-        starts: from how many days from now on.
-
-    Returns:
-        Certificate and private key, both PEM.
-
-    """
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
-    addresses = [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
-    general = [*(x509.DNSName(name) for name in names), *(x509.IPAddress(address) for address in addresses)]
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + dt.timedelta(days=starts))
-        .not_valid_after(now + dt.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName(general), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(serialization.Encoding.PEM), private
-
-
-def free_ports() -> tuple[int, int]:
-    """Find two loopback ports that nothing listens on now; another program may still take them first."""
-    with closing(socket.socket()) as one, closing(socket.socket()) as two:
-        one.bind((HOST, 0))
-        two.bind((HOST, 0))
-        return one.getsockname()[1], two.getsockname()[1]
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -285,15 +43,89 @@ def run(options: argparse.Namespace) -> int:
     temporary = options.dir is None
     try:
         directory = tempfile.mkdtemp(prefix="popkernel-demo.") if temporary else os.path.abspath(options.dir)
-        try:
-            return _serve(directory, options)
-        finally:
-            if temporary:
-                shutil.rmtree(directory)
     except OSError as error:
-        where = error.filename or options.dir
-        print(f"popkernel: {where}: {error.strerror}; choose another directory with --dir", file=sys.stderr)
-        return os.EX_CANTCREAT
+        return _cannot_make(error)
+    try:
+        config = _prepare(directory, options)
+        print(_greeting(directory, config), flush=True)
+        return _serve_in_child(config)
+    except _NoSiteError as error:
+        return _cannot_make(error.cause)
+    finally:
+        if temporary:
+            shutil.rmtree(directory)
+
+
+class _NoSiteError(Exception):
+    """The site could not be made."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _cannot_make(error: OSError) -> int:
+    print(f"popkernel: {error.filename}: {error.strerror}; choose another directory with --dir", file=sys.stderr)
+    return os.EX_CANTCREAT
+
+
+def _serve_in_child(config: Config) -> int:
+    """Serve in a process of its own: it locks itself in, and could not remove the site afterwards.
+
+    Returns:
+        The server's exit code; 128 and the signal's number if it was killed.
+
+    """
+    me = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _serve(config, me)
+
+    def forward(number: int, _frame: object) -> None:
+        # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm.
+        os.kill(pid, signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        # Without reaping it yet, so that the number cannot be another process's by the time a signal is forwarded.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def _serve(config: Config, parent: int) -> NoReturn:
+    """Be the server; never come back to what the parent does next."""
+    code = os.EX_SOFTWARE
+    try:
+        _end_with(parent)
+        from popkernel.cli.start import run as start
+
+        code = int(start(config))
+    except ConfigError as error:
+        code = os.EX_CONFIG
+        for finding in error.findings:
+            print(f"popkernel: {finding}", file=sys.stderr)
+    except BaseException:  # noqa: BLE001 - whatever it is, it is shown, and the process ends here
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Have the system end this process politely when the parent is killed (Linux; elsewhere Ctrl-C alone ends it)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(os.EX_TEMPFAIL)
 
 
 def _port_problem(port: int) -> str:
@@ -309,25 +141,29 @@ def _port_problem(port: int) -> str:
     return ""
 
 
-def _serve(directory: str, options: argparse.Namespace) -> int:
-    flags = {"verbose": min(options.verbose, 10), "insecure_no_sandbox": options.insecure_no_sandbox or None}
-    ports = (options.tls_port, options.stls_port)
-    place = _Paths(directory)
-    _refuse_unreachable(directory)
-    if os.path.exists(place.toml):
-        # A site kept by an earlier --dir: its mail may be read and removed by now, so nothing is made anew.
-        addresses = {"listen": [f"{HOST}:{ports[0]}"], "listen_starttls": [f"{HOST}:{ports[1]}"]}
-        config = load({**flags, **addresses}, place.toml)
-    else:
-        if os.path.isdir(directory) and os.listdir(directory):
-            raise OSError(errno.ENOTEMPTY, "the directory holds something that is no demo site", directory)
-        mail = {"alice": SAMPLE_MAIL, "bob": SAMPLE_MAIL[:2]}
-        make_site(directory, mail=mail, cost=8, ports=ports)
-        config = load(flags, place.toml)
-    print(_greeting(directory, config), flush=True)
-    from popkernel.cli.start import run as start
+def _prepare(directory: str, options: argparse.Namespace) -> Config:
+    """Make the site, or take the one an earlier ``--dir`` has kept.
 
-    return int(start(config))
+    Raises:
+        _NoSiteError: it cannot be made there.
+
+    """
+    flags: dict[str, Any] = {"verbose": min(options.verbose, 10)}
+    flags["insecure_no_sandbox"] = options.insecure_no_sandbox or None
+    ports = (options.tls_port, options.stls_port)
+    place = Paths(directory)
+    try:
+        _refuse_unreachable(directory)
+        if os.path.exists(place.toml):
+            # Its mail may be read and removed by now, so nothing is made anew.
+            flags["listen"], flags["listen_starttls"] = [f"{HOST}:{ports[0]}"], [f"{HOST}:{ports[1]}"]
+        elif os.path.isdir(directory) and os.listdir(directory):
+            raise OSError(errno.ENOTEMPTY, "the directory holds something that is no demo site", directory)
+        else:
+            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": SAMPLE_MAIL[:2]}, cost=8, ports=ports)
+    except OSError as error:
+        raise _NoSiteError(error) from error
+    return load(flags, place.toml)
 
 
 def _refuse_unreachable(directory: str) -> None:

@@ -5,6 +5,7 @@ certificates), drop its ids, unveil, start its threads if it has any, pledge, sa
 """
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -51,6 +52,12 @@ class Boot:
         self.row: Row = row_of(name)
 
 
+def hard_limit(which: int) -> int:
+    """The system's bound on a limit, setrlimit(2); a very large number for none."""
+    hard = resource.getrlimit(which)[1]
+    return (1 << 31) if hard == resource.RLIM_INFINITY else hard
+
+
 class Actor:
     """The shell that all actors share. Subclasses put their messages' handlers into `handlers`."""
 
@@ -62,6 +69,7 @@ class Actor:
         self.verbose = int(boot.config.get("verbose", 0))
         self._unveiled = ""
         self._dropped = False
+        self.nofile = 0  # descriptors this process may have: what it asked for, or less where the system's hard limit is lower
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)  # the terminal's and the service manager's words are for init
 
@@ -93,7 +101,8 @@ class Actor:
         if not self._dropped:
             self._dropped = True
             row = self.boot.row
-            sandbox.set_limits(nofile=nofile or row.nofile, memory=row.memory or None)
+            self.nofile = min(nofile or row.nofile, hard_limit(resource.RLIMIT_NOFILE))
+            sandbox.set_limits(nofile=self.nofile, memory=row.memory or None)
             sandbox.drop_ids(self.boot.uid, self.boot.gid)
             die_with_parent = self.boot.config.get("die_with_parent")
             if die_with_parent is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from popkernel.kernel.loop import READ, WRITE, Loop
-from popkernel.proto.codec import BadMessageError, Codec
+from popkernel.proto.codec import BadMessageError, Codec, whole
 from popkernel.proto.messages import CARRIES
 from popkernel.proto.topology import kind_of
 from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
@@ -136,7 +136,7 @@ class Channel:
             return 0
         parts = self._out.encode_bulk(message, data)
         if watch.tap is not None:
-            message = type(message)(*message[:-1], bytes(data))
+            message = whole(message, data)
         self._count(message)
         size = sum(map(len, parts))
         self._write([frame_head(size), *parts], ())

@@ -117,6 +117,7 @@ class Config:
     restart_intensity: int = _key("int", 5, "restarts of one actor within restart_seconds before giving up", high=1000)
     restart_seconds: int = _key("int", 30, "see restart_intensity", low=1, high=86400)
     tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"))
+    auth_cache_seconds: int = _key("int", 600, "how long a password once found good needs no bcrypt check; 0: never", high=86400)
     lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory")
     lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
     hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")

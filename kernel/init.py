@@ -202,16 +202,20 @@ class Init:
     def _become_kernel(self, channel: socket.socket, control: socket.socket) -> NoReturn:
         from popkernel.kernel.supervisor import Supervisor
 
+        addresses = self.listening.addresses()
         for sock in (*self.listening.tls, *self.listening.plain):
             sock.close()
         os.close(self.run_dir.lock)
         config = {
-            "control": control, "service": self.config, "version": self.version, "addresses": self.listening.addresses(),
-            "verbose": self.config.verbose,
+            "control": control, "service": self.config, "version": self.version, "addresses": addresses,
+            "verbose": self.config.verbose, "ids": self.ids,
         }
         boot = Boot("kernel", channel, os.getuid(), os.getgid(), config, sandboxed=not self.config.insecure_no_sandbox)
         try:
             Supervisor(boot).begin()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            raise
         finally:
             os._exit(SOFTWARE)
 

@@ -72,6 +72,9 @@ class Spawner(Actor):
         if pid == 0:
             try:
                 self._become(message, fds[0])
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                raise
             finally:
                 os._exit(70)
         os.close(fds[0])

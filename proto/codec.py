@@ -56,7 +56,7 @@ class Codec:
     def encode_bulk(self, message: tuple[Any, ...], data: memoryview | bytes) -> list[bytes | memoryview]:
         """The same for a message whose last field, given apart, is large: [head, data], so that nobody copies it."""
         if len(data) < _BULK_FROM:
-            return [self.encode(type(message)(*message[:-1], bytes(data)))]
+            return [self.encode(whole(message, data))]
         code, check = self._by_class[type(message)]
         check(message)
         head = b"".join(
@@ -88,6 +88,13 @@ class Codec:
         if getattr(message, "fresh", False):
             return 1
         return self._by_code[self._by_class[type(message)][0]][2]
+
+
+def whole(message: tuple[Any, ...], data: memoryview | bytes) -> tuple[Any, ...]:
+    """The bulk message with its last field in place."""
+    make: Any = type(message)
+    made: tuple[Any, ...] = make(*message[:-1], bytes(data))
+    return made
 
 
 class Shown(NamedTuple):

@@ -8,6 +8,7 @@ start; they are stopped in reverse. An edge is one direction; two actors that sp
 one channel: a connected pair of unix-domain sockets that the kernel made and of which it handed one end to each.
 """
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Edge(NamedTuple):
     source: str
     target: str
     messages: tuple[type, ...]
-    answers: dict[str, tuple[str, ...]]  # message -> what answers it on the way back
+    answers: Mapping[str, tuple[str, ...]]  # message -> what answers it on the way back
     octets: int = 4 * KIB  # the largest frame
     deadline: int = 10  # seconds an answer may take before the asker gives up
     depth: int = 256  # frames that may wait in a queue; more ends the peer that does not read
@@ -66,9 +67,9 @@ ACTORS: tuple[Actor, ...] = (
         "init",
         "popkernel.kernel.init",
         "root",
-        "stdio rpath proc exec id unix inet sendfd",
-        "the process the operator started: binds ports, starts singletons afresh (proc exec id sendfd) from the configuration"
-        " and Python's own files (rpath), and does nothing else; reads nothing but the kernel's orders",
+        "stdio rpath wpath cpath fattr flock unix inet proc exec prot_exec id sendfd recvfd",
+        "the process the operator started: binds ports, starts singletons afresh (proc exec prot_exec) and does nothing else;"
+        " reads nothing but the kernel's orders. The rest is what the actors it starts need until they lock themselves in",
         restart="never",
         nested=True,
         network=True,

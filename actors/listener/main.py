@@ -78,7 +78,11 @@ class Listener(Actor):
         for sock, _ in self.listening:
             sock.setblocking(False)
         self.lock(nofile=2 * self.most + 64)
+        room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
         self.connect()
+        if room < self.most:
+            self.log(4, f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}")
+            self.most = room
         self.run()
 
     def sessions(self) -> int:

@@ -1,9 +1,13 @@
 """The demo's site: what make_site() makes, and how the command refuses."""
 
+import json
 import os
+import shutil
+import signal
 import socket
 import ssl
 import stat
+import subprocess
 import sys
 import types
 
@@ -91,18 +95,20 @@ def test_check_finds_the_demo_sound(tmp_path):
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """Stand in for the kernel: start.run() that notes its configuration and what is there while it runs."""
-    seen = []
+def started(monkeypatch, tmp_path):
+    """Stand in for the kernel, in the process that demo forks: gives what each run() saw."""
+    notes = tmp_path / "notes"
+    notes.touch()
     module = types.ModuleType("popkernel.cli.start")
 
     def run(config):
-        seen.append((config, os.path.exists(config.auth_table)))
+        with notes.open("a") as file:
+            print(json.dumps([config.auth_table, config.cert, os.path.exists(config.auth_table), os.getppid()]), file=file)
         return 7
 
     module.run = run
     monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
-    return seen
+    return lambda: [json.loads(line) for line in notes.read_text().splitlines()]
 
 
 def ports():
@@ -111,24 +117,83 @@ def ports():
 
 
 def test_demo_makes_serves_and_removes(started, capsys):
-    assert main(["demo", *ports()]) == 7
-    ((config, there),) = started
+    flags = ports()
+    assert main(["demo", *flags]) == 7
+    ((auth_table, _cert, there, parent),) = started()
     assert there
-    assert not os.path.exists(os.path.dirname(config.auth_table))
+    assert parent == os.getpid()
+    assert not os.path.exists(os.path.dirname(auth_table))
     shown = capsys.readouterr().out
-    assert f"curl -k --user alice:secret pop3s://{config.listen[0]}/1 " in shown
-    assert f"popkernel status --run-dir {config.run_dir}" in shown
+    assert f"curl -k --user alice:secret pop3s://127.0.0.1:{flags[1]}/1 " in shown
+    assert f"popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
 
 
 def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)  # pytest's own directory is 0700
     place = tmp_path / "site"
     assert main(["demo", "--dir", str(place), *ports()]) == 7
-    config = started[0][0]
+    certificate = (place / "cert.pem").read_bytes()
     os.rename(place / "mail/alice/new", place / "mail/alice/cur/x")
     assert main(["demo", "--dir", str(place), *ports()]) == 7
-    assert started[1][0].cert == config.cert
+    assert len(started()) == 2
+    assert (place / "cert.pem").read_bytes() == certificate
     assert not (place / "mail/alice/new").exists()
+
+
+def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, monkeypatch, capfd):
+    def run(_config):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(sys.modules["popkernel.cli.start"], "run", run)
+    assert main(["demo", *ports()]) == os.EX_SOFTWARE
+    shown = capfd.readouterr().err
+    assert "Bad file descriptor" in shown
+    assert "--dir" not in shown
+
+
+STAND_IN = """
+import signal, sys, types
+module = types.ModuleType("popkernel.cli.start")
+def run(config):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    print("serving", flush=True)
+    return 0 if signal.sigwait([signal.SIGTERM]) else 1
+module.run = run
+sys.modules["popkernel.cli.start"] = module
+from popkernel.cli.main import main
+sys.exit(main(["demo", *sys.argv[1:]]))
+"""
+
+
+def _until(stream, text):
+    lines = []
+    while not any(text in line for line in lines):
+        line = stream.readline()
+        assert line, lines
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_server_and_site(number):
+    command = [sys.executable, "-c", STAND_IN, *ports()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        first, *_ = _until(server.stdout, "serving")
+        server.send_signal(number)
+        assert server.wait(20) == 0
+    directory = first.rsplit(" in ", 1)[1].strip()
+    assert os.path.basename(directory).startswith("popkernel-demo.")
+    assert not os.path.exists(directory)
+
+
+def test_a_killed_demo_takes_its_server_along():
+    command = [sys.executable, "-c", STAND_IN, *ports()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        first, *_ = _until(server.stdout, "serving")
+        server.kill()
+        # The server process holds the other end of standard output: it closes when that has ended too.
+        assert server.stdout.read() == ""
+    shutil.rmtree(first.rsplit(" in ", 1)[1].strip())
 
 
 def test_demo_leaves_a_strange_directory_alone(started, tmp_path, monkeypatch, capsys):
@@ -137,7 +202,7 @@ def test_demo_leaves_a_strange_directory_alone(started, tmp_path, monkeypatch, c
     assert main(["demo", "--dir", str(tmp_path), *ports()]) == os.EX_CANTCREAT
     assert "no demo site" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine"]
-    assert not started
+    assert not started()
 
 
 @pytest.mark.root
@@ -146,7 +211,7 @@ def test_demo_refuses_a_place_nobody_can_reach(started, tmp_path, capsys):
     tmp_path.chmod(0o700)
     assert main(["demo", "--dir", str(tmp_path / "s"), *ports()]) == os.EX_CANTCREAT
     assert f"{tmp_path}: other users cannot enter" in capsys.readouterr().err
-    assert not started
+    assert not started()
 
 
 def test_a_port_that_is_taken(started, capsys):
@@ -155,4 +220,4 @@ def test_a_port_that_is_taken(started, capsys):
         assert main(["demo", "--tls-port", str(port)]) == os.EX_OSERR
     assert capsys.readouterr().err == f"popkernel: 127.0.0.1:{port}: the port is taken; give another with --tls-port\n"
     assert main(["demo", "--tls-port", "0"]) == os.EX_OSERR
-    assert not started
+    assert not started()

@@ -72,7 +72,7 @@ def test_the_original_s_flags():
 
 def test_start_hands_the_configuration_over(monkeypatch):
     module = types.ModuleType("popkernel.cli.start")
-    module.run = lambda config: 5 if config.auth_table == "/a" else 6
+    module.run = lambda config, again: 5 if config.auth_table == "/a" and again() == config else 6
     monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
     assert main(START) == 5
 
@@ -108,7 +108,7 @@ def test_a_reader_that_goes_away():
 def test_interrupted(monkeypatch):
     module = types.ModuleType("popkernel.cli.start")
 
-    def run(_config):
+    def run(_config, _again):
         raise KeyboardInterrupt
 
     module.run = run

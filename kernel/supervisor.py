@@ -1,0 +1,613 @@
+"""The kernel's shell: makes the channels, keeps the actors running, does what core.py decides. Never sees a byte from the network.
+
+It knows users' names, uids and paths, and no hash. It trusts no actor: every message is decoded against the table, and what it means
+is judged by core.py. A singleton that breaks the rules is ended; the word of a maildir actor, which runs as a mail user, ends nobody
+but itself (else one user's compromised process could end everyone's listener).
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from popkernel.kernel import core
+from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
+from popkernel.kernel.channel import Channel, Message, counts, pair
+from popkernel.kernel.config import Config
+from popkernel.kernel.control import ControlServer
+from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
+from popkernel.kernel.loop import Timer
+from popkernel.proto import messages as m
+from popkernel.proto.tables import MailUser, parse_users
+from popkernel.proto.topology import actor as row_of
+from popkernel.proto.topology import kind_of
+
+__all__ = ["Supervisor"]
+
+_START_PATIENCE = 20.0  # seconds an actor may take to say hello
+_ACCUSERS = 3  # maildir actors of different users that must accuse a singleton before it is believed
+_MOST_ROOTS = 200  # directories that the spawner unveils
+
+
+class Process:
+    """An actor that runs, or is about to."""
+
+    __slots__ = ("accusers", "channel", "counters", "hello", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state")
+
+    def __init__(self, name: str, channel: Channel, parent: str) -> None:
+        self.name = name
+        self.kind = kind_of(name)
+        self.channel = channel
+        self.parent = parent  # who forked it and reaps it
+        self.pid = 0
+        self.state = "starting"  # starting, serving, draining, stopping
+        self.hello: m.Hello | None = None
+        self.counters = m.Counters(0, 0, 0)
+        self.restarts = 0
+        self.since = 0.0
+        self.accusers: set[str] = set()
+        self.on_hello: Callable[[], None] | None = None
+
+
+class Supervisor(Actor):
+    """Supervises as OTP does: starts in the table's order, stops in reverse, restarts with back-off, gives up past an intensity."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot, many=True)
+        config: Config = boot.config["service"]
+        self.config = config
+        self.log_line = Log(config.log, config.verbose)
+        self.processes: dict[str, Process] = {}
+        self.init: Channel | None = None
+        self.core = core.Core({}, core.Settings(config.warm_seconds, config.warm_max, config.restart_intensity, config.restart_seconds))
+        self.restarts: dict[str, int] = {}
+        self.generation = 0
+        self.spawner = self.auth = ""  # names of those in force
+        self.listeners: list[str] = []
+        self.state = "starting"
+        self.started = time.monotonic()
+        self.sweeper: Timer | None = None
+        self.refused = 0
+        self.broken = 0
+        self.reload: Reload | None = None
+        self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
+            m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self._refused, m.Log: self._logs,
+            m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
+            m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Started: self._started, m.Exited: self._exited,
+        }
+
+    # -- the beginning
+    def begin(self) -> NoReturn:
+        """Read the user table, lock in, start everyone, serve."""
+        self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
+        try:
+            self.core.users = self._read_users()
+        except ValueError as error:
+            self.end_service(65, str(error))
+            self.run()
+        self._lock_in()
+        self.control = ControlServer(self.loop, self.boot.config["control"], self._command)
+        self.spawner = self._launch("spawner", self._roots(self.core.users))
+        self.auth = self._launch("auth")
+        self.listeners = [self._launch("listener", number=n) for n in range(self.config.listeners)]
+        self.run()
+
+    def _lock_in(self) -> None:
+        paths: list[tuple[str | bytes, str]] = [
+            (self.config.run_dir, "rwc"), (os.path.dirname(os.path.realpath(self.config.user_table)) or "/", "r"),
+        ]
+        self.lock([(path, permissions) for path, permissions in paths if os.path.isdir(path)])
+
+    def _broke(self, call: str, promise: str) -> None:
+        self.log_line(ERROR, f"kernel broke its promises: {call} would need {promise!r}")
+
+    def _read_users(self) -> dict[str, MailUser]:
+        """ValueError, with every finding a line, for a table that can't be used."""
+        path = self.config.user_table
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}; give the user table with -u") from None
+        users, findings = parse_users(data, path, self.config.subdir)
+        if findings:
+            raise ValueError("\n".join(map(str, findings[:20])))
+        return users
+
+    @staticmethod
+    def _roots(users: dict[str, MailUser]) -> list[bytes]:
+        """A few directories under which all maildirs lie: their parents, or the parents' parents, as many as make them few."""
+        roots = {os.path.dirname(u.maildir) for u in users.values()}
+        while len(roots) > _MOST_ROOTS:
+            roots = {os.path.dirname(r) for r in roots}
+        return sorted(os.fsencode(r) for r in roots)
+
+    def _launch(self, kind: str, roots: list[bytes] | None = None, number: int | None = None, name: str = "") -> str:
+        """Have init start a singleton; its name. What it sends before it serves waits in its channel."""
+        if not name:
+            name = kind if number is None else f"{kind}.{number}"
+            if name in self.processes:
+                self.generation += 1
+                name += f"~{self.generation}"
+        mine, its = pair()
+        channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
+        process = Process(name, channel, "init")
+        process.restarts = self.restarts.get(_plain(name), 0)
+        channel.tag = process
+        self.processes[name] = process
+        assert self.init is not None
+        self.init.send(m.Execute(kind, name, roots or []), [its.fileno()])
+        its.close()
+        self.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
+        return name
+
+    def _too_slow(self, process: Process) -> None:
+        if process.state == "starting" and self.processes.get(process.name) is process:
+            self.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE:.0f} seconds")
+            self._kill(process)
+
+    # -- messages
+    def _on_actor(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        self.on_kernel_message[type(message)](channel.tag, message, fds)
+
+    def _on_actor_gone(self, channel: Channel, why: str) -> None:
+        """The channel ended. What follows from it follows from the process's end, which is hurried on."""
+        process: Process = channel.tag
+        if why:
+            self.refused += 1
+            self.log_line(ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
+        self._kill(process)
+
+    def _on_init(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del channel, fds
+        if isinstance(message, m.Started):
+            process = self.processes.get(message.name)
+            if process is not None:
+                process.pid = message.pid
+        elif isinstance(message, m.Exited):
+            self._gone(message)
+        elif isinstance(message, m.Signal):
+            self._signal(message.name)
+
+    def _on_init_gone(self, channel: Channel, why: str) -> None:
+        del channel, why
+        with contextlib.suppress(OSError):
+            os.unlink(self.config.control)
+        os._exit(TEMPFAIL)
+
+    def _signal(self, name: str) -> None:
+        if name == "TERM":
+            self.stop(10)
+        elif name == "HUP":
+            self.begin_reload(None)
+        else:
+            self.log_line(ERROR, f"not reloaded, the configuration in force stays: {name.removeprefix('NOT ')}")
+
+    def _hello(self, process: Process, message: m.Hello, fds: list[int]) -> None:
+        del fds
+        process.hello = message
+        process.state = "serving"
+        process.since = self.loop.now
+        self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
+        if process.kind == "maildir.{user}":
+            self._do(self.core.hello(process.name))
+            return
+        if process.on_hello is not None:
+            process.on_hello()
+            return
+        self._wire(process)
+        if self.state == "starting" and all(p.state == "serving" for p in self.processes.values()):
+            self.state = "running"
+            assert self.init is not None
+            took = time.monotonic() - self.started
+            text = f"popkernel: ready: {self.boot.config['addresses']} ({len(self.core.users)} users, {took:.2f} s)"
+            self.init.send(m.Running(text[:2000]))
+            self.log_line(NOTICE, text.removeprefix("popkernel: "))
+
+    def _wire(self, process: Process) -> None:
+        """Join a new auth with every listener, a new listener with auth, once both serve."""
+        auth = self.processes.get(self.auth)
+        if auth is None or auth.state != "serving":
+            return
+        if process.name == self.auth:
+            for other in self.processes.values():
+                if other.kind == "listener" and other.state in ("serving", "draining"):
+                    self._join_auth(other)
+        elif process.kind == "listener":
+            self._join_auth(process)
+
+    def _join_auth(self, listener: Process) -> None:
+        self._do([core.Join(self.auth, m.Peer(listener.name), listener.name, m.Peer(self.auth))])
+
+    def _failed(self, process: Process, message: m.Failed, fds: list[int]) -> None:
+        del fds
+        if self.reload is not None and process.name in self.reload.names:
+            self.reload.fail(message.text)
+            return
+        self.log_line(ERROR, f"{process.name}: {message.text}")
+        if self.state == "starting":
+            self.end_service(message.status, message.text)
+
+    def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
+        del fds
+        self.broken += 1
+        self.log_line(ERROR, f"{process.name} broke its promises: {message.call} would need {message.promise!r}; ended")
+
+    def _refused(self, process: Process, message: m.Refused, fds: list[int]) -> None:
+        """An actor says that a peer of its broke the rules."""
+        del fds
+        self.refused += 1
+        accused = self.processes.get(message.peer)
+        self.log_line(ERROR, f"{process.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
+        if accused is None or accused is process:
+            return
+        if process.kind == "maildir.{user}":
+            accused.accusers.add(process.name)
+            if len(accused.accusers) < _ACCUSERS:
+                return
+        self._kill(accused)
+
+    def _logs(self, process: Process, message: m.Log, fds: list[int]) -> None:
+        del process, fds
+        self.log_line(message.level, message.text)
+
+    def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
+        del fds
+        process.counters = message
+
+    def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
+        del fds
+        self._do(self.core.awaits(process.name, message))
+
+    def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
+        del process, fds
+        listener = self.processes.get(message.listener)
+        if listener is not None and listener.kind == "listener" and not listener.channel.gone:
+            listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
+            self._do(self.core.granted(message, self.loop.now))
+
+    def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
+        del fds
+        self._do(self.core.ended(process.name, message))
+        if message.user or self.log_line.most >= DEBUG:
+            self.log_line(INFO if message.user else DEBUG, session_line(message))
+
+    def _login_failed(self, process: Process, message: m.LoginFailed, fds: list[int]) -> None:
+        del process, fds
+        self.log_line(NOTICE, f"login failed: user={printable(message.user)} address={message.address} reason={printable(message.why)}")
+
+    def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
+        del fds
+        self._do(self.core.closed(process.name, message, self.loop.now))
+        self._schedule_sweep()
+
+    def _started(self, process: Process, message: m.Started, fds: list[int]) -> None:
+        del process, fds
+        child = self.processes.get(message.name)
+        if child is not None:
+            child.pid = message.pid
+
+    def _exited(self, process: Process, message: m.Exited, fds: list[int]) -> None:
+        """The spawner's word on its own children only."""
+        del fds
+        child = self.processes.get(message.name)
+        if child is not None and child.parent == process.name:
+            self._gone(message)
+
+    # -- effects
+    def _do(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.Send(to, message):
+                    self._send(to, message)
+                case core.Join(one, to_one, other, to_other):
+                    self._join(one, to_one, other, to_other)
+                case core.Spawn(name, row):
+                    self._spawn(name, row)
+                case core.Kill(name):
+                    if name in self.processes:
+                        self._kill(self.processes[name])
+                case core.Line(level, text):
+                    self.log_line(level, text)
+
+    def _send(self, to: str, message: Message) -> None:
+        process = self.processes.get(to)
+        if process is not None:
+            process.channel.send(message)
+
+    def _join(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
+        """A channel between two actors: whoever is gone, the other sees its end at once."""
+        ends = pair()
+        for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
+            process = self.processes.get(name)
+            if process is not None:
+                process.channel.send(message, [end.fileno()])
+            end.close()
+
+    def _spawn(self, name: str, row: MailUser) -> None:
+        spawner = self.processes.get(self.spawner)
+        mine, its = pair()
+        channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
+        process = Process(name, channel, self.spawner)
+        channel.tag = process
+        self.processes[name] = process
+        if spawner is not None:
+            spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
+        its.close()
+
+    def _kill(self, process: Process) -> None:
+        """Have its parent end it: only the parent can be sure whose the process number is."""
+        if process.parent == "init":
+            assert self.init is not None
+            self.init.send(m.Kill(process.name))
+        else:
+            parent = self.processes.get(process.parent)
+            if parent is not None:
+                parent.channel.send(m.Kill(process.name))
+
+    # -- ends
+    def _gone(self, message: m.Exited) -> None:
+        """A process is no more."""
+        process = self.processes.pop(message.name, None)
+        if process is None:
+            return
+        if not process.channel.gone:
+            process.channel.read()  # its last words
+            process.channel.close()
+        how = how_ended(message.status)
+        expected = process.state in ("stopping", "draining") or self.state == "stopping"
+        if process.kind == "maildir.{user}":
+            if message.status:
+                self.log_line(WARNING, f"{process.name} ended: {how}")
+            self._do(self.core.maildir_gone(process.name, self.loop.now))
+        elif process.kind == "listener":
+            self._do(self.core.listener_gone(process.name))
+        elif process.kind == "spawner":
+            self._orphans(process.name)
+        if self.state == "stopping":
+            self._next_stop()
+        elif self.reload is not None and process.name in self.reload.names:
+            self.reload.fail(f"{process.name} ended: {how}")
+        elif row_of(process.name).singleton and not expected:
+            self._restart(process, how)
+
+    def _orphans(self, spawner: str) -> None:
+        """The system ended a dead spawner's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
+        for child in [p for p in self.processes.values() if p.parent == spawner]:
+            self._gone(m.Exited(child.name, max(child.pid, 1), int(signal.SIGKILL)))
+
+    def _restart(self, process: Process, how: str) -> None:
+        plain = _plain(process.name)
+        if self.state == "starting":
+            self.end_service(SOFTWARE, f"{process.name} ended before it served: {how}")
+            return
+        verdict = self.core.died(plain, self.loop.now)
+        if verdict.seconds < 0:
+            self.log_line(ERROR, f"{process.name} ended again and again ({how}): giving up")
+            self.end_service(SOFTWARE, f"{process.name} ended again and again, last: {how}")
+            return
+        self.log_line(ERROR, f"{process.name} ended: {how}; again in {verdict.seconds:.1f} s")
+        self.restarts[plain] = self.restarts.get(plain, 0) + 1
+        self.loop.later(verdict.seconds, lambda: self._again(process.name, process.kind))
+
+    def _again(self, name: str, kind: str) -> None:
+        if self.state != "running":
+            return
+        if kind == "spawner":
+            self.spawner = self._launch(kind, self._roots(dict(self.core.users)))
+        elif kind == "auth":
+            self.auth = self._launch(kind)
+        elif name in self.listeners:
+            self._launch(kind, name=name)
+
+    def _schedule_sweep(self) -> None:
+        if self.sweeper is None:
+            due = self.core.next_sweep()
+            if due is not None:
+                self.sweeper = self.loop.later(max(0.5, due - self.loop.now), self._sweep)
+
+    def _sweep(self) -> None:
+        self.sweeper = None
+        self._do(self.core.sweep(self.loop.now))
+        self._schedule_sweep()
+
+    # -- the end of all
+    def end_service(self, status: int, text: str) -> None:
+        """The service can't go on: say why, end everyone, leave with that code."""
+        self.exit_status, self.exit_text = status, text
+        self.stop(2)
+
+    exit_status = 0
+    exit_text = ""
+
+    def stop(self, seconds: int) -> None:
+        """Stop in reverse order, each stage when the one before has gone."""
+        if self.state == "stopping":
+            return
+        self.log_line(NOTICE, "stopping")
+        self.state = "stopping"
+        self.stop_seconds = seconds
+        self.stages = ["mda", "listener", "maildir.{user}", "auth", "spawner"]
+        self._next_stop()
+
+    stop_seconds = 10
+    stages: list[str] = []  # noqa: RUF012  replaced, never changed in place, by stop()
+
+    def _next_stop(self) -> None:
+        while True:
+            if any(p.state == "stopping" for p in self.processes.values()):
+                return
+            if not self.stages:
+                break
+            kind, self.stages = self.stages[0], self.stages[1:]
+            stage = [p for p in self.processes.values() if p.kind == kind]
+            seconds = min(self.stop_seconds, row_of(kind).shutdown)
+            for process in stage:
+                process.state = "stopping"
+                process.channel.send(m.Stop(seconds))
+            if stage:
+                self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
+        assert self.init is not None
+        self.init.send(m.Ending(self.exit_status, self.exit_text[:2000]))
+        self.log_line(NOTICE, "stopped")
+        os._exit(0)
+
+    def _hurry(self, stage: list[Process]) -> None:
+        for process in stage:
+            if self.processes.get(process.name) is process:
+                self._kill(process)
+
+    # -- reload
+    def begin_reload(self, answer: Callable[[str], None] | None) -> None:
+        """Replace auth and listeners by new ones that read the new files; `answer("")` when done, else with what was wrong."""
+        if self.reload is not None or self.state != "running":
+            if answer is not None:
+                answer("not now: the service is " + ("reloading" if self.reload else self.state))
+            return
+        try:
+            users = self._read_users()
+        except ValueError as error:
+            self.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
+            if answer is not None:
+                answer(str(error))
+            return
+        self.reload = Reload(self, users, answer)
+        self.reload.begin()
+
+    # -- the operator
+    def _command(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
+        """`status`, `stop`, `reload`, from who may (control.py has checked)."""
+        if name == "status":
+            for process in self.processes.values():
+                process.channel.send(m.Report())
+            wait = 0.0 if not self.processes else 0.1
+            self.loop.later(wait, lambda: answer(self.status()))
+        elif name == "stop":
+            answer({"ok": True})
+            self.loop.later(0.0, lambda: self.stop(10))
+        elif name == "reload":
+            self.begin_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
+        else:
+            answer({"ok": False, "error": "no such command"})
+
+    def status(self) -> dict[str, Any]:
+        """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks."""
+        rows = [
+            {"name": "kernel", "pid": os.getpid(), "uid": self.boot.uid, "gid": self.boot.gid, "state": self.state, "restarts": 0,
+             "promises": self.boot.row.promises if self.boot.sandboxed else "", "unveiled": self._unveiled,
+             "messages_in": counts.messages_in, "messages_out": counts.messages_out},
+        ]
+        for process in self.processes.values():
+            hello = process.hello
+            uid, gid = self._ids(process)
+            rows.append({
+                "name": process.name, "pid": process.pid, "uid": uid, "gid": gid, "state": process.state, "restarts": process.restarts,
+                "promises": hello.promises if hello else "", "unveiled": hello.unveiled if hello else "",
+                "messages_in": process.counters.messages_in, "messages_out": process.counters.messages_out,
+            })
+        now = self.loop.now
+        sessions = [
+            {"listener": key.listener, "session": key.session, "user": user, "seconds": round(now - since, 1)}
+            for key, (user, since) in self.core.sessions.items()
+        ]
+        leases = [{"user": user, "listener": key.listener, "session": key.session} for user, key in self.core.leases.items()]
+        return {
+            "ok": True, "pid": os.getppid(), "version": self.boot.config["version"], "uptime": round(time.monotonic() - self.started, 1),
+            "addresses": self.boot.config["addresses"], "users": len(self.core.users), "state": self.state, "actors": rows,
+            "sessions": sessions, "leases": leases, "refused_messages": self.refused, "broken_promises": self.broken,
+        }
+
+    def _ids(self, process: Process) -> tuple[int, int]:
+        """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
+        if process.kind == "maildir.{user}":
+            row = self.core.users.get(process.name.removeprefix("maildir."))
+            return (row.uid, row.gid) if row is not None else (-1, -1)
+        return self.boot.config["ids"].get(process.kind, (self.boot.uid, self.boot.gid))  # type: ignore[no-any-return]
+
+
+class Reload:
+    """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
+
+    def __init__(self, supervisor: Supervisor, users: dict[str, MailUser], answer: Callable[[str], None] | None) -> None:
+        self.supervisor = supervisor
+        self.users = users
+        self.answer = answer
+        self.names: list[str] = []
+        self.ready: set[str] = set()
+
+    def begin(self) -> None:
+        """Start the new ones."""
+        s = self.supervisor
+        self.names = [s._launch("spawner", s._roots(self.users)), s._launch("auth")]  # noqa: SLF001  one room, two names
+        self.names += [s._launch("listener", number=n) for n in range(s.config.listeners)]  # noqa: SLF001
+        for name in self.names:
+            s.processes[name].on_hello = lambda name=name: self._hello(name)  # type: ignore[misc]
+
+    def _hello(self, name: str) -> None:
+        self.ready.add(name)
+        if len(self.ready) == len(self.names):
+            self._swap()
+
+    def _swap(self) -> None:
+        """The new take over in one turn of the loop; old sessions go on with whom they have."""
+        s = self.supervisor
+        old = [s.processes[n] for n in (s.spawner, s.auth, *s.listeners) if n in s.processes]
+        s.core.users = self.users
+        s.spawner, s.auth = self.names[0], self.names[1]
+        s.listeners = self.names[2:]
+        for name in self.names:
+            s.processes[name].on_hello = None
+        for process in old:
+            process.state = "draining"
+        s._wire(s.processes[s.auth])  # noqa: SLF001  joins the draining listeners too: they may have clients at their password
+        for process in old:
+            if process.kind == "listener":
+                process.channel.send(m.Drain())
+            else:
+                process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
+        s._do(s.core.retire_all())  # noqa: SLF001
+        self._finish("")
+        s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
+
+    def fail(self, why: str) -> None:
+        """One of the new can't serve: all the new go, the old never noticed."""
+        s = self.supervisor
+        for name in self.names:
+            process = s.processes.get(name)
+            if process is not None:
+                process.state = "stopping"
+                s._kill(process)  # noqa: SLF001
+        s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
+        self._finish(why)
+
+    def _finish(self, error: str) -> None:
+        self.supervisor.reload = None
+        if self.answer is not None:
+            self.answer(error)
+
+
+def session_line(e: m.Ended) -> str:
+    """A session in one line."""
+    return (
+        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands} octets_in={e.octets_in}"
+        f" octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted} seconds={e.milliseconds / 1000:.3f}"
+    )
+
+
+def how_ended(status: int) -> str:
+    """wait(2)'s status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(number).name}"
+        return f"signal {number}"
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit {code}" + (" (a broken promise)" if code == 128 + 31 else "")
+
+
+def _plain(name: str) -> str:
+    return name.partition("~")[0]
+
+
