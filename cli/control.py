@@ -213,11 +213,29 @@ def _alive(pid: int) -> bool:
 
 def _status(run_dir: str, options: argparse.Namespace) -> None:
     answer = ask(run_dir, "status")
+    for actor in answer.get("actors") or ():
+        if isinstance(actor, dict) and isinstance(actor.get("pid"), int):
+            # The server's kernel is locked in and sees no /proc; whoever asks may see it.
+            actor.update({**memory(actor["pid"]), **actor})
     if options.json:
         print(json.dumps({name: value for name, value in answer.items() if name != "ok"}, default=_json, indent=2))
         return
     width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
     print("\n".join(summary(answer, width)))
+
+
+def memory(pid: int) -> dict[str, int | None]:
+    """Read a process's resident and private memory in KiB from proc(5)'s smaps_rollup; None where it may not be seen."""
+    kib: dict[str, int] = {}
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                if rest.endswith("kB\n"):
+                    kib[name] = int(rest.split()[0])
+    except OSError:
+        return {"resident_kib": None, "private_kib": None}
+    return {"resident_kib": kib.get("Rss"), "private_kib": kib.get("Private_Clean", 0) + kib.get("Private_Dirty", 0)}
 
 
 def _json(value: Any) -> str:
@@ -228,7 +246,8 @@ def _json(value: Any) -> str:
 def summary(answer: Mapping[str, Any], width: int) -> list[str]:
     """Lay out a status answer as lines of at most ``width`` characters."""
     version, pid, uptime = (answer.get(name, "?") for name in ("version", "pid", "uptime"))
-    addresses = ", ".join(_plain(address) for address in answer.get("addresses") or ()) or "no address"
+    given = answer.get("addresses") or "no address"
+    addresses = ", ".join(_plain(address) for address in ([given] if isinstance(given, str) else given))
     lines = [f"popkernel {_plain(version)}, pid {_plain(pid)}, up {_duration(uptime)}, on {addresses}", ""]
     actors = [actor for actor in answer.get("actors") or () if isinstance(actor, dict)]
     lines += _table(actors, _ACTOR_COLUMNS, width)
@@ -242,8 +261,8 @@ def summary(answer: Mapping[str, Any], width: int) -> list[str]:
 def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int) -> list[str]:
     """Align rows under headings: numbers to the right, the last column cut off with a mark where it does not fit."""
     shown = {key: title for key, title in columns.items() if any(key in row for row in rows)}
-    cells = [list(shown.values())] + [[_plain(row.get(key, "-")) for key in shown] for row in rows]
-    right = [all(isinstance(row.get(key, 0), int | float) for row in rows) for key in shown]
+    cells = [list(shown.values())] + [["-" if row.get(key) is None else _plain(row[key]) for key in shown] for row in rows]
+    right = [all(isinstance(row.get(key) or 0, int | float) for row in rows) for key in shown]
     wide = [max(len(line[column]) for line in cells) for column in range(len(shown))]
     lines = []
     for line in cells:

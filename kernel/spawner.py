@@ -9,13 +9,13 @@ import ctypes
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from importlib import import_module
 from typing import NoReturn
 
 from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.channel import adopt
 from popkernel.kernel.loop import READ
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
@@ -38,6 +38,7 @@ class Spawner(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
+        self.module.warm()
         row = row_of("maildir")
         self.program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
         self.children: dict[int, str] = {}  # pid -> name
@@ -96,7 +97,7 @@ class Spawner(Actor):
             "die_with_parent": self._die_with_parent,
         }
         boot = Boot(
-            message.name, socket.socket(fileno=fd), message.uid, message.gid, config,
+            message.name, adopt(fd), message.uid, message.gid, config,
             sandboxed=self.boot.sandboxed, program=self.program,
         )
         setproctitle(f"popkernel: {message.name}")

@@ -80,6 +80,6 @@ def escape_host(host: bytes) -> bytes:
     return b"".join(bytes((c,)) if c in _HOST_KEEPS else b"\\%03o" % c for c in host[:64]) or b"localhost"
 
 
-def unique_name(seconds: int, random4: bytes, host: bytes) -> bytes:
-    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it; ``host`` has gone through ``escape_host``."""
-    return b"%d.%s.%s" % (seconds, random4.hex().encode(), host)
+def unique_name(seconds: int, number: int, host: bytes) -> bytes:
+    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it; ``number`` has 32 bits, ``host`` went through ``escape_host``."""
+    return b"%d.%08x.%s" % (seconds, number, host)

@@ -6,7 +6,6 @@ mail lies where, and which believes it only of a session that the listener annou
 
 import hmac
 import os
-import socket
 import threading
 from collections import deque
 from secrets import token_bytes
@@ -16,7 +15,7 @@ import bcrypt
 
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message
+from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.proto import messages as m
 from popkernel.proto.tables import parse_auth
 
@@ -87,7 +86,7 @@ class Auth(Actor):
         if old is not None:
             old.close()
         self.listeners[message.name] = Channel(
-            self.loop, socket.socket(fileno=fds[0]), self.boot.name, message.name, self._on_login, self._on_listener_gone,
+            self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_login, self._on_listener_gone,
         )
 
     def _on_listener_gone(self, channel: Channel, why: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from popkernel.actors.listener.core import Policy, Session
 from popkernel.actors.listener.tls import TlsError, context
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message
+from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.kernel.loop import READ, WRITE, Timer
 from popkernel.proto import messages as m
 
@@ -97,7 +97,7 @@ class Listener(Actor):
         else:
             for sock, tls in self.listening:
                 self._listen(sock, tls)
-        self.auth = Channel(self.loop, socket.socket(fileno=fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
+        self.auth = Channel(self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
         for client in self.awaiting.values():
             if client.session.login is not None:
                 self._ask(client, client.session.login)
@@ -116,7 +116,7 @@ class Listener(Actor):
             return
         client.session.login = None
         client.channel = Channel(
-            self.loop, socket.socket(fileno=fds[0]), self.boot.name, f"maildir.{client.session.user}",
+            self.loop, adopt(fds[0]), self.boot.name, f"maildir.{client.session.user}",
             self._on_maildir, self._on_maildir_gone,
         )
         client.channel.tag = client

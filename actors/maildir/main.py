@@ -4,13 +4,13 @@ Forked from the spawner's warm image: everything it needs is imported there. Onl
 """
 
 import os
-import socket
 
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message
+from popkernel.kernel.channel import Channel, Message, adopt, codec
 from popkernel.proto import messages as m
+from popkernel.proto.topology import kind_of
 
 
 class MaildirActor(Actor):
@@ -48,7 +48,7 @@ class MaildirActor(Actor):
     # -- from the kernel
     def _open(self, message: m.Open, fds: list[int]) -> None:
         listener = Channel(
-            self.loop, socket.socket(fileno=fds[0]), self.boot.name, "listener", self._on_session, self._on_session_gone,
+            self.loop, adopt(fds[0]), self.boot.name, "listener", self._on_session, self._on_session_gone,
         )
         if self.channel is not None:
             listener.close()  # the kernel gives one lease at a time; a second one is nobody's
@@ -107,7 +107,7 @@ class MaildirActor(Actor):
                 channel.send(message)
             else:
                 channel.send_bulk(message, bulk)
-        if session is not None and session.finished is not None:
+        if session is not None and session.finished is not None and channel is not None and not channel.waiting:
             self._close(*session.finished)
 
     def _on_session_gone(self, channel: Channel, why: str) -> None:
@@ -126,6 +126,13 @@ class MaildirActor(Actor):
         self.tell(m.Closed(self.number, removed, failed))
         if self.leaving:
             self.end()
+
+
+def warm() -> None:
+    """What every maildir actor would do once, done once for all, in the image they are forked from: its codecs."""
+    for other in ("kernel", "listener"):
+        codec(kind_of(other), "maildir.{user}")
+        codec("maildir.{user}", kind_of(other))
 
 
 def main(boot: Boot) -> None:

@@ -56,6 +56,7 @@ class Maildrop:
         self._fault = fault
         self._host = maildirname.escape_host(os.fsencode(hostname))
         self._doubtful: set[bytes] = set()
+        self._named = 0, 0
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
@@ -87,8 +88,18 @@ class Maildrop:
         self._last = None
 
     def fresh_name(self) -> bytes:
-        """Make a name for a new message: TIME.8HEX.HOSTNAME."""
-        return maildirname.unique_name(int(self._clock()), self._random(4), self._host)
+        """Make a name for a new message: TIME.8HEX.HOSTNAME.
+
+        Within one second the hex digits only rise, and the time never goes back: so messages are numbered as they came,
+        and the popcache stays in order by appending to it.
+        """
+        seconds, number = int(self._clock()), int.from_bytes(self._random(4), "big") >> 1
+        if seconds <= self._named[0]:
+            seconds, number = self._named[0], self._named[1] + 1 + (number & 0xFFFF)
+            if number > 0xFFFFFFFF:
+                seconds, number = seconds + 1, number & 0xFFFF
+        self._named = seconds, number
+        return maildirname.unique_name(seconds, number, self._host)
 
     # Listing
 

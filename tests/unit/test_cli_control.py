@@ -108,7 +108,20 @@ def test_the_table_fits(width):
 
 
 def test_a_status_that_lacks_everything():
-    assert control.summary({"ok": True, "actors": None, "sessions": [1]}, 80)
+    assert control.summary({"ok": True, "actors": None, "sessions": [1]}, 80)[0].endswith(", on no address")
+    assert control.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(", on pop3s 127.0.0.1:1")
+
+
+def test_memory_is_filled_in_where_the_server_cannot_see_it(serve, tmp_path, capsys):
+    mine = {"name": "a", "pid": os.getpid()}
+    serve({"status": {**STATUS, "actors": [mine, {"name": "gone", "pid": 2**22 + 1}, {**ACTOR, "pid": os.getpid()}]}})
+    assert tell("status", tmp_path, "--json") == 0
+    actors = json.loads(capsys.readouterr().out)["actors"]
+    if os.path.exists("/proc/self/smaps_rollup"):
+        assert actors[0]["resident_kib"] > actors[0]["private_kib"] > 1000
+    assert actors[1]["resident_kib"] is None
+    assert actors[2]["resident_kib"] == 20480
+    assert tell("status", tmp_path) == 0
 
 
 def test_reload(serve, tmp_path, capsys):

@@ -198,10 +198,12 @@ def test_a_killed_demo_takes_its_server_along():
 
 def test_demo_leaves_a_strange_directory_alone(started, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)
-    (tmp_path / "mine").write_text("x")
-    assert main(["demo", "--dir", str(tmp_path), *ports()]) == os.EX_CANTCREAT
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "mine").write_text("x")
+    assert main(["demo", "--dir", str(strange), *ports()]) == os.EX_CANTCREAT
     assert "no demo site" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["mine"]
+    assert os.listdir(strange) == ["mine"]
     assert not started()
 
 
