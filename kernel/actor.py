@@ -84,7 +84,7 @@ class Actor:
         """Drop ids, unveil `paths` and nothing else, start threads, pledge. Without a sandbox the ids are dropped all the same."""
         row = self.boot.row
         self.drop_ids(nofile)
-        self._unveiled = " ".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)[:2000]
+        self._unveiled = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)[:2000]
         if not self.boot.sandboxed:
             if threads is not None:
                 threads()

@@ -28,6 +28,7 @@ __all__ = ["run"]
 
 SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = 70, 71, 69, 77, 78, 73  # sysexits(3)
 _BACKLOG = 4096
+BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
 
 
@@ -140,10 +141,9 @@ class Listening:
         sock.setblocking(False)
         return sock
 
-    def addresses(self) -> str:
+    def addresses(self) -> list[str]:
         """As they are bound, for the line that says we are ready."""
-        shown = [f"pop3s {_shown(s)}" for s in self.tls] + [f"pop3 {_shown(s)}" for s in self.plain]
-        return ", ".join(shown)
+        return [f"pop3s {_shown(s)}" for s in self.tls] + [f"pop3 {_shown(s)}" for s in self.plain]
 
 
 def _shown(sock: socket.socket) -> str:
@@ -366,7 +366,7 @@ def _exec(name: str, blob: int, fds: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN)  # stays so over exec: those are init's
     for fd in (blob, *fds):
         os.set_inheritable(fd, True)
-    arguments = [sys.executable, "-I", "-m", "popkernel.kernel.boot", name, str(fds[0]), str(blob)]
+    arguments = [sys.executable, "-I", *BOOT, name, str(fds[0]), str(blob)]
     os.execve(sys.executable, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})})
 
 

@@ -202,7 +202,7 @@ class Supervisor(Actor):
             self.state = "running"
             assert self.init is not None
             took = time.monotonic() - self.started
-            text = f"popkernel: ready: {self.boot.config['addresses']} ({len(self.core.users)} users, {took:.2f} s)"
+            text = f"popkernel: ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
             self.init.send(m.Running(text[:2000]))
             self.log_line(NOTICE, text.removeprefix("popkernel: "))
 
@@ -496,7 +496,7 @@ class Supervisor(Actor):
         """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks."""
         rows = [
             {"name": "kernel", "pid": os.getpid(), "uid": self.boot.uid, "gid": self.boot.gid, "state": self.state, "restarts": 0,
-             "promises": self.boot.row.promises if self.boot.sandboxed else "", "unveiled": self._unveiled,
+             "promises": self.boot.row.promises if self.boot.sandboxed else "", "unveiled": self._unveiled.splitlines(),
              "messages_in": counts.messages_in, "messages_out": counts.messages_out},
         ]
         for process in self.processes.values():
@@ -504,7 +504,7 @@ class Supervisor(Actor):
             uid, gid = self._ids(process)
             rows.append({
                 "name": process.name, "pid": process.pid, "uid": uid, "gid": gid, "state": process.state, "restarts": process.restarts,
-                "promises": hello.promises if hello else "", "unveiled": hello.unveiled if hello else "",
+                "promises": hello.promises if hello else "", "unveiled": hello.unveiled.splitlines() if hello else [],
                 "messages_in": process.counters.messages_in, "messages_out": process.counters.messages_out,
             })
         now = self.loop.now

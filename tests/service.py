@@ -1,0 +1,151 @@
+"""A real service for tests: `popkernel start` on a site of its own, on loopback ports of its own, waited for and ended by its process id."""
+
+import contextlib
+import json
+import os
+import poplib
+import select
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+
+from popkernel.cli.demo import make_site
+
+POPKERNEL = [sys.executable, "-m", "popkernel"]
+ROOT = os.geteuid() == 0
+
+
+def wait_for(what, *, seconds=15.0, until=None):
+    """Wait until `what()` is true (or `until(what())`), looking often; its last value. Fails with what it was."""
+    end = time.monotonic() + seconds
+    while True:
+        value = what()
+        if until(value) if until else value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s; last: {value!r}")
+        time.sleep(0.005)
+
+
+class Service:
+    """Started when made; `with` ends it. `site` as make_site() gives it; keyword arguments go to make_site()."""
+
+    def __init__(self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site):
+        self.temporary = tempfile.TemporaryDirectory(prefix="pk", dir=directory)
+        os.chmod(self.temporary.name, 0o711)
+        self.site = make_site(self.temporary.name, **site)
+        self.config = self.site.config
+        self.toml = os.path.join(self.site.directory, "popkernel.toml")
+        self.log = b""
+        self.process = subprocess.Popen(
+            [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+        )
+        os.set_blocking(self.process.stderr.fileno(), False)
+        if expect_ready:
+            try:
+                self.wait_log("popkernel: ready:")
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @property
+    def tls(self):
+        """Host and port of implicit TLS."""
+        return self.config.listen[0]
+
+    @property
+    def plain(self):
+        """Host and port of POP3 with STLS."""
+        return self.config.listen_starttls[0]
+
+    def read_log(self, timeout=0.0):
+        """The log so far, as text."""
+        fd = self.process.stderr.fileno()
+        if timeout:
+            select.select([fd], [], [], timeout)
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(fd, 1 << 16):
+                self.log += part
+        return self.log.decode(errors="replace")
+
+    def wait_log(self, text, *, seconds=20.0, count=1):
+        """Wait until `text` stands in the log (`count` times); the log."""
+        end = time.monotonic() + seconds
+        while self.read_log(0.05).count(text) < count:
+            if time.monotonic() > end or (self.process.poll() is not None and self.read_log().count(text) < count):
+                raise AssertionError(f"{text!r} is not in the log ({self.process.poll()}):\n{self.read_log()}")
+        return self.read_log()
+
+    def command(self, *arguments, check=True):
+        """Run `popkernel ARGUMENTS --run-dir ...`."""
+        result = subprocess.run(
+            [*POPKERNEL, *arguments, "--run-dir", self.config.run_dir], capture_output=True, text=True, timeout=60, check=False,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{arguments}: exit {result.returncode}\n{result.stdout}{result.stderr}")
+        return result
+
+    def status(self):
+        """`status --json`, decoded."""
+        return json.loads(self.command("status", "--json").stdout)
+
+    def actor(self, name):
+        """The status row of an actor (a name or its beginning), None where there is none."""
+        return next((a for a in self.status()["actors"] if a["name"] == name or a["name"].startswith((name + ".", name + "~"))), None)
+
+    def pids(self):
+        """Every process of this service that runs: init and all below it."""
+        found, todo = [], [self.process.pid]
+        while todo:
+            pid = todo.pop()
+            found.append(pid)
+            with contextlib.suppress(OSError):
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{task}/children") as file:
+                        todo += map(int, file.read().split())
+        return found
+
+    def pop3(self, user="alice", password=None, *, login=True, timeout=20):
+        """A poplib session over implicit TLS, logged in."""
+        context = ssl.create_default_context(cafile=self.site.cert)
+        context.check_hostname = False
+        client = poplib.POP3_SSL(self.tls.host, self.tls.port, context=context, timeout=timeout)
+        if login:
+            client.user(user)
+            client.pass_(self.site.passwords[user] if password is None else password)
+        return client
+
+    def signal(self, number):
+        """Send a signal to init."""
+        self.process.send_signal(number)
+
+    def stop(self, seconds=20):
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(seconds)
+        self.read_log()
+        return code
+
+    def close(self):
+        """End it, whatever state it is in, and remove the site."""
+        if self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                for pid in reversed(self.pids()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self.process.wait(10)
+        self.process.stderr.close()
+        self.temporary.cleanup()
