@@ -1,8 +1,11 @@
 """`popkernel start`: in the foreground, or detached."""
 
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import popkernel
 from popkernel.kernel import init
@@ -17,27 +20,67 @@ def run(config: Config, again: Callable[[], Config] | None = None) -> int:
 
 
 def _detached(config: Config, again: Callable[[], Config] | None) -> int:
-    """Fork; the parent waits for the service to be ready, or to fail, and ends with its exit code."""
-    reading, writing = os.pipe()
-    if os.fork():
-        os.close(writing)
-        said = b""
-        while part := os.read(reading, 4096):
-            sys.stderr.write(part.decode(errors="replace"))
-            said += part
-        return 0 if b": ready: " in said else _code(said)
-    os.close(reading)
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.dup2(writing, 2)  # until ready: what is said is said on the terminal, through the parent
-    os.close(writing)
-    os.chdir("/")
-    status = init.run(config, again or (lambda: config), popkernel.__version__)
-    os._exit(status)
+    """Fork; this process waits for the service to be ready, or to fail, and ends with the service's exit code.
+
+    What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
+    (--log stderr, into a file most likely) goes there directly, then and later.
+    """
+    said_in, said_out = os.pipe()
+    ready_in, ready_out = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(said_in)
+        os.close(ready_in)
+        _serve(config, again, said_out, ready_out)
+    os.close(said_out)
+    os.close(ready_out)
+    open_ends = {said_in, ready_in}
+    ready = False
+    while open_ends and not ready:
+        for fd in select.select(list(open_ends), [], [])[0]:
+            part = os.read(fd, 4096)
+            if fd == ready_in and part:
+                ready = True
+            elif part:
+                _pass_on(part)
+            else:
+                open_ends.discard(fd)
+    if ready:
+        while select.select([said_in], [], [], 0)[0] and (part := os.read(said_in, 4096)):
+            _pass_on(part)
+        return os.EX_OK
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code > 0 else os.EX_SOFTWARE
 
 
-def _code(said: bytes) -> int:
-    """The exit code of a start that failed; what it said went to the terminal already."""
-    return 78 if said else 70
+def _pass_on(part: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it: the service starts all the same
+        os.write(2, part)
+
+
+def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready: int) -> NoReturn:
+    """Be the service: a session of its own, no terminal."""
+    status = os.EX_SOFTWARE
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        if config.log != "stderr":
+            os.dup2(said, 2)
+        os.close(said)
+        os.close(null)
+        os.chdir("/")
+
+        def on_ready() -> None:
+            os.write(ready, b"\0")
+            os.close(ready)
+
+        status = init.run(config, again or (lambda: config), popkernel.__version__, on_ready)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        raise
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(status)

@@ -11,6 +11,7 @@ from importlib import import_module
 import msgpack
 
 from popkernel.kernel.actor import SOFTWARE, Boot
+from popkernel.kernel.title import set_title
 
 _LARGEST = 1 << 20  # octets
 
@@ -39,12 +40,7 @@ def main() -> None:
         os.set_inheritable(fd, False)
     boot = Boot(name, channel, uid, gid, config, fds=fds, sandboxed=bool(sandboxed))
     os.umask(0o077)
-    try:
-        import setproctitle
-
-        setproctitle.setproctitle(f"popkernel: {name}")
-    except ImportError:
-        pass  # a title is a comfort, not a need
+    set_title(name)
     import_module(boot.row.module).main(boot)
     os._exit(SOFTWARE)
 

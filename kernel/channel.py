@@ -53,7 +53,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def adopt(fd: int) -> socket.socket:
-    """The end of a channel that came as a descriptor; its kind is known, so the system is not asked."""
+    """The end of a channel that came as a descriptor. `pair` made it not blocking, for whoever holds it."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
 
 
@@ -112,7 +112,6 @@ class Channel:
         self.gone = False
         self.on_drained: Callable[[], None] | None = None  # called when the last that waited has been sent
         self.tag: Any = None  # whatever the owner wants to find again
-        sock.setblocking(False)
         loop.add(self.fd, self._ready)
 
     # -- out

@@ -44,6 +44,7 @@ __all__ = [
     "keys",
     "load",
     "make_user_command",
+    "mta_uids",
 ]
 
 
@@ -120,6 +121,16 @@ class Config:
     auth_cache_seconds: int = _key("int", 600, "how long a password once found good needs no bcrypt check; 0: never", high=86400)
     lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory")
     lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
+    lmtp_seconds: int = _key("int", 300, "time an LMTP client may say nothing", low=5, high=3600)
+    lmtp_connections: int = _key("int", 200, "LMTP connections at a time", low=1, high=4000)
+    message_octets: int = _key("int", 1 << 28, "largest message taken by LMTP, in octets", low=1 << 16, high=1 << 40)
+    mta_users: tuple[str, ...] = _key("users", (), "who besides root may deliver to everybody: users' names, or uid:gid")
+    subaddress: str = _key("separators", "+", "what begins a detail in an address (alice+list@...); empty: nothing does")
+    recipient_case: str = _key("choice", "fold", "whether Alice@... is alice", choices=("fold", "exact"))
+    recipient_domains: tuple[str, ...] = _key("domains", (), "domains mail is taken for; none: for whatever the mail server sends")
+    quota: str = _key("quota", "", 'room of each mailbox, as "1G" or "500M,2000C" (messages); empty: no bound')
+    quota_users: tuple[str, ...] = _key("quotas", (), 'room of single mailboxes, as "alice=2G"; "alice=none" for no bound')
+    quota_temporary: bool = _key("bool", False, "let mail for a full mailbox be tried again (4.2.2) instead of sent back (5.2.2)")
     hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
 
     @property
@@ -275,6 +286,61 @@ def _take_addresses(value: Any, rules: Mapping[str, Any]) -> tuple[Address, ...]
     return tuple(Address.parse(_text(text), rules["low"]) for text in texts)
 
 
+def _take_users(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_take_user(text, rules) for text in _texts(value, "_smtpd"))
+
+
+def _texts(value: Any, example: str) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{value!r} is no list of texts; write ["{example}"]')  # noqa: TRY004
+    return list(value)
+
+
+def _take_separators(value: Any, _rules: Mapping[str, Any]) -> str:
+    if value == "":
+        return ""
+    marks = _text(value)
+    if not re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]{1,8}", marks):
+        raise ValueError(f"{value!r}: a separator is a mark that may stand in an address; write \"+\" or \"+-\"")
+    return marks
+
+
+def _take_domains(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
+    domains = []
+    for text in _texts(value, "example.org"):
+        domain = _text(text).lower().rstrip(".")
+        if "@" in domain or re.search(r"\s", domain):
+            raise ValueError(f"{text!r} is no domain; write example.org")
+        domains.append(domain)
+    return tuple(domains)
+
+
+def _take_quota(value: Any, _rules: Mapping[str, Any]) -> str:
+    """Give a quota as the first line of Maildir++'s maildirsize has it: `1073741824S,5000C`; "" for none."""
+    if value in ("", "none"):
+        return ""
+    parts = []
+    for part in _text(value).replace(" ", "").split(","):
+        found = re.fullmatch(r"([0-9]{1,12})(?:([KMGT]?)S?|(C))", part)
+        if found is None or not int(found[1]):
+            raise ValueError(f"{value!r} is no quota; write 500M, 2G, or 2G,5000C")
+        number = int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
+        parts.append(f"{number}{found[3] or 'S'}")
+    return ",".join(parts)
+
+
+def _take_quotas(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    quotas = []
+    for text in _texts(value, "alice=2G"):
+        user, sign, quota = _text(text).rpartition("=")
+        if not (sign and user.strip()):
+            raise ValueError(f'{text!r} is no user with a quota; write "alice=2G"')
+        quotas.append(f"{user.strip()}={_take_quota(quota.strip(), rules)}")
+    return tuple(quotas)
+
+
 _CHECKS = {
     "path": _take_path,
     "subdir": _take_subdir,
@@ -284,6 +350,11 @@ _CHECKS = {
     "user": _take_user,
     "hostname": _take_hostname,
     "addresses": _take_addresses,
+    "users": _take_users,
+    "separators": _take_separators,
+    "domains": _take_domains,
+    "quota": _take_quota,
+    "quotas": _take_quotas,
 }
 
 
@@ -361,6 +432,26 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
     if findings:
         raise ConfigError(findings)
     return ids
+
+
+def mta_uids(config: Config) -> list[int]:
+    """Give the uids of ``mta_users``.
+
+    Raises:
+        ConfigError: one of them does not exist.
+
+    """
+    uids: list[int] = []
+    findings: list[Finding] = []
+    for user in config.mta_users:
+        try:
+            uids.append(_ids_of(user)[0])
+        except ValueError as error:
+            what = str(error).partition("; ")[0]
+            findings.append(Finding("mta_users", 0, what, "name the user that the mail server's delivery runs as"))
+    if findings:
+        raise ConfigError(findings)
+    return uids
 
 
 def _ids_of(user: str) -> tuple[int, int]:

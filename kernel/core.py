@@ -80,16 +80,18 @@ class Key(NamedTuple):
 class Maildir:
     """What the kernel knows of a user's maildir actor."""
 
-    __slots__ = ("idle_since", "key", "name", "retiring", "said_hello", "user", "waiting")
+    __slots__ = ("idle_since", "key", "name", "retiring", "row", "said_hello", "stale", "user", "waiting")
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, row: MailUser) -> None:
         self.user = user
+        self.row = row  # as it was when it was forked
         self.name = f"maildir.{user}"
         self.key: Key | None = None  # the session that holds the lease
         self.idle_since: float | None = None
         self.retiring = False  # told to go: the next session waits for its end
+        self.stale = False  # older than the user table: to go as soon as its session is over
         self.said_hello = False
-        self.waiting: list[Key] = []
+        self.waiting: Key | None = None  # the session that gets the maildrop once its last one, or this actor, has ended
 
 
 class Core:
@@ -100,6 +102,8 @@ class Core:
         self.settings = settings
         self.awaiting: set[Key] = set()
         self.leases: dict[str, Key] = {}
+        self.waiting: dict[Key, str] = {}  # whose maildrop those wait for that can't have it yet
+        self.leaving: set[Key] = set()  # sessions whose client has gone and whose maildir actor has not yet said Closed
         self.sessions: dict[Key, tuple[str, float]] = {}  # user, since when
         self.maildirs: dict[str, Maildir] = {}
         self.idle: dict[str, float] = {}  # user -> since when; in that order
@@ -125,26 +129,33 @@ class Core:
                 Line(4, f"{message.user} is in the authorization table and not in the user table: no login"),
                 Send(key.listener, m.Turned(key.session, "AUTH", "wrong name or password")),
             ]
-        if message.user in self.leases:
-            return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
-        self.leases[message.user] = key
-        self.sessions[key] = (message.user, now)
-        return self._open(message.user, row, key)
+        return self._open(message.user, row, key, now)
 
-    def _open(self, user: str, row: MailUser, key: Key) -> list[Effect]:
+    def _open(self, user: str, row: MailUser, key: Key, now: float) -> list[Effect]:
+        """Give the maildrop to a session, or have it wait for one whose client has gone or for an actor that is to go."""
         maildir = self.maildirs.get(user)
         effects: list[Effect] = []
         if maildir is None:
-            maildir = self.maildirs[user] = Maildir(user)
-            effects.append(Spawn(maildir.name, row))
-        elif maildir.retiring:
-            maildir.waiting.append(key)
+            effects += self.start(user, row)
+            maildir = self.maildirs[user]
+        elif maildir.waiting is not None or (maildir.key is not None and maildir.key not in self.leaving):
+            return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
+        elif maildir.retiring or maildir.key is not None:
+            maildir.waiting = key
+            self.waiting[key] = user
             return []
+        self.leases[user] = key
+        self.sessions[key] = (user, now)
         maildir.key = key
         maildir.idle_since = None
         self.idle.pop(user, None)
         effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session)))
         return effects
+
+    def start(self, user: str, row: MailUser) -> list[Effect]:
+        """Have a user's maildir actor forked; there must be none."""
+        maildir = self.maildirs[user] = Maildir(user, row)
+        return [Spawn(maildir.name, row)]
 
     # -- sessions end
     def closed(self, name: str, message: m.Closed, now: float) -> list[Effect]:
@@ -156,27 +167,59 @@ class Core:
         if message.failed:
             effects.append(Line(4, f"{maildir.user}: {message.failed} messages could not be removed"))
         self._free(maildir)
+        if maildir.stale:
+            return effects + self._retire(maildir.user)
+        if maildir.waiting is not None:
+            return effects + self._next(maildir, now)
         maildir.idle_since = now
         self.idle[maildir.user] = now
         if len(self.idle) > self.settings.warm_max:
             effects += self._retire(next(iter(self.idle)))
         return effects
 
+    def _next(self, maildir: Maildir, now: float) -> list[Effect]:
+        """Whoever waited for this maildrop gets it, from this actor or, where it has gone, from a new one."""
+        key, maildir.waiting = maildir.waiting, None
+        if key is None:
+            return []
+        del self.waiting[key]
+        row = self.users.get(maildir.user)
+        if row is None:
+            return [Send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now"))]
+        return self._open(maildir.user, row, key, now)
+
     def _free(self, maildir: Maildir) -> None:
         if maildir.key is not None:
             self.sessions.pop(maildir.key, None)
+            self.leaving.discard(maildir.key)
             if self.leases.get(maildir.user) == maildir.key:
                 del self.leases[maildir.user]
             maildir.key = None
 
     def ended(self, listener: str, message: m.Ended) -> list[Effect]:
-        """A listener's connection is over. Its lease, if any, is freed by the maildir actor, not by this word."""
-        self.awaiting.discard(Key(listener, message.session))
+        """A listener's connection is over. Its lease, if any, is freed by the maildir actor, not by this word.
+
+        But from now on the next session of that user waits for this, instead of being turned away: a client that quits and
+        logs in again at once must not meet its own past.
+        """
+        key = Key(listener, message.session)
+        self.awaiting.discard(key)
+        if key in self.sessions:
+            self.leaving.add(key)
+        self._waits_no_more(key)
         return []
+
+    def _waits_no_more(self, key: Key) -> None:
+        maildir = self.maildirs.get(self.waiting.pop(key, ""))
+        if maildir is not None:
+            maildir.waiting = None
 
     def listener_gone(self, listener: str) -> list[Effect]:
         """Its maildir actors see their channels end; nothing else is to be done for its sessions."""
         self.awaiting = {k for k in self.awaiting if k.listener != listener}
+        self.leaving |= {k for k in self.sessions if k.listener == listener}
+        for key in [k for k in self.waiting if k.listener == listener]:
+            self._waits_no_more(key)
         return []
 
     # -- maildir actors
@@ -194,17 +237,7 @@ class Core:
             return []
         self.idle.pop(maildir.user, None)
         self._free(maildir)
-        effects: list[Effect] = []
-        for key in maildir.waiting:
-            row = self.users.get(maildir.user)
-            if row is None or key not in self.sessions:
-                self.leases.pop(maildir.user, None)
-                self.sessions.pop(key, None)
-                effects.append(Send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now")))
-            else:
-                self.sessions[key] = (maildir.user, now)
-                effects += self._open(maildir.user, row, key)
-        return effects
+        return self._next(maildir, now)
 
     def sweep(self, now: float) -> list[Effect]:
         """Let go of maildir actors that have been idle long enough."""
@@ -228,8 +261,39 @@ class Core:
         maildir.retiring = True
         return [Send(maildir.name, m.Retire())]
 
+    def used(self, user: str, now: float) -> list[Effect]:
+        """A delivery goes to that actor: where it has no session it is idle from now on, and another goes for it if need be."""
+        if self.maildirs[user].key is not None:
+            return []
+        self.idle.pop(user, None)
+        self.idle[user] = now
+        return self._retire(next(iter(self.idle))) if len(self.idle) > max(1, self.settings.warm_max) else []
+
+    def stays(self, user: str, now: float) -> list[Effect]:
+        """It could not retire: a message is on its way in. Who waited for its end has it; one older than the table is asked again soon."""
+        maildir = self.maildirs.get(user)
+        if maildir is None or not maildir.retiring:
+            return []
+        maildir.retiring = False
+        if maildir.waiting is not None:
+            return self._next(maildir, now)
+        self.idle[user] = now
+        if maildir.stale:
+            del self.idle[user]
+            self.idle = {user: now - self.settings.warm_seconds + 1, **self.idle}
+        return []
+
+    def ending(self, name: str) -> None:
+        """An actor's channel has ended, so its process is about to: nothing new for it."""
+        maildir = self.maildirs.get(name.removeprefix("maildir."))
+        if maildir is not None:
+            maildir.retiring = True
+            self.idle.pop(maildir.user, None)
+
     def retire_all(self) -> list[Effect]:
-        """Let go of all that are idle (a reload: users may have moved)."""
+        """Let go of all, the idle ones now, the others after their sessions (a reload: users may have moved)."""
+        for maildir in self.maildirs.values():
+            maildir.stale = True
         return [e for user in list(self.idle) for e in self._retire(user)]
 
     # -- restarts
@@ -241,4 +305,5 @@ class Core:
             deaths.popleft()
         if len(deaths) > self.settings.restart_intensity:
             return Restart(name, -1.0)
-        return Restart(name, 0.0 if len(deaths) == 1 else 0.1 * 2 ** (len(deaths) - 2))
+        pause = 0.0 if len(deaths) == 1 else 0.1 * 2 ** min(len(deaths) - 2, 16)
+        return Restart(name, min(pause, self.settings.restart_seconds))

@@ -11,13 +11,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import msgpack
 
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, pair
-from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
 from popkernel.kernel.log import complain
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.sandbox import lock as sandbox
@@ -29,6 +30,12 @@ __all__ = ["run"]
 SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = 70, 71, 69, 77, 78, 73  # sysexits(3)
 _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
+_RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
+    "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
+    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
+})
+_ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
 
 
@@ -40,11 +47,17 @@ class StartError(Exception):
         self.status = status
 
 
-def run(config: Config, again: Callable[[], Config], version: str) -> int:
-    """Serve in this process until the end; the exit code. `again` reads the configuration anew, for a reload."""
+def run(config: Config, again: Callable[[], Config], version: str, on_ready: Callable[[], None] | None = None) -> int:
+    """Serve in this process until the end; the exit code. `again` reads the configuration anew, for a reload.
+
+    `on_ready` is called once, when the service is whole; this process is locked in by then.
+    """
+    # Signals wait until somebody takes them: a SIGTERM now would leave the run directory behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         _check_sandbox(config)
         ids = actor_ids(config)
+        mta_uids(config)  # complains now about users that are not there
         run_dir = RunDir(config.run_dir)
         try:
             listening = Listening(config)
@@ -59,6 +72,7 @@ def run(config: Config, again: Callable[[], Config], version: str) -> int:
         complain(str(error))
         return CONFIG
     init = Init(config, again, version, ids, run_dir, listening)
+    init.on_ready = on_ready
     return init.serve(control)
 
 
@@ -73,26 +87,55 @@ class RunDir:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            os.makedirs(path, mode=0o711, exist_ok=True)
-            self.lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another directory with --run-dir") from None
-        state = os.fstat(self.lock)
-        if state.st_uid != os.geteuid():
-            raise StartError(NOPERM, f"{path} belongs to uid {state.st_uid}; give a directory of your own with --run-dir")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(self.lock, 32, 0).decode(errors="replace").strip()
-            raise StartError(
-                UNAVAILABLE, f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
-            ) from None
+        self.lock = -1
+        for _ in range(100):  # an earlier service that ends just now removes the lock and the directory under us
+            with contextlib.suppress(FileNotFoundError):
+                if self._take():
+                    break
+        else:
+            raise StartError(CANTCREAT, f"{path}: another process removes it again and again; give another --run-dir")
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
+    def _take(self) -> bool:
+        """Make the directory, open the lock and take it; False where it was removed before it was ours."""
+        path = self.path
+        try:
+            os.makedirs(path, mode=0o711, exist_ok=True)
+            self._check_owner()
+            lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another directory with --run-dir") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise StartError(
+                UNAVAILABLE, f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
+            ) from None
+        mine, there = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
+        if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
+            self.lock = lock
+            return True
+        os.close(lock)
+        return False
+
+    def _check_owner(self) -> None:
+        """Who owns the directory can put his own sockets in it: so it is ours or root's, and not everybody's."""
+        state = os.stat(self.path)
+        if state.st_uid not in (0, os.geteuid()):
+            raise StartError(NOPERM, f"{self.path} belongs to uid {state.st_uid}; give a directory of your own with --run-dir")
+        if state.st_mode & 0o002:
+            raise StartError(NOPERM, f"{self.path} can be written by everybody; chmod o-w it, or give another --run-dir")
+
     def tidy(self) -> None:
-        """Nothing is left behind. The lock goes last, while it is still held."""
+        """Nothing is left behind; but the kernel, which does this when init was killed, may not remove the directory itself.
+
+        The lock goes last, while it is still held.
+        """
         for name in ("control.sock", "lmtp.sock", "lock"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}/{name}")
@@ -101,10 +144,15 @@ class RunDir:
 
 
 def _control_socket(path: str) -> socket.socket:
+    return _unix_socket(path, 0o600)
+
+
+def _unix_socket(path: str, mode: int) -> socket.socket:
+    """A listening socket in the run directory; who may connect is decided by its mode, and by its owner where that asks."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # ours: the lock is held
-    before = os.umask(0o177)
+    before = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
         sock.listen(64)
@@ -122,6 +170,8 @@ class Listening:
     def __init__(self, config: Config) -> None:
         self.tls = [self._bind(a) for a in config.listen]
         self.plain = [self._bind(a) for a in config.listen_starttls]
+        self.lmtp = [_unix_socket(f"{config.run_dir}/lmtp.sock", 0o666)] if config.lmtp else []  # the mda asks who is there
+        self.lmtp += [self._bind(a) for a in config.lmtp_listen]
 
     @staticmethod
     def _bind(address: Address) -> socket.socket:
@@ -143,10 +193,15 @@ class Listening:
 
     def addresses(self) -> list[str]:
         """As they are bound, for the line that says we are ready."""
-        return [f"pop3s {_shown(s)}" for s in self.tls] + [f"pop3 {_shown(s)}" for s in self.plain]
+        return [
+            *(f"pop3s {_shown(s)}" for s in self.tls), *(f"pop3 {_shown(s)}" for s in self.plain),
+            *(f"lmtp {_shown(s)}" for s in self.lmtp),
+        ]
 
 
 def _shown(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return str(sock.getsockname())
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -171,6 +226,9 @@ class Init:
         self.status = SOFTWARE
         self.text = ""
         self.serial = 0
+        self.on_ready: Callable[[], None] | None = None
+        self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
+        self.reread_again = False  # a SIGHUP came meanwhile
 
     def serve(self, control: socket.socket) -> int:
         """Fork the kernel, then obey it."""
@@ -203,16 +261,18 @@ class Init:
         from popkernel.kernel.supervisor import Supervisor
 
         addresses = self.listening.addresses()
-        for sock in (*self.listening.tls, *self.listening.plain):
+        for sock in (*self.listening.tls, *self.listening.plain, *self.listening.lmtp):
             sock.close()
-        os.close(self.run_dir.lock)
-        config = {
+        config = {  # the lock stays open here too: should init be killed, it is held until the kernel has tidied up
             "control": control, "service": self.config, "version": self.version, "addresses": addresses,
-            "verbose": self.config.verbose, "ids": self.ids,
+            "verbose": self.config.verbose, "ids": self.ids, "mta_uids": mta_uids(self.config),
+            "tidy": self.run_dir.tidy,
         }
         boot = Boot("kernel", channel, os.getuid(), os.getgid(), config, sandboxed=not self.config.insecure_no_sandbox)
         try:
-            Supervisor(boot).begin()
+            supervisor = Supervisor(boot)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            supervisor.begin()
         except BaseException:
             sys.excepthook(*sys.exc_info())
             raise
@@ -222,7 +282,7 @@ class Init:
     # -- signals
     def _take_signals(self, woken: int, wake: int) -> None:
         """Python's handlers only note a signal; the descriptor wakes the loop."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
+        for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -233,6 +293,7 @@ class Init:
                 self._signal(number)
 
         self.loop.add(woken, ready)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _signal(self, number: int) -> None:
         if self.kernel is None or self.kernel.gone:
@@ -249,14 +310,33 @@ class Init:
     def _reread(self) -> None:
         """A reload begins with the configuration: a bad one changes nothing."""
         assert self.kernel is not None
-        try:
-            config = self.again()
-            self.ids = actor_ids(config)
-        except ConfigError as error:
-            self.kernel.send(m.Signal(("NOT " + str(error).replace("\n", "; "))[:255]))
+        if self.before is not None:
+            self.reread_again = True
             return
-        self.config = config
-        self.kernel.send(m.Signal("HUP"))
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            new = self.again()
+            changed = [f.name for f in fields(Config) if getattr(new, f.name) != getattr(self.config, f.name)]
+            fixed = [name for name in changed if name not in _RELOADED]
+            config = replace(new, **{name: getattr(self.config, name) for name in fixed})
+            ids = actor_ids(config)
+        except ConfigError as error:
+            self.kernel.send(m.Signal(("NOT " + str(error))[:2000]))
+            notify("READY=1")
+            return
+        self.before = self.config, self.ids
+        self.config, self.ids = config, ids
+        self.kernel.send(m.Signal(" ".join(["HUP", ", ".join(fixed)]).strip()[:2000]))
+
+    def _reread_over(self, *, good: bool) -> None:
+        """The kernel says how the reload went."""
+        if self.before is not None and not good:
+            self.config, self.ids = self.before
+        self.before = None
+        notify("READY=1")
+        if self.reread_again:
+            self.reread_again = False
+            self._reread()
 
     def _reap(self) -> None:
         while True:
@@ -283,12 +363,19 @@ class Init:
                     os.kill(pid, signal.SIGKILL)  # our child, not reaped yet: the number is nobody else's
         elif isinstance(message, m.Running):
             self._running(message.text)
+        elif isinstance(message, m.Signal):
+            if message.name == "HUP":
+                self._reread()
+            else:
+                self._reread_over(good=message.name == "DONE")
         elif isinstance(message, m.Ending):
             self.status, self.text = message.status, message.text
 
     def _running(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
         notify(f"READY=1\nSTATUS={text}\nMAINPID={os.getpid()}")
+        if self.on_ready is not None:
+            self.on_ready()
 
     def _on_kernel_gone(self, channel: Channel, why: str) -> None:
         """The kernel ended, or broke the rules; either way all is over."""
@@ -328,9 +415,20 @@ class Init:
         config = self.config
         common: dict[str, Any] = {"verbose": config.verbose, "hostname": config.hostname}
         if message.actor == "spawner":
-            return common | {"roots": message.roots}
+            quotas = dict(text.rsplit("=", 1) for text in config.quota_users)
+            return common | {
+                "roots": message.roots, "run_dir": config.run_dir, "quota": config.quota, "quotas": quotas, "quota_temporary": config.quota_temporary,
+            }
         if message.actor == "auth":
             return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}
+        if message.actor == "mda":
+            unix = [s.fileno() for s in self.listening.lmtp if s.family == socket.AF_UNIX]
+            tcp = [s.fileno() for s in self.listening.lmtp if s.family != socket.AF_UNIX]
+            fds += unix + tcp
+            return common | {
+                "unix_fds": unix, "tcp_fds": tcp, "seconds": config.lmtp_seconds, "most": config.lmtp_connections,
+                "message_octets": config.message_octets, "version": self.version,
+            }
         if message.actor == "listener":
             self.serial += 1
             tls, plain = [s.fileno() for s in self.listening.tls], [s.fileno() for s in self.listening.plain]
@@ -366,7 +464,7 @@ def _exec(name: str, blob: int, fds: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN)  # stays so over exec: those are init's
     for fd in (blob, *fds):
         os.set_inheritable(fd, True)
-    arguments = [sys.executable, "-I", *BOOT, name, str(fds[0]), str(blob)]
+    arguments = [sys.executable, "-I", *BOOT, name, str(fds[0]), str(blob), _ROOM]
     os.execve(sys.executable, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})})
 
 

@@ -74,11 +74,12 @@ class Loop:
     def run(self) -> None:
         """Serve until `stop`."""
         self._running = True
-        calls = self._calls
         while self._running:
-            self._turn(calls)
+            self.turn()
 
-    def _turn(self, calls: dict[int, _Callback]) -> None:
+    def turn(self) -> None:
+        """Wait once, and call whom it concerns."""
+        calls = self._calls
         for fd, events in self._poll():
             call = calls.get(fd)  # one of an earlier event may have removed it
             if call is not None:
@@ -96,8 +97,12 @@ class Loop:
         timeout: float | None = None
         if self._soon:
             timeout = 0.0
-        elif self._timers:
-            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+        else:
+            timers = self._timers
+            while timers and timers[0][2].call is None:
+                heapq.heappop(timers)  # cancelled: not worth waking up for
+            if timers:
+                timeout = max(0.0, timers[0][0] - time.monotonic())
         try:
             ready: list[tuple[int, int]]
             if self._many:

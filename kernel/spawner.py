@@ -18,16 +18,9 @@ from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import adopt
 from popkernel.kernel.loop import READ
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
-
-try:
-    from setproctitle import setproctitle
-except ImportError:  # a title is a comfort, not a need
-
-    def setproctitle(title: str) -> None:
-        """Leave the title as it is."""
-
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -38,7 +31,6 @@ class Spawner(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
-        self.module.warm()
         row = row_of("maildir")
         self.program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
         self.children: dict[int, str] = {}  # pid -> name
@@ -49,6 +41,7 @@ class Spawner(Actor):
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
+        import_module(f"{self.module.__package__}.warm").rehearse(self.boot.config["run_dir"])
         roots = [root for root in self.boot.config["roots"] if os.path.isdir(root)]
         self.lock([(root, "rwc") for root in roots])
         woken, wake = os.pipe()
@@ -92,15 +85,17 @@ class Spawner(Actor):
             self.kernel = None
         os.close(self.woken)
         os.close(self.wake)
+        quota = self.boot.config["quotas"].get(message.name.removeprefix("maildir."), self.boot.config["quota"])
         config = {
-            "maildir": message.maildir, "verbose": self.verbose, "hostname": self.boot.config["hostname"],
+            "maildir": message.maildir, "verbose": self.verbose, "hostname": self.boot.config["hostname"], "quota": quota,
+            "quota_temporary": self.boot.config["quota_temporary"],
             "die_with_parent": self._die_with_parent,
         }
         boot = Boot(
             message.name, adopt(fd), message.uid, message.gid, config,
             sandboxed=self.boot.sandboxed, program=self.program,
         )
-        setproctitle(f"popkernel: {message.name}")
+        set_title(message.name)
         self.module.main(boot)
         os._exit(70)
 

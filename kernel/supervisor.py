@@ -17,8 +17,11 @@ from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
 from popkernel.kernel.channel import Channel, Message, counts, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
+from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
+from popkernel.kernel.recipients import Rules
+from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser, parse_users
 from popkernel.proto.topology import actor as row_of
@@ -34,7 +37,9 @@ _MOST_ROOTS = 200  # directories that the spawner unveils
 class Process:
     """An actor that runs, or is about to."""
 
-    __slots__ = ("accusers", "channel", "counters", "hello", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state")
+    __slots__ = (
+        "accusers", "channel", "counters", "hello", "ids", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state",
+    )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
         self.name = name
@@ -42,6 +47,7 @@ class Process:
         self.channel = channel
         self.parent = parent  # who forked it and reaps it
         self.pid = 0
+        self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
         self.state = "starting"  # starting, serving, draining, stopping
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)
@@ -62,9 +68,14 @@ class Supervisor(Actor):
         self.processes: dict[str, Process] = {}
         self.init: Channel | None = None
         self.core = core.Core({}, core.Settings(config.warm_seconds, config.warm_max, config.restart_intensity, config.restart_seconds))
+        self.deliveries = Deliveries(
+            self.core,
+            Rules(separators=config.subaddress, fold=config.recipient_case == "fold", domains=config.recipient_domains),
+            frozenset((0, boot.uid, *boot.config["mta_uids"])), tcp=bool(config.lmtp_listen),
+        )
         self.restarts: dict[str, int] = {}
         self.generation = 0
-        self.spawner = self.auth = ""  # names of those in force
+        self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
         self.state = "starting"
         self.started = time.monotonic()
@@ -72,10 +83,12 @@ class Supervisor(Actor):
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
+        self.asked: Callable[[str], None] | None = None  # who asked for a reload that init has not yet begun
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self._refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
             m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Started: self._started, m.Exited: self._exited,
+            m.Recipient: self._recipient, m.Busy: self._busy,
         }
 
     # -- the beginning
@@ -87,11 +100,14 @@ class Supervisor(Actor):
         except ValueError as error:
             self.end_service(65, str(error))
             self.run()
+        set_title("kernel")
         self._lock_in()
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command)
         self.spawner = self._launch("spawner", self._roots(self.core.users))
         self.auth = self._launch("auth")
         self.listeners = [self._launch("listener", number=n) for n in range(self.config.listeners)]
+        if self.config.lmtp or self.config.lmtp_listen:
+            self.mda = self._launch("mda")
         self.run()
 
     def _lock_in(self) -> None:
@@ -158,6 +174,8 @@ class Supervisor(Actor):
         if why:
             self.refused += 1
             self.log_line(ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
+        if process.kind == "maildir.{user}":
+            self.core.ending(process.name)
         self._kill(process)
 
     def _on_init(self, channel: Channel, message: Message, fds: list[int]) -> None:
@@ -173,22 +191,37 @@ class Supervisor(Actor):
 
     def _on_init_gone(self, channel: Channel, why: str) -> None:
         del channel, why
-        with contextlib.suppress(OSError):
-            os.unlink(self.config.control)
+        # Init was killed, and can't tidy up. Its lock is held by this process too, so nobody starts here before it has gone.
+        self.boot.config["tidy"]()
         os._exit(TEMPFAIL)
 
     def _signal(self, name: str) -> None:
-        if name == "TERM":
+        word, _, rest = name.partition(" ")
+        if word == "TERM":
             self.stop(10)
-        elif name == "HUP":
-            self.begin_reload(None)
-        else:
-            self.log_line(ERROR, f"not reloaded, the configuration in force stays: {name.removeprefix('NOT ')}")
+            return
+        answer, self.asked = self.asked, None
+        if word == "HUP":
+            if rest:
+                self.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
+            self.begin_reload(answer)
+            return
+        self.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
+        if answer is not None:
+            answer(rest)
+
+    def _reloaded(self, error: str, answer: Callable[[str], None] | None) -> None:
+        """A reload is over; init, which has read the configuration for it, keeps that or goes back, and whoever asked is told."""
+        assert self.init is not None
+        self.init.send(m.Signal("NOT" if error else "DONE"))
+        if answer is not None:
+            answer(error)
 
     def _hello(self, process: Process, message: m.Hello, fds: list[int]) -> None:
         del fds
         process.hello = message
-        process.state = "serving"
+        if process.state == "starting":  # else it has been told to go meanwhile
+            process.state = "serving"
         process.since = self.loop.now
         self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
         if process.kind == "maildir.{user}":
@@ -266,7 +299,15 @@ class Supervisor(Actor):
         listener = self.processes.get(message.listener)
         if listener is not None and listener.kind == "listener" and not listener.channel.gone:
             listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
+            self._read_holder(message.user)
             self._do(self.core.granted(message, self.loop.now))
+
+    def _read_holder(self, user: str) -> None:
+        """Whoever has the user's lease may have said already that its client went: another listener's word waits in its channel."""
+        holder = self.core.leases.get(user)
+        process = self.processes.get(holder.listener) if holder is not None else None
+        if process is not None and not process.channel.gone:
+            process.channel.read()
 
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
@@ -281,6 +322,16 @@ class Supervisor(Actor):
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
         self._do(self.core.closed(process.name, message, self.loop.now))
+        self._schedule_sweep()
+
+    def _recipient(self, process: Process, message: m.Recipient, fds: list[int]) -> None:
+        del fds
+        self._do(self.deliveries.recipient(process.name, message, self.loop.now))
+        self._schedule_sweep()
+
+    def _busy(self, process: Process, message: m.Busy, fds: list[int]) -> None:
+        del message, fds
+        self._do(self.deliveries.busy(process.name, self.loop.now))
         self._schedule_sweep()
 
     def _started(self, process: Process, message: m.Started, fds: list[int]) -> None:
@@ -331,9 +382,12 @@ class Supervisor(Actor):
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
         process = Process(name, channel, self.spawner)
+        process.ids = (row.uid, row.gid)
         channel.tag = process
         self.processes[name] = process
-        if spawner is not None:
+        if spawner is None:  # it died, and the next one is not due yet: nobody would ever tell of this actor's end
+            self.loop.soon(lambda: self._gone(m.Exited(name, 1, int(signal.SIGKILL))))
+        else:
             spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
         its.close()
 
@@ -362,6 +416,9 @@ class Supervisor(Actor):
             if message.status:
                 self.log_line(WARNING, f"{process.name} ended: {how}")
             self._do(self.core.maildir_gone(process.name, self.loop.now))
+            self._do(self.deliveries.maildir_gone(process.name, self.loop.now))
+        elif process.kind == "mda":
+            self.deliveries.mda_gone(process.name)
         elif process.kind == "listener":
             self._do(self.core.listener_gone(process.name))
         elif process.kind == "spawner":
@@ -395,11 +452,14 @@ class Supervisor(Actor):
     def _again(self, name: str, kind: str) -> None:
         if self.state != "running":
             return
+        in_force = (self.spawner, self.auth, *self.listeners, self.mda)
+        if name not in in_force or name in self.processes:  # a reload has put another in its place meanwhile
+            return
         if kind == "spawner":
             self.spawner = self._launch(kind, self._roots(dict(self.core.users)))
         elif kind == "auth":
             self.auth = self._launch(kind)
-        elif name in self.listeners:
+        else:
             self._launch(kind, name=name)
 
     def _schedule_sweep(self) -> None:
@@ -463,18 +523,25 @@ class Supervisor(Actor):
     def begin_reload(self, answer: Callable[[str], None] | None) -> None:
         """Replace auth and listeners by new ones that read the new files; `answer("")` when done, else with what was wrong."""
         if self.reload is not None or self.state != "running":
-            if answer is not None:
-                answer("not now: the service is " + ("reloading" if self.reload else self.state))
+            self._reloaded("not now: the service is " + ("reloading" if self.reload else self.state), answer)
             return
         try:
             users = self._read_users()
         except ValueError as error:
             self.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
-            if answer is not None:
-                answer(str(error))
+            self._reloaded(str(error), answer)
             return
         self.reload = Reload(self, users, answer)
         self.reload.begin()
+
+    def _ask_reload(self, answer: Callable[[str], None]) -> None:
+        """It begins with init, which reads the configuration anew and says HUP or NOT."""
+        if self.reload is not None or self.asked is not None or self.state != "running":
+            answer("not now: the service is " + (self.state if self.state != "running" else "reloading") + "; try again")
+            return
+        self.asked = answer
+        assert self.init is not None
+        self.init.send(m.Signal("HUP"))
 
     # -- the operator
     def _command(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
@@ -488,7 +555,7 @@ class Supervisor(Actor):
             answer({"ok": True})
             self.loop.later(0.0, lambda: self.stop(10))
         elif name == "reload":
-            self.begin_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
+            self._ask_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
         else:
             answer({"ok": False, "error": "no such command"})
 
@@ -521,9 +588,8 @@ class Supervisor(Actor):
 
     def _ids(self, process: Process) -> tuple[int, int]:
         """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
-        if process.kind == "maildir.{user}":
-            row = self.core.users.get(process.name.removeprefix("maildir."))
-            return (row.uid, row.gid) if row is not None else (-1, -1)
+        if process.ids is not None:
+            return process.ids
         return self.boot.config["ids"].get(process.kind, (self.boot.uid, self.boot.gid))  # type: ignore[no-any-return]
 
 
@@ -567,6 +633,7 @@ class Reload:
                 process.channel.send(m.Drain())
             else:
                 process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
+        s._send(s.mda, m.Anew())  # noqa: SLF001
         s._do(s.core.retire_all())  # noqa: SLF001
         self._finish("")
         s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
@@ -584,8 +651,7 @@ class Reload:
 
     def _finish(self, error: str) -> None:
         self.supervisor.reload = None
-        if self.answer is not None:
-            self.answer(error)
+        self.supervisor._reloaded(error, self.answer)  # noqa: SLF001
 
 
 def session_line(e: m.Ended) -> str:

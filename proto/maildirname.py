@@ -64,7 +64,7 @@ def is_ordered(names: list[bytes]) -> bool:
 
 
 def with_seen(info: bytes) -> bytes | None:
-    """Give ``info`` (``b""`` or ``:2,FLAGS``) the S flag, flags in ASCII order; None when it has it or is of another kind."""
+    """Give ``info`` (``b""`` or ``:2,FLAGS``) the S flag, flags in ASCII order; None when it has it or is no such info."""
     if not info:
         return b":2,S"
     if not info.startswith(INFO_NEW) or b"S" in info[3:]:
@@ -81,5 +81,5 @@ def escape_host(host: bytes) -> bytes:
 
 
 def unique_name(seconds: int, number: int, host: bytes) -> bytes:
-    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it; ``number`` has 32 bits, ``host`` went through ``escape_host``."""
+    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it. ``number``: 32 bits; ``host``: out of ``escape_host``."""
     return b"%d.%08x.%s" % (seconds, number, host)

@@ -364,9 +364,12 @@ class Exited(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """The operator's signal: TERM, HUP."""
+    """Init's word: TERM (end), HUP and the keys that wait for the next start, NOT and what is wrong with the configuration.
 
-    name: Name
+    The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays).
+    """
+
+    name: Text
 
 
 class Running(NamedTuple):
@@ -384,11 +387,16 @@ class Ending(NamedTuple):
 
 # ---- mda <-> kernel, mda <-> maildir
 class Recipient(NamedTuple):
-    """Whose maildrop is this recipient's? Peer uid and gid are the sender's, as the socket has them (-1: unknown)."""
+    """Whose maildrop is this recipient's? `uid` is the sender's, as the socket has it (-1: it came over TCP).
+
+    `look`: only say whether there is one; no channel is wanted yet. `lost`: the channel you last spoke of has ended here.
+    """
 
     request: Session
     address: Name
-    uid: Annotated[int, Field("int", -1, 2**31 - 1)]
+    uid: Annotated[int, Field("int", -1, 2**32 - 2)]
+    look: bool
+    lost: bool
 
 
 class Maildrop(NamedTuple):
@@ -407,8 +415,25 @@ class NoMaildrop(NamedTuple):
     text: Text
 
 
+class Anew(NamedTuple):
+    """The user table has changed: believe nothing I said about recipients before, ask again."""
+
+
+class Busy(NamedTuple):
+    """No, I can't retire now: a message is on its way in."""
+
+
+class Post(NamedTuple):
+    """A whole message in one, LF line ends: who sends it, to which address. Make it safe."""
+
+    delivery: Session
+    sender: Annotated[str, Field("str", 0, 320)]
+    recipient: Annotated[str, Field("str", 0, 320)]
+    data: Data
+
+
 class Deliver(NamedTuple):
-    """A message begins: who sends it, to which address."""
+    """A message too large for Post begins: who sends it, to which address."""
 
     delivery: Session
     sender: Annotated[str, Field("str", 0, 320)]
@@ -448,6 +473,10 @@ class Rejected(NamedTuple):
     delivery: Session
     status: Name
     text: Text
+
+
+class Leaving(NamedTuple):
+    """I am about to go: send nothing new on this channel, and close it once all you sent is answered."""
 
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.

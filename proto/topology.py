@@ -9,7 +9,6 @@ one channel: a connected pair of unix-domain sockets that the kernel made and of
 """
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import NamedTuple
 
 from popkernel.proto import messages as m
@@ -151,7 +150,7 @@ ACTORS: tuple[Actor, ...] = (
 
 EDGES: tuple[Edge, ...] = (
     # The kernel's hands.
-    Edge("kernel", "init", (m.Execute, m.Kill, m.Running, m.Ending), {"Execute": ("Started",), "Kill": ("Exited",)}, octets=256 * KIB),
+    Edge("kernel", "init", (m.Execute, m.Kill, m.Running, m.Ending, m.Signal), {"Execute": ("Started",), "Kill": ("Exited",)}, octets=256 * KIB),
     Edge("init", "kernel", (m.Started, m.Exited, m.Signal), {}),
     Edge(
         "kernel", "spawner", (m.Spawn, m.Kill, m.Report, m.Stop),
@@ -171,7 +170,7 @@ EDGES: tuple[Edge, ...] = (
     ),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
     Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop), _REPORT, octets=256 * KIB),
-    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked), {}, octets=256 * KIB),
+    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy), {}, octets=256 * KIB),
     Edge(
         "listener", "maildir.{user}",
         (m.Retrieve, m.Top, m.List, m.Uidl, m.Delete, m.Reset, m.Credit, m.Quit),
@@ -187,13 +186,13 @@ EDGES: tuple[Edge, ...] = (
         {}, octets=320 * KIB, depth=1024,
     ),
     # Delivery.
-    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Report, m.Stop), _REPORT, depth=4096),
+    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop), _REPORT, depth=4096),
     Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, depth=4096),
     Edge(
-        "mda", "maildir.{user}", (m.Deliver, m.Content, m.Commit, m.Abort),
-        {"Content": ("Accepted", "Rejected"), "Commit": ("Accepted", "Rejected")}, octets=320 * KIB, deadline=300, depth=1024,
+        "mda", "maildir.{user}", (m.Post, m.Deliver, m.Content, m.Commit, m.Abort),
+        {name: ("Accepted", "Rejected") for name in ("Post", "Content", "Commit")}, octets=320 * KIB, deadline=300, depth=4096,
     ),
-    Edge("maildir.{user}", "mda", (m.Accepted, m.Rejected), {}, depth=1024),
+    Edge("maildir.{user}", "mda", (m.Accepted, m.Rejected, m.Leaving), {}, depth=4096),
 )
 
 
@@ -225,6 +224,8 @@ def edge(source: str, target: str) -> Edge:
 
 def digest() -> str:
     """A short name for this very table: changes with any message, field, bound or edge. Recordings carry it."""
+    from hashlib import sha256  # not for the warm image: it loads libcrypto
+
     text = []
     for row in EDGES:
         text.append(f"{row.source}>{row.target}:{row.octets}")

@@ -18,7 +18,7 @@ __all__ = ["Policy", "Session"]
 
 _MOST_OWED = 1024  # commands under way; more wait in the reader
 _AHEAD = 64  # messages the maildir actor may send ahead of being asked, within one frame
-_LOW_WATER = 256 * 1024  # octets on their way to the client below which credit goes back
+_LOW_WATER = 256 * 1024  # octets on their way to the client below which credit goes back, and commands are acted on
 _NO_SUCH = err("no such message")
 _USAGE = {
     b"RETR": "RETR number", b"DELE": "DELE number", b"TOP": "TOP number lines", b"LIST": "LIST [number]",
@@ -53,7 +53,7 @@ class Session:
         self.user = ""
         self.state = "authorization"  # authorization, login, transaction, update, over
         self.out: list[bytes] = []
-        self.out_octets = 0
+        self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
         self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
         self.login: m.Login | None = None  # for auth (and Awaiting for the kernel); the shell takes it away
         self.starttls = False  # the shell is to start TLS when `out` is gone
@@ -79,6 +79,7 @@ class Session:
     def _say(self, data: bytes) -> None:
         """To the client, in its turn."""
         if self._owed:
+            self._end_deletes()
             self._owed.append(("text", data))
         else:
             self.out.append(data)
@@ -99,6 +100,11 @@ class Session:
         tell, self.tell = self.tell, []
         return tell
 
+    def _end_deletes(self) -> None:
+        """A run of DELEs is answered in one go, so nothing else may be owed between them."""
+        if self._run is not None and self._run[0]:
+            self._end_run()
+
     def _end_run(self) -> None:
         run, self._run = self._run, None
         if run is None:
@@ -114,22 +120,29 @@ class Session:
 
     # -- from the client
     def received(self, data: bytes) -> None:
-        """Octets from the client."""
-        self._reader.feed(data)
-        self.go_on()
+        """Octets from the client; what comes after QUIT is nobody's."""
+        if self.state not in _LAST_STATES:
+            self._reader.feed(data)
+            self.go_on()
 
     @property
     def backlog(self) -> int:
         """Lines read and not yet acted on; a shell stops reading from a client that has too many."""
         return len(self._reader.lines)
 
-    def go_on(self) -> None:
-        """Act on the lines that wait, as far as may be."""
+    def go_on(self) -> bool:
+        """Act on the lines that wait, as far as may be; whether there were any. A client that takes no answers gets no more."""
         lines = self._reader.lines
-        while lines and not self.closing and not self.starttls and self.state != "login" and len(self._owed) < _MOST_OWED:
+        before = self.commands
+        while (
+            lines and not self.closing and not self.starttls and self.state not in _PAUSED
+            and len(self._owed) < _MOST_OWED and self.out_octets < _LOW_WATER
+        ):
             line = lines.popleft()
             self.commands += 1
             if line == TOO_LONG:
+                if self.state == "authorization":
+                    self.user = ""
                 self._bad("line too long")
                 continue
             verb, rest = split(line)
@@ -143,6 +156,7 @@ class Session:
                 self._bad("unknown command" if verb not in _AUTHORIZATION and verb not in _TRANSACTION else "not now")
             else:
                 handler(self, rest)
+        return self.commands > before
 
     def _bad(self, text: str, code: str = "") -> None:
         self._errors += 1
@@ -155,15 +169,16 @@ class Session:
     def _close(self, why: str) -> None:
         """Close once everything owed is out."""
         self.why = self.why or why
+        self.state = "over"
         if self._owed:
             self._owed.append(("close",))
         else:
-            self.state = "over"
             self.closing = True
 
     # -- authorization state
     def _user(self, rest: bytes) -> None:
         name = rest.strip(b" ")
+        self.user = ""  # a name that is refused must not leave an earlier one to the next PASS
         if not self._may_log_in():
             return
         try:
@@ -246,6 +261,7 @@ class Session:
         if rest.strip(b" "):
             self._bad("STAT takes no arguments")
         elif self._owed:
+            self._end_deletes()
             self._owed.append(("stat",))
         else:
             self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
@@ -364,6 +380,8 @@ class Session:
     # -- what the maildir actor says
     def answered(self, message: tuple[Any, ...]) -> None:
         """An answer, in the order of the questions. ValueError for one that answers nothing asked."""
+        if self.closing:
+            return  # asked before this session had to end
         self._ANSWERS[type(message)](self, message)
         self._settle()
         if self._reader.lines:
@@ -388,7 +406,6 @@ class Session:
             elif kind == "begin":
                 self._put(b"+OK %d messages (%d octets)\r\n" % (self.messages, self.octets))
             elif kind == "close":
-                self.state = "over"
                 self.closing = True
             else:
                 return
@@ -434,7 +451,7 @@ class Session:
 
     def _keep_ahead(self, n: int, octets: int, data: bytes) -> None:
         if self._ahead_octets + len(data) > 320 * 1024 or len(self._ahead) >= _AHEAD:
-            raise ValueError("more ahead than was asked for")
+            return  # two answers for one message, of which the earlier came ahead: not worth keeping
         if not self._owed:  # else the client has gone elsewhere meanwhile
             self._ahead[n] = (octets, data)
             self._ahead_octets += len(data)
@@ -514,12 +531,18 @@ class Session:
 
     # -- the end
     def maildir_gone(self) -> None:
-        """The maildir actor is no more: this session can't go on, and nothing is removed."""
-        if self.state in ("transaction", "update"):
-            self._end_with(err("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
+        """The maildir actor is no more: this session can't go on, and nothing is removed.
+
+        Into an answer that is half out no word is put, for the client would take it for mail: the end of the connection says it.
+        """
+        if self.state != "authorization" and not self.closing:
+            begun = any(len(o) == 3 for o in self._owed)
+            self._end_with(b"" if begun else err("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
 
     def stopping(self) -> None:
-        """The service ends: say so, unless an answer is half out."""
+        """The service ends: say so, unless an answer is half out, or QUIT is being answered."""
+        if self.state == "update":
+            return
         begun = any(len(o) == 3 for o in self._owed)
         self._end_with(b"" if begun else err("the server is going down, try again later", "SYS/TEMP"), "the service ends")
 
@@ -550,6 +573,8 @@ Session._ANSWERS.update(  # noqa: SLF001  the table of its own methods
     },
 )
 _USER_PASS = (b"USER", b"PASS")
+_LAST_STATES = ("update", "over")
+_PAUSED = ("login", *_LAST_STATES)
 _AUTHORIZATION: dict[bytes, Callable[[Session, bytes], None]] = {
     b"USER": Session._user, b"PASS": Session._pass, b"CAPA": Session._capa, b"STLS": Session._stls,  # noqa: SLF001
     b"QUIT": Session._quit_early,  # noqa: SLF001

@@ -16,12 +16,17 @@ from popkernel.actors.listener.tls import TlsError, context
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.kernel.loop import READ, WRITE, Timer
+from popkernel.kernel.memory import keep_memory
 from popkernel.proto import messages as m
 
 _ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
-_CHUNK = 65536  # octets read from a client at once
+_CHUNK = 8192  # octets read from a client at once: commands are short, and a buffer is made for each read
 _BACKLOG = 512  # lines of a client that may wait before no more are read from it
-_GRACE = 5.0  # seconds a closing connection may take to take its last answer
+_GRACE = 5.0  # seconds a closing connection may stand still before it has taken its last answer
+_SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
+_CLOSED_WELL = ("quit", "quit before login")
+_REPORT_SECONDS = 0.1  # how long the log may wait for the line of a session
+_MOST_REPORTS = 64
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
 
@@ -29,7 +34,7 @@ class Client:
     """A connection: its socket, its session, and what waits to be sent."""
 
     __slots__ = (
-        "channel", "deadline", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
+        "channel", "deadline", "ending", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
     )
 
     def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
@@ -45,6 +50,7 @@ class Client:
         self.timer: Timer | None = None
         self.events = READ
         self.waits = False  # for the client to take what was sent
+        self.ending = False  # all is said; what waits to be sent is the last
 
 
 class Listener(Actor):
@@ -67,6 +73,7 @@ class Listener(Actor):
         self.awaiting: dict[int, Client] = {}  # those whose login auth or the kernel still has to answer
         self.serial = int(config.get("serial", 0))
         self.draining = False
+        self.reports: list[Message] = []
         self.listening: list[tuple[socket.socket, bool]] = []
         self.handlers |= {m.Peer: self._peer, m.Opened: self._opened, m.Turned: self._turned, m.Drain: self._drain}
 
@@ -77,6 +84,7 @@ class Listener(Actor):
         self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
         for sock, _ in self.listening:
             sock.setblocking(False)
+        keep_memory(16 << 20)
         self.lock(nofile=2 * self.most + 64)
         room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
         self.connect()
@@ -333,17 +341,21 @@ class Listener(Actor):
     def _progress(self, client: Client) -> None:
         """After anything that moved a session: ask, answer, close, as it now wants."""
         session = client.session
-        if session.login is not None and session.id not in self.awaiting:
-            self.awaiting[session.id] = client
-            self._ask(client, session.login)
-        if client.channel is not None:
-            tell = session.take_tell()
-            if tell:
-                client.channel.send_all(tell)
-        if session.out:
-            client.out += session.take_out()
-        if client.out and not self._write(client):
-            return
+        while True:
+            if session.login is not None and session.id not in self.awaiting:
+                self.awaiting[session.id] = client
+                self._ask(client, session.login)
+            if client.channel is not None:
+                tell = session.take_tell()
+                if tell:
+                    client.channel.send_all(tell)
+            if session.out:
+                client.out += session.take_out()
+            if client.out and not self._write(client):
+                return
+            session.out_octets = client.unsent
+            if not session.go_on():
+                break
         if not client.out:
             if session.starttls and not client.handshake:
                 self._start_tls(client)
@@ -351,6 +363,9 @@ class Listener(Actor):
             if session.closing:
                 self._over(client, session.why)
                 return
+        elif session.closing and not client.ending:
+            client.ending = True
+            self._arm(client, _GRACE)
         self._flow(client)
 
     def _flow(self, client: Client) -> None:
@@ -379,9 +394,10 @@ class Listener(Actor):
         data = out[0] if len(out) == 1 else b"".join(out)
         view = memoryview(data)
         sent = 0
+        piece = _SLICE if isinstance(client.sock, ssl.SSLSocket) else len(data)
         try:
             while sent < len(data):
-                sent += client.sock.send(view[sent:])
+                sent += client.sock.send(view[sent : sent + piece])
         except _WANTS:
             pass
         except (OSError, ValueError):
@@ -389,14 +405,13 @@ class Listener(Actor):
             return False
         if sent:
             client.session.octets_sent += sent
-            client.deadline = self.loop.now + (_GRACE if client.session.closing else self._patience(client))
+            if client.session.closing:
+                client.deadline = self.loop.now + _GRACE
+            elif client.session.entered:  # before that the time to log in runs, whatever is said
+                client.deadline = self.loop.now + self.policy.idle_seconds
         client.out = [data[sent:]] if sent < len(data) else []
         client.unsent = len(data) - sent
         return True
-
-    def _patience(self, client: Client) -> int:
-        in_session = client.session.state in ("transaction", "update")
-        return self.policy.idle_seconds if in_session else max(1, int(client.started + self.policy.login_seconds - self.loop.now))
 
     # -- clients go
     def _arm(self, client: Client, seconds: float) -> None:
@@ -426,17 +441,35 @@ class Listener(Actor):
             client.channel = None
         if client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
-        if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and session.why == "quit":
+        if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
             with contextlib.suppress(OSError, ValueError):
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
         client.sock.close()
-        self.tell(
+        self._report(
             m.Ended(
                 session.id, session.user if session.entered else "", session.address, (session.why or why)[:200], session.commands, client.octets_in,
                 session.octets_sent, session.retrieved, session.deleted, int((self.loop.now - client.started) * 1000),
             ),
         )
         self._done_draining()
+
+    def _report(self, ended: m.Ended) -> None:
+        """Only the log waits for these, so several travel together: the kernel is woken once for them."""
+        self.reports.append(ended)
+        if len(self.reports) == 1:
+            self.loop.later(_REPORT_SECONDS, self._send_reports)
+        elif len(self.reports) >= _MOST_REPORTS:
+            self._send_reports()
+
+    def _send_reports(self) -> None:
+        if self.reports and self.kernel is not None:
+            reports, self.reports = self.reports, []
+            self.kernel.send_all(reports)
+
+    def end(self) -> None:
+        """Leave, with nothing untold."""
+        self._send_reports()
+        super().end()
 
 
 def main(boot: Boot) -> None:

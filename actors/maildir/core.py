@@ -11,7 +11,7 @@ from typing import Any
 
 from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
 from popkernel.proto import messages as m
-from popkernel.proto.octets import TopCutter, WireEncoder, encode
+from popkernel.proto.octets import TopCutter, WireEncoder
 
 __all__ = ["WINDOW", "Session"]
 
@@ -134,13 +134,9 @@ class Session:
         if octets > _SMALL:
             return None, 0
         try:
-            raw = self._drop.read_small(self._listing, index, _SMALL)
+            return self._drop.read_wire(self._listing, index, _SMALL), octets
         except StoreError:
             return None, 0
-        if raw is None:
-            return None, 0
-        wire, size = encode(raw)
-        return (wire, octets) if size == octets else (None, 0)
 
     def _large(self, number: int) -> Iterator[_Answer]:
         """Also the way of every message that can't be sent: it says why."""
@@ -162,6 +158,7 @@ class Session:
     def _stream(self, number: int, fd: int, octets: int) -> Iterator[_Answer]:
         encoder = WireEncoder()
         if os.fstat(fd).st_size > octets:  # CRLF makes a message larger, never smaller
+            self._drop.distrust(self._listing, number - 1)
             yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
             return
         while True:
@@ -172,6 +169,7 @@ class Session:
                 return
             wire = encoder.feed(raw) if raw else encoder.finish()
             if encoder.octets > octets or (not raw and encoder.octets != octets):
+                self._drop.distrust(self._listing, number - 1)
                 yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
                 return
             for at in range(0, len(wire), _FRAME):  # lines of one octet each grow threefold

@@ -133,3 +133,17 @@ def rename_no_replace(fd: int, name: bytes, new_name: bytes) -> bool:
         os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=fd)
         return True
     return False
+
+
+def remove_older(fd: int, limit: float) -> int:
+    """Unlink the regular files of a directory last written before ``limit`` (seconds of the epoch). Returns how many."""
+    removed = 0
+    for name in list_names(fd):
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if S_ISREG(status.st_mode) and status.st_mtime < limit:
+                os.unlink(name, dir_fd=fd)
+                removed += 1
+        except FileNotFoundError:
+            continue
+    return removed

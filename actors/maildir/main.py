@@ -8,9 +8,10 @@ import os
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt, codec
+from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.proto import messages as m
-from popkernel.proto.topology import kind_of
+
+_NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
 
 class MaildirActor(Actor):
@@ -58,12 +59,16 @@ class MaildirActor(Actor):
         try:
             if self.drop is None:
                 raise self.trouble
-            self.session = Session(self.drop, self.drop.listing())
+            listing = self.drop.listing()
+            self.session = Session(self.drop, listing)
         except StoreError as error:
             self.log(4, f"{self.boot.name}: {error}")
             listener.send(m.Unready(error.code, str(error)))
+            self.leaving |= self.drop is None  # what it may see is settled: once mended, the maildir is a new actor's
             self._close(0, 0)
             return
+        for note in listing.notes[:_NOTES]:
+            self.log(4, f"{self.boot.name}: {note}")
         listener.send(self.session.ready())
 
     def _retire(self, message: m.Retire, fds: list[int]) -> None:
@@ -126,13 +131,6 @@ class MaildirActor(Actor):
         self.tell(m.Closed(self.number, removed, failed))
         if self.leaving:
             self.end()
-
-
-def warm() -> None:
-    """What every maildir actor would do once, done once for all, in the image they are forked from: its codecs."""
-    for other in ("kernel", "listener"):
-        codec(kind_of(other), "maildir.{user}")
-        codec("maildir.{user}", kind_of(other))
 
 
 def main(boot: Boot) -> None:

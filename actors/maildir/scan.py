@@ -9,7 +9,8 @@ Decisions where maildir and popcache leave a choice:
   scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
 - A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
   read a second time: a UIDL brought along from another server must not be lost that way.
-- A message that is there and cannot be read is left out of this session and said in ``Listing.notes``.
+- A message that cannot be read and whose size nobody knows is left out of this session and said in ``Listing.notes``; one
+  the popcache knows stays listed, line and UIDL kept, and reading it says what is wrong.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Scan:
     still be so as long as neither directory changes.
     """
 
-    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "present")
+    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "present", "unreadable")
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
         self._cur = cur
@@ -63,6 +64,7 @@ class Scan:
         self.doubtful = doubtful
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
+        self.unreadable: set[bytes] = set()
         self.clean = True
 
     def read(self, at: Callable[[str], None]) -> None:
@@ -165,7 +167,8 @@ class Scan:
         except OSError as error:
             if error.errno in _SHORTAGE:
                 raise from_os(error, f"cur/{show(name)}") from None
-            self._note(f"cur/{show(name)}: {os.strerror(error.errno or 0)}")
+            self._note(f"cur/{show(name + self.present[name])}: {os.strerror(error.errno or 0)}")
+            self.unreadable.add(name)
             return None
 
 
@@ -185,15 +188,14 @@ class Match:
         self.whole = bool(cache.refused or journal is not None or not cache.ordered)
         if journal is not None:
             _merge(cache, journal)
-        known = cache.names
-        present = scan.present
-        if len(known) != len(present) or scan.doubtful or not all(map(present.__contains__, known)):
+        infos = list(map(scan.present.get, cache.names))
+        if len(infos) != len(scan.present) or scan.doubtful or None in infos or not cache.ordered:
             self._drop_gone(cache, scan)
             self._add_fresh(cache, scan)
-        if not cache.ordered:
-            _sort(cache)
+            if not cache.ordered:
+                _sort(cache)
+            infos = list(map(scan.present.get, cache.names))
         table: dict[bytes | None, bytes | None] = {}
-        infos = list(map(present.get, cache.names))
         infos = list(map(table.setdefault, infos, infos))  # a handful of values: keep one object of each
         self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes))
 
@@ -208,11 +210,12 @@ class Match:
                 continue
             if name in scan.doubtful:
                 octets = scan.measure(name)
-                if octets is None:
+                if octets is None and name not in scan.unreadable:
                     self.gone.add(name)
                     continue
-                self.whole |= octets != cache.sizes[i]
-                cache.sizes[i] = octets
+                if octets is not None:
+                    self.whole |= octets != cache.sizes[i]
+                    cache.sizes[i] = octets
             kept.append(i)
         if self.gone:
             cache.names = [cache.names[i] for i in kept]

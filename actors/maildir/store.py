@@ -237,6 +237,7 @@ class Maildrop:
                 return fd
             os.close(fd)
         except OSError as error:
+            self.distrust(listing, i)
             raise from_os(error, f"cur/{show(listing.names[i])}") from None
         self.distrust(listing, i)
         raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more")
@@ -258,43 +259,43 @@ class Maildrop:
                 found = None
         raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program")
 
-    def _read_all(self, listing: Listing, i: int) -> bytes:
-        try:
-            fd = self._open(listing, i)
-            try:
-                data = os.read(fd, listing.sizes[i] + 1)
-                while len(data) <= listing.sizes[i] and (more := os.read(fd, listing.sizes[i] + 1 - len(data))):
-                    data += more
-                return data
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise from_os(error, f"cur/{show(listing.names[i])}") from None
-
     def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
         """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
 
         What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
         """
-        if listing.size(i) > limit:
-            return None
-        data = self._read_all(listing, i)
-        if wire_size(data) != listing.sizes[i]:
-            raise self._changed(listing, i)
-        return data
+        return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
 
     def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
         """As ``read_small``, in wire form (``octets.to_wire``): one pass over the octets less."""
-        if listing.size(i) > limit:
-            return None
-        wire, octets = encode(self._read_all(listing, i))
-        if octets != listing.sizes[i]:
-            raise self._changed(listing, i)
-        return wire
+        return self._read_checked(listing, i, limit, encode)
 
-    def _changed(self, listing: Listing, i: int) -> StoreError:
+    def _read_checked(
+        self, listing: Listing, i: int, limit: int, form: Callable[[bytes], tuple[bytes, int]]
+    ) -> bytes | None:
+        size = listing.size(i)
+        if size > limit:
+            return None
+        for whole in (False, True):  # one read gives all of a regular file, but for signals and network file systems
+            out, octets = form(self._read(listing, i, size + 1, whole=whole))
+            if octets == size:
+                return out
         self.distrust(listing, i)
-        return StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
+        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
+
+    def _read(self, listing: Listing, i: int, most: int, *, whole: bool) -> bytes:
+        try:
+            fd = self._open(listing, i)
+            try:
+                data = os.read(fd, most)
+                while whole and len(data) < most and (more := os.read(fd, most - len(data))):
+                    data += more
+                return data
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
 
     def distrust(self, listing: Listing, i: int) -> None:
         """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
@@ -391,17 +392,7 @@ class Maildrop:
 
     def sweep_tmp(self, older_than: float = 36 * 3600) -> int:
         """Remove what crashed deliveries left in tmp/: regular files older than so many seconds. Returns how many."""
-        swept = 0
-        limit = self._clock() - older_than
         try:
-            for name in directory.list_names(self.tmp):
-                try:
-                    status = os.stat(name, dir_fd=self.tmp, follow_symlinks=False)
-                    if S_ISREG(status.st_mode) and status.st_mtime < limit:
-                        os.unlink(name, dir_fd=self.tmp)
-                        swept += 1
-                except FileNotFoundError:
-                    continue
+            return directory.remove_older(self.tmp, self._clock() - older_than)
         except OSError as error:
             raise from_os(error, "tmp") from None
-        return swept

@@ -21,17 +21,18 @@ class StoreError(Exception):
     ``code`` is ``SYS/TEMP``, ``SYS/PERM`` or ``IN-USE``; the text names no path but ones relative to the maildir.
     """
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, code: str, text: str, number: int = 0) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
+        self.number = number  # the system's errno behind it, 0 where there is none
 
 
 def from_os(error: OSError, where: str) -> StoreError:
     """Give an operating system error on ``where`` (a path relative to the maildir) its code and words."""
     code = PERM if error.errno in _PERMANENT else TEMP
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StoreError(code, f"{where}: {reason}")
+    return StoreError(code, f"{where}: {reason}", error.errno or 0)
 
 
 def show(name: bytes) -> str:

@@ -1,0 +1,77 @@
+"""From a recipient's address to a name of the user table. Pure: no files, no users of the system.
+
+In this order, the first that the table has: the address as it is (OpenSMTPD's tables may hold `joe@example.org`), the
+address without its detail (`alice+list@…`, RFC 5233), the local part, the local part without its detail. Where case is
+folded, a name is also found by another spelling of it, unless two names differ in nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from popkernel.proto.tables import MailUser
+
+__all__ = ["Rules"]
+
+
+class Rules:
+    """How addresses are read. `separators`: each of these characters begins a detail; `domains`: empty for all."""
+
+    def __init__(self, *, separators: str = "+", fold: bool = True, domains: tuple[str, ...] = ()) -> None:
+        self.separators = separators
+        self.fold = fold
+        self.domains = frozenset(d.lower() for d in domains)
+        self._of: Mapping[str, MailUser] | None = None  # the table that `_folded` was made from
+        self._folded: dict[str, str] = {}
+
+    def find(self, address: str, users: Mapping[str, MailUser]) -> str | None:
+        """The user whose mail it is; None where there is none. `address` as in RCPT TO, without its angle brackets."""
+        if address in users:
+            return address
+        folded = self._folded_names(users) if self.fold else {}
+        for name in self._names(address):
+            if name in users:
+                return name
+            found = folded.get(name.lower())
+            if found:
+                return found
+        return None
+
+    def _names(self, address: str) -> Iterator[str]:
+        local, domain = split_address(address)
+        bare = self._without_detail(local)
+        if domain:
+            yield f"{local}@{domain}"
+            if bare:
+                yield f"{bare}@{domain}"
+            if self.domains and domain not in self.domains:
+                return
+        yield local
+        if bare:
+            yield bare
+
+    def _without_detail(self, local: str) -> str:
+        """The part before the first separator; "" where there is none, or nothing before it."""
+        cuts = [at for at in (local.find(mark, 1) for mark in self.separators) if at > 0]
+        return local[: min(cuts)] if cuts else ""
+
+    def _folded_names(self, users: Mapping[str, MailUser]) -> dict[str, str]:
+        if self._of is not users:
+            folded: dict[str, str] = {}
+            for name in users:
+                lower = name.lower()
+                folded[lower] = "" if lower in folded else name
+            self._of, self._folded = users, folded
+        return self._folded
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Local part, its quotes taken off (RFC 5321 section 4.1.2), and domain in lower case; "" where there is none."""
+    local, sign, domain = address.rpartition("@")
+    if not sign:
+        local, domain = address, ""
+    if len(local) > 1 and local[0] == local[-1] == '"':
+        out: list[str] = []
+        inner = iter(local[1:-1])
+        for letter in inner:
+            out.append(next(inner, "") if letter == "\\" else letter)
+        local = "".join(out)
+    return local, domain.lower().rstrip(".")

@@ -1,0 +1,152 @@
+"""Other people's POP3 clients, each fetching a whole mailbox from a service; and what each makes of a message by itself.
+
+Every client is told to alter as little as it can. What it alters all the same is in `gives`, with the reason.
+"""
+
+import os
+import poplib
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+
+from tests.e2e import awkward
+
+LINE = 1 << 21  # octets: poplib refuses lines over 2048 unless told
+_FETCHMAIL_LINE = 8000
+# getmail sets its own limit, of 1 MB, when it is imported.
+_GETMAIL = "import getmailcore.retrievers, poplib, runpy, sys; poplib._MAXLINE = 1 << 21; sys.argv[0] = {0!r}; runpy.run_path({0!r}, run_name='__main__')"
+
+
+def raw(service, user, mode, _tmp, count):
+    """A socket."""
+    with awkward.RawClient(service, mode, user=user, timeout=60) as client:
+        found = [client.many(b"RETR %d" % n) for n in range(1, count + 1)]
+        assert client.ask(b"QUIT") == b"+OK bye\r\n"
+        assert client.end() == b""
+    return found
+
+
+def with_poplib(service, user, mode, _tmp, count):
+    """Python's own."""
+    context = ssl.create_default_context(cafile=service.site.cert)
+    if mode == "tls":
+        client = poplib.POP3_SSL(service.tls.host, service.tls.port, context=context, timeout=60)
+    else:
+        client = poplib.POP3(service.plain.host, service.plain.port, timeout=60)
+        client.stls(context)
+    before, poplib._MAXLINE = poplib._MAXLINE, LINE
+    try:
+        client.user(user)
+        client.pass_("secret")
+        found = [b"".join(line + b"\r\n" for line in client.retr(n)[1]) for n in range(1, count + 1)]
+        client.quit()
+    finally:
+        poplib._MAXLINE = before
+    return found
+
+
+def curl(service, user, mode, tmp, count):
+    """All messages on one connection."""
+    address, scheme = (service.tls, "pop3s") if mode == "tls" else (service.plain, "pop3")
+    command = ["curl", "-sS", "-q", "--ssl-reqd", "--cacert", service.site.cert, "--user", f"{user}:secret"]
+    for n in range(1, count + 1):
+        command += [f"{scheme}://{address}/{n}", "-o", str(tmp / f"{n}")]
+        (tmp / f"{n}").write_bytes(b"")  # curl makes no file for a message of no octets
+    _run(command)
+    return [(tmp / f"{n}").read_bytes() for n in range(1, count + 1)]
+
+
+def mpop(service, user, mode, tmp, count):
+    """Delivers to a maildir."""
+    del count
+    address = service.tls if mode == "tls" else service.plain
+    for part in ("cur", "new", "tmp"):
+        (tmp / "m" / part).mkdir(parents=True)
+    _run([
+        "mpop", "-C", "/dev/null", f"--host={address.host}", f"--port={address.port}", f"--user={user}", "--passwordeval=echo secret",
+        "--auth=user", "--tls=on", f"--tls-starttls={'off' if mode == 'tls' else 'on'}", f"--tls-trust-file={service.site.cert}",
+        "--received-header=off", "--keep=on", "--quiet", f"--delivery=maildir,{tmp}/m", f"--uidls-file={tmp}/uidls",
+    ])
+    return [path.read_bytes() for path in (tmp / "m" / "new").iterdir()]
+
+
+def fetchmail(service, user, mode, tmp, count):
+    """Hands each message to a shell that keeps it. No ssl option with a TLS-only login means STLS."""
+    del count
+    address = service.tls if mode == "tls" else service.plain
+    (tmp / "out").mkdir()
+    rc = tmp / "fetchmailrc"
+    rc.write_text(
+        f"set invisible\npoll {address.host} service {address.port} protocol pop3 user {user} password secret "
+        f"{'ssl' if mode == 'tls' else 'sslproto TLS1.3+'} sslcertfile {service.site.cert} sslcertck sslcommonname localhost "
+        f"keep no rewrite no stripcr pass8bits mda \"sh -c 'cat > {tmp}/out/$$'\"\n",
+    )
+    rc.chmod(0o600)
+    _run(
+        ["fetchmail", "-f", str(rc), "--fetchall", "--nosyslog", "--silent", "--pidfile", f"{tmp}/pid", "--idfile", f"{tmp}/ids"],
+        env={**os.environ, "HOME": str(tmp), "FETCHMAILHOME": str(tmp)},
+    )
+    return [path.read_bytes() for path in (tmp / "out").iterdir()]
+
+
+def getmail(service, user, mode, tmp, count):
+    """Hands each message to a shell that keeps it, as it delivers to no maildir as root. It knows no STLS."""
+    del count, mode
+    address = service.tls
+    (tmp / "out").mkdir()
+    rc = tmp / "getmailrc"
+    rc.write_text(
+        f"[retriever]\ntype = SimplePOP3SSLRetriever\nserver = {address.host}\nport = {address.port}\n"
+        f"username = {user}\npassword = secret\nca_certs = {service.site.cert}\n"
+        f'[destination]\ntype = MDA_external\npath = /bin/sh\narguments = ("-c", "cat > {tmp}/out/$$")\nallow_root_commands = true\n'
+        "[options]\ndelivered_to = false\nreceived = false\nread_all = true\ndelete = false\nverbose = 0\n",
+    )
+    script = _GETMAIL.format(os.path.join(os.path.dirname(sys.executable), "getmail"))
+    _run([sys.executable, "-c", script, "--getmaildir", str(tmp), "--rcfile", str(rc)], ok=(0, 127))
+    return [path.read_bytes() for path in (tmp / "out").iterdir()]
+
+
+def _run(command, *, ok=(0,), env=None):
+    result = subprocess.run(command, capture_output=True, timeout=120, check=False, env=env)
+    assert result.returncode in ok, (result.returncode, result.stdout[-500:], result.stderr[-1000:])
+
+
+def missing(name):
+    """The Debian (or pip) package to install for a client, "" where it is there."""
+    if name in ("curl", "fetchmail", "mpop"):
+        return "" if shutil.which(name) else name
+    if name == "getmail":
+        return "" if os.path.exists(os.path.join(os.path.dirname(sys.executable), "getmail")) else "getmail6 (pip)"
+    return ""
+
+
+def gives(name, raw_message):
+    """What a client hands over for a message as it lies in the maildir; None where it takes no such message."""
+    message = awkward.sent(raw_message)
+    if name == "raw":
+        return awkward.on_the_wire(raw_message)
+    if name == "curl":
+        return message or b"\r\n"  # it counts the line end of "+OK" as the first octets of a body that ends at once
+    if name == "mpop":
+        return message.replace(b"\r\n", b"\n")  # as maildir wants it
+    if name == "fetchmail":
+        if message in (b"", b"\r\n", b".\r\n") or max(map(len, message.split(b"\n"))) > _FETCHMAIL_LINE:
+            return None  # no header at all: it writes a mail of its own; long lines: it breaks them itself
+        return message if b"\r\n\r\n" in message else message + b"\r\n"  # it ends headers without a body
+    if name == "getmail":
+        return _as_getmail(message)
+    return message
+
+
+def _as_getmail(message):
+    """It parses and writes anew: a Return-Path on top, every line end LF (a bare CR is one to Python's email package)."""
+    if message in (b"", b"\r\n", b".\r\n") or message.startswith(b"."):
+        return None  # no header in the first line, by which its poplib code knows a message
+    text = re.sub(rb"\r*\n|\r", b"\n", message)
+    return b"Return-Path: <unknown>\n" + (text if b"\n\n" in text else text + b"\n")
+
+
+WITHOUT_STLS = ("getmail",)
+CLIENTS = {"raw": raw, "poplib": with_poplib, "curl": curl, "mpop": mpop, "fetchmail": fetchmail, "getmail": getmail}

@@ -1,0 +1,119 @@
+"""What a broken or hostile actor might say on its channels: raw octets, and messages that are whole but not its to send."""
+
+import os
+import socket
+import sys
+
+import msgpack
+from popkernel.proto import messages as m
+from popkernel.proto.zmtp import PREFACE, frame_head
+
+
+def framed(*fields):
+    data = msgpack.packb(list(fields))
+    return frame_head(len(data)) + data
+
+
+KINDS = {
+    "octets": lambda: b"\xff" * 100,
+    "unknown code": lambda: framed(99),
+    "unknown field": lambda: framed(1, 1, 1, 1, 1, 1, 1),
+    "wrong type": lambda: framed(1, "x", 5, 5),
+    "no array": lambda: frame_head(4) + b"\x81\x01\x01\x01",
+    "too deep": lambda: frame_head(2000) + b"\x91" * 1999 + b"\xc0",
+    "giant": lambda: b"\2" + (1 << 40).to_bytes(8, "big"),
+    "multipart": lambda: b"\1\1x",
+    "trailing": lambda: frame_head(3) + b"\x91\x01\x00",
+}
+
+
+def pour(channel, kind):
+    """Past every check of our own side."""
+    data = KINDS[kind]()
+    if not channel._said:
+        channel._said = True
+        data = PREFACE + data
+    channel.sock.send(data)
+
+
+def stray_descriptors(channel):
+    """Descriptors that no message carries."""
+    fds = [os.dup(0) for _ in range(4)]
+    channel.sock.sendmsg([framed(5, 6, "descriptors")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))])
+    for fd in fds:
+        os.close(fd)
+
+
+def misbehave(actor, plan, other):
+    """`plan`: "kernel KIND", "other KIND" (the channel at hand), or "say WHAT" for whole messages that are not true."""
+    where, _, what = plan.partition(" ")
+    if where == "kernel":
+        pour(actor.kernel, what)
+    elif where == "other":
+        pour(other(), what)
+    else:
+        SAYINGS[what](actor)
+
+
+def twice(actor):
+    actor.kernel.send(m.Hello(os.getpid(), "none", ""))
+
+
+def accuse(name):
+    return lambda actor: actor.kernel.send(m.Refused("x", name, "a lie"))
+
+
+SAYINGS = {
+    "hello twice": twice,
+    "parked": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
+    "fds": lambda actor: stray_descriptors(actor.kernel),
+    "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
+    "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
+    "accuse auth": accuse("auth"),
+    "accuse spawner": accuse("spawner"),
+    "accuse bob": accuse("maildir.bob"),
+    "accuse listener": accuse("listener"),
+    "accuse kernel": accuse("kernel"),
+}
+
+
+def install(actor, plan, first):
+    """When it is to misbehave: a maildir actor when its session is open, auth and listener at a login of "evil"."""
+    kind = type(actor).__name__
+    if not plan or not first:
+        return
+    if kind == "MaildirActor":
+        handler = actor.handlers[m.Open]
+
+        def on_open(message, fds):
+            handler(message, fds)
+            actor.loop.later(0.05, lambda: misbehave(actor, plan, lambda: actor.channel))
+
+        actor.handlers[m.Open] = on_open
+    elif kind == "Listener":
+        ask = actor._ask
+
+        def on_ask(client, login):
+            if login.user.startswith("evil-"):
+                misbehave(actor, login.user[5:].replace("-", " "), lambda: actor.auth)
+            else:
+                ask(client, login)
+
+        type(actor)._ask = lambda self, client, login: on_ask(client, login)
+    elif kind == "Auth":
+        login = actor._on_login
+
+        def on_login(channel, message, fds):
+            if message.user.startswith("evil-"):
+                misbehave(actor, message.user[5:].replace("-", " "), lambda: channel)
+            else:
+                login(channel, message, fds)
+
+        type(actor)._on_login = lambda self, channel, message, fds: on_login(channel, message, fds)
+    elif kind == "Spawner":
+        actor.handlers[m.Spawn] = lambda message, fds: misbehave(actor, plan, lambda: actor.kernel)
+
+
+def install_init(init, plan):
+    if plan:
+        init.loop.later(0.05, lambda: init.kernel.sock.send(KINDS[plan]()))

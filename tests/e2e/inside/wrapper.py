@@ -1,0 +1,223 @@
+"""Runs inside the real actors' processes, before they become actors: what is to be tried from within after the hello.
+
+The plan, a JSON file: "place": fields of attempts.Place; "soft": {row: [attempts]}; "deadly": {row: [attempts], one for each start
+of it}; "garbage": {row or name: how}; "modules": whether Report brings what was imported since the hello. A line of the log for each:
+
+    inside|soft|ACTOR|ATTEMPT|VERDICT        inside|trying|ACTOR|ATTEMPT        inside|survived|ACTOR|ATTEMPT
+    inside|modules|ACTOR|NAMES               inside|thread|ACTOR|ATTEMPT|VERDICT
+"""
+
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+
+import attempts
+import garbage
+from popkernel.kernel import actor as base
+from popkernel.kernel import boot, init, spawner, supervisor
+from popkernel.kernel.sandbox import seccomp
+from popkernel.proto import messages as m
+from popkernel.proto.topology import kind_of
+
+PLAN = {}
+PLACE = attempts.Place()
+STATE = {"first": True, "seen": set(), "before": frozenset(), "started": 0, "said": False}
+
+
+def say(actor, *words):
+    """A line of the log; the kernel and init write it themselves."""
+    text = "|".join(("inside", *words))
+    if isinstance(actor, supervisor.Supervisor):
+        actor.log_line(3, text)
+    elif isinstance(actor, init.Init):
+        os.write(2, f"{text}\n".encode())
+    else:
+        actor.tell(m.Log(3, text[:2000]))
+
+
+def peer_pid(sock):
+    return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+
+
+def row_plan(kind, name):
+    table = PLAN.get(kind, {})
+    return table.get(name, table.get(kind_of(name)))
+
+
+def soft(actor, name):
+    for attempt in row_plan("soft", name) or ():
+        say(actor, "soft", name, attempt, attempts.verdict(attempts.SOFT[attempt], PLACE))
+
+
+def die(actor, name, attempt):
+    say(actor, "trying", name, attempt)
+    try:
+        attempts.DEADLY[attempt].run(PLACE)
+    except OSError as error:
+        say(actor, "survived", name, f"{attempt}: {error}")
+        return
+    say(actor, "survived", name, attempt)
+
+
+def twins(actor, name):
+    """For who may fork: every deadly attempt in a child that inherits the very same cage, and says what became of it."""
+    for attempt in PLAN.get("twins", {}).get(name, ()):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            seccomp._report = lambda call, promise: os.write(writing, f"{call} {promise}".encode())
+            try:
+                attempts.DEADLY[attempt].run(PLACE)
+            except OSError as error:
+                os.write(writing, f"survived: {error}".encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        said = os.read(reading, 4096).decode()
+        os.close(reading)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        say(actor, "twin", name, attempt, str(status), said)
+
+
+def deadly(actor, name):
+    """One attempt a start: the counter is kept where this process could write while it was free."""
+    todo = row_plan("deadly", name)
+    if not todo or not STATE["first"] and kind_of(name).startswith("maildir"):
+        return
+    if STATE["started"] < len(todo):
+        die(actor, name, todo[STATE["started"]])
+
+
+def count_starts(name):
+    """Which start of this actor this is; called before it locks itself in."""
+    place = f"{PLAN['counters']}/{name}"
+    with open(place, "a+") as file:
+        file.write("x")
+        STATE["started"] = file.tell() - 1
+
+
+def patch_actor():
+    run, report, look = base.Actor.run, base.Actor._report, base.Actor._on_kernel
+
+    def new_run(self):
+        name = self.boot.name
+        STATE["before"] = frozenset(sys.modules)
+        if self.kernel is not None:
+            PLACE.kernel, PLACE.sock = peer_pid(self.kernel.sock), self.kernel.fd
+        else:
+            PLACE.kernel, PLACE.sock = os.getpid(), self.init.fd
+        PLACE.parent = os.getppid()
+        soft(self, name)
+        if name in PLAN.get("twins", {}):
+            twins(self, name)
+        if kind_of(name).startswith("maildir") or kind_of(name) == "kernel":
+            deadly(self, name)
+        garbage.install(self, row_plan("garbage", name), STATE["first"])
+        run(self)
+
+    def new_report(self, message, fds):
+        report(self, message, fds)
+        tell_modules(self, self.boot.name)
+        if not kind_of(self.boot.name).startswith("maildir"):
+            deadly(self, self.boot.name)
+
+    def new_on_kernel(self, channel, message, fds):
+        look(self, channel, message, fds)
+        if STATE["started"] and not STATE["said"] and isinstance(message, m.Peer):  # not the first: the service runs
+            STATE["said"] = True
+            deadly(self, self.boot.name)
+
+    base.Actor.run, base.Actor._report, base.Actor._on_kernel = new_run, new_report, new_on_kernel
+
+
+def tell_modules(actor, name):
+    if PLAN.get("modules"):
+        new = set(sys.modules) - STATE["before"]
+        say(actor, "modules", name, ",".join(sorted(new)) or "-")
+
+
+def patch_kernel():
+    status = supervisor.Supervisor.status
+
+    def new_status(self):
+        tell_modules(self, "kernel")
+        return status(self)
+
+    supervisor.Supervisor.status = new_status
+
+
+def patch_init():
+    running = init.Init._running
+
+    def new_running(self, text):
+        PLACE.kernel, PLACE.sock, PLACE.parent = self.kernel_pid, self.kernel.fd, os.getppid()
+        soft(self, "init")
+        twins(self, "init")
+        garbage.install_init(self, PLAN.get("garbage", {}).get("init"))
+        running(self, text)
+
+    init.Init._running = new_running
+
+
+def patch_spawner():
+    """Its children try something the first time only, so that the second shows a service that is whole again."""
+    spawn = spawner.Spawner._spawn
+
+    def new_spawn(self, message, fds):
+        STATE["first"] = message.name not in STATE["seen"]
+        STATE["seen"].add(message.name)
+        STATE["started"] = 0
+        spawn(self, message, fds)
+
+    spawner.Spawner._spawn = new_spawn
+
+
+def patch_auth():
+    """Attempts in the threads that hash."""
+    from popkernel.actors.auth import main as auth
+
+    check, begin = auth.bcrypt.checkpw, auth.Auth.begin
+    found = []
+
+    class Bcrypt:
+        @staticmethod
+        def checkpw(secret, hashed):
+            if threading.current_thread() is not threading.main_thread() and not found:
+                found.append("")
+                for name in PLAN["threads"]:
+                    say(STATE["auth"], "thread", "auth", name, attempts.verdict(attempts.SOFT[name], PLACE))
+            return check(secret, hashed)
+
+    def new_begin(self):
+        STATE["auth"] = self
+        begin(self)
+
+    auth.bcrypt, auth.Auth.begin = Bcrypt, new_begin
+
+
+def install(plan, name):
+    """Read the plan and patch this process's classes."""
+    with open(plan) as file:
+        PLAN.update(json.load(file))
+    for key, value in PLAN.get("place", {}).items():
+        setattr(PLACE, key, value)
+    PLACE.fd = os.open(f"{PLAN['counters']}/any", os.O_RDWR | os.O_CREAT, 0o600)
+    patch_actor()
+    if name == "init":
+        patch_init()
+        patch_kernel()
+        return
+    count_starts(name.partition("~")[0])
+    if name.startswith("spawner"):
+        patch_spawner()
+    if name.startswith("auth") and PLAN.get("threads"):
+        patch_auth()
+
+
+def main(plan):
+    """Instead of popkernel.kernel.boot: patched, and then the very same."""
+    install(plan, sys.argv[1])
+    boot.main()

@@ -1,0 +1,580 @@
+"""The maildir store on awkward maildirs: whatever lies there, each message is served as itself or not at all."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+
+import pytest
+from popkernel.actors.maildir import cachefile, directory
+from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.proto import popcache
+from popkernel.proto.octets import wire_size
+
+MAIL = b"Subject: x\n\nhello\n"
+
+
+def uidl(name):
+    return hashlib.sha256(name).hexdigest().encode()
+
+
+class Box:
+    def __init__(self, path):
+        self.path = os.fsencode(path / "Maildir")
+        self.drop = Maildrop(self.path, lock_wait=0.05)
+
+    def put(self, name, data=MAIL, where=b"cur"):
+        with open(os.path.join(self.path, where, name), "wb") as file:
+            file.write(data)
+
+    def names(self, where=b"cur"):
+        return sorted(os.listdir(os.path.join(self.path, where)))
+
+    def again(self):
+        self.drop.close()
+        self.drop = Maildrop(self.path, lock_wait=0.05)
+        return self.drop.listing()
+
+    def age(self):
+        """Set the clock ten seconds on, so that directories are no longer young."""
+        self.drop._clock = lambda: time.time() + 10
+
+    @property
+    def cache(self):
+        with open(self.path + b"/popcache", "rb") as file:
+            return file.read()
+
+    @cache.setter
+    def cache(self, data):
+        with open(self.path + b"/popcache", "wb") as file:
+            file.write(data)
+
+
+@pytest.fixture
+def box(tmp_path):
+    box = Box(tmp_path)
+    yield box
+    box.drop.close()
+
+
+def shown(listing):
+    return [(listing.name(i), listing.size(i), listing.uidl(i)) for i in range(listing.count)]
+
+
+def rows(*names, data=MAIL):
+    return [(name, wire_size(data), uidl(name)) for name in names]
+
+
+def text(*names, octets=wire_size(MAIL)):
+    return b"".join(popcache.format_line(name, octets, uidl(name)) for name in names)
+
+
+# Making and opening
+
+
+def test_missing_directories_are_made_private(box):
+    for part in (b"", b"/cur", b"/new", b"/tmp"):
+        assert os.stat(box.path + part).st_mode & 0o777 == 0o700
+    listing = box.drop.listing()
+    assert (listing.count, listing.octets, listing.notes) == (0, 0, ())
+    assert os.stat(box.path + b"/popcache").st_mode & 0o777 == 0o600
+    assert box.cache == b""
+
+
+def test_only_the_last_component_is_made(tmp_path):
+    with pytest.raises(StoreError) as caught:
+        Maildrop(os.fsencode(tmp_path / "no" / "Maildir"))
+    assert str(tmp_path) not in caught.value.text
+
+
+@pytest.mark.parametrize("part", ["cur", "new", "tmp"])
+def test_a_symbolic_link_for_a_directory_is_refused(tmp_path, part):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / part).symlink_to("elsewhere")
+    with pytest.raises(StoreError) as caught:
+        Maildrop(str(tmp_path))
+    assert caught.value.code == "SYS/PERM"
+    assert part in caught.value.text
+
+
+def test_cur_turned_into_a_link_under_a_warm_store(box):
+    box.drop.listing()
+    os.rename(box.path + b"/cur", box.path + b"/old")
+    os.symlink(b"old", box.path + b"/cur")
+    with pytest.raises(StoreError) as caught:
+        box.drop.listing()
+    assert caught.value.code == "SYS/PERM"
+
+
+def test_cur_replaced_under_a_warm_store(box):
+    box.put(b"1.a:2,")
+    box.drop.listing()
+    os.rename(box.path + b"/cur", box.path + b"/old")
+    os.mkdir(box.path + b"/cur", 0o700)
+    box.put(b"2.b:2,")
+    assert shown(box.drop.listing()) == rows(b"2.b")
+
+
+# What is listed
+
+
+def test_order_sizes_uidls_and_new_to_cur(box):
+    box.put(b"10.b:2,S")
+    box.put(b"9.z:2,")
+    box.put(b"10.a", where=b"new")
+    box.put(b"100000000000000000000000.big:2,", b"")
+    box.put(b"007.x", b"no end")
+    listing = box.drop.listing()
+    expected = [(b"007.x", 8), (b"9.z", 21), (b"10.a", 21), (b"10.b", 21), (b"100000000000000000000000.big", 0)]
+    assert [(n, s) for n, s, _ in shown(listing)] == expected
+    assert listing.octets == 71
+    assert box.names(b"new") == []
+    assert b"10.a:2," in box.names()
+    assert shown(box.again()) == shown(listing)
+    assert listing.digest() == box.drop.listing().digest()
+
+
+def test_a_negative_index_is_no_message(box):
+    box.put(b"1.a:2,")
+    listing = box.drop.listing()
+    for ask in (listing.size, listing.uidl, listing.name):
+        with pytest.raises(IndexError):
+            ask(-1)
+    for act in (box.drop.open_message, lambda at, i: box.drop.read_small(at, i, 99), lambda at, i: box.drop.remove(at, [i])):
+        with pytest.raises(IndexError):
+            act(listing, -1)
+    assert box.names() == [b"1.a:2,"]
+
+
+def test_awkward_names_are_served(box):
+    odd = [b"1.with space", b"2.with\nline", b"3.\xff\xfe8bit", b"4.\xc3\xa9", b"5.", b"6.\r\t\x01"]
+    for name in odd:
+        box.put(name + b":2,")
+    for _ in range(3):
+        listing = box.drop.listing()
+        assert shown(listing) == rows(*odd)
+        assert [box.drop.read_small(listing, i, 99) for i in range(listing.count)] == [MAIL] * len(odd)
+        box.age()
+    assert b"space" not in box.cache
+    assert b"\nline" not in box.cache
+    assert not popcache.parse(box.cache).refused
+    assert shown(box.again()) == rows(*odd)
+    assert box.drop.remove(listing, [0, 1]) == []
+    assert shown(box.drop.listing()) == rows(*odd[2:])
+
+
+def test_what_is_no_message_is_left_alone(box):
+    os.mkdir(box.path + b"/cur/1.dir:2,")
+    os.symlink(b"/etc/passwd", box.path + b"/cur/2.link:2,")
+    os.mkfifo(box.path + b"/cur/3.fifo:2,")
+    for name in (b"foo", b".hidden", b"a1.b", b"5", b":2,S", "²3.x".encode()):
+        box.put(name)
+    os.symlink(b"/etc/passwd", box.path + b"/new/4.link")
+    os.mkdir(box.path + b"/new/5.dir")
+    before = box.names()
+    box.put(b"6.good:2,")
+    assert shown(box.drop.listing()) == rows(b"6.good")
+    assert box.names() == sorted([*before, b"6.good:2,"])
+    assert box.names(b"new") == [b"4.link", b"5.dir"]
+
+
+def test_one_name_on_two_files_gives_two_messages(box):
+    box.put(b"5.a:2,", b"one\n")
+    box.put(b"5.a:2,S", b"three\n")
+    box.cache = popcache.format_line(b"5.a", 7, b"kept-uidl")
+    listing = box.drop.listing()
+    assert listing.count == len({listing.uidl(0), listing.uidl(1)}) == 2
+    first = [listing.name(i) for i in range(2)].index(b"5.a")
+    assert box.drop.read_small(listing, first, 99) == b"one\n"
+    assert listing.uidl(first) == b"kept-uidl"
+    assert box.drop.read_small(listing, 1 - first, 99) == b"three\n"
+    assert shown(box.again()) == shown(listing)
+
+
+def test_one_name_in_new_and_cur(box):
+    box.put(b"5.a:2,", b"one\n")
+    box.put(b"5.a", b"two!\n", where=b"new")
+    listing = box.drop.listing()
+    assert sorted(box.drop.read_small(listing, i, 99) for i in range(2)) == [b"one\n", b"two!\n"]
+    assert len({listing.uidl(0), listing.uidl(1)}) == 2
+    assert box.names(b"new") == []
+
+
+def test_two_links_to_one_file_are_one_message(box):
+    box.put(b"5.a:2,")
+    os.link(box.path + b"/cur/5.a:2,", box.path + b"/cur/5.a:2,S")
+    os.link(box.path + b"/cur/5.a:2,", box.path + b"/new/5.a")
+    assert shown(box.drop.listing()) == rows(b"5.a")
+    assert box.names(b"new") == []
+    assert len(box.names()) == 1
+
+
+def test_an_unreadable_message_is_left_out_and_said(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    os.chmod(box.path + b"/cur/1.a:2,", 0)
+    real = os.open
+    denied = [True]
+
+    def guarded(path, flags, *args, **kw):  # root reads whatever the mode says
+        if denied[0] and path == b"1.a:2,":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *args, **kw)
+
+    monkeypatch.setattr(os, "open", guarded)
+    box.age()
+    listing = box.drop.listing()
+    assert shown(listing) == rows(b"2.b")
+    assert listing.notes == ("cur/1.a:2,: Permission denied",)
+    denied[0] = False
+    os.chmod(box.path + b"/cur/1.a:2,", 0o600)
+    assert shown(box.drop.listing()) == rows(b"1.a", b"2.b")
+
+
+def test_a_name_missed_by_one_reading_keeps_its_uidl(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.cache = popcache.format_line(b"1.a", 21, b"migrated")
+    real, calls = directory.list_names, []
+
+    def misses_once(fd):
+        calls.append(fd)
+        return [] if len(calls) == 1 else real(fd)
+
+    monkeypatch.setattr(directory, "list_names", misses_once)
+    assert shown(box.drop.listing()) == [(b"1.a", 21, b"migrated")]
+
+
+def test_a_known_message_that_cannot_be_read_keeps_its_place_and_uidl(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.cache = popcache.format_line(b"1.a", 21, b"migrated") + text(b"2.b")
+    listing = box.drop.listing()
+    real = os.open
+
+    def guarded(path, flags, *args, **kw):
+        if path == b"1.a:2,":
+            raise OSError(errno.EIO, "bad block")
+        return real(path, flags, *args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", guarded)
+        with pytest.raises(StoreError, match=r"cur/1.a: Input/output error"):
+            box.drop.read_small(listing, 0, 99)
+        assert shown(box.drop.listing()) == [(b"1.a", 21, b"migrated"), *rows(b"2.b")]
+    assert shown(box.again()) == [(b"1.a", 21, b"migrated"), *rows(b"2.b")]
+
+
+# The popcache
+
+
+def test_uidls_of_the_popcache_are_kept(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.cache = popcache.format_line(b"1.a", 21, b"000001f45a7b") + text(b"2.b")
+    box.age()
+    assert [u for _, _, u in shown(box.drop.listing())] == [b"000001f45a7b", uidl(b"2.b")]
+    assert box.cache.startswith(b"#popkernel 1 ")
+    assert [u for _, _, u in shown(box.again())] == [b"000001f45a7b", uidl(b"2.b")]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0" * 500,
+        b"garbage\n" * 9,
+        text(b"1.a")[:-1],
+        text(b"1.a") + text(b"2.b")[:30],
+        b"#" * 300,
+        text(b"2.b") + text(b"1.a"),
+        text(b"7.gone", b"1.a", b"8.gone"),
+        b"1.a 21 %s\n2.b 21 %s\n" % (uidl(b"1.a"), uidl(b"1.a")),
+        b"1.a 21 %s\n" % uidl(b"2.b"),
+        b"1.a:2, 21 u\n",
+        popcache.Header(10**18, (1, 1), (1, 1), 2).encode() + text(b"1.a"),
+        popcache.UNPROVEN.encode()[:50],
+    ],
+)
+def test_a_popcache_that_does_not_match_is_mended(box, garbage):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.cache = garbage
+    for _ in range(2):
+        assert shown(box.drop.listing()) == rows(b"1.a", b"2.b")
+        box.age()
+    assert shown(box.again()) == rows(b"1.a", b"2.b")
+    cache = popcache.parse(box.cache)
+    assert (cache.names, cache.refused, cache.ordered) == ([b"1.a", b"2.b"], 0, True)
+
+
+def test_nothing_changed_nothing_written_and_nothing_read(box, monkeypatch):
+    for i in range(5):
+        box.put(b"%d.a:2," % i)
+    box.age()
+    listing = box.drop.listing()
+    before = os.stat(box.path + b"/popcache")
+    assert box.drop.listing() is listing
+    monkeypatch.setattr(directory, "list_names", lambda fd: pytest.fail("listed"))
+    again = box.again()
+    assert shown(again) == shown(listing)
+    assert box.drop.read_small(again, 3, 99) == MAIL
+    after = os.stat(box.path + b"/popcache")
+    assert (before.st_mtime_ns, before.st_ino, before.st_size) == (after.st_mtime_ns, after.st_ino, after.st_size)
+
+
+def test_a_young_directory_is_read_again(box):
+    box.put(b"1.a:2,")
+    assert box.drop.listing().count == 1
+    cur = os.stat(box.path + b"/cur")
+    box.put(b"2.b:2,")
+    os.utime(box.path + b"/cur", ns=(cur.st_atime_ns, cur.st_mtime_ns))
+    assert box.drop.listing().count == 2
+
+
+def test_forged_mtime_does_not_hide_a_change(box):
+    box.put(b"1.a:2,")
+    box.age()
+    assert box.drop.listing().count == 1
+    cur = os.stat(box.path + b"/cur")
+    box.put(b"2.b:2,")
+    os.utime(box.path + b"/cur", ns=(cur.st_atime_ns, cur.st_mtime_ns))
+    assert box.drop.listing().count == 2
+    assert box.again().count == 2
+
+
+def test_a_wrong_size_is_never_sent_and_mends_itself(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.cache = popcache.format_line(b"1.a", 999, b"mine") + text(b"2.b")
+    listing = box.drop.listing()
+    assert listing.size(0) == 999
+    for read in (box.drop.read_small, box.drop.read_wire):
+        with pytest.raises(StoreError, match="message changed") as caught:
+            read(listing, 0, 9999)
+        assert caught.value.code == "SYS/TEMP"
+    assert shown(box.drop.listing()) == [(b"1.a", 21, b"mine"), *rows(b"2.b")]
+    assert shown(box.again()) == [(b"1.a", 21, b"mine"), *rows(b"2.b")]
+
+
+def test_a_message_that_grew_is_not_sent(box):
+    box.put(b"1.a:2,")
+    listing = box.drop.listing()
+    box.put(b"1.a:2,", MAIL * 2)
+    with pytest.raises(StoreError, match="message changed"):
+        box.drop.read_small(listing, 0, 9999)
+    assert box.drop.listing().size(0) == wire_size(MAIL * 2)
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_a_popcache_that_is_no_file(box, kind):
+    path = box.path + b"/popcache"
+    target = box.path + b"/target"
+    if kind == "link":
+        os.symlink(target, path)
+    elif kind == "directory":
+        os.mkdir(path)
+    else:
+        os.mkfifo(path)
+    with pytest.raises(StoreError, match="popcache") as caught:
+        box.drop.listing()
+    assert caught.value.code == "SYS/PERM"
+    assert not os.path.exists(target)
+
+
+def test_popcache_removed_while_waiting_for_its_lock(box, monkeypatch):
+    box.put(b"1.a:2,")
+    real, tries = cachefile._try_lock, []
+
+    def locks_but_it_is_gone(fd):
+        tries.append(fd)
+        if len(tries) == 1:
+            os.unlink(box.path + b"/popcache")
+        return real(fd)
+
+    monkeypatch.setattr(cachefile, "_try_lock", locks_but_it_is_gone)
+    assert box.drop.listing().count == 1
+    assert len(tries) == 2
+    assert popcache.parse(box.cache).names == [b"1.a"]
+
+
+def test_full_disk_for_the_popcache_costs_no_session(box, monkeypatch):
+    box.put(b"1.a:2,")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        listing = box.drop.listing()
+        assert shown(listing) == rows(b"1.a")
+        assert "No space left" in listing.notes[0]
+    assert shown(box.again()) == rows(b"1.a")
+
+
+class Locked:
+    """Another process that holds the popcache lock."""
+
+    def __init__(self, path):
+        ready, self._ready = os.pipe()
+        self._go, go = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            fd = os.open(path + b"/popcache", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(self._ready, b"x")
+            os.close(go)
+            os.read(self._go, 1)
+            os._exit(0)
+        os.read(ready, 1)
+        for fd in (ready, self._ready, self._go):
+            os.close(fd)
+        self._end = go
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self._end)
+        os.waitpid(self.pid, 0)
+
+
+def test_lock_held_by_another_process(box):
+    box.put(b"1.a:2,")
+    listing = box.drop.listing()
+    box.put(b"2.b:2,")
+    with Locked(box.path):
+        with pytest.raises(StoreError, match="locked") as caught:
+            box.drop.listing()
+        assert caught.value.code == "IN-USE"
+        with box.drop.deliver_begin() as delivery:
+            delivery.write(MAIL)
+            with pytest.raises(StoreError, match="locked") as caught:
+                delivery.commit()
+            assert caught.value.code == "SYS/TEMP"
+            assert box.names(b"new") == []
+        assert box.names(b"tmp") == []
+        assert box.drop.remove(listing, [0]) == []  # the mail goes all the same
+    assert shown(box.drop.listing()) == rows(b"2.b")
+
+
+# One session and what others do meanwhile
+
+
+def test_flags_changed_under_a_session(box):
+    for name in (b"1.a", b"2.b", b"3.c"):
+        box.put(name + b":2,", name)
+    listing = box.drop.listing()
+    os.rename(box.path + b"/cur/1.a:2,", box.path + b"/cur/1.a:2,FRS")
+    os.rename(box.path + b"/cur/2.b:2,", box.path + b"/new/2.b")
+    assert [box.drop.read_small(listing, i, 99) for i in range(3)] == [b"1.a", b"2.b", b"3.c"]
+    fd = box.drop.open_message(listing, 0)
+    assert os.read(fd, 99) == b"1.a"
+    os.close(fd)
+    os.rename(box.path + b"/cur/1.a:2,FRS", box.path + b"/cur/1.a:2,T")
+    assert box.drop.remove(listing, [0, 1]) == []
+    assert box.names() == [b"3.c:2,"]
+    assert box.names(b"new") == []
+
+
+def test_flags_unknown_after_a_proven_start(box):
+    infos = [b"", b":2,", b":2,S", b":2,FRSTab", b":1,exp"]
+    for i, info in enumerate(infos):
+        box.put(b"%d.m" % i + info, b"%d\n" % i)
+    box.age()
+    box.drop.listing()
+    listing = box.again()
+    assert listing.infos == [None] * 5
+    assert [box.drop.read_small(listing, i, 99) for i in range(5)] == [b"%d\n" % i for i in range(5)]
+    listing = box.again()
+    box.drop.mark_seen(listing, range(5))
+    assert box.names() == [b"0.m:2,S", b"1.m:2,S", b"2.m:2,S", b"3.m:2,FRSTab", b"4.m:1,exp"]
+    listing = box.again()
+    assert box.drop.remove(listing, range(5)) == []
+    assert box.names() == []
+
+
+def test_a_message_removed_by_another_program(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,", b"other\n")
+    listing = box.drop.listing()
+    os.unlink(box.path + b"/cur/1.a:2,")
+    for act in (lambda: box.drop.open_message(listing, 0), lambda: box.drop.read_small(listing, 0, 99)):
+        with pytest.raises(StoreError, match="message gone") as caught:
+            act()
+        assert caught.value.code == "SYS/TEMP"
+    box.drop.mark_seen(listing, [0])
+    assert box.drop.remove(listing, [0]) == []
+    assert box.drop.read_small(listing, 1, 99) == b"other\n"
+    assert box.names() == [b"2.b:2,"]
+    assert shown(box.drop.listing()) == rows(b"2.b", data=b"other\n")
+
+
+def test_a_message_replaced_by_a_link_or_directory(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    listing = box.drop.listing()
+    os.unlink(box.path + b"/cur/1.a:2,")
+    os.symlink(b"2.b:2,", box.path + b"/cur/1.a:2,")
+    os.unlink(box.path + b"/cur/2.b:2,")
+    os.mkdir(box.path + b"/cur/2.b:2,")
+    for i in range(2):
+        with pytest.raises(StoreError):
+            box.drop.open_message(listing, i)
+        with pytest.raises(StoreError):
+            box.drop.read_small(listing, i, 99)
+    assert box.drop.remove(listing, [1]) == [1]
+    assert box.drop.listing().count == 0
+
+
+def test_limit_of_read_small(box):
+    box.put(b"1.a:2,", b"x" * 98)
+    listing = box.drop.listing()
+    assert box.drop.read_small(listing, 0, 99) is None
+    assert box.drop.read_small(listing, 0, 100) == b"x" * 98
+    assert box.drop.read_wire(listing, 0, 100) == b"x" * 98 + b"\r\n"
+    assert box.drop.read_wire(listing, 0, 99) is None
+
+
+def test_large_message_is_measured_in_chunks(box):
+    data = b"line\r\n" * 30000 + b"\r" + b"x\n" * 50000
+    box.put(b"1.a:2,", data)
+    listing = box.drop.listing()
+    assert listing.size(0) == wire_size(data)
+    assert box.drop.read_small(listing, 0, 1 << 30) == data
+
+
+def test_mark_seen_never_overwrites(box):
+    box.put(b"1.a:2,")
+    listing = box.drop.listing()
+    box.put(b"1.a:2,S", b"another\n")
+    box.drop.mark_seen(listing, [0])
+    assert box.names() == [b"1.a:2,", b"1.a:2,S"]
+
+
+def test_remove_marks_then_compacts(box):
+    for i in range(1, 9):
+        box.put(b"%d.m:2," % i)
+    listing = box.drop.listing()
+    assert box.drop.remove(listing, [0, 1]) == []
+    assert box.cache.count(b"\n#") == 2
+    assert box.cache.count(b"\n") == 9
+    assert box.drop.remove(listing, [2, 3, 4]) == []
+    assert box.cache.count(b"\n#") == 0
+    assert popcache.parse(box.cache).names == [b"6.m", b"7.m", b"8.m"]
+    assert shown(box.drop.listing()) == rows(b"6.m", b"7.m", b"8.m")
+
+
+def test_remove_says_what_it_could_not(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    listing = box.drop.listing()
+    real = os.unlink
+
+    def guarded(path, **kw):
+        if path == b"1.a:2,":
+            raise PermissionError(errno.EACCES, "no")
+        return real(path, **kw)
+
+    monkeypatch.setattr(os, "unlink", guarded)
+    assert box.drop.remove(listing, [0, 1]) == [0]
+    assert shown(box.drop.listing()) == rows(b"1.a")

@@ -1,0 +1,289 @@
+"""Delivery into the maildir, and a crash at every step of all that writes: no mail lost, no UIDL changed, none false."""
+
+import errno
+import hashlib
+import os
+
+import pytest
+from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.proto import popcache
+from popkernel.proto.octets import wire_size
+
+MAIL = b"Subject: x\n\nhello\n"
+
+
+def uidl(name):
+    return hashlib.sha256(name).hexdigest().encode()
+
+
+@pytest.fixture
+def drop(tmp_path):
+    drop = Maildrop(str(tmp_path / "Maildir"), lock_wait=0.05, hostname="mx.example.org")
+    yield drop
+    drop.close()
+
+
+def deliver(drop, data=MAIL):
+    with drop.deliver_begin() as delivery:
+        delivery.write(data[:7])
+        delivery.write(data[7:])
+        return delivery.commit().encode()
+
+
+def test_delivered_mail_is_there_with_its_line(drop):
+    name = deliver(drop)
+    time, number, host = name.split(b".", 2)
+    assert time.isdigit()
+    assert len(number) == 8
+    assert host == b"mx.example.org"
+    assert os.listdir(drop.tmp) == []
+    assert os.listdir(drop.new) == [name.decode()]
+    assert os.stat(name, dir_fd=drop.new).st_mode & 0o777 == 0o600
+    with open("popcache", "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=drop.root)) as file:
+        assert file.read().endswith(b"\n%s %d %s\n" % (name, wire_size(MAIL), uidl(name)))
+    listing = drop.listing()
+    assert (listing.name(0), listing.size(0), listing.uidl(0)) == (name, wire_size(MAIL), uidl(name))
+    assert drop.read_small(listing, 0, 99) == MAIL
+
+
+def test_a_session_does_not_see_what_comes_in(drop):
+    deliver(drop)
+    listing = drop.listing()
+    deliver(drop, b"second\n")
+    assert listing.count == 1
+    assert drop.read_small(listing, 0, 99) == MAIL
+    assert drop.remove(listing, [0]) == []
+    after = drop.listing()
+    assert after.count == 1
+    assert drop.read_small(after, 0, 99) == b"second\n"
+
+
+def test_mail_of_one_second_is_numbered_as_it_came(tmp_path):
+    drop = Maildrop(str(tmp_path / "Maildir"), clock=lambda: 1_800_000_000.5)
+    for i in range(50):
+        deliver(drop, b"%d\n" % i)
+    listing = drop.listing()
+    assert [drop.read_small(listing, i, 99) for i in range(50)] == [b"%d\n" % i for i in range(50)]
+    drop.close()
+
+
+def test_names_never_collide(tmp_path):
+    drop = Maildrop(str(tmp_path / "Maildir"), clock=lambda: 1_800_000_000.0, random=lambda n: b"\xff" * n)
+    other = Maildrop(str(tmp_path / "Maildir"), clock=lambda: 1_800_000_000.0, random=lambda n: b"\xff" * n)
+    names = {deliver(d) for d in (drop, other, other, drop, drop)}
+    assert len(names) == 5
+    assert drop.listing().count == 5
+    drop.close()
+    other.close()
+
+
+def test_aborted_mail_leaves_nothing(drop):
+    delivery = drop.deliver_begin()
+    delivery.write(MAIL)
+    delivery.abort()
+    delivery.abort()
+    assert os.listdir(drop.tmp) == os.listdir(drop.new) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "code"),
+    [
+        ("write", errno.ENOSPC, "SYS/TEMP"),
+        ("write", errno.EDQUOT, "SYS/TEMP"),
+        ("fsync", errno.EIO, "SYS/TEMP"),
+        ("link", errno.EROFS, "SYS/TEMP"),
+        ("link", errno.ENAMETOOLONG, "SYS/PERM"),
+    ],
+)
+def test_errors_tell_and_leave_nothing(drop, monkeypatch, call, number, code):
+    def fails(*_, **__):
+        raise OSError(number, "told to")
+
+    delivery = drop.deliver_begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(StoreError) as caught:
+            delivery.write(MAIL)
+            delivery.commit()
+    assert caught.value.code == code
+    delivery.abort()
+    assert os.listdir(drop.tmp) == os.listdir(drop.new) == []
+
+
+def test_new_that_cannot_be_synced_is_taken_back(drop, monkeypatch):
+    real = os.fsync
+
+    def fails(fd):
+        if fd == drop.new:
+            raise OSError(errno.EIO, "told to")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(StoreError), drop.deliver_begin() as delivery:
+        delivery.write(MAIL)
+        delivery.commit()
+    assert os.listdir(drop.tmp) == os.listdir(drop.new) == []
+    assert drop.listing().count == 0
+
+
+def test_no_room_for_the_line_is_no_reason_to_refuse(drop, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        name = deliver(drop)
+    listing = drop.listing()
+    assert (listing.name(0), listing.uidl(0)) == (name, uidl(name))
+
+
+def test_file_systems_without_hard_links(drop, monkeypatch):
+    def refuses(*_, **__):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuses)
+    name = deliver(drop)
+    listing = drop.listing()
+    assert listing.name(0) == name
+    assert os.listdir(drop.new) == os.listdir(drop.tmp) == []
+
+
+def test_sweep_takes_old_files_only(tmp_path, drop):
+    for name, age in (("old", 40 * 3600), ("young", 3600)):
+        path = tmp_path / "Maildir" / "tmp" / name
+        path.write_bytes(b"x")
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    (tmp_path / "Maildir" / "tmp" / "dir").mkdir()
+    os.utime(tmp_path / "Maildir" / "tmp" / "dir", (0, 0))
+    assert drop.sweep_tmp() == 1
+    assert sorted(os.listdir(drop.tmp)) == ["dir", "young"]
+
+
+# Crashes
+
+
+class Crash:
+    """Ends the process after the step numbered ``last``; counts steps where there is no such number."""
+
+    def __init__(self, last=0):
+        self.last = last
+        self.steps = 0
+
+    def __call__(self, step):
+        self.steps += 1
+        if self.steps == self.last:
+            os._exit(42)
+
+
+def fill(path):
+    """Five messages, one of them with a UIDL from another server and one with a line to be removed, two in new/."""
+    Maildrop(path).close()
+    for i in range(1, 6):
+        with open(f"{path}/cur/{i}.m:2,", "wb") as file:
+            file.write(b"%d\n" % i)
+    for i in (6, 7):
+        with open(f"{path}/new/{i}.m", "wb") as file:
+            file.write(b"%d\n" % i)
+    lines = [popcache.format_line(b"%d.m" % i, 3, uidl(b"%d.m" % i)) for i in (1, 3, 4)]
+    lines.insert(1, popcache.format_line(b"2.m", 3, b"from-afar"))
+    with open(f"{path}/popcache", "wb") as file:
+        file.write(popcache.format_line(b"0.gone", 3, uidl(b"0.gone")) + b"".join(lines))
+
+
+def act_list(drop):
+    drop.listing()
+
+
+def act_rebuild(drop):
+    with open("popcache", "ab", opener=lambda path, flags: os.open(path, flags, dir_fd=drop.root)) as file:
+        file.write(b"garbage\n5.m 3")
+    drop.listing()
+
+
+def act_remove(drop):
+    drop.remove(drop.listing(), [0, 2])
+
+
+def act_compact(drop):
+    drop.remove(drop.listing(), [0, 2, 3, 4, 5])
+
+
+def act_deliver(drop):
+    with drop.deliver_begin() as delivery:
+        delivery.write(b"8\n")
+        delivery.commit()
+
+
+def crashed(path, act, last):
+    """Run ``act`` in a child that ends at step ``last``; how many steps it took, None when it was cut short."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            crash = Crash(last)
+            act(Maildrop(path, fault=crash))
+            os.write(write, b"%d" % crash.steps)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        steps = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == (42 if last else 0)
+    return int(steps or 0)
+
+
+def check(path, may_be_gone=()):
+    """A fresh store serves each message once, whole, under its right UIDL; twice over."""
+    for _ in range(2):
+        drop = Maildrop(path)
+        listing = drop.listing()
+        bodies = [drop.read_small(listing, i, 99) for i in range(listing.count)]
+        assert len(set(bodies)) == len(bodies)
+        assert {b"%d\n" % i for i in range(1, 8)} - set(bodies) <= {b"%d\n" % i for i in may_be_gone}
+        for i in range(listing.count):
+            expected = b"from-afar" if listing.name(i) == b"2.m" else uidl(listing.name(i))
+            assert listing.uidl(i) == expected
+        cache = popcache.parse(open_read(path))
+        assert cache.names == listing.names
+        assert cache.uidls == listing.uidls
+        assert not cache.refused
+        assert not os.path.exists(f"{path}/popcache.new")
+        drop.close()
+    return bodies
+
+
+def open_read(path):
+    with open(f"{path}/popcache", "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    ("act", "removed"),
+    [(act_list, ()), (act_rebuild, ()), (act_remove, (1, 3)), (act_compact, (1, 3, 4, 5, 6)), (act_deliver, ())],
+)
+def test_crash_at_every_step(tmp_path, act, removed):
+    whole = str(tmp_path / "whole")
+    fill(whole)
+    steps = crashed(whole, act, 0)
+    assert steps >= 4
+    done = check(whole, removed)
+    assert set(done) == {b"%d\n" % i for i in range(1, 9 if act is act_deliver else 8) if i not in removed}
+    for last in range(1, steps + 1):
+        path = str(tmp_path / str(last))
+        fill(path)
+        crashed(path, act, last)
+        check(path, removed)
+
+
+def test_a_crash_between_link_and_unlink_leaves_one_message(tmp_path):
+    path = str(tmp_path / "Maildir")
+    drop = Maildrop(path)
+    name = deliver(drop).decode()
+    os.link(f"{path}/new/{name}", f"{path}/cur/{name}:2,")
+    listing = drop.listing()
+    assert listing.count == 1
+    assert os.listdir(drop.new) == []
+    drop.close()
