@@ -11,9 +11,10 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from popkernel.kernel.channel import Channel, Message, counts
+from popkernel.kernel.channel import Channel, Message, adopt, counts, watch
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.tap import ActorTap
 from popkernel.proto import messages as m
 from popkernel.proto.topology import Actor as Row
 from popkernel.proto.topology import actor as row_of
@@ -65,7 +66,9 @@ class Actor:
         self.boot = boot
         self.loop = Loop(many=many)
         self.kernel: Channel | None = None
-        self.handlers: dict[type, Callable[[Any, list[int]], None]] = {m.Report: self._report, m.Stop: self._stop}
+        self.handlers: dict[type, Callable[[Any, list[int]], None]] = {
+            m.Report: self._report, m.Stop: self._stop, m.Watch: self._watch, m.Unwatch: self._unwatch,
+        }
         self.verbose = int(boot.config.get("verbose", 0))
         self._unveiled = ""
         self._dropped = False
@@ -84,13 +87,14 @@ class Actor:
         """Drop ids, unveil `paths` and nothing else, start threads, pledge. Without a sandbox the ids are dropped all the same."""
         row = self.boot.row
         self.drop_ids(nofile)
-        self._unveiled = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)[:2000]
+        shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
+        self._unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
         if not self.boot.sandboxed:
             if threads is not None:
                 threads()
             return
         program = self.boot.program or sandbox.compile_promises(row.promises, threads=row.threads, nested=row.nested)
-        sandbox.unveil(paths, network=row.network)
+        sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
         if threads is not None:
             threads()
         sandbox.report_broken(self._broke)
@@ -160,6 +164,29 @@ class Actor:
         del message, fds
         self.tell(m.Counters(counts.messages_in, counts.messages_out, self.sessions()))
 
+    # -- watched
+    def _watch(self, message: m.Watch, fds: list[int]) -> None:
+        """Somebody watches. One more Watch replaces the tap: it may now be allowed to show more."""
+        if isinstance(watch.tap, ActorTap):
+            watch.tap.close()
+        watch.tap = ActorTap(self.loop, adopt(fds[0]), self.boot.name, self.session_of, payload=message.payload)
+        watch.tap.note("Settings", 0, self.settings())
+
+    def _unwatch(self, message: m.Unwatch, fds: list[int]) -> None:
+        del message, fds
+        if isinstance(watch.tap, ActorTap):
+            watch.tap.flush()
+            watch.tap.close()
+
+    def session_of(self, channel: Channel, message: Message) -> int:
+        """The session that a message on a channel belongs to, 0 for none; subclasses know more."""
+        del channel
+        return int(getattr(message, "session", 0))
+
+    def settings(self) -> dict[str, Any]:
+        """What of the configuration decides what this actor says: a replay begins with it. Nothing secret."""
+        return {}
+
     def _stop(self, message: m.Stop, fds: list[int]) -> None:
         del fds
         self.stop(message.seconds)
@@ -174,6 +201,8 @@ class Actor:
         if self.kernel is not None and self.kernel.waiting:
             self.loop.later(0.01, self.end)
             return
+        if isinstance(watch.tap, ActorTap):
+            watch.tap.flush()
         os._exit(0)
 
     def run(self) -> NoReturn:

@@ -21,11 +21,12 @@ from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
 __all__ = ["Channel", "Tap", "adopt", "codec", "counts", "pair"]
 
 Message = tuple[Any, ...]
-Tap = Callable[[str, str, Message], None]  # (direction "in" or "out", name of the peer, message)
+Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the channel, the message)
 
 _SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
 _SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
-_FDS = socket.CMSG_SPACE(8 * 4)
+_MOST_FDS = 8  # that may wait for the rest of their message
+_FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
 _codecs: dict[tuple[str, str], Codec] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
 
@@ -149,7 +150,7 @@ class Channel:
     def _count(self, message: Message) -> None:
         counts.messages_out += 1
         if watch.tap is not None:
-            watch.tap("out", self.peer, message)
+            watch.tap("out", self, message)
 
     def _write(self, parts: Sequence[bytes | memoryview], fds: Sequence[int]) -> None:
         if not self._said:
@@ -234,6 +235,8 @@ class Channel:
                     self._take(frame)
                     if self.gone:
                         return
+                if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
+                    raise BadMessageError("descriptors that no message carries")
             except (ZmtpError, BadMessageError) as error:
                 self._fail(str(error))
                 return
@@ -246,11 +249,9 @@ class Channel:
         if need > len(self._fds):
             raise BadMessageError(f"{type(message).__name__} without its descriptor")
         fds, self._fds = self._fds[:need], self._fds[need:]
-        if len(self._fds) > 64:
-            raise BadMessageError("descriptors that no message carries")
         counts.messages_in += 1
         if watch.tap is not None:
-            watch.tap("in", self.peer, message)
+            watch.tap("in", self, message)
         self._on_message(self, message, fds)
 
     # -- the end

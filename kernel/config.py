@@ -115,6 +115,8 @@ class Config:
     max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
     warm_seconds: int = _key("int", 60, "how long a maildir actor is kept after its last session", high=86400)
     warm_max: int = _key("int", 500, "how many idle maildir actors are kept", high=100000)
+    park_seconds: int = _key("int", 30, "silence after which a session gives up its maildir actor's process; 0: never", high=86400)
+    crowd: int = _key("int", 1000, "maildir actors beyond which a second of silence is enough for that", high=1000000)
     restart_intensity: int = _key("int", 5, "restarts of one actor within restart_seconds before giving up", high=1000)
     restart_seconds: int = _key("int", 30, "see restart_intensity", low=1, high=86400)
     tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"))

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
-__all__ = ["Core", "Effect", "Join", "Kill", "Line", "Restart", "Send", "Settings", "Spawn"]
+__all__ = ["Core", "Effect", "Join", "Kill", "Line", "Forget", "Restart", "Rouse", "Send", "Settings", "Spawn"]
+
+
+_MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
 
 
 class Send(NamedTuple):
@@ -38,6 +41,20 @@ class Spawn(NamedTuple):
     row: MailUser
 
 
+class Rouse(NamedTuple):
+    """Give a parked session's channel, with the message, to that user's maildir actor."""
+
+    user: str
+    name: str
+    message: m.Wake
+
+
+class Forget(NamedTuple):
+    """Close a parked session's channel: its session is over."""
+
+    user: str
+
+
 class Kill(NamedTuple):
     """End an actor at once."""
 
@@ -58,7 +75,7 @@ class Restart(NamedTuple):
     seconds: float
 
 
-Effect = Send | Join | Spawn | Kill | Line | Restart
+Effect = Send | Join | Spawn | Rouse | Forget | Kill | Line | Restart
 
 
 class Settings(NamedTuple):
@@ -66,6 +83,8 @@ class Settings(NamedTuple):
 
     warm_seconds: float = 60.0
     warm_max: int = 500
+    park_seconds: int = 30  # 0: never
+    crowd: int = 1000  # maildir actors beyond which sessions are parked after a second of silence
     restart_intensity: int = 5
     restart_seconds: float = 30.0
 
@@ -107,14 +126,18 @@ class Core:
         self.sessions: dict[Key, tuple[str, float]] = {}  # user, since when
         self.maildirs: dict[str, Maildir] = {}
         self.idle: dict[str, float] = {}  # user -> since when; in that order
+        self.asleep: dict[str, tuple[Key, bytes]] = {}  # parked sessions: the lease is kept, the process may go
+        self.roused: set[str] = set()  # those of them that wait for a retiring actor's end
         self.deaths: dict[str, deque[float]] = {}
 
     # -- logging in
     def awaits(self, listener: str, message: m.Awaiting) -> list[Effect]:
         """A listener announces a login."""
         key = Key(listener, message.session)
-        if key not in self.sessions:
+        if key not in self.sessions and key not in self.waiting:
             self.awaiting.add(key)
+        if len(self.awaiting) > _MOST_AWAITING and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2:
+            return [Line(3, f"{listener} announces logins without end; ended"), Kill(listener)]
         return []
 
     def granted(self, message: m.Granted, now: float) -> list[Effect]:
@@ -133,8 +156,12 @@ class Core:
 
     def _open(self, user: str, row: MailUser, key: Key, now: float) -> list[Effect]:
         """Give the maildrop to a session, or have it wait for one whose client has gone or for an actor that is to go."""
-        maildir = self.maildirs.get(user)
         effects: list[Effect] = []
+        if user in self.asleep:
+            if self.asleep[user][0] not in self.leaving:
+                return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
+            effects += self.sleeper_gone(user)
+        maildir = self.maildirs.get(user)
         if maildir is None:
             effects += self.start(user, row)
             maildir = self.maildirs[user]
@@ -149,13 +176,63 @@ class Core:
         maildir.key = key
         maildir.idle_since = None
         self.idle.pop(user, None)
-        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session)))
+        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session, self._park())))
         return effects
 
     def start(self, user: str, row: MailUser) -> list[Effect]:
         """Have a user's maildir actor forked; there must be none."""
         maildir = self.maildirs[user] = Maildir(user, row)
         return [Spawn(maildir.name, row)]
+
+    # -- sessions sleep
+    def _park(self) -> int:
+        """How long a session may be silent before its process is wanted for others."""
+        return min(1, self.settings.park_seconds) if len(self.maildirs) > self.settings.crowd else self.settings.park_seconds
+
+    def parked(self, name: str, message: m.Parked, now: float) -> list[Effect]:
+        """A maildir actor hands its session over. The lease stays the session's; the actor is idle."""
+        maildir = self.maildirs.get(name.removeprefix("maildir."))
+        if maildir is None or maildir.key is None or maildir.key.session != message.session:
+            return []
+        self.asleep[maildir.user] = (maildir.key, message.state)
+        maildir.key = None
+        effects = self._rests(maildir, now)
+        if len(self.maildirs) > self.settings.crowd:
+            effects += self._retire(maildir.user)
+        return effects
+
+    def woken(self, user: str, now: float) -> list[Effect]:
+        """A parked session's client has spoken: its channel and what there was to it go to its user's actor."""
+        if user not in self.asleep:
+            return []
+        key, state = self.asleep[user]
+        maildir = self.maildirs.get(user)
+        effects: list[Effect] = []
+        if maildir is None:
+            row = self.users.get(user)
+            if row is None:
+                return self.sleeper_gone(user)
+            effects += self.start(user, row)
+            maildir = self.maildirs[user]
+        elif maildir.retiring:
+            self.roused.add(user)
+            return []
+        del self.asleep[user]
+        self.roused.discard(user)
+        maildir.key = key
+        self.idle.pop(user, None)
+        self.sessions[key] = (user, self.sessions.get(key, (user, now))[1])
+        return [*effects, Rouse(user, maildir.name, m.Wake(key.session, self._park(), state))]
+
+    def sleeper_gone(self, user: str) -> list[Effect]:
+        """A parked session's client has gone: nothing is removed, the lease is free."""
+        key, _ = self.asleep.pop(user)
+        self.roused.discard(user)
+        self.sessions.pop(key, None)
+        self.leaving.discard(key)
+        if self.leases.get(user) == key:
+            del self.leases[user]
+        return [Forget(user)]
 
     # -- sessions end
     def closed(self, name: str, message: m.Closed, now: float) -> list[Effect]:
@@ -167,15 +244,17 @@ class Core:
         if message.failed:
             effects.append(Line(4, f"{maildir.user}: {message.failed} messages could not be removed"))
         self._free(maildir)
-        if maildir.stale:
-            return effects + self._retire(maildir.user)
-        if maildir.waiting is not None:
+        if maildir.waiting is not None and not maildir.stale:
             return effects + self._next(maildir, now)
+        return effects + self._rests(maildir, now)
+
+    def _rests(self, maildir: Maildir, now: float) -> list[Effect]:
+        """An actor without a session is kept for a while, within a number."""
+        if maildir.stale:
+            return self._retire(maildir.user)
         maildir.idle_since = now
         self.idle[maildir.user] = now
-        if len(self.idle) > self.settings.warm_max:
-            effects += self._retire(next(iter(self.idle)))
-        return effects
+        return self._retire(next(iter(self.idle))) if len(self.idle) > self.settings.warm_max else []
 
     def _next(self, maildir: Maildir, now: float) -> list[Effect]:
         """Whoever waited for this maildrop gets it, from this actor or, where it has gone, from a new one."""
@@ -237,6 +316,8 @@ class Core:
             return []
         self.idle.pop(maildir.user, None)
         self._free(maildir)
+        if maildir.user in self.roused:
+            return self.woken(maildir.user, now)
         return self._next(maildir, now)
 
     def sweep(self, now: float) -> list[Effect]:

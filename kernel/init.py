@@ -249,6 +249,7 @@ class Init:
         self.kernel = Channel(self.loop, mine, "init", "kernel", self._on_kernel, self._on_kernel_gone)
         if not self.config.insecure_no_sandbox:
             row = row_of("init")
+            sandbox.report_broken(lambda call, promise: complain(f"init broke its promises: {call} would need {promise!r}; ended"))
             sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=True))
         self.loop.run()
         self._wait_for_children()

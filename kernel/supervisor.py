@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from popkernel.kernel import core
@@ -20,10 +20,12 @@ from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
+from popkernel.kernel.parking import Parking
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser, parse_users
+from popkernel.proto.topology import EDGES
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.topology import kind_of
 
@@ -67,7 +69,10 @@ class Supervisor(Actor):
         self.log_line = Log(config.log, config.verbose)
         self.processes: dict[str, Process] = {}
         self.init: Channel | None = None
-        self.core = core.Core({}, core.Settings(config.warm_seconds, config.warm_max, config.restart_intensity, config.restart_seconds))
+        self.core = core.Core({}, core.Settings(
+            warm_seconds=config.warm_seconds, warm_max=config.warm_max, park_seconds=config.park_seconds, crowd=config.crowd,
+            restart_intensity=config.restart_intensity, restart_seconds=config.restart_seconds,
+        ))
         self.deliveries = Deliveries(
             self.core,
             Rules(separators=config.subaddress, fold=config.recipient_case == "fold", domains=config.recipient_domains),
@@ -80,6 +85,7 @@ class Supervisor(Actor):
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
+        self.parking = Parking(self.loop, self.core, self._do)
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
@@ -88,6 +94,7 @@ class Supervisor(Actor):
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self._refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
             m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Started: self._started, m.Exited: self._exited,
+            m.Parked: self._parked,
             m.Recipient: self._recipient, m.Busy: self._busy,
         }
 
@@ -166,7 +173,18 @@ class Supervisor(Actor):
 
     # -- messages
     def _on_actor(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        self.on_kernel_message[type(message)](channel.tag, message, fds)
+        handler = self.on_kernel_message.get(type(message))
+        if handler is None:
+            self._violates(channel.tag, f"{type(message).__name__} is nothing that it may say now", fds)
+            return
+        handler(channel.tag, message, fds)
+
+    def _violates(self, process: Process, why: str, fds: list[int]) -> None:
+        """A message that is whole and not true: ends its sender as one that is not whole does."""
+        for fd in fds:
+            os.close(fd)
+        process.channel.close()
+        self._on_actor_gone(process.channel, why)
 
     def _on_actor_gone(self, channel: Channel, why: str) -> None:
         """The channel ended. What follows from it follows from the process's end, which is hurried on."""
@@ -218,7 +236,9 @@ class Supervisor(Actor):
             answer(error)
 
     def _hello(self, process: Process, message: m.Hello, fds: list[int]) -> None:
-        del fds
+        if process.hello is not None:
+            self._violates(process, "hello, again", fds)
+            return
         process.hello = message
         if process.state == "starting":  # else it has been told to go meanwhile
             process.state = "serving"
@@ -259,22 +279,24 @@ class Supervisor(Actor):
         if self.reload is not None and process.name in self.reload.names:
             self.reload.fail(message.text)
             return
-        self.log_line(ERROR, f"{process.name}: {message.text}")
+        for line in message.text.split("\n"):
+            self.log_line(ERROR, f"{process.name}: {printable(line)}")
         if self.state == "starting":
             self.end_service(message.status, message.text)
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds
         self.broken += 1
-        self.log_line(ERROR, f"{process.name} broke its promises: {message.call} would need {message.promise!r}; ended")
+        self.log_line(ERROR, f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended")
+        self._kill(process)  # should it have said so and not gone
 
     def _refused(self, process: Process, message: m.Refused, fds: list[int]) -> None:
         """An actor says that a peer of its broke the rules."""
         del fds
         self.refused += 1
-        accused = self.processes.get(message.peer)
         self.log_line(ERROR, f"{process.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
-        if accused is None or accused is process:
+        accused = self._accused(process, message.peer)
+        if accused is None:
             return
         if process.kind == "maildir.{user}":
             accused.accusers.add(process.name)
@@ -282,9 +304,24 @@ class Supervisor(Actor):
                 return
         self._kill(accused)
 
+    def _accused(self, accuser: Process, name: str) -> Process | None:
+        """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
+        if accuser.kind == "maildir.{user}":
+            if name == "listener":
+                maildir = self.core.maildirs.get(accuser.name.removeprefix("maildir."))
+                name = maildir.key.listener if maildir is not None and maildir.key is not None else ""
+            elif not name.startswith("mda"):
+                return None
+        accused = self.processes.get(name)
+        if accused is None or not any((e.source, e.target) == (accused.kind, accuser.kind) for e in EDGES):
+            return None
+        return accused
+
     def _logs(self, process: Process, message: m.Log, fds: list[int]) -> None:
-        del process, fds
-        self.log_line(message.level, message.text)
+        """One line, and always with its name, so that no actor can write another's."""
+        del fds
+        text = message.text if message.text.startswith(f"{process.name}: ") else f"{process.name}: {message.text}"
+        self.log_line(message.level, printable(text))
 
     def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
         del fds
@@ -303,11 +340,14 @@ class Supervisor(Actor):
             self._do(self.core.granted(message, self.loop.now))
 
     def _read_holder(self, user: str) -> None:
-        """Whoever has the user's lease may have said already that its client went: another listener's word waits in its channel."""
+        """The lease may be free already, or its session's client gone: the actor's or another listener's word waits in its channel."""
         holder = self.core.leases.get(user)
-        process = self.processes.get(holder.listener) if holder is not None else None
-        if process is not None and not process.channel.gone:
-            process.channel.read()
+        if holder is None:
+            return
+        for name in (f"maildir.{user}", holder.listener):
+            process = self.processes.get(name)
+            if process is not None and not process.channel.gone:
+                process.channel.read()
 
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
@@ -347,6 +387,10 @@ class Supervisor(Actor):
         if child is not None and child.parent == process.name:
             self._gone(message)
 
+    def _parked(self, process: Process, message: m.Parked, fds: list[int]) -> None:
+        self.parking.park(process.name, message, fds[0])
+        self._schedule_sweep()
+
     # -- effects
     def _do(self, effects: list[core.Effect]) -> None:
         for effect in effects:
@@ -357,16 +401,22 @@ class Supervisor(Actor):
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
                     self._spawn(name, row)
+                case core.Rouse(user, name, wake):
+                    fd = self.parking.take(user)
+                    self._send(name, wake, [fd])
+                    os.close(fd)
+                case core.Forget(user):
+                    self.parking.forget(user)
                 case core.Kill(name):
                     if name in self.processes:
                         self._kill(self.processes[name])
                 case core.Line(level, text):
                     self.log_line(level, text)
 
-    def _send(self, to: str, message: Message) -> None:
+    def _send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:
         process = self.processes.get(to)
         if process is not None:
-            process.channel.send(message)
+            process.channel.send(message, fds)
 
     def _join(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
         """A channel between two actors: whoever is gone, the other sees its end at once."""

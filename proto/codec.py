@@ -28,7 +28,7 @@ def _check_of(message: type) -> Callable[[Any], None]:
 class Codec:
     """Encodes and decodes the messages of one edge of the topology table, and no others."""
 
-    __slots__ = ("_by_class", "_by_code", "edge", "name", "octets")
+    __slots__ = ("_by_class", "_by_code", "_longest", "edge", "name", "octets")
 
     def __init__(self, source: str, target: str) -> None:
         """`source` and `target` are rows of the table; KeyError where there is no such edge."""
@@ -39,6 +39,8 @@ class Codec:
         if secret != set(self.edge.secrets):
             raise TypeError(f"edge {self.name}: its messages' secret fields {secret} are not those its row names")
         rows = [(code, c, _check_of(c), CARRIES.get(c, 0)) for code, c in enumerate(self.edge.messages, 1)]
+        # An array takes memory by what it announces, however little follows: no more than the longest of this edge, 1,000 deep.
+        self._longest = max((max(1 + len(fs), *(f.items for f in fs.values())) for fs in map(fields_of, self.edge.messages) if fs), default=1)
         self._by_code: dict[int, tuple[type, Callable[[Any], None], int]] = {r[0]: (r[1], r[2], r[3]) for r in rows}
         self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
 
@@ -71,7 +73,7 @@ class Codec:
         if len(data) > self.octets:
             raise BadMessageError(f"{len(data)} octets are more than {self.name} takes")
         try:
-            fields = _unpack(data, max_map_len=0, max_ext_len=0)
+            fields = _unpack(data, max_array_len=self._longest, max_map_len=0, max_ext_len=0)
         except Exception as error:
             raise BadMessageError(f"not one msgpack array ({type(error).__name__})") from None
         if type(fields) is not list or not fields or type(fields[0]) is not int:

@@ -47,8 +47,8 @@ class Lmtp:
     """One connection. `sender` and `recipients` are those of the message under way; `closing`: send what is to be sent, then close."""
 
     __slots__ = (
-        "_answers", "_buffer", "_commands", "_errors", "_held", "_hostname", "_left", "_most", "_octets", "_out", "_skipping", "_started",
-        "_told", "_too_large", "body_begun", "closing", "greeted", "recipients", "sender", "state",
+        "_answers", "_bdat_begun", "_begun", "_buffer", "_chunk", "_commands", "_errors", "_held", "_hostname", "_last", "_left", "_most",
+        "_octets", "_out", "_refused", "_skipping", "_told", "closing", "greeted", "recipients", "sender", "state",
     )
 
     def __init__(self, hostname: str, most: int) -> None:
@@ -63,7 +63,7 @@ class Lmtp:
         }
         self._errors = 0
         self._skipping = False  # the rest of a line that was too long
-        self.state = "command"  # command, asking, data, chunk (BDAT), refused chunk, answering
+        self.state = "command"  # command, asking, data, chunk (BDAT), whole, answering
         self.closing = False
         self.greeted = False
         self._clear()
@@ -71,12 +71,12 @@ class Lmtp:
     def _clear(self) -> None:
         self.sender: str | None = None
         self.recipients: list[str] = []
-        self.body_begun = False  # the owner has been given something of this message
-        self._started = False  # BDAT has begun
-        self._too_large = False
+        self._begun = False  # DATA's first octets have come
+        self._bdat_begun = False
         self._octets = 0
         self._held = b""
-        self._left = 0  # octets of the chunk still to come
+        self._left = self._chunk = 0  # octets of the BDAT chunk: still to come, and in all
+        self._last = self._refused = False
         self._answers: list[bytes | None] = []
         self._told = 0
 
@@ -94,19 +94,22 @@ class Lmtp:
         """What happened; None: nothing until more is fed, or answered."""
         while not self.closing:
             state = self.state
+            event: Event | None
             if state == "command":
                 line = self._line()
                 if line is None:
                     return None
                 event = self._command(line)
             elif state == "data":
-                event = self._take_data()
-                if event is None and self.state == "data":
+                if not self._buffer:
                     return None
-            elif state in ("chunk", "refused chunk"):
-                if not self._buffer and self._left:
+                event = self._take_data()
+            elif state == "chunk":
+                if self._left and not self._buffer:
                     return None
                 event = self._take_chunk()
+            elif state == "whole":
+                event = self._finish()
             else:
                 return None
             if event is not None:
@@ -226,7 +229,7 @@ class Lmtp:
         return None
 
     def _rcpt(self, rest: bytes) -> Event | None:
-        if self.sender is None or self._started:
+        if self.sender is None or self._bdat_begun:
             return self._wrong(b"503 5.5.1 MAIL comes first")
         if rest[:3].upper() != b"TO:":
             return self._wrong(b"501 5.5.4 RCPT TO:<address>")
@@ -245,95 +248,95 @@ class Lmtp:
     def _data(self, rest: bytes) -> Event | None:
         if rest:
             return self._wrong(b"501 5.5.4 DATA takes nothing")
-        if self.sender is None or self._started:
+        if self.sender is None or self._bdat_begun:
             return self._wrong(b"503 5.5.1 MAIL and RCPT come first")
         if not self.recipients:
             return self._wrong(b"503 5.5.1 no valid recipients")  # RFC 2033 section 4.2
         self._reply(b"354 go on, and end with a dot")
         self._held = b"\r\n"  # what stands before the first octet, so that a dot there is at the start of a line
         self.state = "data"
-        self._begin()
         return None
 
-    def _begin(self) -> None:
-        self.body_begun = True
-
     def _take_data(self) -> Event | None:
-        """What there is of DATA's octets. The end of what is held back could be the beginning of the closing dot."""
-        data = self._held + self._buffer if self._held else self._buffer
-        self._buffer = b""
+        """What there is of DATA's octets. What could be the beginning of its end is held back."""
+        data = self._held + self._buffer
         end = data.find(_END)
         if end >= 0:
             self._buffer = data[end + 5 :]
-            data = data[: end + 2]
             self._held = b""
+            data = data[: end + 2]
+            self.state = "whole"
         else:
-            keep = _tail(data)
-            self._held = data[len(data) - keep :] if keep else b""
-            data = data[: len(data) - keep] if keep else data
-        if data:
-            first = not self._octets
-            self._octets += len(data)
-            if b"\r\n." in data:
-                data = data.replace(b"\r\n.", b"\r\n")
-            data = data.replace(b"\r\n", b"\n")
-            if first:
-                data = data[1:]  # the CR LF that was put before
-        if end >= 0:
-            self.state = "done"
-        return self._got(data)
+            self._buffer = b""
+            keep = _open_end(data)
+            if keep:
+                self._held = data[-keep:]
+                data = data[:-keep]
+            else:
+                self._held = b""
+        if not data:
+            return None
+        if b"\r\n." in data:
+            data = data.replace(b"\r\n.", b"\r\n")
+        data = data.replace(b"\r\n", b"\n")
+        if not self._begun:
+            self._begun = True
+            data = data[1:]  # the line end that _data put before
+        return self._content(data)
 
-    def _got(self, data: bytes) -> Event | None:
-        """Hand content on, then the end of it; too much of it is dropped as it comes."""
-        if self._octets > self._most + 2:
-            if not self._too_large:
-                self._too_large = True
-        elif data:
-            if self.state == "done":
-                self.state = "whole"
-            return Content(data)
-        if self.state == "done":
-            return self._finish()
-        return None
+    def _content(self, data: bytes) -> Event | None:
+        """Hand it on; what is too much is dropped as it comes."""
+        self._octets += len(data)
+        return Content(data) if data and self._octets <= self._most else None
 
-    def _finish(self) -> Event | None:
+    def _finish(self) -> Event:
+        if self._octets > self._most:
+            for _ in self.recipients:
+                self._reply(b"552 5.3.4 a message may have %d octets" % self._most)
+            self._clear()
+            self.state = "command"
+            return Cancelled()
         self.state = "answering"
         self._answers = [None] * len(self.recipients)
-        if not self._too_large:
-            return Done()
-        for _ in self.recipients:
-            self._reply(b"552 5.3.4 a message may have %d octets" % self._most)
-        self._clear()
-        self.state = "command"
-        return Cancelled()
+        return Done()
 
-    def finish(self) -> Event:
-        """After the last Content: Done."""
-        event = self._finish()
-        assert event is not None
-        return event
-
-    def _bdat(self, rest: bytes) -> Event | None:
+    def _bdat(self, rest: bytes) -> None:
         words = rest.upper().split()
         if not words or not words[0].isdigit() or len(words[0]) > 12 or words[1:] not in ([], [b"LAST"]):
-            self.end("5.5.4 BDAT octets [LAST]: where the next command begins can't be known")
-            return None
-        self._left = int(words[0])
-        if self.sender is None or not self.recipients:
-            self.state = "refused chunk"
-            return None
-        self._started = True
-        self._begin()
-        self.state = "last chunk" if words[1:] else "chunk"
-        return None
+            self.end("5.5.4 BDAT wants a number; nobody can know where the next command begins")
+            return
+        self._chunk = self._left = int(words[0])
+        self._last = bool(words[1:])
+        self._refused = self.sender is None or not self.recipients
+        self._bdat_begun = self._bdat_begun or not self._refused
+        self.state = "chunk"
 
     def _take_chunk(self) -> Event | None:
-        raise NotImplementedError
+        data = self._buffer[: self._left]
+        self._buffer = self._buffer[self._left :]
+        self._left -= len(data)
+        over = not self._left
+        if self._refused:
+            if over:
+                self.state = "command"
+                self._wrong(b"503 5.5.1 no valid recipients")
+            return None
+        data = self._held + data
+        self._held = b""
+        if data.endswith(b"\r") and not (over and self._last):
+            data, self._held = data[:-1], b"\r"
+        data = data.replace(b"\r\n", b"\n")
+        if over and self._last:
+            self.state = "whole"
+        elif over:
+            self.state = "command"
+            self._reply(b"250 2.0.0 %d octets" % self._chunk)
+        return self._content(data)
 
     def _cancel(self) -> Event | None:
-        begun = self.body_begun or bool(self.recipients)
+        had = bool(self.recipients)
         self._clear()
-        return Cancelled() if begun else None
+        return Cancelled() if had else None
 
     def _rset(self, rest: bytes) -> Event | None:
         del rest
@@ -353,3 +356,67 @@ class Lmtp:
         self._reply(b"221 2.0.0 bye")
         self.closing = True
         return self._cancel()
+
+
+def _plain(text: str) -> bytes:
+    return text.encode("ascii", "replace")
+
+
+def _refusal(text: str) -> bytes:
+    """A reply code that goes with the status that `text` begins with: 4yz try again, 5yz give up."""
+    code = b"450 " if text.startswith("4") else b"550 "
+    if text[:5] in ("4.3.1", "4.2.2"):
+        code = b"452 "  # RFC 5321 section 4.2.2: insufficient system storage
+    elif text[:5] in ("5.2.2", "5.3.4"):
+        code = b"552 "
+    elif text.startswith("4.3"):
+        code = b"451 "
+    return code + _plain(text)
+
+
+def _open_end(data: bytes) -> int:
+    """How many of the last octets could be the beginning of CR LF . CR LF."""
+    for size in (4, 3, 2, 1):
+        if data.endswith(_END[:size]):
+            return size
+    return 0
+
+
+def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
+    """Address and what follows it, of `<address> parameters` (RFC 5321 section 4.1.2, RFC 6531); None for what is none.
+
+    A source route before the address is dropped, as RFC 5321 appendix C allows. "" for `<>`, where `null` allows it.
+    """
+    if text[:1] != b"<":
+        return None
+    end = _end_of_path(text)
+    if end < 0:
+        return None
+    path, rest = text[1:end], text[end + 1 :]
+    if rest and rest[:1] != b" ":
+        return None
+    if path[:1] == b"@":
+        path = path.partition(b":")[2]
+    if not path:
+        return ("", rest.strip()) if null else None
+    try:
+        address = path.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    local, sign, domain = address.rpartition("@")
+    if len(path) > MOST_PATH or not address.isprintable() or (sign and not (local and domain)):
+        return None
+    quoted = (local if sign else address).startswith('"')
+    if " " in domain or ("<" in address or " " in local or (not sign and " " in address)) and not quoted:
+        return None
+    return address, rest.strip()
+
+
+def _end_of_path(text: bytes) -> int:
+    """Where the closing bracket is, past a quoted local part that may hold one itself."""
+    if text[1:2] != b'"':
+        return text.find(b">")
+    at = 2
+    while at < len(text) and text[at] != 0x22:
+        at += 2 if text[at] == 0x5C else 1
+    return text.find(b">", at)

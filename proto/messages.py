@@ -81,6 +81,35 @@ class Peer(NamedTuple):
     name: Name
 
 
+class Watch(NamedTuple):
+    """Somebody watches you: Tapped for each message you take or give, into this channel. Carries it. `payload`: mail content too."""
+
+    payload: bool
+
+
+class Unwatch(NamedTuple):
+    """Nobody watches you any more."""
+
+
+class Tapped(NamedTuple):
+    """What passed at a watched actor: `way` in or out, or an event of its own ("note"); secrets and mail content taken out.
+
+    `time` and `turn` (when the actor's loop woke) are nanoseconds of the monotonic clock. `peer` is the other end, "" of a note;
+    `session` 0 where it concerns none; `octets` the message's size; `lost` how many before this one did not fit into the
+    channel; `fields` a msgpack map.
+    """
+
+    time: Octets
+    turn: Octets
+    way: Annotated[str, Field("str", 1, 4)]
+    peer: Annotated[str, Field("str", 0, 255)]
+    name: Name
+    session: Octets
+    octets: Octets
+    lost: Octets
+    fields: Data
+
+
 # ---- listener -> kernel
 class Awaiting(NamedTuple):
     """I really have this connection, and its user has just asked to log in: auth's word on it will be true of me."""
@@ -158,15 +187,17 @@ class Granted(NamedTuple):
 
 # ---- kernel -> maildir, maildir -> kernel
 class Open(NamedTuple):
-    """Serve a session. Carries the channel to the listener."""
+    """Serve a session; park it when it has been silent so many seconds. Carries the channel to the listener."""
 
     session: Session
+    park: Count
 
 
 class Wake(NamedTuple):
     """Serve on a session that was parked. Carries its channel to the listener."""
 
     session: Session
+    park: Count
     state: Blob
 
 
@@ -481,7 +512,7 @@ class Leaving(NamedTuple):
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
 CARRIES: dict[type, int] = {
-    Peer: 1, Opened: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
+    Watch: 1, Peer: 1, Opened: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
 }
 
 

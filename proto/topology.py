@@ -60,6 +60,7 @@ class Edge(NamedTuple):
 
 _SPAWNED = (m.Hello, m.Failed, m.Broke, m.Refused, m.Log, m.Counters)
 _REPORT = {"Report": ("Counters",)}
+_WATCHED = (m.Watch, m.Unwatch)
 
 ACTORS: tuple[Actor, ...] = (
     Actor(
@@ -85,8 +86,6 @@ ACTORS: tuple[Actor, ...] = (
         unveiled=(
             Unveiled("run_dir", "rwc", "control socket, pid file"),
             Unveiled("user_table_dir", "r", "the user table, read again at a reload"),
-            Unveiled("/proc", "r", "the memory of its actors, for status"),
-            Unveiled("/dev/log", "rw", "syslog, should it have to be reached anew"),
         ),
         restart="never",
         nofile=65536,
@@ -161,15 +160,15 @@ EDGES: tuple[Edge, ...] = (
     Edge("listener", "auth", (m.Login,), {"Login": ("Denied",)}, octets=10 * KIB, deadline=60, depth=4096,
          secrets=("Login.secret",)),
     Edge("auth", "listener", (m.Denied,), {}, depth=4096),
-    Edge("kernel", "auth", (m.Peer, m.Report, m.Stop), _REPORT),
+    Edge("kernel", "auth", (m.Peer, m.Report, m.Stop, *_WATCHED), _REPORT),
     Edge("auth", "kernel", (*_SPAWNED, m.Granted), {}, depth=4096),
-    Edge("kernel", "listener", (m.Peer, m.Opened, m.Turned, m.Drain, m.Report, m.Stop), _REPORT, depth=4096),
+    Edge("kernel", "listener", (m.Peer, m.Opened, m.Turned, m.Drain, m.Report, m.Stop, *_WATCHED), _REPORT, depth=4096),
     Edge(
         "listener", "kernel", (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed),
         {"Awaiting": ("Opened", "Turned")}, deadline=60, depth=4096,
     ),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
-    Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop), _REPORT, octets=256 * KIB),
+    Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop, *_WATCHED), _REPORT, octets=256 * KIB),
     Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy), {}, octets=256 * KIB),
     Edge(
         "listener", "maildir.{user}",
@@ -186,13 +185,15 @@ EDGES: tuple[Edge, ...] = (
         {}, octets=320 * KIB, depth=1024,
     ),
     # Delivery.
-    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop), _REPORT, depth=4096),
+    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop, *_WATCHED), _REPORT, depth=4096),
     Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, depth=4096),
     Edge(
         "mda", "maildir.{user}", (m.Post, m.Deliver, m.Content, m.Commit, m.Abort),
         {name: ("Accepted", "Rejected") for name in ("Post", "Content", "Commit")}, octets=320 * KIB, deadline=300, depth=4096,
     ),
     Edge("maildir.{user}", "mda", (m.Accepted, m.Rejected, m.Leaving), {}, depth=4096),
+    # Who is watched writes what passes into a channel of its own, whose other end, "tap", is the kernel's: never the other way.
+    *(Edge(watched, "tap", (m.Tapped,), {}, octets=512 * KIB, depth=0) for watched in ("auth", "listener", "maildir.{user}", "mda")),
 )
 
 

@@ -34,7 +34,7 @@ class Policy(NamedTuple):
     starttls: bool = False  # STLS is offered where there is no TLS yet
     login_seconds: int = 30
     idle_seconds: int = 600
-    most_errors: int = 50  # bad commands before the connection is closed
+    most_errors: int = 50  # bad commands, in a row once logged in, before the connection is closed
 
 
 class Session:
@@ -155,7 +155,10 @@ class Session:
             if handler is None:
                 self._bad("unknown command" if verb not in _AUTHORIZATION and verb not in _TRANSACTION else "not now")
             else:
+                errors = self._errors
                 handler(self, rest)
+                if self.state == "transaction" and self._errors == errors:
+                    self._errors = 0
         return self.commands > before
 
     def _bad(self, text: str, code: str = "") -> None:

@@ -264,10 +264,10 @@ class Listener(Actor):
         if tls:
             self._start_tls(client)
         else:
-            self._watch(client)
+            self._attend(client)
             self._progress(client)
 
-    def _watch(self, client: Client) -> None:
+    def _attend(self, client: Client) -> None:
         def ready(events: int) -> None:
             self._ready(client, events)
 
@@ -283,7 +283,7 @@ class Listener(Actor):
             self._over(client, "connection lost")
             return
         client.handshake = True
-        self._watch(client)
+        self._attend(client)
 
     def _shake(self, client: Client) -> None:
         assert isinstance(client.sock, ssl.SSLSocket)
@@ -445,7 +445,7 @@ class Listener(Actor):
             with contextlib.suppress(OSError, ValueError):
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
         client.sock.close()
-        self._report(
+        self._account(
             m.Ended(
                 session.id, session.user if session.entered else "", session.address, (session.why or why)[:200], session.commands, client.octets_in,
                 session.octets_sent, session.retrieved, session.deleted, int((self.loop.now - client.started) * 1000),
@@ -453,10 +453,15 @@ class Listener(Actor):
         )
         self._done_draining()
 
-    def _report(self, ended: m.Ended) -> None:
-        """Only the log waits for these, so several travel together: the kernel is woken once for them."""
+    def _account(self, ended: m.Ended) -> None:
+        """Several travel together, for the kernel is woken once for them: only the log waits.
+
+        Not so where a session ended without QUIT: its user's next login may be here before the maildir actor has seen the end.
+        """
         self.reports.append(ended)
-        if len(self.reports) == 1:
+        if ended.user and ended.why != "quit":
+            self._send_reports()
+        elif len(self.reports) == 1:
             self.loop.later(_REPORT_SECONDS, self._send_reports)
         elif len(self.reports) >= _MOST_REPORTS:
             self._send_reports()

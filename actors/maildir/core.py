@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
+
 from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
 from popkernel.proto import messages as m
 from popkernel.proto.octets import TopCutter, WireEncoder
@@ -18,6 +20,8 @@ __all__ = ["WINDOW", "Session"]
 WINDOW = 640 * 1024  # octets of bulk frames that may be on their way to a client: one being sent, one behind it
 _FRAME = 256 * 1024  # octets of mail in one frame, about
 _SMALL = 160 * 1024  # octets of a message that is read in one go
+_STATE = 1  # version of what a parked session is
+_MOST_STATE = 200 * 1024  # octets of it that fit into a message
 _ROWS = 2048  # sizes or unique ids in one frame
 
 _Answer = tuple[tuple[Any, ...], bytes | None]  # a message, and its bulk apart
@@ -43,6 +47,30 @@ class Session:
     def ready(self) -> m.Ready:
         """What the session begins with."""
         return m.Ready(self.messages, self.octets)
+
+    # -- asleep
+    def park(self) -> bytes | None:
+        """All there is to this session, for `wake`; None where it can't sleep now: something is asked, or it is too much to carry."""
+        if self._jobs or self.finished is not None:
+            return None
+        state: bytes = msgpack.packb(
+            [_STATE, self._listing.count, self._listing.digest(), self.credit, runs(self.deleted), runs(self.retrieved)],
+        )
+        return state if len(state) <= _MOST_STATE else None
+
+    @classmethod
+    def wake(cls, drop: Maildrop, listing: Listing, state: bytes) -> "Session":
+        """Go on where `park` left off. StoreError where the maildrop is no longer the one that was listed then.
+
+        New mail behind the old is left for the next session; a listed message that is gone, or mail that came between, changes
+        what numbers mean, and no guess is made.
+        """
+        version, count, digest, credit, deleted, retrieved = msgpack.unpackb(state)
+        if version != _STATE or listing.count < count or listing.first(count).digest() != digest:
+            raise StoreError("SYS/TEMP", "the mailbox was changed by another program, log in again")
+        session = cls(drop, listing.first(count), deleted=marks(deleted, count), retrieved=marks(retrieved, count))
+        session.credit = credit
+        return session
 
     # -- in
     def take(self, message: tuple[Any, ...]) -> None:
@@ -250,6 +278,26 @@ class Session:
                 failed = self._drop.remove(self._listing, marked)
             except StoreError:
                 failed = marked
-        yield m.Bye(len(marked) - len(failed), len(failed)), None
-        self._drop.mark_seen(self._listing, [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i]])
         self.finished = (len(marked) - len(failed), len(failed))
+        yield m.Bye(*self.finished), None
+        self._drop.mark_seen(self._listing, [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i]])
+
+
+def runs(marked: bytearray) -> list[int]:
+    """Where bytes are 1, as (index, how many) pairs in one flat list."""
+    out: list[int] = []
+    at = marked.find(1)
+    while at >= 0:
+        end = marked.find(0, at)
+        end = len(marked) if end < 0 else end
+        out += (at, end - at)
+        at = marked.find(1, end)
+    return out
+
+
+def marks(pairs: list[int], count: int) -> bytes:
+    """The reverse of `runs`."""
+    out = bytearray(count)
+    for at, many in zip(pairs[::2], pairs[1::2], strict=True):
+        out[at : at + many] = b"\1" * many
+    return bytes(out)

@@ -67,6 +67,12 @@ class Listing:
             raise IndexError("message index below 0")
         return i
 
+    def first(self, count: int) -> Listing:
+        """The listing of its first so many messages: what a session that began with them goes on with."""
+        if count == self.count:
+            return self
+        return Listing(self.names[:count], self.sizes[:count], self.uidls[:count], self.infos[:count])
+
     def digest(self) -> bytes:
         """SHA-256 over the canonical names in order: two listings with one digest number the same messages alike."""
         if self._digest is None:

@@ -6,9 +6,13 @@ Forked from the spawner's warm image: everything it needs is imported there. Onl
 import os
 
 from popkernel.actors.maildir.core import Session
+from popkernel.actors.maildir.listing import Listing
+from popkernel.actors.maildir.reception import Reception
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.loop import Timer
+from popkernel.kernel.memory import give_back, keep_memory
 from popkernel.proto import messages as m
 
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
@@ -26,10 +30,16 @@ class MaildirActor(Actor):
         self.number = 0
         self.channel: Channel | None = None
         self.leaving = False
-        self.handlers |= {m.Open: self._open, m.Retire: self._retire}
+        self.stopping = False
+        self.reception = Reception(self)
+        self.park_seconds = 0
+        self.silent_since = 0.0
+        self.parking: Timer | None = None
+        self.handlers |= {m.Open: self._open, m.Wake: self._wake, m.Retire: self._retire, m.Receive: self.reception.receive}
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
+        keep_memory(1 << 20)
         paths: list[tuple[bytes | str, str]] = []
         self.drop_ids()
         try:
@@ -48,48 +58,96 @@ class MaildirActor(Actor):
 
     # -- from the kernel
     def _open(self, message: m.Open, fds: list[int]) -> None:
-        listener = Channel(
-            self.loop, adopt(fds[0]), self.boot.name, "listener", self._on_session, self._on_session_gone,
-        )
-        if self.channel is not None:
-            listener.close()  # the kernel gives one lease at a time; a second one is nobody's
+        listing = self._begin(message, fds[0], resumed=False)
+        if listing is None or self.drop is None or self.channel is None:
             return
-        listener.on_drained = self._answer
-        self.channel, self.number = listener, message.session
+        self.session = Session(self.drop, listing)
+        for note in listing.notes[:_NOTES]:
+            self.log(4, f"{self.boot.name}: {note}")
+        self.channel.send(self.session.ready())
+
+    def _wake(self, message: m.Wake, fds: list[int]) -> None:
+        """Go on with a session that was parked, by this process or by one before it. Its next command waits in its channel."""
+        listing = self._begin(message, fds[0], resumed=True)
+        if listing is None or self.drop is None:
+            return
+        try:
+            self.session = Session.wake(self.drop, listing, message.state)
+        except StoreError as error:
+            self._cannot(error)
+
+    def _begin(self, message: m.Open | m.Wake, fd: int, *, resumed: bool) -> Listing | None:
+        """Take a session's channel and list the maildrop; None where that can't be, and the listener told."""
+        channel = Channel(self.loop, adopt(fd), self.boot.name, "listener", self._on_session, self._on_session_gone, resumed=resumed)
+        if self.channel is not None:
+            channel.close()  # the kernel gives one lease at a time; a second one is nobody's
+            return None
+        channel.on_drained = self._answer
+        self.channel, self.number, self.park_seconds = channel, message.session, message.park
+        self._stay_awake()
         try:
             if self.drop is None:
                 raise self.trouble
-            listing = self.drop.listing()
-            self.session = Session(self.drop, listing)
+            return self.drop.listing()
         except StoreError as error:
-            self.log(4, f"{self.boot.name}: {error}")
-            listener.send(m.Unready(error.code, str(error)))
-            self.leaving |= self.drop is None  # what it may see is settled: once mended, the maildir is a new actor's
-            self._close(0, 0)
+            self._cannot(error)
+        return None
+
+    def _cannot(self, error: StoreError) -> None:
+        self.log(4, f"{self.boot.name}: {error}")
+        if self.channel is not None:
+            self.channel.send(m.Unready(error.code, str(error)))
+        self.leaving |= self.drop is None  # what it may see is settled: once mended, the maildir is a new actor's
+        self._close(0, 0)
+
+    # -- asleep
+    def _stay_awake(self) -> None:
+        self.silent_since = self.loop.now
+        if self.parking is None and self.park_seconds:
+            self.parking = self.loop.later(self.park_seconds, self._park)
+
+    def _park(self) -> None:
+        """A session long silent is handed to the kernel: what there is to it, and its channel, on which the next command wakes it."""
+        self.parking = None
+        if self.session is None or self.channel is None:
             return
-        for note in listing.notes[:_NOTES]:
-            self.log(4, f"{self.boot.name}: {note}")
-        listener.send(self.session.ready())
+        left = self.silent_since + self.park_seconds - self.loop.now
+        state = self.session.park() if left < 0.01 else None
+        sock = self.channel.release() if state is not None else None
+        if state is None or sock is None:
+            self.parking = self.loop.later(max(left, 1.0), self._park)
+            return
+        self.tell(m.Parked(self.number, state), [sock.fileno()])
+        sock.close()
+        self.channel = self.session = None
+        give_back()
+        self.rest()
+
+    def rest(self) -> None:
+        """Something has ended: go, if that is wanted and nothing is open any more."""
+        if self.leaving and self.session is None and self.reception.left():
+            self.end()
 
     def _retire(self, message: m.Retire, fds: list[int]) -> None:
         del message, fds
+        if self.reception.busy:
+            self.tell(m.Busy())
+            return
         self.leaving = True
-        if self.session is None:
-            self.end()
+        self.rest()
 
     def stop(self, seconds: int) -> None:
-        """Sessions are the listener's to end; this waits for that, so that a QUIT under way is done whole."""
-        self.leaving = True
-        if self.session is None:
-            self.end()
-        else:
-            self.loop.later(max(0.1, seconds - 0.5), self.end)
+        """Sessions are the listener's to end, deliveries the mda's; this waits for both, so that a QUIT under way is done whole."""
+        self.leaving = self.stopping = True
+        self.loop.later(max(0.1, seconds - 0.5), self.end)
+        self.rest()
 
     # -- from the listener
     def _on_session(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
-        if self.session is None:
+        if self.session is None or channel is not self.channel:
             return
+        self._stay_awake()
         try:
             self.session.take(message)
         except ValueError as error:
@@ -108,12 +166,19 @@ class MaildirActor(Actor):
             if answer is None:
                 break
             message, bulk = answer
+            if type(message) is m.Bye and session.finished is not None:
+                self.tell(m.Closed(self.number, *session.finished))  # before the client can know: its next login finds the lease free
+                self.number = 0
             if bulk is None:
                 channel.send(message)
             else:
                 channel.send_bulk(message, bulk)
-        if session is not None and session.finished is not None and channel is not None and not channel.waiting:
-            self._close(*session.finished)
+        if session is not None and session.finished is not None and channel is not None:
+            self.channel = self.session = None  # an Open may be here before the last answer is out
+            channel.on_drained = channel.close
+            if not channel.waiting:
+                channel.close()
+            self.rest()
 
     def _on_session_gone(self, channel: Channel, why: str) -> None:
         """No QUIT: nothing is removed."""
@@ -126,11 +191,13 @@ class MaildirActor(Actor):
     def _close(self, removed: int, failed: int) -> None:
         if self.channel is None:
             return
-        self.channel.close()
+        if self.channel.waiting:
+            self.channel.on_drained = self.channel.close
+        else:
+            self.channel.close()
         self.channel = self.session = None
         self.tell(m.Closed(self.number, removed, failed))
-        if self.leaving:
-            self.end()
+        self.rest()
 
 
 def main(boot: Boot) -> None:

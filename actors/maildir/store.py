@@ -25,6 +25,8 @@ from popkernel.proto.octets import encode, wire_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from popkernel.actors.maildir.quota import Quota
+
 __all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
 
 _GUESSES = (b":2,", b":2,S", b"")
@@ -61,6 +63,7 @@ class Maildrop:
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
         self._looked: tuple[int, tuple[int, int]] = (0, (0, 0))
+        self.quota: Quota | None = None  # to be told of removals
         self.cur = self.new = self.tmp = -1
         self.root = directory.open_root(os.fsencode(path))
         try:
@@ -312,13 +315,18 @@ class Maildrop:
         """
         failed: list[int] = []
         doomed: set[bytes] = set()
+        freed = 0
+        count = self.quota is not None and self.quota.kept
         for i in indices:
             try:
+                freed += self._file_size(listing, i) if count else 0
                 self._unlink(listing, i)
                 doomed.add(listing.names[i])
             except OSError:
                 failed.append(i)
             self.at("remove:unlinked")
+        if self.quota is not None and count and doomed:
+            self.quota.add(-freed, -len(doomed))
         if doomed:
             self._last = None
             try:
@@ -328,6 +336,14 @@ class Maildrop:
             self.at("remove:synced")
             self._strike_out(doomed)
         return failed
+
+    def _file_size(self, listing: Listing, i: int) -> int:
+        for name in self._candidates(listing, i):
+            try:
+                return os.stat(name, dir_fd=self.cur, follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue
+        return 0
 
     def _unlink(self, listing: Listing, i: int) -> None:
         for name in self._candidates(listing, i):

@@ -35,9 +35,10 @@ def rehearse(directory: str) -> None:
 
 def _one_life(path: str) -> None:
     mine, its = pair()
-    config = {"maildir": os.fsencode(path), "verbose": 0, "hostname": "localhost"}
+    maildir = os.fsencode(path)
+    config = {"maildir": maildir, "verbose": 0, "hostname": "localhost"}
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
-    actor.drop = Maildrop(config["maildir"], hostname="localhost")
+    actor.drop = Maildrop(maildir, hostname="localhost")
     for _ in range(2):
         delivery = actor.drop.deliver_begin()
         delivery.write(_MAIL)
@@ -47,7 +48,7 @@ def _one_life(path: str) -> None:
     kernel = Channel(loop, mine, "kernel", "maildir.rehearsal", lambda *_: None, lambda *_: None)
     ours, theirs = pair()
     listener = Channel(loop, ours, "listener", "maildir.rehearsal", lambda *_: None, lambda *_: None)
-    kernel.send(m.Open(1), [theirs.fileno()])
+    kernel.send(m.Open(1, 0), [theirs.fileno()])
     theirs.close()
     actor.loop.turn()
     for asked in ([m.Retrieve(1, 2, 0)], [m.List(1, 2), m.Uidl(1, 1), m.Top(1, 3)], [m.Delete(1, 1), m.Credit(1000)], [m.Quit([])]):

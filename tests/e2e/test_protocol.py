@@ -4,12 +4,13 @@ import hashlib
 import itertools
 import os
 import re
+import subprocess
 
 import pytest
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient
-from tests.service import Service
+from tests.service import POPKERNEL, Service
 
 MAIL = [
     awkward.head("one") + b"1\n2\n3\n",
@@ -70,9 +71,6 @@ def test_octets_of_more_than_4_gib_are_right(service):
         with open(path, "wb") as file:
             file.truncate((1 << 31) - 7)
         os.chown(path, service.site.mail_users["user29"].uid, -1)
-    names = sorted(os.listdir(f"{directory}/cur")) + sorted(os.listdir(f"{directory}/new"))
-    sizes = [os.path.getsize(f"{directory}/{'cur' if ':' in n else 'new'}/{n}") for n in names]
-    del sizes
     # 6 GB of NULs would take seconds to measure: a popcache says what they come to, as another program may have written it.
     with open(f"{directory}/popcache", "w") as file:
         for n in (1, 2, 3):
@@ -102,16 +100,15 @@ def test_top_without_its_arguments_is_an_error(client):
     assert client.many(b"TOP 1 1 ") == awkward.top(MAIL[0], 1)
 
 
-def test_message_numbers_that_are_none(client):
-    bad = [b"0", b"-1", b"1x", b"", b"x", b"+1", b"1.0", b"1,2", b"1 2", b"0x1", b"6", b"9" * 30, b"1" * 30, b"0" * 30, b"\xb2", b"1\0", b"4294967297"]
+@pytest.mark.parametrize("command", [b"RETR ", b"DELE ", b"TOP ", b"LIST ", b"UIDL "])
+def test_message_numbers_that_are_none(client, command):
+    bad = [b"0", b"-1", b"1x", b"x", b"+1", b"1.0", b"1,2", b"1 2", b"0x1", b"6", b"9" * 30, b"1" * 30, b"0" * 30, b"\xb2", b"1\0", b"4294967297"]
+    if command not in (b"LIST ", b"UIDL "):
+        bad.append(b"")
     for number in bad:
-        for command in (b"RETR ", b"DELE ", b"TOP ", b"LIST ", b"UIDL "):
-            if number or command not in (b"LIST ", b"UIDL "):
-                line = command + number + (b" 0" if command == b"TOP " else b"")
-                with_number = client.ask(line)
-                assert with_number.startswith(b"-ERR "), line
-        if client.ask(b"NOOP") != b"+OK\r\n":
-            raise AssertionError(number)
+        line = command + number + (b" 0" if command == b"TOP " else b"")
+        assert client.ask(line).startswith(b"-ERR "), line
+        assert client.ask(b"NOOP") == b"+OK\r\n"
     assert client.ask(b"STAT").startswith(b"+OK 5 ")
 
 
@@ -172,11 +169,6 @@ def test_uidl_shape_and_stability(service, user):
 
 
 def test_uidl_survives_a_restart():
-    import subprocess
-    import sys
-
-    from tests.service import POPKERNEL
-
     with Service(mail={"alice": MAIL}, lmtp=False) as service:
         with RawClient(service, user="alice") as client:
             before = _listed(client, b"UIDL")
@@ -193,7 +185,6 @@ def test_uidl_survives_a_restart():
             finally:
                 again.terminate()
                 again.communicate(timeout=20)
-    assert sys.executable in POPKERNEL
 
 
 def test_quit_removes_and_then_answers(service, user):

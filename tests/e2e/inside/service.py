@@ -21,7 +21,7 @@ PROMISES = {row.name: row.promises for row in ACTORS}
 class Sabotaged(Service):
     """A service whose actors do what `plan` says (see wrapper.py), with one place for them to attack."""
 
-    def __init__(self, plan, *, other="bob", **options):
+    def __init__(self, plan, *, other="bob", lmtp=False, **options):
         self.place = tempfile.TemporaryDirectory(prefix="pkplace")
         outside = os.path.join(self.place.name, "outside")
         for folder in (outside, outside + "/empty", os.path.join(self.place.name, "counters")):
@@ -40,7 +40,7 @@ class Sabotaged(Service):
         paths = {"file": self.file, "outside": outside, "abstract": name}
         with open(self.plan, "w") as file:
             json.dump({"place": paths, "counters": os.path.join(self.place.name, "counters"), "other": other, **plan}, file)
-        super().__init__(command=[sys.executable, os.path.join(INSIDE, "driver.py"), self.plan], **options)
+        super().__init__(command=[sys.executable, os.path.join(INSIDE, "driver.py"), self.plan], lmtp=lmtp, **options)
 
     def close(self):
         super().close()

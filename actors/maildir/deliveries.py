@@ -1,0 +1,159 @@
+"""Mail on its way into one maildir: what the mda sends, what it is answered. "Safe" is said once the disk has it, and not before.
+
+`Return-Path` and `Delivered-To` are put on where the mail server did not: where neither stands among the fields above its first
+`Received`. A message that came before its sender broke off is forgotten; what a crash leaves is in tmp/, and swept.
+"""
+
+import errno
+from collections.abc import Callable
+
+from popkernel.actors.maildir.quota import FULL, Quota
+from popkernel.actors.maildir.store import Delivery, Maildrop, StoreError
+from popkernel.kernel.channel import Channel, Message
+from popkernel.proto import messages as m
+
+__all__ = ["Deliveries", "trace_fields"]
+
+_AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))  # perhaps another directory lies there by now
+_MOST_FIELDS = 64
+
+
+class _Open:
+    """A large message that is coming in."""
+
+    __slots__ = ("delivery", "octets", "recipient", "sender", "started")
+
+    def __init__(self, delivery: Delivery, sender: str, recipient: str) -> None:
+        self.delivery = delivery
+        self.sender = sender
+        self.recipient = recipient
+        self.started = False
+        self.octets = 0
+
+
+class Deliveries:
+    """All deliveries of one maildir actor. `full`: the status for a mailbox without room. `stale`: the maildir should be opened anew."""
+
+    def __init__(
+        self, drop: Maildrop | None, trouble: StoreError, quota: Quota | None, *, full: str, log: Callable[[int, str], None],
+    ) -> None:
+        self._drop = drop
+        self._trouble = trouble
+        self._quota = quota
+        self._full = full
+        self._log = log
+        self.open: dict[tuple[int, int], _Open] = {}  # (channel's descriptor, delivery)
+        self.stale = drop is None
+
+    def take(self, channel: Channel, message: Message) -> None:
+        """A message of the mda. ValueError for one that makes no sense."""
+        if type(message) is m.Post:
+            channel.send(self._post(message))
+            return
+        key = (channel.fd, message[0])
+        match message:
+            case m.Deliver():
+                if key in self.open:
+                    raise ValueError("two deliveries of one number")
+                self._begin(channel, key, message)
+            case m.Content():
+                self._content(channel, key, message)
+            case m.Commit(number):
+                if key in self.open:
+                    channel.send(self._finish(number, self.open.pop(key)))
+            case m.Abort():
+                if key in self.open:
+                    self.open.pop(key).delivery.abort()
+
+    def gone(self, channel: Channel) -> None:
+        """A channel has ended: what was under way on it will never be whole."""
+        for key in [key for key in self.open if key[0] == channel.fd]:
+            self.open.pop(key).delivery.abort()
+
+    def _post(self, message: m.Post) -> m.Accepted | m.Rejected:
+        delivery: Delivery | None = None
+        try:
+            delivery = self._new()
+            data = trace_fields(message.sender, message.recipient, message.data) + message.data
+            delivery.write(data)
+            self._commit(delivery, len(data))
+        except StoreError as error:
+            return self._rejected(message.delivery, delivery, error)
+        return m.Accepted(message.delivery, len(message.data), safe=True)
+
+    def _new(self) -> Delivery:
+        if self._drop is None:
+            raise self._trouble
+        return self._drop.deliver_begin()
+
+    def _commit(self, delivery: Delivery, octets: int) -> None:
+        if self._quota is not None:
+            self._quota.check(octets)
+        delivery.commit()
+        if self._quota is not None:
+            self._quota.add(octets, 1)
+
+    def _begin(self, channel: Channel, key: tuple[int, int], message: m.Deliver) -> None:
+        try:
+            self.open[key] = _Open(self._new(), message.sender, message.recipient)
+        except StoreError as error:
+            channel.send(self._rejected(message.delivery, None, error))
+
+    def _content(self, channel: Channel, key: tuple[int, int], message: m.Content) -> None:
+        one = self.open.get(key)
+        if one is None:
+            return  # rejected before: the mda has not heard of it yet
+        data = message.data
+        if not one.started:
+            one.started = True
+            data = trace_fields(one.sender, one.recipient, data) + data
+        try:
+            one.delivery.write(data)
+            one.octets += len(data)
+        except StoreError as error:
+            del self.open[key]
+            channel.send(self._rejected(message.delivery, one.delivery, error))
+            return
+        channel.send(m.Accepted(message.delivery, len(message.data), safe=False))
+
+    def _finish(self, number: int, one: _Open) -> m.Accepted | m.Rejected:
+        try:
+            if not one.started:
+                fields = trace_fields(one.sender, one.recipient, b"")
+                one.delivery.write(fields)
+                one.octets = len(fields)
+            self._commit(one.delivery, one.octets)
+        except StoreError as error:
+            return self._rejected(number, one.delivery, error)
+        return m.Accepted(number, 0, safe=True)
+
+    def _rejected(self, number: int, delivery: Delivery | None, error: StoreError) -> m.Rejected:
+        """All but a full mailbox is worth another try: somebody may mend it meanwhile, and mail that waits is better than mail that bounces."""
+        if delivery is not None:
+            delivery.abort()
+        if error.code == FULL:
+            return m.Rejected(number, self._full, error.text[:500])
+        self._log(4, f"a message was not taken: {error}")
+        if error.number in _AWAY:
+            self.stale = True
+        status = {errno.ENOSPC: "4.3.1", errno.EDQUOT: "4.2.2"}.get(error.number, "4.3.0")
+        return m.Rejected(number, status, f"{error.text[:500]}; try again later")
+
+
+def trace_fields(sender: str, recipient: str, head: bytes) -> bytes:
+    """The fields that the top of a message lacks, LF line ends (RFC 5321 section 4.4; Delivered-To as all MTAs write it)."""
+    has_return = has_delivered = False
+    start = 0
+    for _ in range(_MOST_FIELDS):
+        name = head[start : start + 13].lower()
+        if not name or name[:1] == b"\n" or name.startswith(b"received:"):
+            break
+        has_return |= name.startswith(b"return-path:")
+        has_delivered |= name.startswith(b"delivered-to:")
+        start = head.find(b"\n", start) + 1
+        if not start:
+            break
+    fields = b"" if has_return else b"Return-Path: <%s>\n" % sender.encode()
+    if not has_delivered:
+        fields += b"Delivered-To: %s\n" % recipient.encode()
+    return fields

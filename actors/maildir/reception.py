@@ -1,0 +1,101 @@
+"""Where mail comes in: the maildir actor's channels to the mda, and how it takes leave of them.
+
+An actor that is to go says Leaving on each; the mda then sends nothing new, and closes the channel once all it sent is answered. So
+nothing that crossed that word is lost, or delivered twice.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir.deliveries import Deliveries
+from popkernel.actors.maildir.quota import Quota
+from popkernel.actors.maildir.store import StoreError
+from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.proto import messages as m
+
+if TYPE_CHECKING:
+    from popkernel.actors.maildir.main import MaildirActor
+
+__all__ = ["Reception"]
+
+_SWEEP_AFTER = 1.0  # seconds from the first delivery: nobody waits for the sweep
+
+
+class Reception:
+    """The delivery side of a maildir actor's shell."""
+
+    def __init__(self, actor: "MaildirActor") -> None:
+        self.actor = actor
+        self.channels: list[Channel] = []
+        self.deliveries: Deliveries | None = None
+        self.told: set[Channel] = set()  # channels that Leaving was said on
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message is on its way in."""
+        return self.deliveries is not None and bool(self.deliveries.open)
+
+    def receive(self, message: m.Receive, fds: list[int]) -> None:
+        """A channel to the mda."""
+        del message
+        actor = self.actor
+        if self.deliveries is None:
+            self.deliveries = self._begin()
+        self.channels.append(Channel(actor.loop, adopt(fds[0]), actor.boot.name, "mda", self._on_mda, self._on_mda_gone))
+
+    def _begin(self) -> Deliveries:
+        actor, config, drop = self.actor, self.actor.boot.config, self.actor.drop
+        quota: Quota | None = None
+        if drop is not None:
+            quota = drop.quota = Quota(drop.root, config["quota"], time.time)
+            actor.loop.later(_SWEEP_AFTER, self._sweep)
+        return Deliveries(
+            drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
+            log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"),
+        )
+
+    def _sweep(self) -> None:
+        actor = self.actor
+        assert actor.drop is not None
+        try:
+            swept = actor.drop.sweep_tmp()
+        except StoreError as error:
+            actor.log(4, f"{actor.boot.name}: {error}")
+            return
+        if swept:
+            actor.log(5, f"{actor.boot.name}: swept {swept} old files out of tmp")
+
+    def _on_mda(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del fds
+        actor, deliveries = self.actor, self.deliveries
+        assert deliveries is not None
+        if actor.leaving and type(message) is m.Deliver and not (actor.stopping or deliveries.stale):
+            actor.leaving = False  # a large one crossed our leave: stay for it
+            actor.tell(m.Busy())
+        try:
+            deliveries.take(channel, message)
+        except ValueError as error:
+            channel.close()
+            self._on_mda_gone(channel, str(error))
+            return
+        if deliveries.stale and not deliveries.open:
+            actor.leaving = True
+            actor.rest()
+
+    def _on_mda_gone(self, channel: Channel, why: str) -> None:
+        if why:
+            self.actor.refuse(channel, why)
+        assert self.deliveries is not None
+        self.deliveries.gone(channel)
+        self.told.discard(channel)
+        if channel in self.channels:
+            self.channels.remove(channel)
+        self.actor.rest()
+
+    def left(self) -> bool:
+        """The actor is to go: take leave of every mda. True once none is left."""
+        for channel in self.channels:
+            if channel not in self.told:
+                self.told.add(channel)
+                channel.send(m.Leaving())
+        return not self.channels

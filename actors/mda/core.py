@@ -1,0 +1,193 @@
+"""One message on its way through the mda: a copy for each recipient, each with an answer of its own. Sans I/O.
+
+A small message waits here until it is whole and then goes to each maildir actor in one; a large one is passed on as it comes, no faster
+than the slowest of its maildir actors takes it in. What a maildir actor is sent, and how, is the shell's business (main.py): it gives
+`Route`s, and calls `routed`, `accepted`, `rejected` and `lost`.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from popkernel.proto import messages as m
+
+__all__ = ["SMALL", "Copy", "Route", "Transaction"]
+
+SMALL = 128 * 1024  # octets of a message that goes in one
+WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its file
+AT_ONCE = 16  # copies of one small message that are under way together
+
+_AWAY = "4.3.0 the mailbox is not available now, try again later"
+_SLOW = "4.4.1 the mailbox takes too long, try again later"
+
+
+class Route:
+    """A channel to a user's maildir actor, and what is under way on it. `send(message, bulk)` sends."""
+
+    __slots__ = ("channel", "copies", "leaving", "send", "user")
+
+    def __init__(self, user: str, send: Callable[[tuple[Any, ...], bytes], None]) -> None:
+        self.user = user
+        self.send = send
+        self.channel: Any = None
+        self.copies: dict[int, Copy] = {}
+        self.leaving = False  # nothing new on it; to be closed when nothing is under way
+
+
+class Copy:
+    """A message for one recipient."""
+
+    __slots__ = ("address", "index", "number", "route", "transaction", "unwritten", "user")
+
+    def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
+        self.transaction = transaction
+        self.index = index
+        self.address = address
+        self.user = user
+        self.number = 0  # of the delivery, once it is under way
+        self.route: Route | None = None
+        self.unwritten = 0  # octets on their way into the file
+
+
+class Transaction:
+    """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
+
+    __slots__ = (
+        "_answer", "_chunks", "_number", "_todo", "_want", "active", "copies", "large", "open", "routing", "sender", "size", "whole",
+    )
+
+    def __init__(
+        self, sender: str, number: Callable[[], int], want: Callable[[Copy], None], answer: Callable[[int, str, bool], None],
+    ) -> None:
+        """`number`: gives a delivery's number, never the same again."""
+        self.sender = sender
+        self.copies: list[Copy] = []
+        self.open: set[Copy] = set()  # not answered yet
+        self.large = False
+        self.whole = False
+        self.size = 0
+        self.active = 0  # small: copies under way
+        self.routing = 0  # large: copies that wait for their route
+        self._chunks: list[bytes] = []
+        self._todo: deque[Copy] = deque()
+        self._number = number
+        self._want = want
+        self._answer = answer
+
+    def add(self, address: str, user: str) -> None:
+        """Another recipient, found good."""
+        copy = Copy(self, len(self.copies), address, user)
+        self.copies.append(copy)
+        self.open.add(copy)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client must wait before it sends more."""
+        if not self.large:
+            return False
+        return bool(self.routing) or any(copy.unwritten > WINDOW for copy in self.open)
+
+    # -- the client
+    def content(self, data: bytes) -> None:
+        """More of the message."""
+        self.size += len(data)
+        if not self.large:
+            self._chunks.append(data)
+            if self.size > SMALL:
+                self._grow_large()
+            return
+        for copy in self.open:
+            self._pass_on(copy, data)
+
+    def done(self) -> None:
+        """It is whole."""
+        self.whole = True
+        if self.large:
+            for copy in self.open:
+                if copy.route is not None:
+                    copy.route.send(m.Commit(copy.number), b"")
+            return
+        if len(self._chunks) != 1:
+            self._chunks = [b"".join(self._chunks)]
+        self._todo.extend(self.copies)
+        self.more()
+
+    def more(self) -> None:
+        """Set off as many copies of a small message as may be under way together."""
+        while self._todo and self.active < AT_ONCE:
+            copy = self._todo.popleft()
+            if copy in self.open:
+                self.active += 1
+                self._want(copy)
+
+    def cancel(self) -> None:
+        """The client broke off, or takes it back."""
+        for copy in list(self.open):
+            route = copy.route
+            if route is not None:
+                route.copies.pop(copy.number, None)
+                if self.large:
+                    route.send(m.Abort(copy.number), b"")
+        self.open.clear()
+        self._todo.clear()
+        self._chunks = []
+
+    def late(self) -> None:
+        """It takes too long: who has not answered by now will not be waited for."""
+        for copy in list(self.open):
+            if self.whole or copy.route is None or copy.unwritten > WINDOW:
+                if copy.route is not None and self.large:
+                    copy.route.send(m.Abort(copy.number), b"")
+                self._end(copy, _SLOW, taken=False)
+
+    # -- the maildir actors
+    def routed(self, copy: Copy, route: Route) -> None:
+        """There is a route for that copy: off it goes."""
+        if copy not in self.open:
+            return
+        copy.number = self._number()
+        copy.route = route
+        route.copies[copy.number] = copy
+        if not self.large:
+            route.send(m.Post(copy.number, self.sender, copy.address, b""), self._chunks[0])
+            return
+        self.routing -= 1
+        route.send(m.Deliver(copy.number, self.sender, copy.address), b"")
+        for chunk in self._chunks:
+            self._pass_on(copy, chunk)
+        if not self.routing:
+            self._chunks = []
+
+    def accepted(self, copy: Copy, message: m.Accepted) -> None:
+        """Content is in the file, or all of it safe."""
+        copy.unwritten -= message.octets
+        if message.safe:
+            self._end(copy, "2.0.0 safe", taken=True)
+
+    def failed(self, copy: Copy, text: str = _AWAY) -> None:
+        """The copy was refused, or there is no route for it, or its maildir actor is gone. `text` begins with the status."""
+        if copy in self.open:
+            self._end(copy, text, taken=False)
+
+    def _end(self, copy: Copy, text: str, *, taken: bool) -> None:
+        self.open.discard(copy)
+        if copy.route is not None:
+            copy.route.copies.pop(copy.number, None)
+        elif self.large:
+            self.routing -= 1
+            if not self.routing:
+                self._chunks = []
+        self.active -= not self.large
+        self._answer(copy.index, text, taken)
+        self.more()
+
+    def _grow_large(self) -> None:
+        self.large = True
+        self.routing = len(self.copies)
+        for copy in self.copies:
+            self._want(copy)
+
+    def _pass_on(self, copy: Copy, data: bytes) -> None:
+        if copy.route is not None:
+            copy.unwritten += len(data)
+            copy.route.send(m.Content(copy.number, b""), data)

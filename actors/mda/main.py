@@ -1,0 +1,381 @@
+"""The mda's shell: LMTP connections, and channels to the maildir actors that its mail is for.
+
+It has no user table and sees no file: whose a recipient is, and whether that sender may deliver there, the kernel says, who also makes
+the channel to that user's maildir actor. What the kernel said holds until that channel ends or the kernel says `Anew`, so that mail to
+a mailbox that gets much of it costs no question. Who the sender is, the system says: the uid at the other end of the unix socket.
+"""
+
+import errno
+import os
+import socket
+
+from popkernel.actors.mda.core import Copy, Route, Transaction
+from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.control import peer_uid
+from popkernel.kernel.loop import READ, WRITE
+from popkernel.proto import messages as m
+from popkernel.proto.lmtp import Cancelled, Content, Done, Lmtp, Rcpt
+
+_CHUNK = 64 * 1024  # octets read from a client at once
+_EARLY = 20  # recipients of a message whose maildir actors are made ready while its content still comes
+_ANSWER_SECONDS = 300  # a maildir actor may take for a message: what RFC 5321 section 4.5.3.2.6 lets a client wait at least, halved
+_SWEEP = 1.0  # seconds between two looks at the deadlines
+_MOST_KNOWN = 20000  # recipients whose owner is remembered
+_MOST_ROUTES = 3000  # channels kept; idle ones beyond that are closed
+
+
+class Client:
+    """An LMTP connection."""
+
+    __slots__ = ("asking", "deadline", "events", "lmtp", "out", "sock", "transaction", "uid")
+
+    def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp) -> None:
+        self.sock = sock
+        self.uid = uid
+        self.lmtp = lmtp
+        self.transaction: Transaction | None = None
+        self.asking = 0  # the request about a recipient that the kernel has not answered
+        self.deadline = 0.0
+        self.events = READ
+        self.out = b""
+
+
+class Mda(Actor):
+    """All LMTP connections, and a route for each user that mail has come for."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot, many=True)
+        config = boot.config
+        self.hostname: str = config["hostname"]
+        self.seconds = int(config["seconds"])
+        self.most = int(config["most"])
+        self.message_octets = int(config["message_octets"])
+        self.clients: set[Client] = set()
+        self.listening: list[socket.socket] = []
+        self.routes: dict[str, Route] = {}
+        self.known: dict[tuple[int, str], str] = {}  # (sender's uid, address) -> user
+        self.asked: dict[int, Client | str] = {}  # request -> who wants to know: a client about its recipient, a user's copies
+        self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
+        self.number = 0
+        self.stopping = False
+        self.handlers |= {m.Maildrop: self._maildrop, m.NoMaildrop: self._no_maildrop, m.Anew: self._anew}
+
+    def begin(self) -> None:
+        """Lock in, say hello, serve."""
+        for fd in (*self.boot.config["unix_fds"], *self.boot.config["tcp_fds"]):
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+            self.listening.append(sock)
+        self.lock()
+        self.connect()
+        for sock in self.listening:
+            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+        self.loop.later(_SWEEP, self._sweep)
+        self.run()
+
+    def sessions(self) -> int:
+        """Connections."""
+        return len(self.clients)
+
+    def next_number(self) -> int:
+        """For a request or a delivery."""
+        self.number += 1
+        return self.number
+
+    # -- clients
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(16):
+            try:
+                sock, _ = listening.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self.log(3, f"no more LMTP connections can be taken: {os.strerror(error.errno)}")
+                return
+            sock.setblocking(False)
+            if sock.family == socket.AF_UNIX:
+                uid = peer_uid(sock)
+                if uid < 0:
+                    sock.close()
+                    continue
+            else:
+                uid = -1
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = Client(sock, uid, Lmtp(self.hostname, self.message_octets))
+            self.clients.add(client)
+            self.loop.add(sock.fileno(), lambda events, client=client: self._ready(client, events))  # type: ignore[misc]
+            if len(self.clients) > self.most:
+                client.lmtp.take_out()
+                client.lmtp.end("4.3.2 too many connections, try again later")
+            self._progress(client)
+
+    def _ready(self, client: Client, events: int) -> None:
+        if events & WRITE and not self._flush(client):
+            return
+        if events & ~WRITE:
+            try:
+                data = client.sock.recv(_CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._over(client)
+                return
+            client.lmtp.feed(data)
+        self._progress(client)
+
+    def _progress(self, client: Client) -> None:
+        """Do what the client's octets ask for, as far as that goes now."""
+        lmtp = client.lmtp
+        while not (client.transaction is not None and client.transaction.paused):
+            event = lmtp.next()
+            if event is None:
+                break
+            kind = type(event)
+            if kind is Content:
+                assert client.transaction is not None
+                client.transaction.content(event.data)  # type: ignore[union-attr]
+            elif kind is Rcpt:
+                self._recipient(client, event.address)  # type: ignore[union-attr]
+            elif kind is Done:
+                assert client.transaction is not None
+                client.deadline = self.loop.now + _ANSWER_SECONDS
+                client.transaction.done()
+            elif kind is Cancelled:
+                self._cancel(client)
+        client.deadline = self.loop.now + (_ANSWER_SECONDS if lmtp.state == "answering" else self.seconds)
+        self._flush(client)
+
+    def _flush(self, client: Client) -> bool:
+        """Send what there is to be sent; False where that was the client's end."""
+        out = client.lmtp.take_out()
+        if client.out:
+            out = client.out + out
+        if out:
+            try:
+                sent = client.sock.send(out)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._over(client)
+                return False
+            client.out = out[sent:]
+        if client.lmtp.closing and not client.out:
+            self._over(client)
+            return False
+        paused = client.transaction is not None and client.transaction.paused
+        reading = client.lmtp.wants and not paused and len(client.out) < _CHUNK
+        events = (READ if reading else 0) | (WRITE if client.out else 0)
+        if events != client.events:
+            client.events = events
+            self.loop.change(client.sock.fileno(), events)
+        return True
+
+    def _over(self, client: Client) -> None:
+        if client not in self.clients:
+            return
+        self.clients.discard(client)
+        self._cancel(client)
+        self.asked.pop(client.asking, None)
+        self.loop.remove(client.sock.fileno())
+        client.sock.close()
+        self._done_stopping()
+
+    def _cancel(self, client: Client) -> None:
+        transaction, client.transaction = client.transaction, None
+        if transaction is not None:
+            routes = {copy.route for copy in transaction.open if copy.route is not None}
+            transaction.cancel()
+            for route in routes:
+                self._tidy(route)
+
+    def _sweep(self) -> None:
+        """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer all the same."""
+        self.loop.later(_SWEEP, self._sweep)
+        for client in [c for c in self.clients if c.deadline < self.loop.now]:
+            if client.asking:
+                self.asked.pop(client.asking, None)
+                self._judged(client, "4.3.2 the mailbox is not available now, try again later", user="")
+            elif client.transaction is not None and (client.lmtp.state == "answering" or client.transaction.paused):
+                client.transaction.late()
+                self._progress(client)
+            else:
+                client.lmtp.end("4.4.2 you have said nothing for too long")
+                self._flush(client)
+                if client in self.clients:
+                    self._over(client)
+
+    # -- recipients
+    def _recipient(self, client: Client, address: str) -> None:
+        user = self.known.get((client.uid, address))
+        if user is not None:
+            self._judged(client, "", user=user, resume=False)
+            return
+        taken = client.transaction
+        client.asking = self.next_number()
+        self.asked[client.asking] = client
+        self.tell(m.Recipient(client.asking, address, client.uid, look=taken is not None and len(taken.copies) >= _EARLY, lost=False))
+
+    def _judged(self, client: Client, refusal: str, *, user: str, resume: bool = True) -> None:
+        """The kernel's word, of now or before, on the client's recipient."""
+        client.asking = 0
+        lmtp = client.lmtp
+        if refusal:
+            lmtp.recipient(refusal, taken=False)
+        else:
+            if client.transaction is None:
+                client.transaction = self._transaction(client)
+            client.transaction.add(lmtp.recipients[-1], user)
+            lmtp.recipient("2.1.5 ok")
+        if resume:
+            self._progress(client)
+
+    def _transaction(self, client: Client) -> Transaction:
+        def answer(index: int, text: str, taken: bool) -> None:
+            client.lmtp.answer(index, text, taken=taken)
+            if client.lmtp.state != "answering":
+                client.transaction = None
+            self.loop.soon(lambda: client in self.clients and self._progress(client))
+
+        return Transaction(client.lmtp.sender or "", self.next_number, self._want, answer)
+
+    # -- from the kernel
+    def _maildrop(self, message: m.Maildrop, fds: list[int]) -> None:
+        user = message.user
+        if message.fresh:
+            self._join(user, fds[0])
+        asker = self.asked.pop(message.request, None)
+        if isinstance(asker, Client):
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[asker.uid, asker.lmtp.recipients[-1]] = user
+            self._judged(asker, "", user=user)
+        elif asker is not None:
+            self._found(asker)
+
+    def _no_maildrop(self, message: m.NoMaildrop, fds: list[int]) -> None:
+        del fds
+        asker = self.asked.pop(message.request, None)
+        text = f"{message.status} {message.text}"
+        if isinstance(asker, Client):
+            self._judged(asker, text, user="")
+        elif asker is not None:
+            for copy in self.wanting.pop(asker, ()):
+                copy.transaction.failed(copy, text)
+
+    def _anew(self, message: m.Anew, fds: list[int]) -> None:
+        """The user table has changed."""
+        del message, fds
+        self.known.clear()
+
+    # -- routes
+    def _want(self, copy: Copy) -> None:
+        """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
+        route = self.routes.get(copy.user)
+        if route is not None:
+            copy.transaction.routed(copy, route)
+            return
+        waiting = self.wanting.setdefault(copy.user, [])
+        waiting.append(copy)
+        if len(waiting) == 1:
+            request = self.next_number()
+            self.asked[request] = copy.user
+            self.tell(m.Recipient(request, copy.address, self.uid_of(copy), look=False, lost=True))
+
+    def _found(self, user: str) -> None:
+        route = self.routes.get(user)
+        for copy in self.wanting.pop(user, ()):
+            if route is None:
+                copy.transaction.failed(copy)
+            else:
+                copy.transaction.routed(copy, route)
+
+    def _join(self, user: str, fd: int) -> None:
+        """A channel to that user's maildir actor; one to an earlier actor is over."""
+        earlier = self.routes.pop(user, None)
+        route = self.routes[user] = Route(user, lambda message, bulk: self._send(route, message, bulk))
+        route.channel = Channel(self.loop, adopt(fd), self.boot.name, f"maildir.{user}", self._on_maildir, self._on_maildir_gone)
+        route.channel.tag = route
+        if earlier is not None:
+            earlier.leaving = True
+            self._tidy(earlier)
+        if len(self.routes) > _MOST_ROUTES:
+            self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        for route in [r for r in self.routes.values() if not r.copies][: _MOST_ROUTES // 4]:
+            self._forget(route)
+            route.channel.close()
+
+    @staticmethod
+    def _send(route: Route, message: Message, bulk: bytes) -> None:
+        if bulk:
+            route.channel.send_bulk(message, bulk)
+        else:
+            route.channel.send(message)
+
+    def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        del fds
+        route: Route = channel.tag
+        if type(message) is m.Leaving:
+            route.leaving = True
+            self._forget(route)
+        else:
+            copy = route.copies.get(message[0])
+            if copy is None:
+                return  # given up meanwhile
+            if type(message) is m.Accepted:
+                if message.octets > max(copy.unwritten, copy.transaction.size):
+                    channel.close()
+                    self._on_maildir_gone(channel, "credit for more than it was sent")
+                    return
+                copy.transaction.accepted(copy, message)
+                if copy.transaction.large and not message.safe:
+                    self._resume(copy)
+            elif type(message) is m.Rejected:
+                copy.transaction.failed(copy, f"{message.status} {message.text}")
+        self._tidy(route)
+
+    def _on_maildir_gone(self, channel: Channel, why: str) -> None:
+        """What it had not confirmed the sender tries again."""
+        if why:
+            self.refuse(channel, why)
+        route: Route = channel.tag
+        self._forget(route)
+        for copy in list(route.copies.values()):
+            copy.transaction.failed(copy)
+
+    def _forget(self, route: Route) -> None:
+        if self.routes.get(route.user) is route:
+            del self.routes[route.user]
+            self.known = {key: user for key, user in self.known.items() if user != route.user}
+
+    @staticmethod
+    def _tidy(route: Route) -> None:
+        if route.leaving and not route.copies:
+            route.channel.close()
+
+    # -- the end
+    def stop(self, seconds: int) -> None:
+        """No more clients; messages under way may end."""
+        self.stopping = True
+        for sock in self.listening:
+            self.loop.remove(sock.fileno())
+            sock.close()
+        self.listening.clear()
+        self.loop.later(max(0.1, seconds - 1), self.end)
+        for client in list(self.clients):
+            if client.lmtp.state == "command":
+                client.lmtp.end("4.3.2 the service ends")
+                self._flush(client)
+        self._done_stopping()
+
+    def _done_stopping(self) -> None:
+        if self.stopping and not self.clients:
+            self.end()
+
+
+def main(boot: Boot) -> None:
+    """Become the mda."""
+    Mda(boot).begin()

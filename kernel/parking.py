@@ -1,0 +1,64 @@
+"""Parked sessions: their channels wait in the kernel while their maildir actors' processes are gone (passivation).
+
+The listener knows nothing of it: it holds its end of the channel as ever. What the client's next command puts into the channel stays there
+unread; that it is there wakes the session, and the channel is handed to the user's maildir actor, a new one if need be.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+
+from popkernel.kernel import core
+from popkernel.kernel.channel import adopt
+from popkernel.kernel.loop import Loop
+from popkernel.proto import messages as m
+
+__all__ = ["Parking"]
+
+
+class Parking:
+    """The descriptors, and what follows when one stirs. What is decided is decided by core.py."""
+
+    def __init__(self, loop: Loop, decide: core.Core, do: Callable[[list[core.Effect]], None]) -> None:
+        self._loop = loop
+        self._core = decide
+        self._do = do
+        self._fds: dict[str, int] = {}  # user -> this end of the session's channel
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def park(self, name: str, message: m.Parked, fd: int) -> None:
+        """A maildir actor hands a session over; `fd` is ours now."""
+        user = name.removeprefix("maildir.")
+        known = user in self._core.asleep
+        effects = self._core.parked(name, message, self._loop.now)
+        if known or user not in self._core.asleep:  # not a session of that actor's: nothing was put to sleep
+            os.close(fd)
+        else:
+            self._fds[user] = fd
+            self._loop.add(fd, lambda events: self._stirs(user))
+        self._do(effects)
+
+    def _stirs(self, user: str) -> None:
+        """Something came: a command, or the end of the session."""
+        fd = self._fds[user]
+        self._loop.remove(fd)
+        with adopt(os.dup(fd)) as sock:
+            try:
+                over = not sock.recv(1, socket.MSG_PEEK)
+            except OSError:
+                over = True
+        self._do(self._core.sleeper_gone(user) if over else self._core.woken(user, self._loop.now))
+
+    def take(self, user: str) -> int:
+        """The descriptor, the caller's from now on."""
+        fd = self._fds.pop(user)
+        self._loop.remove(fd)
+        return fd
+
+    def forget(self, user: str) -> None:
+        """The session is over."""
+        os.close(self.take(user))
+
+

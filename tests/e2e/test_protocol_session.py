@@ -1,0 +1,389 @@
+"""The rows of POP3 that concern the dialogue: commands, CAPA, codes, lines, pipelining, STLS, USER and PASS, timers."""
+
+import random
+import statistics
+import time
+
+import pytest
+
+from popkernel.kernel.config import ConfigError, load
+from tests.e2e import awkward
+from tests.e2e.awkward import RawClient
+from tests.service import Service, wait_for
+
+MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
+SPACED = "  two blanks, gr\u00fc\u00dfe \tand a tab "
+EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "EXPIRE NEVER"]
+
+
+@pytest.fixture(scope="module")
+def service():
+    users = {name: "secret" for name in ("alice", "bob", "carol", "dave", "erin", "frank")} | {"spaced": SPACED, "long": "p" * 72}
+    with Service(users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """A service with short timers."""
+    with Service(mail=MAIL, lmtp=False, login_seconds=2, idle_seconds=10, allow_plaintext=True) as running:
+        yield running
+
+
+def _memory(service, name):
+    with open(f"/proc/{service.actor(name)['pid']}/status") as file:
+        return int(next(line for line in file if line.startswith("VmRSS")).split()[1])
+
+
+# Commands
+
+
+def test_commands_before_login(service):
+    with RawClient(service) as client:
+        for command in (b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL", b"XYZZY", b"AUTH PLAIN", b"APOP a b"):
+            assert client.ask(command).startswith(b"-ERR "), command
+        for command in (b"CAPA", b"capa", b"CaPa", b"CAPA "):
+            assert client.many(command).endswith(b"\r\n.\r\n")
+        assert client.ask(b"uSeR alice") == b"+OK\r\n"
+        assert client.ask(b"pAsS secret").startswith(b"+OK")
+
+
+def test_commands_after_login(service):
+    with RawClient(service, user="alice") as client:
+        for command in (b"USER bob", b"PASS secret", b"STLS", b"XYZZY", b"STAT 1", b"RSET 1", b"NOOP 1", b"RETR1", b"\tSTAT"):
+            assert client.ask(command).startswith(b"-ERR "), command
+        assert client.ask(b"noop") == b"+OK\r\n"
+        assert client.ask(b"stat").startswith(b"+OK 8 ")
+        assert client.many(b"Retr 1") == awkward.on_the_wire(MAIL[0])
+        assert client.ask(b"qUIT") == b"+OK bye\r\n"
+
+
+# CAPA
+
+
+def _capa(client):
+    return client.many(b"CAPA").decode().split("\r\n")[:-2]
+
+
+def test_capa_is_true_in_each_state(service, quick):
+    for running in (service, quick):
+        with RawClient(running, "") as client:
+            said = _capa(client)
+            assert set(EVERYONE) <= set(said) and "STLS" in said
+            assert ("USER" in said) == (running is quick)
+            assert client.ask(b"USER alice").startswith(b"+OK" if "USER" in said else b"-ERR")
+            assert client.ask(b"STLS").startswith(b"+OK")
+            client.secure()
+            said = _capa(client)
+            assert set(EVERYONE) <= set(said) and "USER" in said and "STLS" not in said
+            assert client.ask(b"STLS").startswith(b"-ERR")
+    with RawClient(service, user="alice") as client:
+        said = _capa(client)
+        assert set(EVERYONE) <= set(said) and not {"USER", "STLS"} & set(said)
+        assert any(line.startswith("IMPLEMENTATION popkernel-") for line in said)
+        assert not [line for line in said if line.startswith(("SASL", "UTF8", "LANG", "LOGIN-DELAY"))]  # not yet true
+
+
+# Response codes
+
+
+def test_code_auth(service):
+    with RawClient(service) as client:
+        client.ask(b"USER alice")
+        assert client.ask(b"PASS wrong") == b"-ERR [AUTH] wrong name or password\r\n"
+
+
+def test_code_in_use(service):
+    with RawClient(service, user="alice"), RawClient(service) as second:
+        second.ask(b"USER alice")
+        assert second.ask(b"PASS secret").startswith(b"-ERR [IN-USE] ")
+        second.ask(b"USER bob")
+        assert second.ask(b"PASS secret").startswith(b"+OK")
+
+
+def test_code_sys_temp_when_the_maildir_actor_dies(service):
+    import os
+    import signal
+
+    with RawClient(service, user="carol") as client:
+        assert client.ask(b"DELE 1").startswith(b"+OK")
+        os.kill(service.actor("maildir.carol")["pid"], signal.SIGKILL)
+        assert client.line().startswith(b"-ERR [SYS/TEMP] ")
+        assert client.end() == b""
+    with RawClient(service, user="carol") as client:
+        assert client.ask(b"STAT").startswith(b"+OK 8 ")
+
+
+# USER and PASS
+
+
+def test_pass_keeps_blanks_and_8_bit(service):
+    with RawClient(service) as client:
+        client.ask(b"USER spaced")
+        assert client.ask(b"PASS " + SPACED.strip().encode()).startswith(b"-ERR [AUTH]")
+        client.ask(b"USER spaced")
+        assert client.ask(b"PASS " + SPACED.encode()).startswith(b"+OK 8 ")
+    assert "blanks" not in service.read_log()
+
+
+def test_pass_of_more_than_72_octets_is_not_its_beginning(service):
+    with RawClient(service) as client:
+        client.ask(b"USER long")
+        assert client.ask(b"PASS " + b"p" * 73).startswith(b"-ERR [AUTH]")
+        client.ask(b"USER long")
+        assert client.ask(b"PASS " + b"p" * 72).startswith(b"+OK")
+
+
+def test_pass_is_valid_right_after_user_only(service):
+    with RawClient(service) as client:
+        assert client.ask(b"PASS secret").startswith(b"-ERR")
+        for between in (b"CAPA", b"NOOP", b"XYZZY", b"", b"USER", b"USER a b", b"PASS wrong", b"Z" * 300):
+            client.ask(b"USER alice")
+            if between == b"CAPA":
+                client.many(between)
+            else:
+                assert client.ask(between).startswith(b"-ERR"), between
+            assert client.ask(b"PASS secret") == b"-ERR USER first\r\n", between
+        client.ask(b"USER bob")
+        client.ask(b"USER alice")  # the last one counts
+        assert client.ask(b"PASS secret").startswith(b"+OK")
+        assert service.status()["leases"][-1]["user"] == "alice"
+
+
+def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
+    times = {b"alice": [], b"nobody-here": []}
+    answers = set()
+    with RawClient(service) as client:
+        for _ in range(8):
+            for name, took in times.items():
+                client.ask(b"USER " + name)
+                begin = time.perf_counter()
+                answers.add(client.ask(b"PASS wrong"))
+                took.append(time.perf_counter() - begin)
+    assert answers == {b"-ERR [AUTH] wrong name or password\r\n"}
+    known, unknown = (statistics.median(took) for took in times.values())
+    assert known > 0.005, "no bcrypt was done"
+    assert 0.6 < known / unknown < 1.6
+
+
+# Plain text
+
+
+def test_plain_text_is_refused_before_tls(service, quick):
+    with RawClient(service, "") as client:
+        assert client.ask(b"USER alice") == b"-ERR use TLS first (STLS)\r\n"
+        assert client.ask(b"PASS secret") == b"-ERR use TLS first (STLS)\r\n"
+    with RawClient(quick, "", user="alice") as client:  # the operator allows it
+        assert client.ask(b"STAT").startswith(b"+OK 8 ")
+
+
+# STLS
+
+
+@pytest.mark.parametrize("injected", [b"USER alice\r\nPASS secret\r\nDELE 1\r\n", b"USER al", b"CAPA\r\nQUIT\r\n", b"\0" * 1000])
+def test_stls_throws_away_what_was_said_before(service, injected):
+    """CVE-2011-0411 and its family, in one packet with STLS."""
+    with RawClient(service, "") as client:
+        client.send(b"STLS\r\n" + injected)
+        assert client.line() == b"+OK begin TLS\r\n"
+        client.secure()
+        assert client.ask(b"PASS secret") == b"-ERR USER first\r\n"
+        assert client.ask(b"STAT") == b"-ERR not now\r\n"
+        assert client.ask(b"USER alice") == b"+OK\r\n"
+
+
+def test_stls_forgets_user(quick):
+    with RawClient(quick, "") as client:
+        assert client.ask(b"USER alice") == b"+OK\r\n"
+        assert client.ask(b"STLS") == b"+OK begin TLS\r\n"
+        client.secure()
+        assert client.ask(b"PASS secret") == b"-ERR USER first\r\n"
+
+
+def test_stls_takes_no_arguments(service):
+    with RawClient(service, "") as client:
+        assert client.ask(b"STLS now").startswith(b"-ERR")
+        assert client.ask(b"STLS ") == b"+OK begin TLS\r\n"
+
+
+# Lines
+
+
+def test_lines_up_to_255_octets(service):
+    with RawClient(service) as client:
+        client.ask(b"USER alice")
+        assert client.ask(b"PASS " + b"x" * 248) == b"-ERR [AUTH] wrong name or password\r\n"  # 255 octets with CR LF
+        client.ask(b"USER alice")
+        assert client.ask(b"PASS " + b"x" * 249) == b"-ERR line too long\r\n"
+        assert client.ask(b"NOOP" + b" " * 300) == b"-ERR line too long\r\n"
+        assert client.ask(b"CAPA" + b" " * 200).startswith(b"+OK")
+
+
+def test_first_reply_lines_are_short(service):
+    with RawClient(service, user="alice") as client:
+        for command in (b"\xff" * 250, b"RETR " + b"9" * 245, b"USER " + b"x" * 240):
+            assert len(client.ask(command)) <= 512
+
+
+@pytest.mark.parametrize("line", [b"", b":", b"\0", b" ", b"\0" * 100, b"\r", b"\xff\xfe", b"STAT\0", b"%s%n", b"\x1b[2J", b"." * 100])
+def test_odd_lines_are_errors_and_no_more(service, line):
+    for user in ("", "bob"):
+        with RawClient(service, user=user) as client:
+            assert client.ask(line).startswith(b"-ERR "), line
+            client.send(b"CAPA\n")  # LF alone is forgiven
+            assert client.line().startswith(b"+OK")
+            client.rest()
+            client.ask(b"QUIT")
+
+
+def test_too_many_errors_end_the_connection(service):
+    with RawClient(service) as client:
+        client.send(b"\r\n" * 60)
+        said = client.end()
+    assert said.count(b"-ERR ") == 52 and said.endswith(b"-ERR too many errors\r\n")
+
+
+def test_endless_line_takes_no_memory(service):
+    for user in ("", "dave"):
+        with RawClient(service, user=user) as client:
+            before = _memory(service, "listener")
+            for _ in range(64):
+                client.send(b"A" * 262144)
+            assert client.line() == b"-ERR line too long\r\n"
+            assert _memory(service, "listener") - before < 2048, "KiB"
+            client.send(b"\r\nCAPA\r\n")
+            assert client.line() == b"+OK capabilities follow\r\n"
+
+
+# Pipelining
+
+
+def _script():
+    """Commands and all that answers them, together."""
+    commands, answers = [], []
+    wire = [awkward.on_the_wire(m) for m in MAIL]
+    sizes = [len(awkward.sent(m)) for m in MAIL]
+    for n in (1, 2, 3, 2, 8, 4, 5):
+        commands.append(b"RETR %d" % n)
+        answers.append(b"+OK %d octets\r\n" % sizes[n - 1] + wire[n - 1])
+    commands += [b"DELE 1", b"NOOP", b"DELE 2", b"STAT", b"DELE 3", b"BAD", b"DELE 4", b"STAT", b"RETR 4", b"DELE 4", b"RSET", b"STAT"]
+    answers += [
+        b"+OK marked\r\n", b"+OK\r\n", b"+OK marked\r\n", b"+OK 6 %d\r\n" % sum(sizes[2:]), b"+OK marked\r\n", b"-ERR unknown command\r\n",
+        b"+OK marked\r\n", b"+OK 4 %d\r\n" % sum(sizes[4:]), b"-ERR no such message\r\n", b"-ERR no such message\r\n",
+        b"+OK 8 messages (%d octets)\r\n" % sum(sizes), b"+OK 8 %d\r\n" % sum(sizes),
+    ]
+    commands += [b"LIST", b"LIST 2", b"TOP 8 0", b"RETR 99"]
+    answers += [
+        b"+OK 8 messages (%d octets)\r\n" % sum(sizes) + b"".join(b"%d %d\r\n" % row for row in enumerate(sizes, 1)) + b".\r\n",
+        b"+OK 2 %d\r\n" % sizes[1], b"+OK\r\n" + awkward.top(MAIL[7], 0), b"-ERR no such message\r\n",
+    ]
+    return b"".join(c + b"\r\n" for c in commands), b"".join(answers)
+
+
+def test_pipelining_hundreds_of_commands_in_one_packet(service):
+    commands, answers = _script()
+    with RawClient(service, user="alice") as client:
+        client.send(commands * 20)
+        assert client.take(len(answers) * 20) == answers * 20
+        client.send(b"NOOP\r\n" * 5000 + b"QUIT\r\n")
+        assert client.end() == b"+OK\r\n" * 5000 + b"+OK bye\r\n"
+
+
+def test_pipelining_with_login_in_one_packet(service):
+    commands, answers = _script()
+    with RawClient(service) as client:
+        client.send(b"USER erin\r\nPASS secret\r\n" + commands + b"QUIT\r\n")
+        assert client.line() == b"+OK\r\n"
+        assert client.line().startswith(b"+OK 8 ")
+        assert client.end() == answers + b"+OK bye\r\n"
+
+
+def test_pipelining_split_at_every_octet(service):
+    commands, answers = _script()
+    with RawClient(service, user="alice") as client:
+        for at in range(1, len(commands)):
+            client.send(commands[:at])
+            client.send(commands[at:])
+        wanted = answers * (len(commands) - 1)
+        assert client.take(len(wanted)) == wanted
+        for octet in commands:
+            client.send(bytes((octet,)))
+        assert client.take(len(answers)) == answers
+
+
+def test_pipelining_at_random(service):
+    """Commands in any order and grouping, judged by a model of one's own."""
+    chance = random.Random(1939)
+    with RawClient(service, user="frank") as client:
+        for _ in range(40):
+            packet, wanted = b"RSET\r\n", None
+            deleted = set()
+            sizes = [len(awkward.sent(m)) for m in MAIL]
+            wanted = b"+OK 8 messages (%d octets)\r\n" % sum(sizes)
+            for _ in range(chance.randrange(1, 40)):
+                n, verb = chance.randrange(1, 9), chance.choice([b"RETR", b"DELE", b"STAT", b"NOOP", b"LIST", b"DELE"])
+                packet += verb + (b" %d" % n if verb in (b"RETR", b"DELE", b"LIST") else b"") + b"\r\n"
+                left = [s for i, s in enumerate(sizes, 1) if i not in deleted]
+                if verb == b"STAT":
+                    wanted += b"+OK %d %d\r\n" % (len(left), sum(left))
+                elif verb == b"NOOP":
+                    wanted += b"+OK\r\n"
+                elif n in deleted:
+                    wanted += b"-ERR no such message\r\n"
+                elif verb == b"LIST":
+                    wanted += b"+OK %d %d\r\n" % (n, sizes[n - 1])
+                elif verb == b"DELE":
+                    deleted.add(n)
+                    wanted += b"+OK marked\r\n"
+                else:
+                    wanted += b"+OK %d octets\r\n" % sizes[n - 1] + awkward.on_the_wire(MAIL[n - 1])
+            client.send(packet)
+            assert client.take(len(wanted)) == wanted, packet
+
+
+def test_quit_ends_what_was_pipelined_behind_it(service):
+    """Nobody logs in anew behind a QUIT, and nothing is deleted."""
+    with RawClient(service, user="alice") as client:
+        client.send(b"DELE 99\r\nQUIT\r\nUSER bob\r\nPASS secret\r\nDELE 1\r\n")
+        assert client.end() == b"-ERR no such message\r\n+OK bye\r\n"
+    wait_for(lambda: service.status()["sessions"], until=lambda s: s == [])
+
+
+# Timers
+
+
+def test_timer_for_login_cannot_be_stretched(quick):
+    """Whatever a client says, it has login_seconds to log in."""
+    begin = time.monotonic()
+    with RawClient(quick, "") as silent, RawClient(quick) as secured, RawClient(quick) as busy:
+        try:
+            while time.monotonic() < begin + 8:
+                busy.many(b"CAPA")
+        except (EOFError, OSError):
+            pass
+        assert 1.5 < time.monotonic() - begin < 4
+        assert silent.end() == b"" and secured.end() == b""
+        assert 1.5 < time.monotonic() - begin < 4
+
+
+def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
+    begin = time.monotonic()
+    with RawClient(quick, user="bob", timeout=30) as idle, RawClient(quick, user="alice", timeout=30) as active:
+        assert idle.ask(b"DELE 1").startswith(b"+OK")
+        while time.monotonic() < begin + 11:
+            idle.sock.settimeout(0.5)
+            try:
+                assert not idle.more(), "a reply to nothing"
+                break
+            except TimeoutError:
+                assert active.ask(b"NOOP") == b"+OK\r\n"
+        assert 9.5 < time.monotonic() - begin < 11
+        assert active.ask(b"NOOP") == b"+OK\r\n"
+    with RawClient(quick, user="bob") as again:
+        assert again.ask(b"STAT").startswith(b"+OK 8 ")
+
+
+@pytest.mark.parametrize(("key", "value"), [("idle_seconds", 9), ("idle_seconds", 86401), ("login_seconds", 0), ("login_seconds", 3601)])
+def test_timers_have_bounds(service, key, value):
+    with pytest.raises(ConfigError, match=key):
+        load({key: value}, service.toml)
