@@ -17,6 +17,7 @@ DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 _EXIT = {
     "usage": "64  wrong usage",
     "data": "65  a file or an input cannot be used as it is",
+    "nouser": "67  no such user",
     "noinput": "66  a file is missing or cannot be read",
     "unavailable": "69  the server does not run, or something it needs is missing",
     "software": "70  an error of popkernel's own",
@@ -108,7 +109,10 @@ def build_parser() -> Parser:
     _reload(commands)
     _check(commands)
     _passwd(commands)
+    _deliver(commands)
     _topology(commands)
+    _trace(commands)
+    _replay(commands)
     _demo(commands)
     _completion(commands)
     return parser
@@ -298,6 +302,32 @@ def _passwd(commands: Any) -> None:
     parser.set_defaults(run="popkernel.cli.passwd:run")
 
 
+def _deliver(commands: Any) -> None:
+    parser = commands.add_parser(
+        "deliver",
+        help="put the message on standard input into a mailbox",
+        description="Put the message on standard input into a mailbox of the running server; done once it is safe on disk.\n"
+        "For `mda` actions, .forward files and other pipes. Root, the mail servers of the key mta_users and each\n"
+        "mailbox's own user may.",
+        epilog=_epilog(
+            """
+            popkernel deliver -u alice < message
+            action "pop" mda "popkernel deliver -u %{user.username}" virtual <users> userbase <users>
+            "|/usr/local/bin/popkernel deliver"
+            """,
+            "usage data nouser unavailable tempfail noperm",
+            """
+            RUN_DIR/lmtp.sock  where the running server takes mail
+            """,
+        ),
+    )
+    what = "whose mailbox: a name of the user table, or an address (default: $USER)"
+    parser.add_argument("-u", dest="user", metavar="USER", help=what)
+    parser.add_argument("--sender", metavar="ADDR", help="whom to name in Return-Path where the message has none (default: $SENDER)")
+    _add_run_dir(parser)
+    parser.set_defaults(run="popkernel.cli.deliver:run")
+
+
 def _topology(commands: Any) -> None:
     parser = commands.add_parser(
         "topology",
@@ -309,6 +339,74 @@ def _topology(commands: Any) -> None:
     choices = ("text", "json", "mermaid", "dot")
     parser.add_argument("--format", choices=choices, default="text", help="for people or programs (default text)")
     parser.set_defaults(run="popkernel.cli.topology:run")
+
+
+def _session(text: str) -> int:
+    """A session as `trace` shows it (1.17), or as `status` does, in one number."""
+    turn, dot, number = text.partition(".")
+    try:
+        return (int(turn) << 40) + int(number) if dot else int(turn)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no session: give 1.17, or the number that `popkernel status` shows") from None
+
+
+def _trace(commands: Any) -> None:
+    parser = commands.add_parser(
+        "trace",
+        help="watch live what actors are told and what they say; record it",
+        description="Attach to the running server and tell what passes between its actors, until Ctrl-C. Nothing is\n"
+        "restarted, any number may watch, and one who is too slow slows nobody but loses frames, which are counted.\n"
+        "Passwords are never shown; mail is shown as its size. Only root, or the user who runs the server, may watch.",
+        epilog=_epilog(
+            """
+            popkernel trace
+            popkernel trace --user alice
+            popkernel trace auth --type Denied,Granted --count 10
+            popkernel trace --session 1.17 --format mermaid > session.mmd
+            popkernel trace --format json --for 60 | jq -r 'select(.took_seconds > 0.1) | .name'
+            popkernel trace maildir.alice --record alice.rec --with-maildir
+            """,
+            "usage unavailable software cantcreat ioerr tempfail noperm",
+        ),
+    )
+    add = parser.add_argument
+    add("actor", metavar="ACTOR", nargs="?", help="only this actor: listener.0, or listener for all of them, maildir.USER, kernel ...")
+    add("--user", metavar="USER", help="only sessions, deliveries and the maildir actor of this user")
+    add("--session", metavar="ID", type=_session, default=0, help="only this session, as trace or status show it")
+    add("--edge", metavar="FROM:TO", help="only messages between these two, for example listener:auth")
+    add("--type", metavar="NAME,...", default=[], type=lambda text: [n for n in text.split(",") if n], help="only messages of these names")
+    add("--format", choices=("pretty", "json", "mermaid"), default="pretty", help="for people, programs, or as a diagram (default pretty)")
+    what = "write what is watched there too, for `popkernel replay`"
+    _complete(add("--record", metavar="FILE", help=what), FILE)
+    add("--with-maildir", action="store_true", help="with --record and one user: take that maildir along as it is now, mail and all")
+    add("--count", metavar="N", type=int, help="detach after so many lines")
+    add("--for", dest="seconds", metavar="SECONDS", type=float, help="detach after so long")
+    add("--payload", action="store_true", help="mail content too; root only")
+    _add_run_dir(parser)
+    parser.set_defaults(run="popkernel.cli.trace:run")
+
+
+def _replay(commands: Any) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="feed recordings to fresh actors, and compare what they say",
+        description="Feed what recorded actors were told, in order and with the recorded clock and randomness, to fresh ones,\n"
+        "and compare what these say with the recording, field by field.",
+        epilog=_epilog(
+            """
+            popkernel replay tests/replay/*.rec
+            popkernel replay alice.rec --actor maildir.alice --maildir /tmp/copy-of-alice
+            popkernel replay tests/replay/quit.rec --update
+            """,
+            "usage data noinput cantcreat",
+        ).replace("0   done\n", "0   everything as recorded\n  1   differences\n"),
+    )
+    _complete(parser.add_argument("files", metavar="FILE", nargs="+", help="what `popkernel trace --record` wrote"), FILE)
+    parser.add_argument("--actor", metavar="NAME", help="only this one of the actors in the recording")
+    what = "the maildir as it was when the recording began, if that is not in it; it is copied, and left as it is"
+    _complete(parser.add_argument("--maildir", metavar="DIR", help=what), DIRECTORY)
+    parser.add_argument("--update", action="store_true", help="write what is said now into the recordings, where it differs")
+    parser.set_defaults(run="popkernel.cli.replay:run")
 
 
 def _demo(commands: Any) -> None:

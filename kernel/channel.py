@@ -21,11 +21,12 @@ from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
 __all__ = ["Channel", "Tap", "adopt", "codec", "counts", "pair"]
 
 Message = tuple[Any, ...]
-Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the channel, the message)
+Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the channel, the message); ("gone", the channel, (why,))
 
 _SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
 _SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
 _MOST_FDS = 8  # that may wait for the rest of their message
+_MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
 _codecs: dict[tuple[str, str], Codec] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
@@ -156,6 +157,8 @@ class Channel:
         if not self._said:
             self._said = True
             parts = [PREFACE, *parts]
+        if len(parts) > _MOST_PARTS:
+            parts = [b"".join(parts)]
         if self._queue:
             self._enqueue(b"".join(parts), [os.dup(fd) for fd in fds])
             return
@@ -258,6 +261,8 @@ class Channel:
     def _fail(self, why: str) -> None:
         if not self.gone:
             self.close()
+            if watch.tap is not None:
+                watch.tap("gone", self, (why,))
             self._on_gone(self, why)
 
     def release(self) -> socket.socket | None:

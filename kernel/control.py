@@ -22,6 +22,7 @@ _PREFACE = preface(b"ROUTER")
 _MOST_CLIENTS = 32
 _MOST_REQUEST = 4096  # octets
 _MOST_UNSENT = 64 << 20  # octets of an answer that nobody reads
+_MOST_PUSHED = 8 << 20  # octets of frames that a viewer has not read
 
 Answer = Callable[[dict[str, Any]], None]
 
@@ -29,10 +30,14 @@ Answer = Callable[[dict[str, Any]], None]
 class ControlServer:
     """Accepts, checks who asks, passes the command on."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, command: Callable[[str, Answer], None]) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, command: Callable[[str, Answer], None], trace: Callable[["Client", dict[str, Any]], None],
+    ) -> None:
+        """`trace` takes the request of a client who stays to watch."""
         self._loop = loop
         self._sock = sock
         self._command = command
+        self._trace = trace
         self._own = os.geteuid()
         self.clients: set[Client] = set()
         loop.add(sock.fileno(), self._accept)
@@ -43,26 +48,33 @@ class ControlServer:
             sock, _ = self._sock.accept()
         except OSError:
             return
-        if len(self.clients) >= _MOST_CLIENTS or peer_uid(sock) not in (0, self._own):
+        uid = peer_uid(sock)
+        if len(self.clients) >= _MOST_CLIENTS or uid not in (0, self._own):
             sock.close()
             return
-        self.clients.add(Client(self._loop, sock, self))
+        self.clients.add(Client(self._loop, sock, self, uid))
 
     def ask(self, client: "Client", frame: bytes) -> None:
         """One request."""
         try:
-            request = msgpack.unpackb(frame, max_map_len=4, max_array_len=0, max_ext_len=0)
+            request = msgpack.unpackb(frame, max_map_len=16, max_array_len=64, max_ext_len=0)
             name = request["command"]
         except Exception:
             client.answer({"ok": False, "error": "a request is a map with a command"})
             return
-        self._command(name if isinstance(name, str) else "", client.answer)
+        if name == "trace":
+            self._trace(client, request)
+        else:
+            self._command(name if isinstance(name, str) else "", client.answer)
 
 
 class Client:
     """One connection of an operator's program."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, server: ControlServer) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, server: ControlServer, uid: int) -> None:
+        self.uid = uid
+        self.on_room: Callable[[], None] | None = None  # all that was pushed has been read
+        self.on_end: Callable[[], None] | None = None
         self._loop = loop
         self._sock = sock
         self._server = server
@@ -103,6 +115,17 @@ class Client:
             return
         self._flush()
 
+    def push(self, frame: bytes) -> bool:
+        """Send a frame that nobody asked for, if there is room: False where it is lost, because too many wait already."""
+        if self._closed or len(self._out) + len(frame) > _MOST_PUSHED:
+            return False
+        waited = bool(self._out)
+        self._out += frame_head(len(frame))
+        self._out += frame
+        if not waited:
+            self._flush()
+        return True
+
     def _flush(self) -> None:
         try:
             sent = self._sock.send(self._out) if self._out else 0
@@ -112,6 +135,8 @@ class Client:
                 return
             sent = 0
         del self._out[:sent]
+        if sent and not self._out and self.on_room is not None:
+            self.on_room()
         self._loop.change(self._sock.fileno(), READ | (WRITE if self._out else 0))
 
     def close(self) -> None:
@@ -122,6 +147,8 @@ class Client:
             with contextlib.suppress(OSError):
                 self._sock.close()
             self._server.clients.discard(self)
+            if self.on_end is not None:
+                self.on_end()
 
 
 def peer_uid(sock: socket.socket) -> int:

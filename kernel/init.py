@@ -349,6 +349,8 @@ class Init:
                 return
             name = self.children.pop(pid, "")
             if name == "kernel":
+                if self.kernel is not None:
+                    self.kernel.read()  # its last word, with the exit code, may be there and not yet taken
                 self.loop.stop()
             elif name and self.kernel is not None:
                 self.kernel.send(m.Exited(name, pid, status & 0xFFFF))

@@ -12,8 +12,11 @@ _NAMES = {3: "error: ", 4: "warning: "}
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that could make two lines of one, or move a terminal's cursor."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` with everything escaped that could make two lines of one, or move a terminal's cursor.
+
+    By repr(), which is at hand: the codec unicode_escape would be a file to import, after the lock.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Log:

@@ -6,6 +6,7 @@ unread; that it is there wakes the session, and the channel is handed to the use
 
 import os
 import socket
+import stat
 from collections.abc import Callable
 
 from popkernel.kernel import core
@@ -37,8 +38,19 @@ class Parking:
             os.close(fd)
         else:
             self._fds[user] = fd
-            self._loop.add(fd, lambda events: self._stirs(user))
+            if not self._watch(user, fd):
+                effects = [*effects, *self._core.sleeper_gone(user)]
         self._do(effects)
+
+    def _watch(self, user: str, fd: int) -> bool:
+        """Whether it can be waited for: what an actor hands over need not be a socket."""
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                self._loop.add(fd, lambda events: self._stirs(user))
+                return True
+        except OSError:
+            pass  # epoll takes no files
+        return False
 
     def _stirs(self, user: str) -> None:
         """Something came: a command, or the end of the session."""
@@ -46,7 +58,7 @@ class Parking:
         self._loop.remove(fd)
         with adopt(os.dup(fd)) as sock:
             try:
-                over = not sock.recv(1, socket.MSG_PEEK)
+                over = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # who gave it may have kept a copy
             except OSError:
                 over = True
         self._do(self._core.sleeper_gone(user) if over else self._core.woken(user, self._loop.now))

@@ -22,6 +22,7 @@ from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, print
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
 from popkernel.kernel.recipients import Rules
+from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser, parse_users
@@ -78,6 +79,7 @@ class Supervisor(Actor):
             Rules(separators=config.subaddress, fold=config.recipient_case == "fold", domains=config.recipient_domains),
             frozenset((0, boot.uid, *boot.config["mta_uids"])), tcp=bool(config.lmtp_listen),
         )
+        self.taps = Taps(self)
         self.restarts: dict[str, int] = {}
         self.generation = 0
         self.spawner = self.auth = self.mda = ""  # names of those in force
@@ -105,11 +107,11 @@ class Supervisor(Actor):
         try:
             self.core.users = self._read_users()
         except ValueError as error:
-            self.end_service(65, str(error))
+            self.end_service(66 if isinstance(error, NoTableError) else 65, str(error))
             self.run()
         set_title("kernel")
         self._lock_in()
-        self.control = ControlServer(self.loop, self.boot.config["control"], self._command)
+        self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)
         self.spawner = self._launch("spawner", self._roots(self.core.users))
         self.auth = self._launch("auth")
         self.listeners = [self._launch("listener", number=n) for n in range(self.config.listeners)]
@@ -133,7 +135,7 @@ class Supervisor(Actor):
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}; give the user table with -u") from None
+            raise NoTableError(f"{path}: {error.strerror}; give the user table with -u") from None
         users, findings = parse_users(data, path, self.config.subdir)
         if findings:
             raise ValueError("\n".join(map(str, findings[:20])))
@@ -160,6 +162,7 @@ class Supervisor(Actor):
         process.restarts = self.restarts.get(_plain(name), 0)
         channel.tag = process
         self.processes[name] = process
+        self.taps.started(process)
         assert self.init is not None
         self.init.send(m.Execute(kind, name, roots or []), [its.fileno()])
         its.close()
@@ -192,6 +195,7 @@ class Supervisor(Actor):
         if why:
             self.refused += 1
             self.log_line(ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
+            self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
         self._kill(process)
@@ -244,6 +248,7 @@ class Supervisor(Actor):
             process.state = "serving"
         process.since = self.loop.now
         self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
+        self.taps.note("Began", process.name, pid=message.pid)
         if process.kind == "maildir.{user}":
             self._do(self.core.hello(process.name))
             return
@@ -288,13 +293,20 @@ class Supervisor(Actor):
         del fds
         self.broken += 1
         self.log_line(ERROR, f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended")
-        self._kill(process)  # should it have said so and not gone
+        self.taps.note("Broke", process.name, call=message.call, promise=message.promise)
+        self.loop.later(1.0, lambda: self._gone_by_now(process))
+
+    def _gone_by_now(self, process: Process) -> None:
+        """Should it have said that it broke a promise, and not gone."""
+        if self.processes.get(process.name) is process:
+            self._kill(process)
 
     def _refused(self, process: Process, message: m.Refused, fds: list[int]) -> None:
         """An actor says that a peer of its broke the rules."""
         del fds
         self.refused += 1
         self.log_line(ERROR, f"{process.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
+        self.taps.note("Refused", message.peer, reason=message.reason, by=process.name)
         accused = self._accused(process, message.peer)
         if accused is None:
             return
@@ -435,6 +447,7 @@ class Supervisor(Actor):
         process.ids = (row.uid, row.gid)
         channel.tag = process
         self.processes[name] = process
+        self.taps.started(process)
         if spawner is None:  # it died, and the next one is not due yet: nobody would ever tell of this actor's end
             self.loop.soon(lambda: self._gone(m.Exited(name, 1, int(signal.SIGKILL))))
         else:
@@ -461,6 +474,7 @@ class Supervisor(Actor):
             process.channel.read()  # its last words
             process.channel.close()
         how = how_ended(message.status)
+        self.taps.gone(process, how)
         expected = process.state in ("stopping", "draining") or self.state == "stopping"
         if process.kind == "maildir.{user}":
             if message.status:
@@ -496,6 +510,7 @@ class Supervisor(Actor):
             self.end_service(SOFTWARE, f"{process.name} ended again and again, last: {how}")
             return
         self.log_line(ERROR, f"{process.name} ended: {how}; again in {verdict.seconds:.1f} s")
+        self.taps.note("Restart", process.name, seconds=verdict.seconds)
         self.restarts[plain] = self.restarts.get(plain, 0) + 1
         self.loop.later(verdict.seconds, lambda: self._again(process.name, process.kind))
 
@@ -641,6 +656,10 @@ class Supervisor(Actor):
         if process.ids is not None:
             return process.ids
         return self.boot.config["ids"].get(process.kind, (self.boot.uid, self.boot.gid))  # type: ignore[no-any-return]
+
+
+class NoTableError(ValueError):
+    """The user table is not there, or is not readable."""
 
 
 class Reload:

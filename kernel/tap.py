@@ -16,11 +16,11 @@ import msgpack
 from popkernel.kernel.channel import Channel, Message, codec, watch
 from popkernel.kernel.loop import WRITE, Loop
 from popkernel.proto.messages import Tapped, Unwatch, Watch
-from popkernel.proto.shown import cut, shown
+from popkernel.proto.shown import content, cut, shown
 from popkernel.proto.topology import kind_of
 from popkernel.proto.zmtp import PREFACE, frame_head
 
-__all__ = ["ActorTap", "note"]
+__all__ = ["ActorTap", "note", "piece"]
 
 _MOST_HELD = 2 << 20  # octets that wait for a kernel that does not read
 _MOST_FIELDS = 400 * 1024  # octets; a frame's fields are left out beyond
@@ -49,13 +49,16 @@ class ActorTap:
 
     def __call__(self, way: str, channel: Channel, message: Message) -> None:
         """A message that passed."""
+        if way == "gone":
+            self._put("in", channel.peer, "Gone", self._session_of(channel, message), 0, {"why": message[0]})
+            return
         if type(message) in _HIDDEN:
             return
         fields, octets = shown(message, payload=self.payload)
         self._put(way, channel.peer, type(message).__name__, self._session_of(channel, message), octets, fields)
 
     def note(self, name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0) -> None:
-        """Something that is no message: what a client typed, a clock that was read."""
+        """Something that is no message: what a client typed, a clock that was read. `fields` must be fit to be shown."""
         self._put(way, peer, name, session, octets, fields)
 
     def _put(self, way: str, peer: str, name: str, session: int, octets: int, fields: dict[str, Any]) -> None:
@@ -125,3 +128,8 @@ def note(name: str, session: int, fields: dict[str, Any], *, way: str = "note", 
     """Tell the tap, if there is one. Callers on a hot path look at `watch.tap` themselves before they make `fields`."""
     if type(watch.tap) is ActorTap:
         watch.tap.note(name, session, fields, way=way, peer=peer, octets=octets)
+
+
+def piece(data: bytes) -> dict[str, Any]:
+    """Mail content among the fields of a note: whole where that was asked for, else its size."""
+    return content(data) if type(watch.tap) is ActorTap and watch.tap.payload else cut(len(data))

@@ -184,11 +184,12 @@ class Lmtp:
     def _reply(self, text: bytes) -> None:
         self._out.append(text + b"\r\n")
 
-    def _wrong(self, text: bytes) -> None:
+    def _wrong(self, text: bytes) -> Event | None:
         self._errors += 1
         self._reply(text)
         if self._errors > _MOST_ERRORS:
             self.end("4.7.0 too many errors")
+        return None
 
     def _lhlo(self, rest: bytes) -> Event | None:
         if not rest:

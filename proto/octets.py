@@ -37,14 +37,6 @@ def _crlf(data: bytes) -> bytes:
     return data.replace(_CRLF, b"\n").replace(b"\n", _CRLF)
 
 
-def _has_dotted_line(data: bytes) -> bool:
-    """Say whether a line, other than the first, begins with a dot.
-
-    CPython's ``rfind`` takes two octets at twice the speed of ``find`` and ``in``.
-    """
-    return data.rfind(b"\n.") >= 0
-
-
 def encode(data: bytes) -> tuple[bytes, int]:
     """Give a whole message's wire form and its ``wire_size`` in one go: one pass less than asking for both."""
     out = _crlf(data)
@@ -62,7 +54,7 @@ def encode(data: bytes) -> tuple[bytes, int]:
 def _stuffed(data: bytes, at: int) -> bytes:
     """Double the dot at each line's beginning; ``at``: where the last of them is, less one.
 
-    Dotted lines are few: going from one to the next is three times as fast as ``replace``, which looks for pairs slowly.
+    CPython's ``rfind`` takes two octets at twice the speed of ``find`` and ``in``; and dotted lines are few: going from one to the next is three times as fast as ``replace``, which looks for pairs slowly.
     """
     pieces = []
     end = len(data)
@@ -104,8 +96,9 @@ class WireEncoder:
             self._line_start = True
         out = _crlf(body)
         self.octets += len(head) + len(out)
-        if _has_dotted_line(body):
-            out = out.replace(b"\n.", b"\n..")
+        at = out.rfind(b"\n.")
+        if at >= 0:
+            out = _stuffed(out, at)
         if self._line_start and out.startswith(b"."):
             head += b"."
         self._after_cr = chunk.endswith(b"\r")

@@ -9,11 +9,12 @@ import msgpack
 
 from popkernel.proto.schema import fields_of
 
-__all__ = ["CONTENT", "SECRET", "cut", "is_cut", "shown"]
+__all__ = ["CONTENT", "SECRET", "content", "cut", "is_cut", "recut", "shown"]
 
 SECRET = "[secret]"  # stands in the place of a secret field, whatever its length was
 CONTENT = 8192  # octets; a field of octets that may be larger holds mail or a session's state, and is cut unless asked for
 _CUT = "octets cut"
+_WHOLE = "content"
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _shapes: dict[type, tuple[tuple[str, int], ...]] = {}
@@ -28,6 +29,19 @@ def cut(octets: int) -> dict[str, int]:
 def is_cut(value: Any) -> int:
     """The octets of cut content; -1 where `value` is not that."""
     return value[_CUT] if type(value) is dict and len(value) == 1 and type(value.get(_CUT)) is int else -1
+
+
+def content(data: bytes) -> dict[str, bytes]:
+    """How content is shown to who asked for it: apart from what is not content, so that `recut` finds it."""
+    return {_WHOLE: data}
+
+
+def recut(value: Any) -> Any:
+    """The same with all content cut: for a viewer who did not ask for it, beside one who did."""
+    if type(value) is dict:
+        whole = value.get(_WHOLE)
+        return cut(len(whole)) if len(value) == 1 and type(whole) is bytes else {k: recut(v) for k, v in value.items()}
+    return [recut(v) for v in value] if type(value) is list and value and type(value[0]) is not int else value
 
 
 def _shape(message: type) -> tuple[tuple[str, int], ...]:
@@ -50,7 +64,7 @@ def shown(message: tuple[Any, ...], *, payload: bool) -> tuple[dict[str, Any], i
             fields[name] = SECRET
         else:
             octets += len(value) + 5
-            fields[name] = value if payload else cut(len(value))
+            fields[name] = content(value) if payload else cut(len(value))
             continue
         octets += len(_pack(fields[name]))
     return fields, octets

@@ -38,14 +38,14 @@ class ZmtpError(ValueError):
 class Reader:
     """Octets in, frames out. `limit`: the largest frame, in octets. `types`: socket types the peer may be of."""
 
-    __slots__ = ("_buffer", "_greeted", "_need", "_ready", "commands", "limit", "types")
+    __slots__ = ("_buffer", "_need", "_ready", "_resumed", "commands", "limit", "types")
 
     def __init__(self, limit: int, types: tuple[bytes, ...] = (b"PAIR",)) -> None:
         self.limit = limit
         self.types = types
         self.commands: list[bytes] = []  # commands after READY (PING, SUBSCRIBE ...), for those who want them
         self._buffer = b""
-        self._greeted = self._ready = False
+        self._ready = self._resumed = False
         self._need = 0  # octets of buffer below which there is no use in looking again
 
     @property
@@ -59,8 +59,11 @@ class Reader:
         return max(0, self._need - len(self._buffer))
 
     def resume(self) -> None:
-        """Begin behind the preface: for a channel whose earlier holder has read it."""
-        self._greeted = self._ready = True
+        """Begin where an earlier holder of the channel left off: behind the preface, unless the peer has said nothing so far.
+
+        Which of the two it is the first octet tells: no frame begins as a greeting does.
+        """
+        self._resumed = True
 
     def feed(self, data: bytes | memoryview) -> list[bytes]:
         """All message frames that are whole by now. ZmtpError where the peer broke the rules."""
@@ -70,6 +73,9 @@ class Reader:
                 return []
             data = self._buffer
         position = 0
+        if self._resumed and len(data):
+            self._resumed = False
+            self._ready = data[0] != _SIGNATURE[0]
         if not self._ready:
             position = self._handshake(data)
             if not self._ready:
@@ -128,7 +134,7 @@ class Reader:
     def _handshake(self, data: bytes | memoryview) -> int:
         """Take greeting and READY; how many octets they were, 0 where they are not whole."""
         if bytes(data[: len(PREFACE)]) == PREFACE and b"PAIR" in self.types:
-            self._greeted = self._ready = True
+            self._ready = True
             return len(PREFACE)
         head = bytes(data[:_GREETING])
         if head[:1] != _SIGNATURE[:1] or (len(head) > 9 and head[9] != 0x7F) or (len(head) > 10 and head[10] < 3):

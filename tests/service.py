@@ -121,8 +121,12 @@ class Service:
         context.check_hostname = False
         client = poplib.POP3_SSL(self.tls.host, self.tls.port, context=context, timeout=timeout)
         if login:
-            client.user(user)
-            client.pass_(self.site.passwords[user] if password is None else password)
+            try:
+                client.user(user)
+                client.pass_(self.site.passwords[user] if password is None else password)
+            except BaseException:
+                client.close()
+                raise
         return client
 
     def signal(self, number):

@@ -7,6 +7,7 @@ mail lies where, and which believes it only of a session that the listener annou
 import hmac
 import os
 import threading
+import time
 from collections import deque
 from secrets import token_bytes
 from typing import Any
@@ -15,11 +16,13 @@ import bcrypt
 
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.channel import Channel, Message, adopt, watch
+from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.tables import parse_auth
 
-_MOST_WAITING = 2048  # logins that wait for a thread; more are told to try again
+_MOST_WAITING = 20000  # logins that wait for a thread
+_MOST_SECONDS = 25.0  # how long one may have to wait: a client gives up at 30, and hashing for nobody keeps others waiting
 
 
 class Auth(Actor):
@@ -35,6 +38,8 @@ class Auth(Actor):
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
+        self.seconds = 0.0  # what a check takes, lately
+        self.hashers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.listeners: dict[str, Channel] = {}
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
 
@@ -58,7 +63,7 @@ class Auth(Actor):
         self.run()
 
     def _start_threads(self) -> None:
-        for _ in range(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1):
+        for _ in range(self.hashers):
             threading.Thread(target=self._hash, daemon=True).start()
 
     def _hash(self) -> None:
@@ -70,10 +75,12 @@ class Auth(Actor):
             listener, login = item
             expected, known = self.table.hash_of(login.user)
             secret = login.secret if usable(login.secret) else b"\xff"
+            began = time.monotonic()
             try:
                 good = bcrypt.checkpw(secret, expected)
             except ValueError:  # a hash that looks right and is not: nobody's password
                 good = False
+            self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
             self.done.append((listener, login, good and known and usable(login.secret)))
             try:
                 os.write(self.wake, b"\0")
@@ -101,7 +108,9 @@ class Auth(Actor):
         if known and usable(message.secret) and self.cache.holds(message.user, message.secret, expected, self.loop.now):
             self._answer(channel.peer, message, good=True)
             return
-        if len(self.work) >= _MOST_WAITING:
+        waiting = len(self.work)
+        if waiting >= _MOST_WAITING or waiting * self.seconds / self.hashers > _MOST_SECONDS:
+            note("Full", message.session, {})
             channel.send(m.Denied(message.session, "SYS/TEMP", "too many logins at once, try again"))
             return
         self.work.append((channel.peer, message))
@@ -119,7 +128,12 @@ class Auth(Actor):
                 self.cache.put(login.user, login.secret, self.table.hash_of(login.user)[0], self.loop.now)
             self._answer(listener, login, good=good)
 
+    def settings(self) -> dict[str, Any]:
+        return {"listeners": list(self.listeners)}
+
     def _answer(self, listener: str, login: m.Login, *, good: bool) -> None:
+        if watch.tap is not None:
+            note("Checked", login.session, {"listener": listener, "good": good})
         channel = self.listeners.get(listener)
         if channel is None:  # gone, and its sessions with it
             return

@@ -9,10 +9,12 @@ maildir actor's answer that is still to come; what is ready waits behind what is
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from popkernel.proto import messages as m
 from popkernel.proto.pop3 import GREETING, TOO_LONG, LineReader, capabilities, err, number, ok, split
+from popkernel.proto.typed import harmless
 
 __all__ = ["Policy", "Session"]
 
@@ -42,8 +44,8 @@ class Session:
 
     __slots__ = (
         "_ahead", "_ahead_octets", "_errors", "_first_ahead", "_last", "_owed", "_policy", "_reader", "_run", "_taken", "address", "closing",
-        "commands", "deleted", "entered", "id", "login", "messages", "octets", "octets_sent", "out", "out_octets", "owed_credit", "retrieved", "starttls",
-        "state", "tell", "tls", "total", "user", "why",
+        "commands", "deleted", "entered", "id", "login", "messages", "octets", "octets_sent", "out", "out_octets", "owed_credit", "retrieved", "shown", "starttls",
+        "state", "tell", "tls", "total", "typed", "user", "why",
     )
 
     def __init__(self, session: int, policy: Policy, address: str, *, tls: bool) -> None:
@@ -73,21 +75,35 @@ class Session:
         self._taken: list[int] = []
         self._last = 0
         self._errors = 0
+        self.shown: list[bytes | tuple[bytes]] | None = None  # while it is watched: what is said, mail content apart in a tuple
+        self.typed: list[bytes] = []  # while it is watched: what has come, without anything that could be a secret
         self._say(GREETING)
 
     # -- out
-    def _say(self, data: bytes) -> None:
-        """To the client, in its turn."""
+    def _say(self, data: bytes, before: int = 0, octets: int = 0) -> None:
+        """To the client, in its turn. `octets` of it, behind the first `before`, are mail."""
         if self._owed:
             self._end_deletes()
-            self._owed.append(("text", data))
+            self._owed.append(("text", data, before, octets))
         else:
-            self.out.append(data)
-            self.out_octets += len(data)
+            self._put(data, before, octets)
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, before: int = 0, octets: int = 0) -> None:
         self.out.append(data)
         self.out_octets += len(data)
+        if self.shown is not None:
+            pieces: list[bytes | tuple[bytes]] = [data[:before], (data[before : before + octets],), data[before + octets :]] if octets else [data]
+            self.shown += [piece for piece in pieces if piece]
+
+    def take_shown(self) -> list[bytes | tuple[bytes]]:
+        """What was said since the last time, for a watcher."""
+        shown, self.shown = self.shown or [], []
+        return shown
+
+    def take_typed(self) -> list[bytes]:
+        """What was typed since the last time, for a watcher."""
+        typed, self.typed = self.typed, []
+        return typed
 
     def take_out(self) -> list[bytes]:
         """What is to go to the client now."""
@@ -122,7 +138,10 @@ class Session:
     def received(self, data: bytes) -> None:
         """Octets from the client; what comes after QUIT is nobody's."""
         if self.state not in _LAST_STATES:
+            before = len(self._reader.lines)
             self._reader.feed(data)
+            if self.shown is not None:
+                self.typed += [harmless(line) for line in islice(self._reader.lines, before, None)]
             self.go_on()
 
     @property
@@ -312,7 +331,8 @@ class Session:
             self._taken[-1] += 1
         elif len(self._taken) < 4096:
             self._taken += (n, 1)
-        self._say(b"+OK %d octets\r\n%b.\r\n" % (octets, data))
+        head = b"+OK %d octets\r\n" % octets
+        self._say(b"%b%b.\r\n" % (head, data), len(head), len(data))
 
     def _drop_ahead(self) -> None:
         self._ahead.clear()
@@ -349,10 +369,8 @@ class Session:
         if not self.total:
             self._say(b"+OK 0 messages\r\n.\r\n")
             return
-        self._owed.append(("begin",))
         self._owed.append(("all",))
         self.tell.append(message(1, self.total))
-        self._settle()
 
     def _dele(self, rest: bytes) -> None:
         n = self._numbered(rest, b"DELE")
@@ -403,11 +421,9 @@ class Session:
         while owed:
             kind = owed[0][0]
             if kind == "text":
-                self._put(owed[0][1])
+                self._put(*owed[0][1:])
             elif kind == "stat":
                 self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
-            elif kind == "begin":
-                self._put(b"+OK %d messages (%d octets)\r\n" % (self.messages, self.octets))
             elif kind == "close":
                 self.closing = True
             else:
@@ -438,13 +454,13 @@ class Session:
         if len(owed) == 2:  # its first part
             head = b"+OK %d octets\r\n" % octets if owed[0] == "retr" else b"+OK\r\n"
             if last:
-                self._put(b"%b%b.\r\n" % (head, data))
+                self._put(b"%b%b.\r\n" % (head, data), len(head), len(data))
             else:
                 self._owed[0] = (owed[0], owed[1], "begun")
                 self._put(head)
-                self._put(data)
+                self._put(data, 0, len(data))
         else:
-            self._put(data)
+            self._put(data, 0, len(data))
             if last:
                 self._put(b".\r\n")
         if last:
@@ -490,8 +506,10 @@ class Session:
             self._owed.popleft()
             self._put(_NO_SUCH if rows[0] == gone else b"+OK " + form % (first, rows[0]))
             return
-        text = b"".join([form % (n, row) for n, row in enumerate(rows, first) if row != gone])
-        self._put(text)
+        if len(owed) == 1:
+            self._owed[0] = ("all", 0, "begun")
+            self._put(b"+OK %d messages (%d octets)\r\n" % (self.messages, self.octets))
+        self._put(b"".join([form % (n, row) for n, row in enumerate(rows, first) if row != gone]))
         if last:
             self._put(b".\r\n")
             self._owed.popleft()

@@ -14,16 +14,19 @@ from typing import Any
 from popkernel.actors.listener.core import Policy, Session
 from popkernel.actors.listener.tls import TlsError, context
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.loop import READ, WRITE, Timer
 from popkernel.kernel.memory import keep_memory
+from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
 
+_ASKS = 2  # auths that are asked about one login, should the first end before it answers
 _ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
 _CHUNK = 8192  # octets read from a client at once: commands are short, and a buffer is made for each read
 _BACKLOG = 512  # lines of a client that may wait before no more are read from it
 _GRACE = 5.0  # seconds a closing connection may stand still before it has taken its last answer
 _SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
+_UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
 _CLOSED_WELL = ("quit", "quit before login")
 _REPORT_SECONDS = 0.1  # how long the log may wait for the line of a session
 _MOST_REPORTS = 64
@@ -34,12 +37,13 @@ class Client:
     """A connection: its socket, its session, and what waits to be sent."""
 
     __slots__ = (
-        "channel", "deadline", "ending", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
+        "asked", "channel", "deadline", "ending", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
     )
 
     def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
         self.sock = sock
         self.session = session
+        self.asked = 0  # auths that were asked about the login under way
         self.handshake = False
         self.channel: Channel | None = None
         self.out: list[bytes] = []
@@ -84,6 +88,8 @@ class Listener(Actor):
         self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
         for sock, _ in self.listening:
             sock.setblocking(False)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # those it accepts inherit it
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         keep_memory(16 << 20)
         self.lock(nofile=2 * self.most + 64)
         room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
@@ -97,6 +103,31 @@ class Listener(Actor):
         """Connections, logged in or not."""
         return len(self.clients)
 
+    # -- watched
+    def _watch(self, message: m.Watch, fds: list[int]) -> None:
+        super()._watch(message, fds)
+        for client in self.clients.values():
+            client.session.shown = []
+
+    def _show(self, session: Session) -> None:
+        """What a client is told, for who watches; nobody does any more where there is no tap."""
+        if watch.tap is None:
+            session.shown, session.typed = None, []
+            return
+        said = session.take_shown()
+        octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
+        note("Reply", session.id, {"said": [piece(part[0]) if type(part) is tuple else part for part in said]}, way="out", peer="client", octets=octets)
+
+    def session_of(self, channel: Channel, message: Message) -> int:
+        """The channel to a maildir actor is a session."""
+        tag = channel.tag
+        return tag.session.id if type(tag) is Client else super().session_of(channel, message)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "policy": list(self.policy), "max_sessions": self.most, "serial": self.serial, "auth": self.auth.peer if self.auth is not None else "",
+        }
+
     # -- from the kernel
     def _peer(self, message: m.Peer, fds: list[int]) -> None:
         """A channel to auth, the first or a new one's. Logins that the old one did not answer are asked again."""
@@ -106,8 +137,10 @@ class Listener(Actor):
             for sock, tls in self.listening:
                 self._listen(sock, tls)
         self.auth = Channel(self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
-        for client in self.awaiting.values():
-            if client.session.login is not None:
+        for client in list(self.awaiting.values()):
+            if client.asked >= _ASKS:  # it may be this very login that ends them
+                self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
+            elif client.session.login is not None:
                 self._ask(client, client.session.login)
 
     def _listen(self, sock: socket.socket, tls: bool) -> None:
@@ -179,6 +212,7 @@ class Listener(Actor):
             self.refuse(channel, why)
 
     def _ask(self, client: Client, login: m.Login) -> None:
+        client.asked += 1
         self.tell(m.Awaiting(login.session))
         if self.auth is not None:
             self.auth.send(login)
@@ -260,6 +294,9 @@ class Listener(Actor):
         where = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
         client = Client(sock, Session(self.serial, self.policy, where, tls=tls), self.loop.now)
         self.clients[self.serial] = client
+        if watch.tap is not None:
+            client.session.shown = [*client.session.out]
+            note("Connected", self.serial, {"address": where, "tls": tls}, way="in", peer="client")
         self._arm(client, self.policy.login_seconds)
         if tls:
             self._start_tls(client)
@@ -298,7 +335,13 @@ class Listener(Actor):
         except (ssl.SSLError, OSError, ValueError) as error:
             self._over(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
             return
+        self._shaken(client, client.sock.version() or "")
+
+    def _shaken(self, client: Client, version: str) -> None:
+        """TLS is on."""
         client.handshake = False
+        if watch.tap is not None:
+            note("Secured", client.session.id, {"version": version}, way="in", peer="client")
         if client.session.starttls:
             client.session.secured()
         self._progress(client)
@@ -330,6 +373,8 @@ class Listener(Actor):
         if session.state == "transaction":
             client.deadline = self.loop.now + self.policy.idle_seconds
         session.received(data)
+        if watch.tap is not None:
+            note("Typed", session.id, {"lines": session.take_typed()}, way="in", peer="client")
         self._progress(client)
         if client.sock.fileno() >= 0 and isinstance(client.sock, ssl.SSLSocket) and client.sock.pending():
             self.loop.soon(lambda: self._read_more(client))
@@ -351,6 +396,8 @@ class Listener(Actor):
                     client.channel.send_all(tell)
             if session.out:
                 client.out += session.take_out()
+                if session.shown is not None:
+                    self._show(session)
             if client.out and not self._write(client):
                 return
             session.out_octets = client.unsent
@@ -365,7 +412,7 @@ class Listener(Actor):
                 return
         elif session.closing and not client.ending:
             client.ending = True
-            self._arm(client, _GRACE)
+            self._arm(client, self._grace(client))
         self._flow(client)
 
     def _flow(self, client: Client) -> None:
@@ -406,12 +453,18 @@ class Listener(Actor):
         if sent:
             client.session.octets_sent += sent
             if client.session.closing:
-                client.deadline = self.loop.now + _GRACE
+                client.deadline = self.loop.now + self._grace(client)
             elif client.session.entered:  # before that the time to log in runs, whatever is said
                 client.deadline = self.loop.now + self.policy.idle_seconds
         client.out = [data[sent:]] if sent < len(data) else []
+        if watch.tap is not None and client.unsent != len(data) - sent:
+            note("Unsent", client.session.id, {"octets": len(data) - sent})
         client.unsent = len(data) - sent
         return True
+
+    def _grace(self, client: Client) -> float:
+        """Seconds without progress after which the last answers are given up: a slow client's mail may stand before them."""
+        return self.policy.idle_seconds if client.session.why == "quit" else _GRACE
 
     # -- clients go
     def _arm(self, client: Client, seconds: float) -> None:
@@ -433,6 +486,8 @@ class Listener(Actor):
         session = client.session
         if self.clients.pop(session.id, None) is None:
             return
+        if watch.tap is not None and not session.why:
+            note("Gone", session.id, {"why": why}, way="in", peer="client")
         self.awaiting.pop(session.id, None)
         if client.timer is not None:
             client.timer.cancel()

@@ -26,7 +26,7 @@ def context(cert: str, key: str, least: str) -> ssl.SSLContext:
                 if b"-----BEGIN" not in file.read(1 << 20):
                     raise TlsError(f"{path}: holds no PEM block; give a PEM file")
         except OSError as error:
-            raise TlsError(f"{path}: {error.strerror}") from None
+            raise TlsError(f"{path}: {error.strerror}; let it be there, readable by the one who starts the service") from None
     try:
         tls.load_cert_chain(cert, key, password=_no_password)
     except ssl.SSLError as error:

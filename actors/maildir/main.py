@@ -4,15 +4,18 @@ Forked from the spawner's warm image: everything it needs is imported there. Onl
 """
 
 import os
+import time
+from typing import Any
 
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.listing import Listing
 from popkernel.actors.maildir.reception import Reception
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import give_back, keep_memory
+from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
@@ -43,7 +46,7 @@ class MaildirActor(Actor):
         paths: list[tuple[bytes | str, str]] = []
         self.drop_ids()
         try:
-            self.drop = Maildrop(self.path, hostname=self.boot.config["hostname"])
+            self.drop = Maildrop(self.path, hostname=self.boot.config["hostname"], clock=self.clock, random=random_octets)
             paths = [(self.path, "rwc")]
         except StoreError as error:
             self.trouble = error
@@ -56,14 +59,31 @@ class MaildirActor(Actor):
     def sessions(self) -> int:
         return int(self.session is not None)
 
+    # -- watched
+    def session_of(self, channel: Channel, message: Message) -> int:
+        """A channel to a listener is a session."""
+        return int(channel.tag or 0) if channel.peer == "listener" else super().session_of(channel, message)
+
+    def settings(self) -> dict[str, Any]:
+        names = ("hostname", "quota", "quota_temporary")
+        return {name: self.boot.config[name] for name in names}
+
+    @staticmethod
+    def clock() -> float:
+        """Wall time in seconds; a replay reads what was read here."""
+        now = time.time()
+        if watch.tap is not None:
+            note("Clock", 0, {"seconds": now})
+        return now
+
     # -- from the kernel
     def _open(self, message: m.Open, fds: list[int]) -> None:
         listing = self._begin(message, fds[0], resumed=False)
         if listing is None or self.drop is None or self.channel is None:
             return
         self.session = Session(self.drop, listing)
-        for note in listing.notes[:_NOTES]:
-            self.log(4, f"{self.boot.name}: {note}")
+        for reason in listing.notes[:_NOTES]:
+            self.log(4, f"{self.boot.name}: {reason}")
         self.channel.send(self.session.ready())
 
     def _wake(self, message: m.Wake, fds: list[int]) -> None:
@@ -82,7 +102,7 @@ class MaildirActor(Actor):
         if self.channel is not None:
             channel.close()  # the kernel gives one lease at a time; a second one is nobody's
             return None
-        channel.on_drained = self._answer
+        channel.on_drained, channel.tag = self._answer, message.session
         self.channel, self.number, self.park_seconds = channel, message.session, message.park
         self._stay_awake()
         try:
@@ -198,6 +218,14 @@ class MaildirActor(Actor):
         self.channel = self.session = None
         self.tell(m.Closed(self.number, removed, failed))
         self.rest()
+
+
+def random_octets(many: int) -> bytes:
+    """As os.urandom; a replay gets what was got here."""
+    octets = os.urandom(many)
+    if watch.tap is not None:
+        note("Random", 0, {"octets": octets})
+    return octets
 
 
 def main(boot: Boot) -> None:

@@ -4,7 +4,6 @@ An actor that is to go says Leaving on each; the mda then sends nothing new, and
 nothing that crossed that word is lost, or delivered twice.
 """
 
-import time
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir.deliveries import Deliveries
@@ -47,7 +46,7 @@ class Reception:
         actor, config, drop = self.actor, self.actor.boot.config, self.actor.drop
         quota: Quota | None = None
         if drop is not None:
-            quota = drop.quota = Quota(drop.root, config["quota"], time.time)
+            quota = drop.quota = Quota(drop.root, config["quota"], actor.clock)
             actor.loop.later(_SWEEP_AFTER, self._sweep)
         return Deliveries(
             drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",

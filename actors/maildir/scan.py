@@ -50,11 +50,12 @@ class Scan:
     """One reading of new/ and cur/, made under the popcache lock.
 
     ``present``: canonical name to info, of cur/ after new/ was emptied; names that are no messages may be among them.
-    ``doubtful``: canonical names whose size must be measured whatever the popcache says. ``clean``: what was found will
+    ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them all new mail but ``own``, which
+    this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
     still be so as long as neither directory changes.
     """
 
-    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "present", "unreadable")
+    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "own", "present", "unreadable")
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
         self._cur = cur
@@ -62,6 +63,7 @@ class Scan:
         self._fresh_host = host
         self._random = random
         self.doubtful = doubtful
+        self.own: frozenset[bytes] | set[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
         self.unreadable: set[bytes] = set()
@@ -141,6 +143,8 @@ class Scan:
                 self._free(self._new, name, base, same=self._is_link(status, base + self.present[base]))
             elif directory.move_no_replace(self._new, name, self._cur, base + info):
                 self.present[base] = info
+                if base not in self.own:
+                    self.doubtful.add(base)
             else:
                 self.clean = False  # another program put it there this moment: the next session sees to it
         except FileNotFoundError:

@@ -31,6 +31,7 @@ __all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
 
 _GUESSES = (b":2,", b":2,S", b"")
 _NOWHERE = b"/"  # an info no file can have: looked for, not there
+_MOST_OWN = 1000  # names of own deliveries remembered; what is beyond is measured like another program's
 _Stamp = tuple[int, int, int]
 
 
@@ -58,6 +59,7 @@ class Maildrop:
         self._fault = fault
         self._host = maildirname.escape_host(os.fsencode(hostname))
         self._doubtful: set[bytes] = set()
+        self._delivered: set[bytes] = set()  # since the last listing, by this process: their popcache lines are ours
         self._named = 0, 0
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
@@ -89,6 +91,11 @@ class Maildrop:
     def forget(self) -> None:
         """Let the next ``listing`` read the maildir anew."""
         self._last = None
+
+    def delivered(self, name: bytes) -> None:
+        """A message was put into new/, with a popcache line that needs no checking."""
+        if len(self._delivered) < _MOST_OWN:
+            self._delivered.add(name)
 
     def fresh_name(self) -> bytes:
         """Make a name for a new message: TIME.8HEX.HOSTNAME.
@@ -169,6 +176,7 @@ class Maildrop:
         journal = cachefile.read_journal(self.root)
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
+        scan.own, self._delivered = self._delivered, set()
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._doubtful = set()

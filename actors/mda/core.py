@@ -53,13 +53,15 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_number", "_todo", "_want", "active", "copies", "large", "open", "routing", "sender", "size", "whole",
+        "_answer", "_chunks", "_early", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner", "routing", "sender",
+        "size", "whole",
     )
 
     def __init__(
-        self, sender: str, number: Callable[[], int], want: Callable[[Copy], None], answer: Callable[[int, str, bool], None],
+        self, owner: Any, sender: str, number: Callable[[], int], want: Callable[[Copy], None], answer: Callable[[int, str, bool], None],
     ) -> None:
-        """`number`: gives a delivery's number, never the same again."""
+        """`owner`: whatever the shell wants to find again. `number`: gives a delivery's number, never the same again."""
+        self.owner = owner
         self.sender = sender
         self.copies: list[Copy] = []
         self.open: set[Copy] = set()  # not answered yet
@@ -69,6 +71,7 @@ class Transaction:
         self.active = 0  # small: copies under way
         self.routing = 0  # large: copies that wait for their route
         self._chunks: list[bytes] = []
+        self._early: list[tuple[int, str, bool]] = []  # answers there were before the client could have them
         self._todo: deque[Copy] = deque()
         self._number = number
         self._want = want
@@ -96,14 +99,16 @@ class Transaction:
             if self.size > SMALL:
                 self._grow_large()
             return
-        for copy in self.open:
+        for copy in list(self.open):
             self._pass_on(copy, data)
 
     def done(self) -> None:
         """It is whole."""
         self.whole = True
         if self.large:
-            for copy in self.open:
+            for index, text, taken in self._early:
+                self._answer(index, text, taken)
+            for copy in list(self.open):
                 if copy.route is not None:
                     copy.route.send(m.Commit(copy.number), b"")
             return
@@ -178,8 +183,11 @@ class Transaction:
             if not self.routing:
                 self._chunks = []
         self.active -= not self.large
-        self._answer(copy.index, text, taken)
-        self.more()
+        if self.whole:
+            self._answer(copy.index, text, taken)
+            self.more()
+        else:
+            self._early.append((copy.index, text, taken))
 
     def _grow_large(self) -> None:
         self.large = True

@@ -8,14 +8,17 @@ a mailbox that gets much of it costs no question. Who the sender is, the system 
 import errno
 import os
 import socket
+from typing import Any
 
 from popkernel.actors.mda.core import Copy, Route, Transaction
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.control import peer_uid
 from popkernel.kernel.loop import READ, WRITE
+from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
 from popkernel.proto.lmtp import Cancelled, Content, Done, Lmtp, Rcpt
+from popkernel.proto.typed import lmtp_commands
 
 _CHUNK = 64 * 1024  # octets read from a client at once
 _EARLY = 20  # recipients of a message whose maildir actors are made ready while its content still comes
@@ -28,10 +31,12 @@ _MOST_ROUTES = 3000  # channels kept; idle ones beyond that are closed
 class Client:
     """An LMTP connection."""
 
-    __slots__ = ("asking", "deadline", "events", "lmtp", "out", "sock", "transaction", "uid")
+    __slots__ = ("asking", "deadline", "events", "half", "id", "lmtp", "out", "sock", "transaction", "uid")
 
-    def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp) -> None:
+    def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp, number: int) -> None:
         self.sock = sock
+        self.id = number  # for who watches
+        self.half = False  # what came last did not end with a line
         self.uid = uid
         self.lmtp = lmtp
         self.transaction: Transaction | None = None
@@ -58,6 +63,7 @@ class Mda(Actor):
         self.asked: dict[int, Client | str] = {}  # request -> who wants to know: a client about its recipient, a user's copies
         self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
         self.number = 0
+        self.serial = 0  # of connections
         self.stopping = False
         self.handlers |= {m.Maildrop: self._maildrop, m.NoMaildrop: self._no_maildrop, m.Anew: self._anew}
 
@@ -77,6 +83,37 @@ class Mda(Actor):
     def sessions(self) -> int:
         """Connections."""
         return len(self.clients)
+
+    # -- watched
+    def _typed(self, client: Client, data: bytes) -> None:
+        """What a client sends, for who watches: its commands, and mail as its size. Whole where mail was asked for."""
+        shown = piece(data)
+        commands = lmtp_commands(data) if client.lmtp.state == "command" and not client.half else None
+        client.half = not data.endswith(b"\n")
+        lines = [shown] if commands is None or "content" in shown else commands
+        note("Typed", client.id, {"lines": lines}, way="in", peer="client", octets=len(data))
+
+    def _said(self, client: Client, data: bytes) -> None:
+        if data:
+            note("Reply", client.id, {"said": [data]}, way="out", peer="client", octets=len(data))
+
+    def session_of(self, channel: Channel, message: Message) -> int:
+        """The connection that a recipient is asked for, or a delivery is made for; 0 where that is over."""
+        owner: Any = None
+        if isinstance(channel.tag, Route):
+            copy = channel.tag.copies.get(message[0]) if message else None
+            owner = None if copy is None else copy.transaction.owner
+        elif isinstance(message, (m.Recipient, m.Maildrop, m.NoMaildrop)):
+            owner = self.asked.get(message.request)
+            if isinstance(owner, str):
+                owner = next((copy.transaction.owner for copy in self.wanting.get(owner, ())), None)
+        return owner.id if isinstance(owner, Client) else 0
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "hostname": self.hostname, "seconds": self.seconds, "most": self.most, "message_octets": self.message_octets, "number": self.number,
+            "routes": list(self.routes), "known": [[uid, address, user] for (uid, address), user in self.known.items()],
+        }
 
     def next_number(self) -> int:
         """For a request or a delivery."""
@@ -101,13 +138,19 @@ class Mda(Actor):
             else:
                 uid = -1
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client = Client(sock, uid, Lmtp(self.hostname, self.message_octets))
-            self.clients.add(client)
-            self.loop.add(sock.fileno(), lambda events, client=client: self._ready(client, events))  # type: ignore[misc]
-            if len(self.clients) > self.most:
-                client.lmtp.take_out()
-                client.lmtp.end("4.3.2 too many connections, try again later")
-            self._progress(client)
+            self._begin(sock, uid)
+
+    def _begin(self, sock: socket.socket, uid: int) -> None:
+        self.serial += 1
+        client = Client(sock, uid, Lmtp(self.hostname, self.message_octets), self.serial)
+        self.clients.add(client)
+        if watch.tap is not None:
+            note("Connected", client.id, {"uid": uid}, way="in", peer="client")
+        self.loop.add(sock.fileno(), lambda events: self._ready(client, events))
+        if len(self.clients) > self.most:
+            client.lmtp.take_out()
+            client.lmtp.end("4.3.2 too many connections, try again later")
+        self._progress(client)
 
     def _ready(self, client: Client, events: int) -> None:
         if events & WRITE and not self._flush(client):
@@ -120,8 +163,12 @@ class Mda(Actor):
             except OSError:
                 data = b""
             if not data:
+                if watch.tap is not None:
+                    note("Gone", client.id, {"why": "connection lost"}, way="in", peer="client")
                 self._over(client)
                 return
+            if watch.tap is not None:
+                self._typed(client, data)
             client.lmtp.feed(data)
         self._progress(client)
 
@@ -153,6 +200,8 @@ class Mda(Actor):
         if client.out:
             out = client.out + out
         if out:
+            if watch.tap is not None:
+                self._said(client, out[len(client.out) :])
             try:
                 sent = client.sock.send(out)
             except (BlockingIOError, InterruptedError):
@@ -209,7 +258,7 @@ class Mda(Actor):
     # -- recipients
     def _recipient(self, client: Client, address: str) -> None:
         user = self.known.get((client.uid, address))
-        if user is not None:
+        if user is not None and user in self.routes:
             self._judged(client, "", user=user, resume=False)
             return
         taken = client.transaction
@@ -236,9 +285,18 @@ class Mda(Actor):
             client.lmtp.answer(index, text, taken=taken)
             if client.lmtp.state != "answering":
                 client.transaction = None
-            self.loop.soon(lambda: client in self.clients and self._progress(client))
+            self._resume(client)
 
-        return Transaction(client.lmtp.sender or "", self.next_number, self._want, answer)
+        return Transaction(client, client.lmtp.sender or "", self.next_number, self._want, answer)
+
+    def _resume(self, client: Client) -> None:
+        """Something a client waited for has come: go on with it, before the loop waits again."""
+
+        def resume() -> None:
+            if client in self.clients:
+                self._progress(client)
+
+        self.loop.soon(resume)
 
     # -- from the kernel
     def _maildrop(self, message: m.Maildrop, fds: list[int]) -> None:
@@ -263,6 +321,7 @@ class Mda(Actor):
         elif asker is not None:
             for copy in self.wanting.pop(asker, ()):
                 copy.transaction.failed(copy, text)
+                self._resume(copy.transaction.owner)
 
     def _anew(self, message: m.Anew, fds: list[int]) -> None:
         """The user table has changed."""
@@ -281,15 +340,18 @@ class Mda(Actor):
         if len(waiting) == 1:
             request = self.next_number()
             self.asked[request] = copy.user
-            self.tell(m.Recipient(request, copy.address, self.uid_of(copy), look=False, lost=True))
+            self.tell(m.Recipient(request, copy.address, copy.transaction.owner.uid, look=False, lost=True))
 
     def _found(self, user: str) -> None:
         route = self.routes.get(user)
         for copy in self.wanting.pop(user, ()):
             if route is None:
                 copy.transaction.failed(copy)
+                self._resume(copy.transaction.owner)
             else:
                 copy.transaction.routed(copy, route)
+                if copy.transaction.large:
+                    self._resume(copy.transaction.owner)
 
     def _join(self, user: str, fd: int) -> None:
         """A channel to that user's maildir actor; one to an earlier actor is over."""
@@ -332,9 +394,10 @@ class Mda(Actor):
                     return
                 copy.transaction.accepted(copy, message)
                 if copy.transaction.large and not message.safe:
-                    self._resume(copy)
+                    self._resume(copy.transaction.owner)
             elif type(message) is m.Rejected:
                 copy.transaction.failed(copy, f"{message.status} {message.text}")
+                self._resume(copy.transaction.owner)
         self._tidy(route)
 
     def _on_maildir_gone(self, channel: Channel, why: str) -> None:
@@ -345,11 +408,11 @@ class Mda(Actor):
         self._forget(route)
         for copy in list(route.copies.values()):
             copy.transaction.failed(copy)
+            self._resume(copy.transaction.owner)
 
     def _forget(self, route: Route) -> None:
         if self.routes.get(route.user) is route:
             del self.routes[route.user]
-            self.known = {key: user for key, user in self.known.items() if user != route.user}
 
     @staticmethod
     def _tidy(route: Route) -> None:

@@ -1,24 +1,26 @@
-"""The rows of POP3 that concern the dialogue: commands, CAPA, codes, lines, pipelining, STLS, USER and PASS, timers."""
+"""The rows of POP3 that concern the dialogue: commands, CAPA, codes, lines, STLS, USER and PASS, timers."""
 
-import random
-import statistics
+import os
+import select
+import signal
 import time
 
 import pytest
-
 from popkernel.kernel.config import ConfigError, load
+
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient
-from tests.service import Service, wait_for
+from tests.service import Service
 
 MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
+SLOW = awkward.big(8)
 SPACED = "  two blanks, gr\u00fc\u00dfe \tand a tab "
 EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "EXPIRE NEVER"]
 
 
 @pytest.fixture(scope="module")
 def service():
-    users = {name: "secret" for name in ("alice", "bob", "carol", "dave", "erin", "frank")} | {"spaced": SPACED, "long": "p" * 72}
+    users = {name: "secret" for name in ("alice", "bob", "carol", "dave")} | {"spaced": SPACED, "long": "p" * 72}
     with Service(users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0) as running:
         yield running
 
@@ -26,7 +28,8 @@ def service():
 @pytest.fixture(scope="module")
 def quick():
     """A service with short timers."""
-    with Service(mail=MAIL, lmtp=False, login_seconds=2, idle_seconds=10, allow_plaintext=True) as running:
+    users = ("alice", "bob", "slow")
+    with Service(users=users, mail={"alice": MAIL, "bob": MAIL, "slow": [SLOW]}, lmtp=False, login_seconds=2, idle_seconds=10, allow_plaintext=True) as running:
         yield running
 
 
@@ -102,9 +105,6 @@ def test_code_in_use(service):
 
 
 def test_code_sys_temp_when_the_maildir_actor_dies(service):
-    import os
-    import signal
-
     with RawClient(service, user="carol") as client:
         assert client.ask(b"DELE 1").startswith(b"+OK")
         os.kill(service.actor("maildir.carol")["pid"], signal.SIGKILL)
@@ -154,14 +154,14 @@ def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
     times = {b"alice": [], b"nobody-here": []}
     answers = set()
     with RawClient(service) as client:
-        for _ in range(8):
+        for _ in range(12):
             for name, took in times.items():
                 client.ask(b"USER " + name)
                 begin = time.perf_counter()
                 answers.add(client.ask(b"PASS wrong"))
                 took.append(time.perf_counter() - begin)
     assert answers == {b"-ERR [AUTH] wrong name or password\r\n"}
-    known, unknown = (statistics.median(took) for took in times.values())
+    known, unknown = map(min, times.values())  # what else the machine does only adds
     assert known > 0.005, "no bcrypt was done"
     assert 0.6 < known / unknown < 1.6
 
@@ -255,100 +255,6 @@ def test_endless_line_takes_no_memory(service):
             assert client.line() == b"+OK capabilities follow\r\n"
 
 
-# Pipelining
-
-
-def _script():
-    """Commands and all that answers them, together."""
-    commands, answers = [], []
-    wire = [awkward.on_the_wire(m) for m in MAIL]
-    sizes = [len(awkward.sent(m)) for m in MAIL]
-    for n in (1, 2, 3, 2, 8, 4, 5):
-        commands.append(b"RETR %d" % n)
-        answers.append(b"+OK %d octets\r\n" % sizes[n - 1] + wire[n - 1])
-    commands += [b"DELE 1", b"NOOP", b"DELE 2", b"STAT", b"DELE 3", b"BAD", b"DELE 4", b"STAT", b"RETR 4", b"DELE 4", b"RSET", b"STAT"]
-    answers += [
-        b"+OK marked\r\n", b"+OK\r\n", b"+OK marked\r\n", b"+OK 6 %d\r\n" % sum(sizes[2:]), b"+OK marked\r\n", b"-ERR unknown command\r\n",
-        b"+OK marked\r\n", b"+OK 4 %d\r\n" % sum(sizes[4:]), b"-ERR no such message\r\n", b"-ERR no such message\r\n",
-        b"+OK 8 messages (%d octets)\r\n" % sum(sizes), b"+OK 8 %d\r\n" % sum(sizes),
-    ]
-    commands += [b"LIST", b"LIST 2", b"TOP 8 0", b"RETR 99"]
-    answers += [
-        b"+OK 8 messages (%d octets)\r\n" % sum(sizes) + b"".join(b"%d %d\r\n" % row for row in enumerate(sizes, 1)) + b".\r\n",
-        b"+OK 2 %d\r\n" % sizes[1], b"+OK\r\n" + awkward.top(MAIL[7], 0), b"-ERR no such message\r\n",
-    ]
-    return b"".join(c + b"\r\n" for c in commands), b"".join(answers)
-
-
-def test_pipelining_hundreds_of_commands_in_one_packet(service):
-    commands, answers = _script()
-    with RawClient(service, user="alice") as client:
-        client.send(commands * 20)
-        assert client.take(len(answers) * 20) == answers * 20
-        client.send(b"NOOP\r\n" * 5000 + b"QUIT\r\n")
-        assert client.end() == b"+OK\r\n" * 5000 + b"+OK bye\r\n"
-
-
-def test_pipelining_with_login_in_one_packet(service):
-    commands, answers = _script()
-    with RawClient(service) as client:
-        client.send(b"USER erin\r\nPASS secret\r\n" + commands + b"QUIT\r\n")
-        assert client.line() == b"+OK\r\n"
-        assert client.line().startswith(b"+OK 8 ")
-        assert client.end() == answers + b"+OK bye\r\n"
-
-
-def test_pipelining_split_at_every_octet(service):
-    commands, answers = _script()
-    with RawClient(service, user="alice") as client:
-        for at in range(1, len(commands)):
-            client.send(commands[:at])
-            client.send(commands[at:])
-        wanted = answers * (len(commands) - 1)
-        assert client.take(len(wanted)) == wanted
-        for octet in commands:
-            client.send(bytes((octet,)))
-        assert client.take(len(answers)) == answers
-
-
-def test_pipelining_at_random(service):
-    """Commands in any order and grouping, judged by a model of one's own."""
-    chance = random.Random(1939)
-    with RawClient(service, user="frank") as client:
-        for _ in range(40):
-            packet, wanted = b"RSET\r\n", None
-            deleted = set()
-            sizes = [len(awkward.sent(m)) for m in MAIL]
-            wanted = b"+OK 8 messages (%d octets)\r\n" % sum(sizes)
-            for _ in range(chance.randrange(1, 40)):
-                n, verb = chance.randrange(1, 9), chance.choice([b"RETR", b"DELE", b"STAT", b"NOOP", b"LIST", b"DELE"])
-                packet += verb + (b" %d" % n if verb in (b"RETR", b"DELE", b"LIST") else b"") + b"\r\n"
-                left = [s for i, s in enumerate(sizes, 1) if i not in deleted]
-                if verb == b"STAT":
-                    wanted += b"+OK %d %d\r\n" % (len(left), sum(left))
-                elif verb == b"NOOP":
-                    wanted += b"+OK\r\n"
-                elif n in deleted:
-                    wanted += b"-ERR no such message\r\n"
-                elif verb == b"LIST":
-                    wanted += b"+OK %d %d\r\n" % (n, sizes[n - 1])
-                elif verb == b"DELE":
-                    deleted.add(n)
-                    wanted += b"+OK marked\r\n"
-                else:
-                    wanted += b"+OK %d octets\r\n" % sizes[n - 1] + awkward.on_the_wire(MAIL[n - 1])
-            client.send(packet)
-            assert client.take(len(wanted)) == wanted, packet
-
-
-def test_quit_ends_what_was_pipelined_behind_it(service):
-    """Nobody logs in anew behind a QUIT, and nothing is deleted."""
-    with RawClient(service, user="alice") as client:
-        client.send(b"DELE 99\r\nQUIT\r\nUSER bob\r\nPASS secret\r\nDELE 1\r\n")
-        assert client.end() == b"-ERR no such message\r\n+OK bye\r\n"
-    wait_for(lambda: service.status()["sessions"], until=lambda s: s == [])
-
-
 # Timers
 
 
@@ -368,7 +274,11 @@ def test_timer_for_login_cannot_be_stretched(quick):
 
 def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
     begin = time.monotonic()
-    with RawClient(quick, user="bob", timeout=30) as idle, RawClient(quick, user="alice", timeout=30) as active:
+    with (
+        RawClient(quick, user="bob", timeout=30) as idle, RawClient(quick, user="alice", timeout=30) as active,
+        RawClient(quick, user="slow", timeout=30, buffer=4096) as slow,
+    ):
+        slow.send(b"RETR 1\r\nQUIT\r\n")
         assert idle.ask(b"DELE 1").startswith(b"+OK")
         while time.monotonic() < begin + 11:
             idle.sock.settimeout(0.5)
@@ -377,8 +287,19 @@ def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
                 break
             except TimeoutError:
                 assert active.ask(b"NOOP") == b"+OK\r\n"
+                slow.data += slow.sock.recv(16384)  # at this rate, what the server holds for it lasts longer than idle_seconds
         assert 9.5 < time.monotonic() - begin < 11
         assert active.ask(b"NOOP") == b"+OK\r\n"
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            slow.sock.settimeout(0.3)
+            try:
+                slow.data += slow.sock.recv(16384)
+                select.select([], [], [], 0.1)
+            except TimeoutError:
+                continue
+        slow.sock.settimeout(30)
+        assert slow.end() == b"+OK %d octets\r\n" % len(awkward.sent(SLOW)) + awkward.on_the_wire(SLOW) + b"+OK bye\r\n"
     with RawClient(quick, user="bob") as again:
         assert again.ask(b"STAT").startswith(b"+OK 8 ")
 

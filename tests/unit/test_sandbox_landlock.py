@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from popkernel.kernel.sandbox import bpf, landlock, lock
-from sandbox_child import caged, forked
+
+from tests.unit.sandbox_child import caged, forked
 
 pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
 

@@ -19,7 +19,8 @@ import time
 import pytest
 from popkernel.kernel.sandbox import lock
 from popkernel.kernel.sandbox.libc import library
-from sandbox_child import broken, caged, call, forked, refused
+
+from tests.unit.sandbox_child import broken, caged, call, forked, refused
 
 pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 from popkernel.kernel.sandbox import lock
-from sandbox_child import BROKEN, MACHINE, SIGSYS, broken, caged, call, forked, refused
+
+from tests.unit.sandbox_child import BROKEN, MACHINE, SIGSYS, broken, caged, call, forked, refused
 
 pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
 

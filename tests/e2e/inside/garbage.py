@@ -55,6 +55,9 @@ def misbehave(actor, plan, other):
         SAYINGS[what](actor)
 
 
+FILE = [os.open(__file__, os.O_RDONLY)]  # a descriptor that nobody can wait for
+
+
 def twice(actor):
     actor.kernel.send(m.Hello(os.getpid(), "none", ""))
 
@@ -65,7 +68,9 @@ def accuse(name):
 
 SAYINGS = {
     "hello twice": twice,
-    "parked": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
+    "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
+    "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
+    "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
     "fds": lambda actor: stray_descriptors(actor.kernel),
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
@@ -94,7 +99,10 @@ def install(actor, plan, first):
         ask = actor._ask
 
         def on_ask(client, login):
-            if login.user.startswith("evil-"):
+            if login.user.startswith("evil-maildir."):
+                user, _, kind = login.user[13:].partition("-")
+                pour(next(c.channel for c in actor.clients.values() if c.channel and c.session.user == user), kind.replace("-", " "))
+            elif login.user.startswith("evil-"):
                 misbehave(actor, login.user[5:].replace("-", " "), lambda: actor.auth)
             else:
                 ask(client, login)

@@ -78,6 +78,13 @@ class Sabotaged(Service):
             client.close()
         raise AssertionError(f"{user} was let in")
 
+    def send_login(self, user):
+        """Ask for a login and wait for no answer; the client."""
+        client = self.pop3(login=False)
+        client.user(user)
+        client._putcmd("PASS secret")
+        return client
+
     def whole(self, user="bob"):
         """Whether that user can log in and out."""
         client = None

@@ -24,7 +24,7 @@ from popkernel.proto.topology import kind_of
 
 PLAN = {}
 PLACE = attempts.Place()
-STATE = {"first": True, "seen": set(), "before": frozenset(), "started": 0, "said": False}
+STATE = {"first": True, "seen": set(), "before": frozenset(), "started": 0}
 
 
 def say(actor, *words):
@@ -100,7 +100,7 @@ def count_starts(name):
 
 
 def patch_actor():
-    run, report, look = base.Actor.run, base.Actor._report, base.Actor._on_kernel
+    run, report = base.Actor.run, base.Actor._report
 
     def new_run(self):
         name = self.boot.name
@@ -111,26 +111,27 @@ def patch_actor():
             PLACE.kernel, PLACE.sock = os.getpid(), self.init.fd
         PLACE.parent = os.getppid()
         soft(self, name)
+        if name == "auth" and PLAN.get("threads"):
+            try:
+                os.fork()
+            except OSError as error:
+                say(self, "fork", name, error.strerror)
         if name in PLAN.get("twins", {}):
             twins(self, name)
         if kind_of(name).startswith("maildir") or kind_of(name) == "kernel":
             deadly(self, name)
+        elif STATE["started"]:  # not the first: the service runs
+            self.loop.later(0.01, lambda: deadly(self, name))
         garbage.install(self, row_plan("garbage", name), STATE["first"])
         run(self)
 
     def new_report(self, message, fds):
         report(self, message, fds)
         tell_modules(self, self.boot.name)
-        if not kind_of(self.boot.name).startswith("maildir"):
+        if not kind_of(self.boot.name).startswith("maildir") and not STATE["started"]:
             deadly(self, self.boot.name)
 
-    def new_on_kernel(self, channel, message, fds):
-        look(self, channel, message, fds)
-        if STATE["started"] and not STATE["said"] and isinstance(message, m.Peer):  # not the first: the service runs
-            STATE["said"] = True
-            deadly(self, self.boot.name)
-
-    base.Actor.run, base.Actor._report, base.Actor._on_kernel = new_run, new_report, new_on_kernel
+    base.Actor.run, base.Actor._report = new_run, new_report
 
 
 def tell_modules(actor, name):
@@ -169,8 +170,9 @@ def patch_spawner():
     def new_spawn(self, message, fds):
         STATE["first"] = message.name not in STATE["seen"]
         STATE["seen"].add(message.name)
-        STATE["started"] = 0
+        mine, STATE["started"] = STATE["started"], 0
         spawn(self, message, fds)
+        STATE["started"] = mine
 
     spawner.Spawner._spawn = new_spawn
 

@@ -1,0 +1,185 @@
+"""A recorded listener on the stage: from what its clients typed to what it told them, auth, the kernel and the maildir actors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from popkernel.actors.listener import main
+from popkernel.actors.listener.core import Policy, Session
+from popkernel.kernel.loop import READ, WRITE
+from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
+from popkernel.proto.pop3 import LINE_LIMIT, TOO_LONG
+from popkernel.proto.recording import Frame, RecordingError
+from popkernel.proto.shown import content, cut
+
+__all__ = ["play"]
+
+
+class _Nothing(bytes):
+    """Octets came, but not yet a line's end: nothing that may be recorded. Not the end of the connection."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class _ClientSocket(StageSocket):
+    """A client's: what it typed is read from here, and it takes all but `leaves` octets of what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.typed: list[bytes] = []
+        self.leaves = 0
+        self._open = True
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks."""
+
+    def setsockopt(self, *arguments: int) -> None:
+        """It has no options."""
+
+    def fileno(self) -> int:
+        return super().fileno() if self._open else -1
+
+    def close(self) -> None:
+        self._open = False
+
+    def recv(self, most: int) -> bytes:
+        del most
+        if not self.typed:
+            raise BlockingIOError
+        return self.typed.pop(0)
+
+    def send(self, data: memoryview) -> int:
+        taken = len(data) - self.leaves
+        if taken <= 0:
+            raise BlockingIOError
+        return taken
+
+
+class _Listener(main.Listener):
+    """The shell itself, but for what belongs to the system."""
+
+    stage: Stage
+
+    def _start_tls(self, client: main.Client) -> None:
+        client.handshake = True
+
+    def _show(self, session: Session) -> None:
+        said = session.take_shown()
+        form = content if self.stage.payload else (lambda data: cut(len(data)))
+        pieces: list[Any] = [form(part[0]) if type(part) is tuple else part for part in said]
+        octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
+        self.stage.notes("client", "Reply", session.id, {"said": pieces}, octets)
+
+    def _begin(self, sock: Any, address: Any, tls: bool) -> None:
+        before = main.Session
+        try:
+            main.Session = _shown_session  # type: ignore[misc,assignment]  the greeting is said while it is made
+            super()._begin(sock, address, tls)
+        finally:
+            main.Session = before  # type: ignore[misc]
+
+    def end(self) -> None:
+        raise LeftError
+
+    def fail(self, status: int, text: str) -> Any:
+        raise RecordingError(text)
+
+
+def _shown_session(*arguments: Any, **more: Any) -> Session:
+    session = Session(*arguments, **more)
+    session.shown = [*session.out]
+    return session
+
+
+def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
+    """Play the frames of one listener, from its Settings on."""
+    with stage.set_up(main, context=lambda *_: None):
+        listener = _enter(stage, name, settings, frames[0].turn / 1e9)
+        begun: set[int] = set()
+        for stage.at, frame in enumerate(frames):
+            if frame.session and frame.session not in begun and frame.name != "Connected":
+                stage.skipped.add(frame.session)
+            begun.add(frame.session)
+            if frame.session in stage.skipped:
+                continue
+            stage.loop.advance(frame.turn / 1e9)
+            try:
+                _play(stage, listener, frames, frame)
+                stage.loop.settle()
+            except LeftError:
+                return
+
+
+def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Listener:
+    try:
+        policy = Policy(*settings["policy"])
+        config = {
+            "version": policy.version, "allow_plaintext": policy.plaintext, "login_seconds": policy.login_seconds,
+            "idle_seconds": policy.idle_seconds, "cert": "", "key": "", "tls_min": "", "max_sessions": settings["max_sessions"],
+        }
+        auth = settings["auth"]
+    except (KeyError, TypeError, AttributeError):
+        raise RecordingError("the listener's settings are other ones now: record it anew") from None
+    listener = _Listener(boot_of(name, config))
+    listener.policy = policy
+    listener.stage = stage
+    stage.enter(listener, start)
+    if auth:
+        listener.auth = stage.channel(stage.loop, None, name, auth, listener._on_auth, listener._on_auth_gone)  # type: ignore[assignment]  # noqa: SLF001
+    return listener
+
+
+def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Frame) -> None:
+    if frame.peer == "client" and frame.way == "in":
+        _client(stage, listener, frames, frame)
+    elif frame.way == "in":
+        client = listener.clients.get(frame.session)
+        if client is not None:
+            _leave(stage, client, frames)
+        stage.tell(frame)
+    elif frame.name == "Unsent":
+        client = listener.clients.get(frame.session)
+        if client is not None and client.unsent and client.unsent != frame.fields["octets"]:
+            _socket(client).leaves = frame.fields["octets"]
+            listener._ready(client, WRITE)  # noqa: SLF001  the loop's part is played here
+
+
+def _socket(client: main.Client) -> _ClientSocket:
+    assert isinstance(client.sock, _ClientSocket)
+    return client.sock
+
+
+def _leave(stage: Stage, client: main.Client, frames: Sequence[Frame]) -> None:
+    """How much of its answer the client leaves for later, as the recording has it behind this frame."""
+    leaves = client.unsent
+    for later in frames[stage.at + 1 :]:
+        if later.session == client.session.id:
+            if later.way == "in":
+                break
+            if later.name == "Unsent":
+                leaves = later.fields["octets"]
+                break
+    _socket(client).leaves = leaves
+
+
+def _client(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Frame) -> None:
+    """What a client does."""
+    if frame.name == "Connected":
+        host, _, port = frame.fields["address"].rpartition(":")
+        listener.serial = frame.session - 1
+        listener._begin(_ClientSocket(), (host.strip("[]"), int(port)), frame.fields["tls"])  # noqa: SLF001
+        return
+    client = listener.clients.get(frame.session)
+    if client is None:
+        return
+    _leave(stage, client, frames)
+    if frame.name == "Secured":
+        listener._shaken(client, frame.fields["version"])  # noqa: SLF001
+    elif frame.name == "Typed":
+        lines = [b"x" * LINE_LIMIT if line == TOO_LONG else line for line in frame.fields["lines"]]
+        _socket(client).typed.append(b"".join(line + b"\r\n" for line in lines) if lines else _Nothing())
+        listener._ready(client, READ)  # noqa: SLF001
+    elif frame.name == "Gone":
+        listener._over(client, frame.fields["why"])  # noqa: SLF001

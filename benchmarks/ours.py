@@ -1,0 +1,33 @@
+"""popkernel under measurement: its own command, a configuration file made for the row, defaults unless the row says so."""
+
+import json
+import os
+import sys
+
+from benchmarks.server import Server
+from popkernel.cli.samplesite import HOST, free_ports
+
+
+class Ours(Server):
+    """A started popkernel on a site; further keywords are keys of the configuration."""
+
+    name = "popkernel"
+
+    def __init__(self, site, *, cost=4, tables=None, **settings):
+        self.tls, self.plain = free_ports()
+        auth, users = tables or (site.auth_table(cost), site.user_table)
+        log = os.path.join(site.directory, "popkernel.log")
+        values = {
+            "auth_table": auth, "user_table": users, "cert": site.cert, "key": site.key, "run_dir": os.path.join(site.directory, "run"),
+            "listen": [f"{HOST}:{self.tls}"], "listen_starttls": [f"{HOST}:{self.plain}"], "hostname": "localhost", "log": "stderr",
+            "allow_plaintext": True, "lmtp": False, "max_sessions": 20000, **site.actor_users(), **settings,
+        }
+        toml = os.path.join(site.directory, "popkernel.toml")
+        with open(toml, "w") as file:
+            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+        def ready():
+            with open(log, "rb") as file:
+                return b"popkernel: ready:" in file.read()
+
+        self.launch([sys.executable, "-m", "popkernel", "start", "-f", toml], log, ready)

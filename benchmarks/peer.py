@@ -1,0 +1,117 @@
+"""The peer: Dovecot from Debian's packages (dovecot-pop3d), in its two documented modes, on the same maildirs, certificate and hashes.
+
+High performance: login and mail processes serve many clients each (service_count, process_min_avail), which wants one uid for all
+mail. High security: a login process a connection and a mail process a session. Mail users are numeric ids in the users file; Dovecot
+takes them without a system user. Dovecot's own users (dovecot, dovenull) come with the packages.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+
+from benchmarks.server import Server
+from popkernel.cli.samplesite import HOST, free_ports
+
+PROGRAM = "dovecot"
+_FAST_LOGIN = "service_count = 0\n process_min_avail = 2\n client_limit = 9000"
+_SECURE_LOGIN = "process_min_avail = 8"
+_FAST_MAIL = "service_count = 1000\n process_min_avail = 4"
+_CONFIGURATION = """\
+base_dir = {place}/run
+state_dir = {place}/state
+log_path = {place}/dovecot.log
+protocols = pop3
+listen = {host}
+ssl = yes
+ssl_cert = <{cert}
+ssl_key = <{key}
+disable_plaintext_auth = no
+mail_location = maildir:~
+auth_cache_size = 10M
+first_valid_uid = 1000
+default_process_limit = 15000
+mail_max_userip_connections = 0
+pop3_lock_session = yes
+passdb {{
+ driver = passwd-file
+ args = username_format=%u {place}/users
+}}
+userdb {{
+ driver = passwd-file
+ args = username_format=%u {place}/users
+}}
+service anvil {{
+ client_limit = 19000
+}}
+service auth {{
+ client_limit = 19000
+}}
+service pop3-login {{
+ inet_listener pop3 {{
+  port = {plain}
+ }}
+ inet_listener pop3s {{
+  port = {tls}
+  ssl = yes
+ }}
+ {login}
+}}
+service pop3 {{
+ process_limit = 15000
+ {mail}
+}}
+"""
+
+
+def program():
+    """Path of the program; None where the packages are missing."""
+    return shutil.which(PROGRAM, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
+def version():
+    """As `dovecot --version` has it; "" where there is none."""
+    path = program()
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip() if path else ""
+
+
+def missing():
+    """Why there is no peer to measure beside; "" where there is one."""
+    if os.geteuid() != 0:
+        return "not root, so no Dovecot beside: it wants root to give each service its user"
+    if not program() or not os.path.exists("/usr/lib/dovecot/pop3"):
+        return "no Dovecot here (Debian: apt install dovecot-pop3d dovecot-lmtpd)"
+    if not version().startswith("2.3."):
+        return f"Dovecot {version()} here; this recipe is written for 2.3 (2.4 has other settings)"
+    return ""
+
+
+def configuration(place, *, cert, key, tls, plain, secure):
+    """Text of dovecot.conf."""
+    login, mail = (_SECURE_LOGIN, "") if secure else (_FAST_LOGIN, _FAST_MAIL)
+    return _CONFIGURATION.format(place=place, host=HOST, cert=cert, key=key, tls=tls, plain=plain, login=login, mail=mail)
+
+
+class Peer(Server):
+    """A started Dovecot on a site."""
+
+    name = "dovecot"
+
+    def __init__(self, site, *, cost=4, secure=False):
+        self.tls, self.plain = free_ports()
+        place = os.path.join(site.directory, "dovecot")
+        for part in ("run", "state"):
+            os.makedirs(os.path.join(place, part), exist_ok=True)
+        os.chmod(place, 0o755)
+        with open(os.path.join(place, "users"), "w") as file:
+            file.writelines(f"{name}:{{BLF-CRYPT}}{site.hash(cost)}:{site.uid}:{site.gid}::{site.maildir(name)}::\n" for name in site.names)
+        conf = os.path.join(place, "dovecot.conf")
+        with open(conf, "w") as file:
+            file.write(configuration(place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure))
+        self.launch([program(), "-F", "-c", conf], os.path.join(place, "start.log"), self._greets)
+
+    def _greets(self):
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.plain), 5) as sock:
+            return sock.recv(3) == b"+OK"
+        return False

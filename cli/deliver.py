@@ -1,0 +1,119 @@
+"""``popkernel deliver``: the message on standard input into one mailbox, through the running server's LMTP socket.
+
+For ``mda`` actions, ``.forward`` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are those MTAs
+act on: 75 for everything that another try may mend, the server being away included, since Postfix and OpenSMTPD send mail back on any
+other code but 0.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from typing import BinaryIO, NoReturn
+
+from popkernel.kernel.config import default_run_dir
+
+OK, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 65, 67, 69, 75, 77  # sysexits(3)
+_CHUNK = 128 * 1024  # octets
+_ANSWER_SECONDS = 330  # half a minute more than the server gives its own mailboxes
+
+
+class _NotTakenError(Exception):
+    """The server said no, or nothing; `code` is the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``popkernel deliver``."""
+    user = options.user or os.environ.get("USER") or os.environ.get("LOGNAME") or _own_name()
+    run_dir = os.path.abspath(options.run_dir) if options.run_dir else default_run_dir()
+    sender = options.sender if options.sender is not None else os.environ.get("SENDER", "")
+    try:
+        deliver(f"{run_dir}/lmtp.sock", sender, user, sys.stdin.buffer)
+    except _NotTakenError as error:
+        print(f"popkernel deliver: {user}: {error}", file=sys.stderr)
+        return error.code
+    return OK
+
+
+def _own_name() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
+    """Hand a message over; returns once it is safe on the server's disk. _NotTakenError otherwise.
+
+    BDAT (RFC 3030) carries it octet for octet, with nothing to double or to look for; what the server does not know is never sent.
+    """
+    for text in (sender, user):
+        if not text.isprintable():
+            raise _NotTakenError(DATAERR, "an address with control characters in it")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_ANSWER_SECONDS)
+        try:
+            sock.connect(path)
+            with sock.makefile("rb") as answers:
+                _talk(sock, answers, sender.strip("<>"), user, message)
+        except PermissionError as error:
+            raise _NotTakenError(NOPERM, f"{path}: {error.strerror}") from None
+        except OSError as error:
+            raise _NotTakenError(TEMPFAIL, f"{path}: {error.strerror or error}; is the server running?") from None
+
+
+def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, message: BinaryIO) -> None:
+    first = _without_from_line(message.read(_CHUNK))
+    sock.sendall(b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\n" % (os.fsencode(sender), _quoted(user)))
+    for _ in range(4):  # greeting, LHLO, MAIL, RCPT
+        _expect(answers)
+    while first:
+        more = message.read(_CHUNK)
+        sock.sendall(b"BDAT %d%s\r\n" % (len(first), b"" if more else b" LAST"))
+        sock.sendall(first)
+        if not more:
+            break
+        _expect(answers)
+        first = more
+    else:
+        sock.sendall(b"BDAT 0 LAST\r\n")
+    _expect(answers)
+    sock.sendall(b"QUIT\r\n")
+
+
+def _without_from_line(head: bytes) -> bytes:
+    """Without the mbox line that Postfix's local(8) and others put on top for pipes: it is no header field."""
+    return head.partition(b"\n")[2] if head.startswith(b"From ") else head
+
+
+def _quoted(user: str) -> bytes:
+    """A user's name as an address: in quotes where it is no plain one (RFC 5321 section 4.1.2)."""
+    if any(c in ' "<>\\,;:()[]' for c in user):
+        user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return os.fsencode(user)
+
+
+def _expect(answers: BinaryIO) -> None:
+    """Read one answer, of several lines perhaps."""
+    while True:
+        line = answers.readline(2048)
+        if line[3:4] != b"-":
+            break
+    if not line.endswith(b"\n"):
+        raise _NotTakenError(TEMPFAIL, "the server went away")
+    if not line.startswith(b"2"):
+        _refused(line.decode("utf-8", "replace").strip())
+
+
+def _refused(line: str) -> NoReturn:
+    status = line[4:9]
+    text = "".join(c if c.isprintable() else "?" for c in line)
+    if line.startswith("4"):
+        raise _NotTakenError(TEMPFAIL, text)
+    raise _NotTakenError({"5.1.1": NOUSER, "5.1.3": NOUSER, "5.7.1": NOPERM, "5.3.4": DATAERR}.get(status, UNAVAILABLE), text)

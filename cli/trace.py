@@ -1,0 +1,211 @@
+"""``popkernel trace``: attach to the running server, tell what passes, record it where asked, detach."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+from popkernel.kernel.snapshot import SnapshotError, take
+from popkernel.cli.story import Scene, Story
+from popkernel.cli.tell import HIDDEN, Json, Mermaid, Pretty
+from popkernel.kernel.config import default_run_dir
+from popkernel.kernel.watcher import Watcher, WatchError
+from popkernel.proto.recording import Frame, end, header, pack
+
+__all__ = ["run"]
+
+_TICK = 0.05  # seconds between two looks at what is ready to be told
+
+
+class _StopError(Exception):
+    """A reason to leave with that code."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``popkernel trace``."""
+    try:
+        _check(options)
+        with Watcher(
+            os.path.abspath(options.run_dir) if options.run_dir else default_run_dir(), actor=options.actor or "", user=options.user or "",
+            session=options.session, edge=options.edge or "", types=options.type, payload=options.payload,
+            decisions=bool(options.record) and options.actor in (None, "kernel") and not (options.user or options.session or options.edge or options.type),
+        ) as watcher:
+            recorder = Recorder(options.record, watcher, _maildir(options, watcher)) if options.record else None
+            return _watch(options, watcher, recorder)
+    except (WatchError, _StopError, SnapshotError) as error:
+        if str(error):
+            print(f"popkernel: {error}", file=sys.stderr)
+        return error.code
+
+
+def _check(options: argparse.Namespace) -> None:
+    if sum(bool(given) for given in (options.actor, options.user, options.session)) > 1:
+        raise _StopError(os.EX_USAGE, "ACTOR, --user and --session: give one of them")
+    if options.with_maildir and not options.record:
+        raise _StopError(os.EX_USAGE, "--with-maildir goes into a recording: give --record FILE")
+
+
+def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
+    """The maildir as it is now, for the header."""
+    if not options.with_maildir:
+        return {}
+    path = watcher.answer.get("maildir")
+    if not path:
+        raise _StopError(os.EX_USAGE, "--with-maildir wants to know whose: give maildir.USER or --user USER")
+    return {"maildir": take(path)}
+
+
+class Recorder:
+    """Writes what is watched into a file. Trouble with the file ends the recording, never the watching."""
+
+    def __init__(self, path: str, watcher: Watcher, more: dict[str, Any]) -> None:
+        self.path = path
+        self.frames = 0
+        self._watcher = watcher
+        self._file: BinaryIO | None = None
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _StopError(os.EX_CANTCREAT, f"{path}: {error.strerror}; give another file with --record") from None
+        self._file = open(fd, "wb")  # noqa: SIM115  closed by `close`
+        self._write(pack(header(watcher.answer, **more)))
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            file, self._file = self._file, None
+            _close_quietly(file)
+            print(f"popkernel: {self.path}: {error.strerror}; the recording ends here, behind {self.frames} frames", file=sys.stderr)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the file could not be written to its end."""
+        return self._file is None
+
+    def take(self, frame: Frame) -> None:
+        """One more frame."""
+        self._write(pack(frame))
+        self.frames += 1
+
+    def close(self) -> None:
+        """The end map, which says that nothing was cut off."""
+        self._write(pack(end(self.frames, self._watcher.lost)))
+        if self._file is not None:
+            self._file.close()
+
+
+def _close_quietly(file: BinaryIO) -> None:
+    """Close a file whose last octets can't be written: Python would try again, and complain."""
+    try:
+        file.close()
+    except OSError:
+        return
+
+
+class _Told:
+    """What has been told, on standard output."""
+
+    def __init__(self, teller: Pretty | Json | Mermaid, most: int | None) -> None:
+        self._teller = teller
+        self._left = most
+        self._last = time.monotonic()
+
+    @property
+    def full(self) -> bool:
+        """As many as were asked for."""
+        return self._left is not None and self._left <= 0
+
+    def due(self) -> bool:
+        """Whether people have waited long enough: frames may come without end."""
+        return time.monotonic() > self._last + _TICK
+
+    def scenes(self, scenes: Iterable[Scene]) -> None:
+        """Tell them, up to the count."""
+        for scene in scenes:
+            if self.full:
+                break
+            text = self._teller.tell(scene)
+            if text:
+                print(text)
+                if self._left is not None:
+                    self._left -= 1
+        sys.stdout.flush()
+        self._last = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """A line that is no scene."""
+        if text:
+            print(text, flush=True)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM detach: the recording gets its end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, where: Any) -> None:
+        del number, where
+        self.asked = True
+
+
+def _teller(options: argparse.Namespace, attached: int) -> Pretty | Json | Mermaid:
+    if options.format == "json":
+        return Json(attached, HIDDEN - set(options.type))
+    if options.format == "mermaid":
+        return Mermaid()
+    terminal = sys.stdout.isatty()
+    colour = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb"
+    width = shutil.get_terminal_size((120, 24)).columns if terminal else 0
+    try:
+        "→↩•…".encode(sys.stdout.encoding or "ascii")
+        ascii_only = False
+    except (UnicodeEncodeError, LookupError):
+        ascii_only = True
+    return Pretty(attached, width=width, colour=colour, ascii_only=ascii_only)
+
+
+def _watch(options: argparse.Namespace, watcher: Watcher, recorder: Recorder | None) -> int:
+    """Tell until the count, the time, a signal or the server ends it."""
+    attached = watcher.answer["monotonic"]
+    teller = _teller(options, attached)
+    story, told, stop = Story(), _Told(teller, options.count), _Signals()
+    print(f"popkernel: attached; {'recording to ' + options.record if recorder else 'Ctrl-C detaches'}", file=sys.stderr, flush=True)
+    told.line(teller.begin)
+    until = time.monotonic() + options.seconds if options.seconds else None
+    try:
+        while not stop.asked and not told.full and not watcher.ended and (until is None or time.monotonic() < until):
+            frame = watcher.next_frame(_TICK)
+            while frame is not None:
+                if recorder is not None:
+                    recorder.take(frame)
+                story.add(frame)
+                frame = watcher.next_frame(0) if not told.due() else None
+            told.scenes(story.tell(time.monotonic_ns()))
+        told.scenes(story.tell())
+        told.line(teller.end)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    if watcher.lost:
+        print(f"popkernel: {watcher.lost} frames were lost: they came faster than they were read", file=sys.stderr)
+    if recorder is not None and recorder.failed:
+        return os.EX_IOERR
+    if watcher.ended and not stop.asked and not told.full:
+        print("popkernel: the server has ended", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    return os.EX_OK

@@ -1,0 +1,116 @@
+"""What was recorded, beside what is said now: differences, field by field, with what led up to them. Pure."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from popkernel.kernel.stage import Said
+from popkernel.proto.recording import Frame
+
+__all__ = ["Difference", "Result", "compare", "rewritten"]
+
+_CONTEXT = 4  # frames shown before a difference
+# What is no function of what was recorded: octets that a client typed hold its password; the others are counted by a process.
+_NOT_COMPARED = {"Ended": ("octets_in",), "Counters": ("messages_in", "messages_out")}
+_NEARLY = {"milliseconds": 2}  # the loop's clock is recorded in nanoseconds and rounded anew
+_NOT_PLAYED = ("Hello",)  # said before the first frame, by the sandbox
+
+
+class Difference(NamedTuple):
+    """One difference. `where`: the frame of the recording it stands at; `lines`: what differs; `before`: what led up to it."""
+
+    actor: str
+    where: int
+    title: str
+    lines: list[str]
+    before: list[Frame]
+
+
+class Result(NamedTuple):
+    """An actor's replay. `notes`: what could not be replayed, and why."""
+
+    actor: str
+    frames: list[Frame]  # of this actor, in order
+    said: list[Said]
+    differences: list[Difference]
+    notes: list[str]
+    compared: int
+
+
+def _is_said(frame: Frame, skipped: set[int]) -> bool:
+    return frame.way == "out" and frame.name not in _NOT_PLAYED and frame.session not in skipped
+
+
+def compare(actor: str, frames: Sequence[Frame], said: Sequence[Said], *, skipped: set[int], cut_off: bool) -> list[Difference]:
+    """Stream by stream (a peer, a session): each recorded "out" beside what is said now.
+
+    What is said beyond the recording's last turn is not held against anybody: the recording may have ended before it.
+    """
+    recorded: dict[tuple[str, int], list[int]] = {}
+    for index, frame in enumerate(frames):
+        if _is_said(frame, skipped):
+            recorded.setdefault((frame.peer.partition("~")[0], frame.session), []).append(index)
+    now: dict[tuple[str, int], list[Said]] = {}
+    for one in said:
+        if one.session not in skipped:
+            now.setdefault((one.peer.partition("~")[0], one.session), []).append(one)
+    now = _named_alike(recorded, now)
+    last = frames[-1].turn if frames else 0
+    out: list[Difference] = []
+    for stream in [*recorded, *(s for s in now if s not in recorded)]:
+        out += _stream(actor, frames, recorded.get(stream, []), now.get(stream, []), last, cut_off=cut_off)
+    return sorted(out, key=lambda d: d.where)
+
+
+def _named_alike(recorded: dict[tuple[str, int], Any], now: dict[tuple[str, int], list[Said]]) -> dict[tuple[str, int], list[Said]]:
+    """A maildir actor calls each listener "listener"; the recording has its name."""
+    names = {session: peer for peer, session in recorded if peer.startswith("listener.")}
+    return {((names[s], s) if p == "listener" and s in names else (p, s)): v for (p, s), v in now.items()}
+
+
+def _stream(actor: str, frames: Sequence[Frame], indices: list[int], said: list[Said], last: int, *, cut_off: bool) -> list[Difference]:
+    out: list[Difference] = []
+    for index, one in zip(indices, said, strict=False):
+        frame = frames[index]
+        if frame.name != one.name:
+            lines = [f"recorded: {frame.name} {frame.fields}", f"now:      {one.name} {one.fields}"]
+            return [*out, Difference(actor, index, f"another message to {frame.peer}", lines, _before(frames, index))]
+        lines = _fields(frame.name, frame.fields, one.fields)
+        if lines:
+            out.append(Difference(actor, index, f"{frame.name} to {frame.peer}", lines, _before(frames, index)))
+    for index in indices[len(said) :]:
+        frame = frames[index]
+        out.append(Difference(actor, index, f"{frame.name} to {frame.peer} is not said any more", [f"recorded: {frame.fields}"], _before(frames, index)))
+    for one in said[len(indices) :]:
+        if one.turn < last and not cut_off:
+            out.append(Difference(actor, one.after, f"{one.name} to {one.peer} is said, and was not", [f"now: {one.fields}"], _before(frames, one.after + 1)))
+    return out
+
+
+def _before(frames: Sequence[Frame], index: int) -> list[Frame]:
+    return list(frames[max(0, index - _CONTEXT) : index])
+
+
+def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key in [*recorded, *(k for k in now if k not in recorded)]:
+        one, other = recorded.get(key, "(no such field)"), now.get(key, "(no such field)")
+        near = _NEARLY.get(key)
+        if key in _NOT_COMPARED.get(name, ()) or one == other:
+            continue
+        if near is not None and type(one) is int and type(other) is int and abs(one - other) <= near:
+            continue
+        lines += [f"{key}: recorded {one!r}", f"{' ' * len(key)}  now      {other!r}"]
+    return lines
+
+
+def rewritten(result: Result, skipped: set[int]) -> list[Frame]:
+    """The actor's frames with what it says now in the place of what it said."""
+    kept = [(index, frame) for index, frame in enumerate(result.frames) if not _is_said(frame, skipped)]
+    names = {f.session: f.peer for f in result.frames if f.way == "out" and f.peer.startswith("listener.")}
+    out = [(index, 0, frame) for index, frame in kept]
+    for number, one in enumerate(result.said, 1):
+        cause = result.frames[min(one.after, len(result.frames) - 1)]
+        peer = names.get(one.session, one.peer) if one.peer == "listener" else one.peer
+        frame = Frame(cause.time + number, max(cause.turn, one.turn), result.actor, "out", peer, one.name, one.session, one.octets, one.fields)
+        out.append((one.after, number, frame))
+    return [frame for _, _, frame in sorted(out, key=lambda row: row[:2])]

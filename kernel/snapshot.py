@@ -1,0 +1,90 @@
+"""A maildir as it is, as data: for a recording to take along, and for a replay to put down again."""
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["SnapshotError", "put", "take"]
+
+_MOST = 200 << 20  # octets
+_PARTS = (b"", b"cur", b"new", b"tmp")
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class SnapshotError(Exception):
+    """A maildir that can't be taken along, or put down; `code` is a sysexits(3) code."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def take(path: bytes) -> dict[str, Any]:
+    """All regular files of the maildir and of cur, new and tmp: content and time. Nothing is followed out of it.
+
+    The maildir is its user's, who may be anybody: this may run as root, and opens each file relative to its directory.
+    """
+    files: dict[bytes, dict[str, Any]] = {}
+    times: dict[bytes, int] = {}
+    total = 0
+    try:
+        root = os.open(path, _OPEN | os.O_DIRECTORY)
+    except OSError as error:
+        raise SnapshotError(f"{os.fsdecode(path)}: {error.strerror}", os.EX_NOINPUT) from None
+    try:
+        for part in _PARTS:
+            at = os.open(part, _OPEN | os.O_DIRECTORY, dir_fd=root) if part else os.dup(root)
+            try:
+                times[part] = os.fstat(at).st_mtime_ns
+                for name in sorted(map(os.fsencode, os.listdir(at))):
+                    data, status = _read(at, name, _MOST - total)
+                    if status is not None:
+                        total += len(data)
+                        files[part + b"/" + name if part else name] = {"data": data, "mtime": status.st_mtime_ns}
+            finally:
+                os.close(at)
+    except OSError as error:
+        raise SnapshotError(f"{os.fsdecode(path)}: {error.strerror}", os.EX_NOINPUT) from None
+    finally:
+        os.close(root)
+    return {"files": files, "times": times}
+
+
+def _read(at: int, name: bytes, most: int) -> tuple[bytes, os.stat_result | None]:
+    if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+        return b"", None
+    fd = os.open(name, _OPEN, dir_fd=at)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", None
+        if status.st_size > most:
+            raise SnapshotError(f"more than {_MOST >> 20} MiB of mail: too much for a recording", os.EX_DATAERR)
+        parts = []
+        while part := os.read(fd, 1 << 20):
+            parts.append(part)
+        return b"".join(parts), status
+    finally:
+        os.close(fd)
+
+
+def put(snapshot: Mapping[str, Any], path: str) -> None:
+    """Make the maildir anew in the directory `path`, with the same contents, names and times."""
+    try:
+        for part in _PARTS:
+            os.makedirs(os.path.join(os.fsencode(path), part), mode=0o700, exist_ok=True)
+        for name, file in snapshot["files"].items():
+            folder, _, plain = name.rpartition(b"/")
+            if folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain:
+                raise SnapshotError(f"the recorded maildir names a file outside of it: {name!r}", os.EX_DATAERR)
+            where = os.path.join(os.fsencode(path), name)
+            with open(where, "wb") as out:
+                out.write(file["data"])
+            os.chmod(where, 0o600)
+            os.utime(where, ns=(file["mtime"], file["mtime"]))
+        for part, when in snapshot["times"].items():
+            if part in _PARTS:
+                os.utime(os.path.join(os.fsencode(path), part), ns=(when, when))
+    except (KeyError, TypeError, AttributeError):
+        raise SnapshotError("the recorded maildir is none", os.EX_DATAERR) from None

@@ -1,0 +1,254 @@
+"""Where a recorded actor is played again: its own shell, with the recorded clock, and without a loop, a socket or a channel that is real.
+
+Every actor's `replay.py` puts its shell on this stage. `Stage.perform` feeds it what the recording says it was told, frame by frame,
+and collects what it says; compare.py judges that.
+"""
+
+import contextlib
+import heapq
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.loop import Loop, Timer
+from popkernel.proto import codec
+from popkernel.proto.messages import CARRIES
+from popkernel.proto.recording import Frame, RecordingError
+from popkernel.proto.schema import BadMessageError, compile_check, fields_of
+from popkernel.proto.shown import SECRET, is_cut, shown
+from popkernel.proto.topology import edge, kind_of
+
+__all__ = ["LeftError", "Said", "Stage", "StageChannel", "StageLoop", "StageSocket", "message_of"]
+
+_numbers = itertools.count(1_000_000)  # descriptors that are none
+_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT)
+
+
+class LeftError(Exception):
+    """The actor has ended its process, or would have."""
+
+
+class Said(NamedTuple):
+    """What the actor said on the stage: to whom, what, in which session; `after`: the frame it was being told."""
+
+    peer: str
+    name: str
+    session: int
+    fields: dict[str, Any]
+    octets: int
+    after: int
+    turn: int
+
+
+class StageLoop(Loop):
+    """Timers by the recorded clock; no descriptor is ever ready by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def add(self, fd: int, call: Callable[[int], None], events: int = 1) -> None:
+        self._calls[fd] = call
+
+    def change(self, fd: int, events: int) -> None:
+        del fd, events
+
+    def remove(self, fd: int) -> None:
+        self._calls.pop(fd, None)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(call)
+        heapq.heappush(self._timers, (self.now + seconds, next(self._sequence), timer))
+        return timer
+
+    def settle(self) -> None:
+        """What a turn of the loop does at its end."""
+        while self._soon:
+            todo, self._soon = self._soon, []
+            for call in todo:
+                call()
+
+    def advance(self, now: float) -> None:
+        """Let the clock come to `now`; what falls due on the way is called at its time."""
+        while self._timers and self._timers[0][0] <= now:
+            when, _, timer = heapq.heappop(self._timers)
+            self.now = max(self.now, when)
+            if timer.call is not None:
+                timer.call()
+            self.settle()
+        self.now = max(self.now, now)
+
+
+class StageSocket:
+    """In the place of a channel's socket."""
+
+    def __init__(self) -> None:
+        self._number = next(_numbers)
+
+    def fileno(self) -> int:
+        """A number that no descriptor has."""
+        return self._number
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class StageChannel:
+    """In the place of a Channel: what is sent is noted, what comes is given by the stage."""
+
+    def __init__(
+        self, stage: "Stage", me: str, peer: str, on_message: Callable[..., None], on_gone: Callable[..., None],
+    ) -> None:
+        self._stage = stage
+        self.on_message = on_message
+        self.on_gone = on_gone
+        self.me = me
+        self.peer = peer
+        self.sock = StageSocket()
+        self.fd = self.sock.fileno()
+        self.gone = False
+        self.waiting = False
+        self.on_drained: Callable[[], None] | None = None
+        self.tag: Any = None
+
+    def send(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+        del fds
+        if not self.gone:
+            codec.Codec(kind_of(self.me), kind_of(self.peer)).encode(message)
+            self._stage.hears(self, message)
+
+    def send_all(self, messages: Sequence[tuple[Any, ...]]) -> None:
+        for message in messages:
+            self.send(message)
+
+    def send_bulk(self, message: tuple[Any, ...], data: bytes) -> int:
+        self.send(codec.whole(message, data))
+        return len(data)
+
+    def release(self) -> StageSocket:
+        self.gone = True
+        return self.sock
+
+    def close(self) -> None:
+        self.gone = True
+
+
+class Stage:
+    """One actor's performance. `payload`: whether the recording shows mail content."""
+
+    def __init__(self, *, payload: bool) -> None:
+        self.loop = StageLoop()
+        self.channels: list[StageChannel] = []
+        self.said: list[Said] = []
+        self.payload = payload
+        self.actor: Actor | None = None
+        self.at = 0  # the frame that is being played
+        self.skipped: set[int] = set()  # sessions that had begun before the recording did
+
+    def hears(self, channel: StageChannel, message: tuple[Any, ...]) -> None:
+        """The actor says something on a channel."""
+        assert self.actor is not None
+        fields, octets = shown(message, payload=self.payload)
+        session = self.actor.session_of(channel, message)  # type: ignore[arg-type]
+        self.notes(channel.peer, type(message).__name__, session, fields, octets)
+
+    def notes(self, peer: str, name: str, session: int, fields: dict[str, Any], octets: int = 0) -> None:
+        """It says something, to whomever."""
+        self.said.append(Said(peer, name, session, fields, octets, self.at, int(self.loop.now * 1e9)))
+
+    def channel(self, loop: Loop, sock: Any, me: str, peer: str, on_message: Any, on_gone: Any, *, resumed: bool = False) -> StageChannel:
+        """What the shell's room finds in the place of Channel."""
+        del loop, sock, resumed
+        channel = StageChannel(self, me, peer, on_message, on_gone)
+        self.channels.append(channel)
+        return channel
+
+    @contextlib.contextmanager
+    def set_up(self, *rooms: ModuleType, **more: Any) -> Iterator[None]:
+        """Put the stage's things in the place of the real ones in the rooms of a shell, for as long as it plays."""
+        things = {"Channel": self.channel, "adopt": _adopt, **more}
+        before = [(room, name, getattr(room, name)) for room in rooms for name in things if hasattr(room, name)]
+        handlers = [(number, signal.getsignal(number)) for number in _SIGNALS]
+        try:
+            for room, name, _ in before:
+                setattr(room, name, things[name])
+            yield
+        finally:
+            for room, name, thing in before:
+                setattr(room, name, thing)
+            for number, handler in handlers:
+                signal.signal(number, handler)
+
+    def enter(self, actor: Actor, start: float) -> None:
+        """The shell comes on, its channel to the kernel with it. `start`: the clock then."""
+        self.actor = actor
+        self.loop.now = start
+        actor.loop = self.loop
+        actor.kernel = self.channel(self.loop, None, actor.boot.name, "kernel", actor._on_kernel, None)  # type: ignore[assignment]  # noqa: SLF001
+
+    def tell(self, frame: Frame) -> bool:
+        """Give a recorded message, or the end of a channel, to the channel it came on; False where there is none."""
+        channel = self.find(frame)
+        if channel is None:
+            return False
+        if frame.name == "Gone":
+            channel.gone = True
+            channel.on_gone(channel, frame.fields.get("why", ""))
+            return True
+        message = message_of(frame, kind_of(frame.peer), kind_of(channel.me))
+        many = CARRIES.get(type(message), 0) or int(getattr(message, "fresh", False))
+        channel.on_message(channel, message, [os.open(os.devnull, os.O_RDONLY) for _ in range(many)])
+        return True
+
+    def find(self, frame: Frame) -> StageChannel | None:
+        """The open channel a frame belongs to: to such a peer, and of that session where it is one session's."""
+        assert self.actor is not None
+        kind = kind_of(frame.peer)
+        fitting = [c for c in self.channels if not c.gone and kind_of(c.peer) == kind]
+        fitting = [c for c in fitting if c.peer == frame.peer or c.peer == kind] or ([] if kind == "auth" else fitting)
+        sessions = [(c, self.actor.session_of(c, ())) for c in fitting]  # type: ignore[arg-type]
+        return next((c for c, session in sessions if session == frame.session), None) or next((c for c, s in sessions if not s), None)
+
+
+def _adopt(fd: int) -> StageSocket:
+    os.close(fd)
+    return StageSocket()
+
+
+def message_of(frame: Frame, source: str, target: str) -> tuple[Any, ...]:
+    """The message that a frame shows. RecordingError where this program's table has no such message there.
+
+    A secret becomes its mark, cut content as many octets of nothing in particular.
+    """
+    row = edge(source, target)
+    found = next((c for c in row.messages if c.__name__ == frame.name), None)
+    if found is None:
+        raise RecordingError(f"{frame.name} may not go {source}>{target} any more: record it anew")
+    kinds = fields_of(found)
+    if set(kinds) != set(frame.fields):
+        raise RecordingError(f"{frame.name} has other fields now ({', '.join(kinds)}): record it anew")
+    values = [_value(frame.fields[name]) for name in kinds]
+    try:
+        compile_check(found)(values)
+    except BadMessageError as error:
+        raise RecordingError(f"{error}: record it anew") from None
+    make: Any = found
+    made: tuple[Any, ...] = make(*values)
+    return made
+
+
+def _value(value: Any) -> Any:
+    if value == SECRET:
+        return SECRET.encode()
+    if type(value) is dict:
+        return value["content"] if "content" in value else b"x" * max(0, is_cut(value))
+    return value
+
+
+def boot_of(name: str, config: dict[str, Any]) -> Boot:
+    """For an actor on the stage: it is never locked in, for it never serves."""
+    return Boot(name, None, 0, 0, {"verbose": 9, **config}, sandboxed=False)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""What a viewer wishes to see, and which frames that are. Everything it asks comes from an outside socket, and is checked here."""
+
+from typing import Any
+
+import msgpack
+
+from popkernel.kernel.control import Client
+from popkernel.proto.shown import recut
+from popkernel.proto.topology import EDGES, kind_of
+
+__all__ = ["Viewer", "Wish", "WishError", "named"]
+
+_MOST_NAME = 255
+_MOST_TYPES = 64
+_MOST_MINE = 5000
+_HELD_SESSIONS, _HELD_FRAMES = 256, 32  # of sessions that have not said yet whose they are
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_MESSAGES = {c.__name__.lower(): c.__name__ for e in EDGES for c in e.messages if e.target != "tap"}
+_NOTES = (
+    "Began", "Ended", "Restart", "Lease", "LeaseOver", "Refused", "Broke", "Settings", "State", "Decision", "Connected", "Typed", "Secured",
+    "Reply", "Gone", "Unsent", "Checked", "Full", "Clock", "Random",
+)
+_ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Anew", "Clock", "Random"})  # concern every session of an actor
+_NAMES = _MESSAGES | {n.lower(): n for n in _NOTES}
+
+
+class WishError(ValueError):
+    """A wish that can't be granted; the text is for the one who asked."""
+
+
+def named(asked: str, name: str) -> bool:
+    """Whether an instance goes by what was asked for: itself, all of its kind, or any replacement of it."""
+    return name == asked or name.startswith((asked + ".", asked + "~")) or (name == "maildir.{user}" and asked.startswith("maildir."))
+
+
+class Wish:
+    """A checked request. All that is given must hold for a frame to be shown."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        """WishError for one that can't be understood."""
+        self.actor = self._text(request, "actor")
+        self.user = self._text(request, "user")
+        self.session = request.get("session", 0)
+        edge = self._text(request, "edge")
+        self.edge = tuple(edge.split(":")) if edge else ()
+        types = request.get("types", [])
+        self.payload = request.get("payload", False)
+        self.decisions = request.get("decisions", False)
+        if type(self.session) is not int or not 0 <= self.session < 1 << 63:
+            raise WishError("a session is a number, as `popkernel status` shows it")
+        if self.edge and (len(self.edge) != 2 or not all(self.edge)):
+            raise WishError("an edge is FROM:TO, for example listener:auth")
+        if type(types) is not list or len(types) > _MOST_TYPES or not all(type(t) is str and len(t) <= _MOST_NAME for t in types):
+            raise WishError("types are a list of message names")
+        unknown = [t for t in types if t.lower() not in _NAMES]
+        if unknown:
+            raise WishError(f"no message {unknown[0]!r}; there are: {', '.join(sorted(_NAMES.values()))}")
+        self.types = frozenset(_NAMES[t.lower()] for t in types)
+        if type(self.payload) is not bool or type(self.decisions) is not bool:
+            raise WishError("payload and decisions are true or false")
+
+    @staticmethod
+    def _text(request: dict[str, Any], key: str) -> str:
+        value = request.get(key, "")
+        if type(value) is not str or len(value) > _MOST_NAME:
+            raise WishError(f"{key} is a name")
+        return value
+
+    def asked(self) -> dict[str, Any]:
+        """As it was understood; a recording keeps it."""
+        given = {
+            "actor": self.actor, "user": self.user, "session": self.session, "edge": ":".join(self.edge), "types": sorted(self.types),
+            "payload": self.payload, "decisions": self.decisions,
+        }
+        return {key: value for key, value in given.items() if value}
+
+    def watches(self, name: str) -> bool:
+        """Whether that actor (an instance) has to be watched for this."""
+        if self.actor:
+            return named(self.actor, name)
+        if self.user and name.startswith("maildir.") and name != f"maildir.{self.user}":
+            return False
+        if self.edge:
+            return any(named(end, name) or end == _row(name) for end in self.edge)
+        return True
+
+    def on_edge(self, source: str, target: str) -> bool:
+        """Whether a message from `source` to `target` (instances or rows) is on the asked edge."""
+        if not self.edge:
+            return True
+        return all(named(asked, name) or asked == _row(name) for asked, name in zip(self.edge, (source, target), strict=True))
+
+
+def _row(name: str) -> str:
+    try:
+        return kind_of(name)
+    except KeyError:
+        return name
+
+
+class Viewer:
+    """Somebody who watches."""
+
+    def __init__(self, client: Client, wish: Wish) -> None:
+        self._client = client
+        self.wish = wish
+        self._lost = 0
+        self._held: dict[int, list[dict[str, Any]]] = {}
+        self._mine: dict[int, None] = {}  # sessions that had to do with the wished user
+
+    def see(self, frame: dict[str, Any], known: dict[int, str], *, twin: bool) -> None:
+        """Show a frame if it is wanted. `twin`: its other end is shown too."""
+        wish = self.wish
+        if frame["name"] == "Settings" and frame["way"] == "note":
+            if wish.watches(frame["actor"]):
+                self.push(frame)
+            return
+        if wish.actor and not named(wish.actor, frame["actor"]) and not (frame["way"] == "note" and named(wish.actor, frame["peer"])):
+            return
+        if wish.session and frame["session"] != wish.session and frame["name"] not in _ANYBODYS:
+            return
+        if wish.types and frame["name"] not in wish.types:
+            return
+        if wish.edge:
+            ends = (frame["peer"], frame["actor"]) if frame["way"] == "in" else (frame["actor"], frame["peer"])
+            if frame["way"] == "note" or not wish.on_edge(*ends):
+                return
+        if twin:
+            frame = {**frame, "twin": True}
+        if wish.user and not self._of_user(frame, known):
+            return
+        self.push(frame)
+
+    def _of_user(self, frame: dict[str, Any], known: dict[int, str]) -> bool:
+        """A session that has not said yet whose it is is held back, and shown from its beginning once it has."""
+        user, session, fields = self.wish.user, frame["session"], frame["fields"]
+        mine = f"maildir.{user}"
+        if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or frame["name"] in _ANYBODYS:
+            good = True
+            if session and fields.get("user") == user:
+                self._mine[session] = None
+                if len(self._mine) > _MOST_MINE:
+                    del self._mine[next(iter(self._mine))]
+        elif session in self._mine:
+            good = True
+        elif not session:
+            return False
+        elif session in known:
+            good = known[session] == user
+        else:
+            if session not in self._held and len(self._held) >= _HELD_SESSIONS:
+                del self._held[next(iter(self._held))]
+            held = self._held.setdefault(session, [])
+            if len(held) < _HELD_FRAMES:
+                held.append(frame)
+            return False
+        before = self._held.pop(session, []) if session else []
+        if good:
+            for earlier in before:
+                self.push(earlier)
+        return good
+
+    def push(self, frame: dict[str, Any]) -> None:
+        """Send a frame, or count it as lost."""
+        if not self.wish.payload:
+            fields = recut(frame["fields"])
+            if fields is not frame["fields"]:
+                frame = {**frame, "fields": fields}
+        if self._lost:
+            self.tell_lost()
+        if self._lost or not self._client.push(_pack(frame)):
+            self._lost += 1
+
+    def tell_lost(self) -> None:
+        """Say how many frames did not fit, once there is room to say it."""
+        if self._lost and self._client.push(_pack({"lost": self._lost})):
+            self._lost = 0

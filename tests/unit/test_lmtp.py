@@ -1,0 +1,237 @@
+"""proto/lmtp.py: commands, what ends a message, answers in order, whatever the split."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from popkernel.proto.lmtp import MOST_LINE, MOST_RECIPIENTS, Cancelled, Content, Done, Lmtp, Rcpt, parse_path
+
+HELLO = b"LHLO me\r\n"
+ENVELOPE = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
+
+
+class Owner:
+    """Plays the mda: takes every recipient that does not begin with "no", says "safe" to all."""
+
+    def __init__(self, most=1 << 20, hold=False):
+        self.lmtp = Lmtp("host", most)
+        self.said = b""
+        self.messages = []
+        self.body = b""
+        self.hold = hold
+        self.cancelled = 0
+
+    def feed(self, data, size=0):
+        for at in range(0, len(data), size or len(data) or 1):
+            self.lmtp.feed(data[at : at + (size or len(data))])
+            self.pump()
+        return self.said
+
+    def pump(self):
+        lmtp = self.lmtp
+        while True:
+            event = lmtp.next()
+            match event:
+                case None:
+                    break
+                case Rcpt(address):
+                    lmtp.recipient("2.1.5 ok") if not address.startswith("no") else lmtp.recipient("5.1.1 none", taken=False)
+                case Content(data):
+                    assert data
+                    self.body += data
+                case Done():
+                    self.messages.append((lmtp.sender, list(lmtp.recipients), self.body))
+                    self.body = b""
+                    if not self.hold:
+                        for i in range(len(lmtp.recipients)):
+                            lmtp.answer(i, f"2.0.0 safe {i}")
+                case Cancelled():
+                    self.cancelled += 1
+                    self.body = b""
+        self.said += lmtp.take_out()
+
+
+def codes(said):
+    return re.findall(rb"^(\d\d\d) ", said, re.MULTILINE)
+
+
+def test_a_dialogue():
+    owner = Owner()
+    said = owner.feed(HELLO + ENVELOPE + b"RCPT TO:<no@d>\r\nDATA\r\nx\r\n.\r\nQUIT\r\n")
+    assert codes(said) == [b"220", b"250", b"250", b"250", b"550", b"354", b"250", b"221"]
+    assert owner.messages == [("a@b", ["c@d"], b"x\n")]
+    assert owner.lmtp.closing
+    assert b"250 SIZE 1048576" in said
+    for extension in (b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SMTPUTF8", b"CHUNKING"):
+        assert b"250-" + extension + b"\r\n" in said
+
+
+BODIES = st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"a", b"\0", b"\xff", b"..", b"\r\n."]), max_size=40).map(b"".join)
+
+
+def slow_decode(wire):
+    """Line by line: what lies on disk for octets sent after 354, and what follows the end. None where it does not end."""
+    out = []
+    while True:
+        line, sep, wire = wire.partition(b"\r\n")
+        if not sep:
+            return None
+        if line == b".":
+            return b"".join(out), wire
+        out.append((line[1:] if line.startswith(b".") else line) + b"\n")
+
+
+@given(BODIES, st.integers(1, 50))
+@settings(max_examples=400, deadline=None)
+def test_data_as_a_slow_reader_reads_it(body, size):
+    wire = body + b"\r\n.\r\n"
+    expected, rest = slow_decode(wire)
+    owner = Owner()
+    owner.feed(HELLO + ENVELOPE + b"DATA\r\n")
+    owner.feed(wire, size)
+    assert owner.messages[0][2] == expected
+    again = Owner()
+    again.feed(HELLO + ENVELOPE + b"DATA\r\n" + wire)
+    assert again.messages[0] == owner.messages[0]
+
+
+@given(st.binary(max_size=300), st.integers(1, 20))
+@settings(max_examples=200, deadline=None)
+def test_nothing_makes_it_fail(junk, size):
+    owner = Owner()
+    owner.feed(HELLO)
+    owner.feed(junk, size)
+    owner = Owner()
+    owner.feed(HELLO + ENVELOPE)
+    owner.feed(b"BDAT " + junk, size)
+
+
+@pytest.mark.parametrize("not_an_end", [b"\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\n", b"\r\n.\r", b"\r\n..\r\n"])
+def test_only_cr_lf_dot_cr_lf_ends_a_message(not_an_end):
+    owner = Owner()
+    owner.feed(HELLO + ENVELOPE + b"DATA\r\nx" + not_an_end + b"MAIL FROM:<evil@x>\r\n")
+    assert owner.messages == []
+    owner.feed(b"\r\n.\r\n")
+    assert len(owner.messages) == 1
+    assert b"evil@x" in owner.messages[0][2]
+
+
+def test_byte_by_byte_is_the_same():
+    talk = HELLO + ENVELOPE + b"DATA\r\n.\r\n" + ENVELOPE + b"DATA\r\n..\r\n\r\n.\r\n" + ENVELOPE + b"BDAT 3\r\na\r\nBDAT 2 LAST\r\n\r\nQUIT\r\n"
+    whole, split = Owner(), Owner()
+    assert whole.feed(talk) == split.feed(talk, 1)
+    assert whole.messages == split.messages
+    assert [body for _, _, body in whole.messages] == [b"", b".\n\n", b"a\n\n"]
+
+
+def test_answers_go_out_in_the_order_of_the_recipients():
+    owner = Owner(hold=True)
+    owner.feed(HELLO + b"MAIL FROM:<>\r\n" + b"".join(b"RCPT TO:<u%d>\r\n" % i for i in range(3)) + b"DATA\r\nx\r\n.\r\nNOOP\r\n")
+    owner.said = b""
+    lmtp = owner.lmtp
+    lmtp.answer(2, "4.3.1 full", taken=False)
+    assert lmtp.take_out() == b""
+    lmtp.answer(0, "2.0.0 safe")
+    assert lmtp.take_out() == b"250 2.0.0 safe\r\n"
+    assert lmtp.unanswered == [1]
+    lmtp.answer(1, "5.2.2 no room", taken=False)
+    owner.pump()
+    assert owner.said == b"552 5.2.2 no room\r\n452 4.3.1 full\r\n250 2.0.0 ok\r\n"
+
+
+def test_too_large():
+    owner = Owner(most=100)
+    owner.feed(HELLO + b"MAIL FROM:<a@b> SIZE=101\r\n")
+    assert owner.said.endswith(b"552 5.3.4 a message may have 100 octets\r\n")
+    owner.said = b""
+    owner.feed(ENVELOPE + b"RCPT TO:<e>\r\nDATA\r\n" + b"y" * 5000 + b"\r\n.\r\nNOOP\r\n", 64)
+    assert codes(owner.said) == [b"250", b"250", b"250", b"354", b"552", b"552", b"250"]
+    assert (owner.messages, owner.cancelled, owner.body) == ([], 1, b"")
+
+
+def test_content_is_handed_on_and_not_kept():
+    owner = Owner(most=1 << 30)
+    owner.feed(HELLO + ENVELOPE + b"DATA\r\n")
+    for _ in range(100):
+        owner.feed(b"z" * 65536)
+        owner.body = b""
+        assert len(owner.lmtp._buffer) + len(owner.lmtp._held) <= 4
+
+
+def test_long_lines_cost_nothing():
+    owner = Owner()
+    owner.feed(HELLO)
+    owner.said = b""
+    for _ in range(50):
+        owner.feed(b"x" * 1000)
+        assert len(owner.lmtp._buffer) <= MOST_LINE
+    owner.feed(b"\r\nNOOP\r\n")
+    assert codes(owner.said) == [b"500", b"250"]
+
+
+def test_chunks():
+    owner = Owner()
+    owner.feed(HELLO + ENVELOPE + b"BDAT 6\r\na\r\n.\r\nBDAT 4\r\n\nb\r\rBDAT 2 LAST\r\n\n\r")
+    assert owner.messages == [("a@b", ["c@d"], b"a\n.\n\nb\r\n\r")]
+    assert codes(owner.said)[-3:] == [b"250", b"250", b"250"]
+    owner.said = b""
+    owner.feed(b"BDAT 5 LAST\r\nQUIT\nNOOP\r\n")
+    assert codes(owner.said) == [b"503", b"250"], "the octets of a refused chunk are no commands"
+    owner.feed(ENVELOPE + b"BDAT 0 LAST\r\n")
+    assert owner.messages[-1][2] == b""
+    owner.feed(ENVELOPE + b"BDAT 1\r\nx")
+    owner.said = b""
+    owner.feed(b"DATA\r\nRCPT TO:<x>\r\nRSET\r\nBDAT x\r\n")
+    assert codes(owner.said) == [b"503", b"503", b"250", b"421"]
+    assert owner.cancelled == 1
+
+
+@pytest.mark.parametrize(("line", "code"), [
+    (b"EHLO x", b"500"), (b"HELO x", b"500"), (b"LHLO", b"501"), (b"FOO", b"500"), (b"DATA", b"503"), (b"DATA x", b"501"), (b"VRFY x", b"252"),
+    (b"MAIL FROM:a@b", b"501"), (b"MAIL FROM:<a@b> FOO=1", b"555"), (b"MAIL TO:<a>", b"501"), (b"RCPT TO:<a>", b"503"), (b"", b"500"),
+    (b"NOOPX", b"500"), (b"mail from:<a@b> body=8bitmime smtputf8", b"250"), (b"MAIL FROM:<a b@c>", b"501"), (b"MAIL FROM:<\xff@c>", b"501"),
+])
+def test_single_commands(line, code):
+    owner = Owner()
+    owner.feed(HELLO)
+    owner.said = b""
+    owner.feed(line + b"\r\n")
+    assert codes(owner.said) == [code]
+
+
+def test_before_lhlo_nothing_goes():
+    assert codes(Owner().feed(b"MAIL FROM:<a@b>\r\n")) == [b"220", b"503"]
+
+
+def test_data_without_good_recipients():
+    owner = Owner()
+    assert codes(owner.feed(HELLO + b"MAIL FROM:<a@b>\r\nRCPT TO:<no>\r\nDATA\r\n"))[-1] == b"503"
+
+
+def test_wrong_commands_end_it():
+    owner = Owner()
+    owner.feed(b"FOO\r\n" * 100)
+    assert owner.said.count(b"500 ") == 51
+    assert owner.lmtp.closing
+
+
+def test_recipients_are_bounded():
+    owner = Owner()
+    owner.feed(HELLO + b"MAIL FROM:<a@b>\r\n" + b"RCPT TO:<a>\r\n" * (MOST_RECIPIENTS + 1))
+    assert owner.said.endswith(b"452 4.5.3 too many recipients, send the message to the others after this\r\n")
+
+
+@pytest.mark.parametrize(("text", "address"), [
+    (b"<a@b>", "a@b"), (b"<@x,@y:a@b>", "a@b"), (b'<"a b"@c>', '"a b"@c'), (b'<"a>b"@c> SIZE=1', '"a>b"@c'), (b"<postmaster>", "postmaster"),
+    ("<jürgen@example.org>".encode(), "jürgen@example.org"), (b'<"a\\"b"@c>', '"a\\"b"@c'),
+    (b"<>", None), (b"a@b", None), (b"<a@b", None), (b"<a@>", None), (b"<@b>", None), (b"<a@b>x", None), (b"<a\0b@c>", None),
+    (b"<" + b"a" * 255 + b">", None), (b"<a@b c>", None), (b'<"a@b>', None),
+])
+def test_paths(text, address):
+    found = parse_path(text, null=False)
+    assert (found[0] if found else None) == address
+
+
+def test_the_null_sender():
+    assert parse_path(b"<> SIZE=1", null=True) == ("", b"SIZE=1")
