@@ -48,7 +48,7 @@ def arguments(argv=None):
     add("--quick", action="store_true", help="less of everything, and no pair dropped: to try the benchmark, not the servers")
     add("--keep", metavar="DIR", help="make the mail in this new directory and leave it (default: a temporary one)")
     add("--no-peer", action="store_true", help="ours alone")
-    add("--extra", choices=EXTRAS, action="append", help="benchmarks/NAME.py as well; repeatable (default in a whole run: all there are)")
+    add("--extra", choices=EXTRAS, action="append", help="benchmarks/NAME.py too; repeatable (default in a whole run: all)")
     add("--results", metavar="FILE", help="where to keep the table (default: see above)")
     return parser.parse_args(argv)
 

@@ -47,7 +47,8 @@ def read_figures(line):
 
 
 def command(
-    port, *steps, tls=True, conns=20, sessions=200, users=200, first=0, user="user%04d", pipelined=False, reps=0, hold=0, bound=BOUND,
+    port, *steps, tls=True, conns=20, sessions=200, users=200, first=0, user="user%04d", pipelined=False,
+    reps=0, hold=0, bound=BOUND,
 ):
     """The client's argument list; see load/popload.c for what each means."""
     flags = ["-p", port, "-c", conns, "-n", sessions, "-U", users, "-F", first, "-u", user, "-t", bound]

@@ -1,7 +1,8 @@
 """What both servers serve: the same maildirs, certificate (ECDSA P-256) and password hashes, in one directory.
 
-Users user0000 and on; the first ACTIVE of them have 40 messages of 8 KB. big0 has 40 of 10 MB, many0 100,000 of 800 octets. All mail
-belongs to one numeric uid, since the peer's high-performance mode wants that. Made by a fixed seed, so every run has the same octets.
+Users user0000 and on; the first ACTIVE of them have 40 messages of 8 KB. big0 has 40 of 10 MB, many0 100,000 of 800 octets.
+All mail belongs to one numeric uid, since the peer's high-performance mode wants that. Made by a fixed seed, so every run has the
+same octets.
 """
 
 import functools
@@ -37,7 +38,8 @@ def bodies(octets, count=20, seed=1):
 
 def message(number, user, body):
     """One message as it lies in a maildir."""
-    return b"From: a@example.org\nTo: b@example.org\nSubject: message %d\nMessage-ID: <%d.%s@example.org>\n\n" % (number, number, user.encode()) + body
+    head = f"From: a@example.org\nTo: b@example.org\nSubject: message {number}\nMessage-ID: <{number}.{user}@example.org>\n\n"
+    return head.encode() + body
 
 
 class Site:
@@ -75,7 +77,9 @@ class Site:
 
     def actor_users(self):
         """Keys for the ids of popkernel's actors, as root."""
-        return {"listener_user": "64001:64001", "auth_user": "64002:64002", "mda_user": "64003:64003"} if os.geteuid() == 0 else {}
+        if os.geteuid() != 0:
+            return {}
+        return {"listener_user": "64001:64001", "auth_user": "64002:64002", "mda_user": "64003:64003"}
 
     def hash(self, cost):
         """Of the password "secret", $2b$."""
@@ -131,7 +135,7 @@ class Site:
         self.fill("many0", [])
         drop = Maildrop(place)
         try:
-            with mock.patch("os.fsync", lambda _fd: None):
+            with mock.patch("os.fsync", return_value=None):
                 for number in range(self.many_messages):
                     with drop.deliver_begin() as delivery:
                         delivery.write(message(number, "many0", texts[number % 20]))
@@ -147,7 +151,7 @@ class Site:
         return "many0"
 
     def reset_many(self, *, popcache):
-        """Put many0 back to where nobody has read it yet: all in new/, neither server's files; with or without what delivery noted."""
+        """Put many0 back to where nobody has read it yet: all in new/, neither server's files, what delivery noted or not."""
         place = self.maildir("many0")
         new = os.path.join(place, "new")
         for entry in os.scandir(os.path.join(place, "cur")):

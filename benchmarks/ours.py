@@ -4,8 +4,9 @@ import json
 import os
 import sys
 
-from benchmarks.server import Server
 from popkernel.cli.samplesite import HOST, free_ports
+
+from benchmarks.server import Server
 
 
 class Ours(Server):
@@ -18,8 +19,9 @@ class Ours(Server):
         auth, users = tables or (site.auth_table(cost), site.user_table)
         log = os.path.join(site.directory, "popkernel.log")
         values = {
-            "auth_table": auth, "user_table": users, "cert": site.cert, "key": site.key, "run_dir": os.path.join(site.directory, "run"),
-            "listen": [f"{HOST}:{self.tls}"], "listen_starttls": [f"{HOST}:{self.plain}"], "hostname": "localhost", "log": "stderr",
+            "auth_table": auth, "user_table": users, "cert": site.cert, "key": site.key,
+            "listen": [f"{HOST}:{self.tls}"], "listen_starttls": [f"{HOST}:{self.plain}"],
+            "run_dir": os.path.join(site.directory, "run"), "hostname": "localhost", "log": "stderr",
             "allow_plaintext": True, "lmtp": False, "max_sessions": 20000, **site.actor_users(), **settings,
         }
         toml = os.path.join(site.directory, "popkernel.toml")

@@ -1,8 +1,9 @@
-"""The peer: Dovecot from Debian's packages (dovecot-pop3d), in its two documented modes, on the same maildirs, certificate and hashes.
+"""The peer: Dovecot from Debian's packages (dovecot-pop3d), in its two documented modes; same maildirs, certificate and hashes.
 
-High performance: login and mail processes serve many clients each (service_count, process_min_avail), which wants one uid for all
-mail. High security: a login process a connection and a mail process a session. Mail users are numeric ids in the users file; Dovecot
-takes them without a system user. Dovecot's own users (dovecot, dovenull) come with the packages.
+High performance: login and mail processes serve many clients each (service_count, process_min_avail), which wants one uid for
+all mail. High security: a login process a connection and a mail process a session. Mail users are numeric ids in the users file;
+Dovecot takes them without a system user. Dovecot's own users (dovecot, dovenull) come with the packages. Neither server logs
+sessions: ours does not unless told so, and Dovecot's lines about them go to /dev/null.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import shutil
 import socket
 import subprocess
 
-from benchmarks.server import Server
 from popkernel.cli.samplesite import HOST, free_ports
+
+from benchmarks.server import Server
 
 PROGRAM = "dovecot"
 _FAST_LOGIN = "service_count = 0\n process_min_avail = 2\n client_limit = 9000"
@@ -22,6 +24,7 @@ _CONFIGURATION = """\
 base_dir = {place}/run
 state_dir = {place}/state
 log_path = {place}/dovecot.log
+info_log_path = /dev/null
 protocols = pop3
 listen = {host}
 ssl = yes
@@ -105,7 +108,8 @@ class Peer(Server):
             os.makedirs(os.path.join(place, part), exist_ok=True)
         os.chmod(place, 0o755)
         with open(os.path.join(place, "users"), "w") as file:
-            file.writelines(f"{name}:{{BLF-CRYPT}}{site.hash(cost)}:{site.uid}:{site.gid}::{site.maildir(name)}::\n" for name in site.names)
+            login = f"{{BLF-CRYPT}}{site.hash(cost)}:{site.uid}:{site.gid}"
+            file.writelines(f"{name}:{login}::{site.maildir(name)}::\n" for name in site.names)
         conf = os.path.join(place, "dovecot.conf")
         with open(conf, "w") as file:
             file.write(configuration(place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure))

@@ -1,12 +1,14 @@
-"""Row M: how ours grows. Sessions at a time, messages in a mailbox, users in the tables: rate or time, and memory; one run of each.
+"""Row M: how ours grows with sessions at a time, messages in a mailbox, users in the tables: rate or time, memory; a run of each.
 
-Gives tables and plots. A step is "no worse than linear" where what it costs grew by no more than its size did; a rate must not fall
-to less than half between two steps (a cliff).
+Gives tables and plots. A step is "no worse than linear" where what it costs grew by no more than its size did; a rate must not
+fall to less than half between two steps (a cliff).
 """
 
+# ruff: noqa: RUF001 - the multiplication sign is what is meant
 import os
 import shutil
 import time
+from itertools import pairwise
 
 from benchmarks import client
 from benchmarks.mailsite import bodies
@@ -16,21 +18,19 @@ from benchmarks.rows import SETTLE, warm_up
 
 SLACK = 1.25
 """A cost that grew by more than this beyond linear is worse than linear; less is noise."""
-SMALL = 5
-"""Fixed costs hide growth at first: a step from a cost is judged against at least a share of 1/SMALL of linear, never below no growth."""
 
 
 def growth(points):
     """Judge a cost by size: (size, cost) in rising order; the steps that grew worse than linear, as text."""
     return [
         f"{a[0]:g} to {b[0]:g}: size × {b[0] / a[0]:.3g}, cost × {b[1] / a[1]:.3g}"
-        for a, b in zip(points, points[1:], strict=False) if b[1] / a[1] > SLACK * b[0] / a[0]
+        for a, b in pairwise(points) if b[1] / a[1] > SLACK * b[0] / a[0]
     ]
 
 
 def cliffs(points):
     """Judge a rate by size: the steps at which it fell to less than half."""
-    return [f"{a[0]:g} to {b[0]:g}: {a[1]:.3g}/s to {b[1]:.3g}/s" for a, b in zip(points, points[1:], strict=False) if b[1] < a[1] / 2]
+    return [f"{a[0]:g} to {b[0]:g}: {a[1]:.3g}/s to {b[1]:.3g}/s" for a, b in pairwise(points) if b[1] < a[1] / 2]
 
 
 def judged(points):
@@ -127,5 +127,6 @@ def measure(bench, plots, notes):
             file.write(svg(title, title.partition(",")[0].lower(), series))
         wrong = judged(rows)
         notes.append(f"M, {title.lower()}: " + ("no worse than linear, no cliff" if not wrong else "; ".join(wrong)))
-        out += [f"### {title}", "", _markdown(("size", unit, "memory of all processes, MB"), rows), "", f"![{title}](plots/{name}.svg)", ""]
+        figures = _markdown(("size", unit, "memory of all processes, MB"), rows)
+        out += [f"### {title}", "", figures, "", f"![{title}](plots/{name}.svg)", ""]
     return "\n".join(out)

@@ -1,7 +1,8 @@
 """A server under measurement, whichever it is: started in a group of its own, watched, and ended by process id.
 
-Processor time is the group's (cgroup v2 or v1, as root), which counts processes that have come and gone; elsewhere it is summed from
-/proc, where a process that ended counts once its parent has waited for it. Memory is Pss, which shares out what processes share.
+Processor time is the group's (cgroup v2 or v1, as root), which counts processes that have come and gone; elsewhere it is summed
+from /proc, where a process that ended counts once its parent has waited for it. Memory is Pss, which shares out what processes
+share.
 """
 
 import contextlib
@@ -121,7 +122,7 @@ class Server:
     tls = plain = 0
 
     def launch(self, argv, log, ready, seconds=60.0):
-        """Start it, what it says going to a file; wait until `ready()`. ServerError with the log's end where it does not come up."""
+        """Start it, what it says going to a file; wait until `ready()`. ServerError with the log's end where it does not."""
         self.group = Group(self.name)
         began = time.monotonic()
         with open(log, "wb") as said:
@@ -159,7 +160,8 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-        # Without a group only a master that would not end tells which processes are still its own: ids of ended ones may be others' by now.
+        # Without a group only a master that would not end tells which processes are still its own: ids of others may have been
+        # given to somebody else by now.
         left = self.group.pids() if self.group.path else left if self.process.poll() is None else []
         for pid in reversed(left):
             with contextlib.suppress(OSError):

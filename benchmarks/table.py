@@ -1,5 +1,6 @@
 """The table: what each line must reach, how it did, and the file that keeps it. Pure, but for `environment()`."""
 
+# ruff: noqa: RUF001, RUF002 - the multiplication sign and the dash are what is meant
 import datetime as dt
 import os
 import platform
@@ -11,7 +12,8 @@ from typing import NamedTuple
 from benchmarks import peer
 
 RATE, TIME, AT_MOST, BOUND = "rate", "time", "at most", "bound"
-"""What `must` means: ours over the peer's, larger is better; the peer's time over ours; ours over the peer's, at most; ours itself, at most."""
+"""What `must` means: ours over the peer's, larger is better; the peer's time over ours; ours over the peer's, at most; ours
+itself, at most."""
 
 
 class Line(NamedTuple):
@@ -110,7 +112,10 @@ def row(line, theirs, ours):
     return "| " + " | ".join([*cells, spread]) + " |"
 
 
-HEAD = ("row", "work", "peer", "ours", "ratio", "must", "reach for", "verdict", "CPU ms a session, peer", "ours", "ours, least to most")
+HEAD = (
+    "row", "work", "peer", "ours", "ratio", "must", "reach for", "verdict",
+    "CPU ms a session, peer", "CPU, ours", "ours, least to most",
+)
 
 
 def markdown(results):
@@ -151,7 +156,7 @@ def environment():
 def document(facts, results, notes, extra):
     """The whole results file. facts: environment(); notes: sentences; extra: sections of text by title."""
     lines = ["# Benchmark beside Dovecot", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    lines += ["Ratio: ours over the peer's, of medians; where times are compared (I) the peer's over ours. K: ours over the peer's time.", ""]
+    lines += ["Ratio: ours over the peer's, of medians; I: the peer's time over ours; K: our time over the peer's.", ""]
     lines += [markdown(results), ""]
     lines += [f"- {note}" for note in notes]
     for title, text in extra.items():

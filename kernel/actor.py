@@ -73,8 +73,9 @@ class Actor:
         self._unveiled = ""
         self._dropped = False
         self.nofile = 0  # descriptors this process may have: what it asked for, or less where the system's hard limit is lower
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)  # the terminal's and the service manager's words are for init
+        if boot.program is None:  # who is forked from the warm image inherits it
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)  # the terminal's and the service manager's words are for init
 
     # -- the beginning
     def lock(

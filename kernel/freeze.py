@@ -9,7 +9,7 @@ from typing import Any
 
 from popkernel.kernel import core, deliveries, recipients
 from popkernel.proto import messages, tables
-from popkernel.proto.shown import CONTENT, cut, is_cut
+from popkernel.proto.shown import cut, is_cut
 
 __all__ = ["FreezeError", "freeze", "thaw"]
 
@@ -17,6 +17,7 @@ _MODULES = (core, deliveries, recipients, messages, tables)
 _CLASSES: dict[str, type] = {
     name: value for module in _MODULES for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
 }
+_LARGE = 8192  # octets; a parked session of a large maildrop: what is in it decides nothing
 _PLAIN = (int, str, float, bool, type(None))
 
 
@@ -35,7 +36,7 @@ def freeze(value: Any, leave: tuple[type, ...] = ()) -> Any:
     if type(value) in _PLAIN:
         return value
     if type(value) is bytes:
-        return cut(len(value)) if len(value) > CONTENT else value
+        return cut(len(value)) if len(value) > _LARGE else value
     if type(value) is list:
         return [freeze(v, leave) for v in value]
     if isinstance(value, leave):

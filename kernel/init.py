@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -140,6 +141,9 @@ class RunDir:
             with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}/{name}")
         with contextlib.suppress(OSError):
+            for name in os.listdir(self.path):
+                if name.startswith("rehearsal-"):  # of a spawner that was ended in the middle of it
+                    shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
             os.rmdir(self.path)
 
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import adopt
 from popkernel.kernel.loop import READ
+from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
@@ -51,6 +52,7 @@ class Spawner(Actor):
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self.loop.add(woken, self._reap, READ)
+        keep_memory(1 << 20)  # children inherit it
         gc.collect()
         gc.freeze()
         gc.disable()  # nothing here makes cycles, and a collection in a child would copy what is shared
@@ -74,7 +76,6 @@ class Spawner(Actor):
         os.close(fds[0])
         self.children[pid] = message.name
         self.pids[message.name] = pid
-        self.tell(m.Started(message.name, pid))
 
     def _become(self, message: m.Spawn, fd: int) -> NoReturn:
         """In the child: let go of all that was the spawner's, then be the actor."""

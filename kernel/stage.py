@@ -50,6 +50,7 @@ class StageLoop(Loop):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.precise = 0.0  # the clock itself, which goes on while a turn lasts: timers run from there, as the real loop's do
 
     def add(self, fd: int, call: Callable[[int], None], events: int = 1) -> None:
         self._calls[fd] = call
@@ -62,7 +63,7 @@ class StageLoop(Loop):
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         timer = Timer(call)
-        heapq.heappush(self._timers, (self.now + seconds, next(self._sequence), timer))
+        heapq.heappush(self._timers, (max(self.now, self.precise) + seconds, next(self._sequence), timer))
         return timer
 
     def settle(self) -> None:
@@ -72,15 +73,16 @@ class StageLoop(Loop):
             for call in todo:
                 call()
 
-    def advance(self, now: float) -> None:
-        """Let the clock come to `now`; what falls due on the way is called at its time."""
+    def advance(self, now: float, *, late: bool = False) -> None:
+        """Let the clock come to `now`; what falls due on the way is called at its time, or at `now` where the recording has it `late`."""
         while self._timers and self._timers[0][0] <= now:
             when, _, timer = heapq.heappop(self._timers)
-            self.now = max(self.now, when)
+            self.now = self.precise = max(self.now, now if late else when)
             if timer.call is not None:
                 timer.call()
             self.settle()
         self.now = max(self.now, now)
+        self.precise = max(self.precise, self.now)
 
 
 class StageSocket:
@@ -172,6 +174,7 @@ class Stage:
         """Put the stage's things in the place of the real ones in the rooms of a shell, for as long as it plays."""
         things = {"Channel": self.channel, "adopt": _adopt, **more}
         before = [(room, name, getattr(room, name)) for room in rooms for name in things if hasattr(room, name)]
+        end, Actor.end = Actor.end, _leave  # type: ignore[method-assign]
         handlers = [(number, signal.getsignal(number)) for number in _SIGNALS]
         try:
             for room, name, _ in before:
@@ -180,6 +183,7 @@ class Stage:
         finally:
             for room, name, thing in before:
                 setattr(room, name, thing)
+            Actor.end = end  # type: ignore[method-assign]
             for number, handler in handlers:
                 signal.signal(number, handler)
 
@@ -189,6 +193,13 @@ class Stage:
         self.loop.now = start
         actor.loop = self.loop
         actor.kernel = self.channel(self.loop, None, actor.boot.name, "kernel", actor._on_kernel, None)  # type: ignore[assignment]  # noqa: SLF001
+
+    def clock(self, frames: Sequence[Frame]) -> None:
+        """Let the clock come to the frame that is to be played. One that is said, not told, a timer has caused: then that was its time."""
+        frame = frames[self.at]
+        self.loop.advance(frame.turn / 1e9, late=frame.way != "in")
+        following = frames[self.at + 1] if self.at + 1 < len(frames) else frame
+        self.loop.precise = (following if following.turn == frame.turn else frame).time / 1e9
 
     def tell(self, frame: Frame) -> bool:
         """Give a recorded message, or the end of a channel, to the channel it came on; False where there is none."""
@@ -212,6 +223,12 @@ class Stage:
         fitting = [c for c in fitting if c.peer == frame.peer or c.peer == kind] or ([] if kind == "auth" else fitting)
         sessions = [(c, self.actor.session_of(c, ())) for c in fitting]  # type: ignore[arg-type]
         return next((c for c, session in sessions if session == frame.session), None) or next((c for c, s in sessions if not s), None)
+
+
+def _leave(actor: Actor) -> None:
+    """In the place of an actor's end."""
+    del actor
+    raise LeftError
 
 
 def _adopt(fd: int) -> StageSocket:

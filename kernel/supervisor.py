@@ -95,9 +95,9 @@ class Supervisor(Actor):
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self._refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
-            m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Started: self._started, m.Exited: self._exited,
+            m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Exited: self._exited,
             m.Parked: self._parked,
-            m.Recipient: self._recipient, m.Busy: self._busy,
+            m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
 
     # -- the beginning
@@ -244,6 +244,7 @@ class Supervisor(Actor):
             self._violates(process, "hello, again", fds)
             return
         process.hello = message
+        process.pid = message.pid
         if process.state == "starting":  # else it has been told to go meanwhile
             process.state = "serving"
         process.since = self.loop.now
@@ -381,16 +382,14 @@ class Supervisor(Actor):
         self._do(self.deliveries.recipient(process.name, message, self.loop.now))
         self._schedule_sweep()
 
+    def _leaving(self, process: Process, message: m.Leaving, fds: list[int]) -> None:
+        del message, fds
+        self.core.ending(process.name)
+
     def _busy(self, process: Process, message: m.Busy, fds: list[int]) -> None:
         del message, fds
         self._do(self.deliveries.busy(process.name, self.loop.now))
         self._schedule_sweep()
-
-    def _started(self, process: Process, message: m.Started, fds: list[int]) -> None:
-        del process, fds
-        child = self.processes.get(message.name)
-        if child is not None:
-            child.pid = message.pid
 
     def _exited(self, process: Process, message: m.Exited, fds: list[int]) -> None:
         """The spawner's word on its own children only."""

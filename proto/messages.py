@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 from popkernel.proto.schema import Address, Blob, Code, Count, Field, Name, Numbers, Octets, Secret, Session, Text
 
 Uidls = Annotated[list[str], Field("strs", 0, 70, items=2048)]
-Data = Annotated[bytes, Field("bytes", 0, 1 << 20)]
+Data = Annotated[bytes, Field("bytes", 0, 1 << 20, content=True)]
 Status = Annotated[int, Field("int", 0, 0xFFFF)]  # as wait(2) gives it
 Pid = Annotated[int, Field("int", 1, 2**31 - 1)]
 Id = Annotated[int, Field("int", 0, 2**31 - 1)]
@@ -107,7 +107,7 @@ class Tapped(NamedTuple):
     session: Octets
     octets: Octets
     lost: Octets
-    fields: Data
+    fields: Blob
 
 
 # ---- listener -> kernel
@@ -507,7 +507,10 @@ class Rejected(NamedTuple):
 
 
 class Leaving(NamedTuple):
-    """I am about to go: send nothing new on this channel, and close it once all you sent is answered."""
+    """I am about to go. To the mda: send nothing new on this channel, and close it once all you sent is answered.
+
+    To the kernel, where it did not ask for it: give me nothing new, wait for my end.
+    """
 
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.

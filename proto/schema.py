@@ -38,6 +38,7 @@ class Field(NamedTuple):
     high: int = 0
     items: int = 0  # the most items a list may have
     secret: bool = False
+    content: bool = False  # mail: shown as its size, unless somebody may see more
 
 
 _U63 = 2**63 - 1

@@ -9,10 +9,9 @@ import msgpack
 
 from popkernel.proto.schema import fields_of
 
-__all__ = ["CONTENT", "SECRET", "content", "cut", "is_cut", "recut", "shown"]
+__all__ = ["SECRET", "content", "cut", "is_cut", "recut", "shown"]
 
 SECRET = "[secret]"  # stands in the place of a secret field, whatever its length was
-CONTENT = 8192  # octets; a field of octets that may be larger holds mail or a session's state, and is cut unless asked for
 _CUT = "octets cut"
 _WHOLE = "content"
 
@@ -46,7 +45,7 @@ def recut(value: Any) -> Any:
 
 def _shape(message: type) -> tuple[tuple[str, int], ...]:
     shape = tuple(
-        (name, _SECRET if f.secret else _CONTENT if f.kind == "bytes" and f.high > CONTENT else _PLAIN) for name, f in fields_of(message).items()
+        (name, _SECRET if f.secret else _CONTENT if f.content else _PLAIN) for name, f in fields_of(message).items()
     )
     _shapes[message] = shape
     return shape

@@ -153,9 +153,9 @@ EDGES: tuple[Edge, ...] = (
     Edge("init", "kernel", (m.Started, m.Exited, m.Signal), {}),
     Edge(
         "kernel", "spawner", (m.Spawn, m.Kill, m.Report, m.Stop),
-        {"Spawn": ("Started",), "Kill": ("Exited",), **_REPORT}, octets=8 * KIB, depth=20000,
+        {"Kill": ("Exited",), **_REPORT}, octets=8 * KIB, depth=20000,
     ),
-    Edge("spawner", "kernel", (*_SPAWNED, m.Started, m.Exited), {}),
+    Edge("spawner", "kernel", (*_SPAWNED, m.Exited), {}),
     # Logging in. Only auth can make a session somebody's, and only one that a listener announced.
     Edge("listener", "auth", (m.Login,), {"Login": ("Denied",)}, octets=10 * KIB, deadline=60, depth=4096,
          secrets=("Login.secret",)),
@@ -169,7 +169,7 @@ EDGES: tuple[Edge, ...] = (
     ),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
     Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop, *_WATCHED), _REPORT, octets=256 * KIB),
-    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy), {}, octets=256 * KIB),
+    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy, m.Leaving), {}, octets=256 * KIB),
     Edge(
         "listener", "maildir.{user}",
         (m.Retrieve, m.Top, m.List, m.Uidl, m.Delete, m.Reset, m.Credit, m.Quit),

@@ -29,9 +29,6 @@ class _Auth(main.Auth):
         del path
         return {}
 
-    def end(self) -> None:
-        raise LeftError
-
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of auth, from its Settings on."""
@@ -43,7 +40,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             _join(stage, auth, listener)
         waiting: dict[tuple[str, int], deque[m.Login]] = {}
         for stage.at, frame in enumerate(frames):
-            stage.loop.advance(frame.turn / 1e9)
+            stage.clock(frames)
             try:
                 _play(stage, auth, waiting, work, frames, frame)
                 stage.loop.settle()

@@ -80,9 +80,6 @@ class _Listener(main.Listener):
         finally:
             main.Session = before  # type: ignore[misc]
 
-    def end(self) -> None:
-        raise LeftError
-
     def fail(self, status: int, text: str) -> Any:
         raise RecordingError(text)
 
@@ -104,7 +101,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             begun.add(frame.session)
             if frame.session in stage.skipped:
                 continue
-            stage.loop.advance(frame.turn / 1e9)
+            stage.clock(frames)
             try:
                 _play(stage, listener, frames, frame)
                 stage.loop.settle()

@@ -14,7 +14,7 @@ from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.loop import Timer
-from popkernel.kernel.memory import give_back, keep_memory
+from popkernel.kernel.memory import give_back
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 
@@ -42,7 +42,6 @@ class MaildirActor(Actor):
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
-        keep_memory(1 << 20)
         paths: list[tuple[bytes | str, str]] = []
         self.drop_ids()
         try:

@@ -78,6 +78,8 @@ class Reception:
             self._on_mda_gone(channel, str(error))
             return
         if deliveries.stale and not deliveries.open:
+            if not actor.leaving:
+                actor.tell(m.Leaving())  # before the mda hears of it, and asks the kernel for another
             actor.leaving = True
             actor.rest()
 

@@ -24,9 +24,6 @@ class _Actor(main.MaildirActor):
             self.last = self.clocks.popleft()
         return self.last
 
-    def end(self) -> None:
-        raise LeftError
-
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame], maildir: str) -> None:
     """Play the frames of one life of a maildir actor, over the maildir at that path, which changes as it did then."""
@@ -59,7 +56,7 @@ def _play_all(stage: Stage, frames: Sequence[Frame]) -> None:
         if frame.session and frame.session not in begun:
             stage.skipped.add(frame.session)
             continue
-        stage.loop.advance(frame.turn / 1e9)
+        stage.clock(frames)
         if frame.way != "in":
             continue
         try:

@@ -48,9 +48,6 @@ class _Mda(main.Mda):
 
         return _flushed(super()._flush, client, take_out)
 
-    def end(self) -> None:
-        raise LeftError
-
 
 class _Seen:
     """An Lmtp whose output is noted as it is taken."""
@@ -84,9 +81,11 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             if frame.name == "Typed" and any(is_cut(line) >= 0 for line in frame.fields["lines"]):
                 stage.skipped.add(frame.session)
             begun.add(frame.session)
-            if frame.session in stage.skipped or frame.way != "in":
+            if frame.session in stage.skipped:
                 continue
-            stage.loop.advance(frame.turn / 1e9)
+            stage.clock(frames)
+            if frame.way != "in":
+                continue
             try:
                 if frame.peer == "client":
                     _client(mda, clients, frame)

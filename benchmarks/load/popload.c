@@ -7,7 +7,8 @@
  *  -u   user name format ("user%04d"), -U number of users (round robin)
  *  -F   number of the first user (default 0)
  *  -t   seconds after which what is not done has failed (default 600)
- *  -P   pipeline every step after the login in one write
+ *  -P   pipeline every step after the login in one write; QUIT alone waits until all is answered
+ *       (Dovecot 2.3 cuts the last answers off now and then when QUIT comes before they are read)
  *  -H   hold: log in -c sessions, then sleep SECS (or until SIGUSR1), then the steps in each
  *  -r   how often a step that begins with '@' is said, each time after the answer to the last and
  *       timed by itself; '%' in it is a message number, from 1 on and round again
@@ -133,7 +134,7 @@ static int advance(struct conn *c)   /* every answer owed has come */
 		if (c->step < nsteps && steps[c->step][0] == '@' && timed(c)) break;
 		if (c->step == nsteps) { finish(c, 1, ""); return 1; }
 		if (!pipelined) emit(c, steps[c->step++]);
-		else { int stat = 0; do { stat |= !strncmp(steps[c->step], "STAT", 4); emit(c, steps[c->step++]); } while (c->step < nsteps && !(stat && strchr(steps[c->step], '*'))); }
+		else { int stat = 0; do { stat |= !strncmp(steps[c->step], "STAT", 4); emit(c, steps[c->step++]); } while (c->step < nsteps && strcmp(steps[c->step], "QUIT") && !(stat && strchr(steps[c->step], '*'))); }
 		break;
 	case 4: if (c->step == nsteps) { finish(c, 1, ""); return 1; } emit(c, steps[c->step++]); break;
 	}

@@ -111,7 +111,7 @@ def test_kill_maildir_at_every_step(body, step):
         assert points >= 20
         doubles = sender.check()
         print(f"\nmaildir actor killed at {points} points, {doubles} messages came twice")
-        assert doubles < points / 3
+        assert doubles <= points * 0.7  # from the moment it can be seen until 250, it may come again
         assert service.read_log().count("SIGKILL") >= points
         sender.check_popcache()
         assert sender.until_accepted("alice", 0, body) == 1

@@ -19,7 +19,7 @@ def service():
 
 def asleep(service, user="alice"):
     """Wait until that user's session is parked and its process gone."""
-    wait_for(lambda: service.actor(f"maildir.{user}") is None)
+    wait_for(lambda: not service.running(f"maildir.{user}"))
     assert [lease["user"] for lease in service.status()["leases"]] == [user]
 
 
@@ -105,8 +105,8 @@ def test_new_mail_waits_and_foreign_changes_are_noticed(service):
 
 def test_commands_race_with_sleep(service):
     client = service.pop3()
-    for n in range(30):
-        wait_for(lambda: service.actor("maildir.alice") is None or n % 2, seconds=10)
+    for n in range(16):
+        wait_for(lambda: n % 2 or not service.running("maildir.alice"), seconds=10)
         assert client.list(n % 6 + 1).startswith(b"+OK %d " % (n % 6 + 1))
     client.quit()
 
@@ -117,7 +117,7 @@ def many(count, service_kwargs=None):
         clients = [service.pop3(user) for user in users]
         for client in clients:
             client.dele(1)
-        wait_for(lambda: not [a for a in service.status()["actors"] if a["name"].startswith("maildir.")], seconds=60)
+        wait_for(lambda: not any(service.running(f"maildir.{user}") for user in users[::5]), seconds=60)
         assert len(service.status()["leases"]) == count
         for client in clients:
             client.sock.sendall(b"LIST\r\n")

@@ -1,0 +1,87 @@
+"""popkernel deliver: exit codes that mail servers act on, and the message octet for octet."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.e2e.delivery_help import bodies, messages
+from tests.service import POPKERNEL, ROOT, Service
+
+MAIL = b"Subject: piped\n\n.\n..dot\n8-bit \xff\nlast line without an end"
+
+
+@pytest.fixture(scope="module")
+def service():
+    with Service(mail=(), quota_users=["carol=1000"]) as one:
+        yield one
+
+
+def deliver(service, *arguments, mail=MAIL, **environment):
+    env = {k: v for k, v in os.environ.items() if k not in ("USER", "SENDER", "LOGNAME")} | environment
+    command = [*POPKERNEL, "deliver", "--run-dir", service.config.run_dir, *arguments]
+    done = subprocess.run(command, input=mail, capture_output=True, env=env, timeout=60, check=False)
+    assert b"Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stderr.decode()
+
+
+def test_delivered(service):
+    assert deliver(service, "-u", "alice", SENDER="s@x") == (0, "")
+    (text,) = messages(service, "alice").values()
+    assert text == b"Return-Path: <s@x>\nDelivered-To: alice\n" + MAIL
+
+
+def test_from_the_environment(service):
+    assert deliver(service, mail=b"From s@x  Mon Nov 23 11:11:11 2026\nReturn-Path: <r@x>\nX: y\n\nz\n", USER="bob")[0] == 0
+    assert list(messages(service, "bob").values())[-1] == b"Delivered-To: bob\nReturn-Path: <r@x>\nX: y\n\nz\n"
+
+
+@pytest.mark.parametrize("mail", [b"", b"\n", b"x" * (128 * 1024), b"x" * (128 * 1024 + 1), b"line\r\n" * 100000], ids=lambda mail: str(len(mail)))
+def test_sizes(service, mail):
+    assert deliver(service, "-u", "alice", mail=mail) == (0, "")
+    assert bodies(service, "alice")[-1] == mail.replace(b"\r\n", b"\n")
+
+
+def test_exit_codes(service):
+    code, said = deliver(service, "-u", "nobody-here")
+    assert code == 67
+    assert "no such user" in said
+    assert deliver(service, "-u", "carol", mail=b"x\n" * 2000)[0] == 69  # mailbox full: sent back
+    assert deliver(service, "-u", "a\nb")[0] == 65
+    with Service(mail=(), message_octets=1 << 16) as small:
+        assert deliver(small, "-u", "alice", mail=b"x\n" * 100000)[0] == 65
+    code, said = deliver(small, "-u", "alice")
+    assert code == 75, "the server is away: the mail server tries again"
+    assert "is the server running?" in said
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can be several users")
+def test_by_its_own_user_and_by_others(service):
+    uid = service.site.mail_users["alice"].uid
+    script = (
+        "import os,sys; sys.path[:0]=sys.argv[1].split(':'); from popkernel.cli import deliver, arguments; import popkernel.cli.main as m;"
+        "p=arguments.build_parser(); os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]));"
+        "sys.exit(deliver.run(p.parse_args(sys.argv[3:])))"
+    )
+    path = ":".join(p for p in sys.path if p)
+
+    def as_user(number, user):
+        command = [sys.executable, "-c", script, path, str(number), "deliver", "-u", user, "--run-dir", service.config.run_dir]
+        return subprocess.run(command, input=MAIL, capture_output=True, timeout=60, check=False)
+
+    assert as_user(uid, "alice").returncode == 0
+    for user in ("bob", "nobody-here"):
+        done = as_user(uid, user)
+        assert (done.returncode, b"not allowed" in done.stderr) == (77, True), done.stderr
+
+
+def test_it_is_quick(service):
+    deliver(service, "-u", "alice")
+    began = time.monotonic()
+    for _ in range(3):
+        assert deliver(service, "-u", "alice")[0] == 0
+    each = (time.monotonic() - began) / 3
+    print(f"\npopkernel deliver: {each * 1000:.0f} ms")
+    assert each < 2

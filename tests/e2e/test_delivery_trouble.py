@@ -1,0 +1,206 @@
+"""Disk full, quota full, read-only, no permission, popcache locked: try again later, say why, serve the others, go on by itself."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.delivery_help import Raw, left_in_tmp, lmtp, messages, pop_all
+from tests.service import ROOT, Service, wait_for
+
+MAIL = b"Subject: x\r\n\r\nbody\r\n"
+root_only = pytest.mark.skipif(not ROOT, reason="only root can mount a file system")
+
+
+@contextlib.contextmanager
+def on_file_system(service, user, size):
+    """The user's maildir on a small file system of its own."""
+    row = service.site.mail_users[user]
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},uid={row.uid},gid={row.gid},mode=0700", "none", row.maildir], capture_output=True, check=False,
+    )
+    if result.returncode:
+        pytest.skip("file systems can't be mounted here")
+    try:
+        yield row.maildir
+    finally:
+        subprocess.run(["umount", "-l", row.maildir], check=True)
+
+
+def refusal(service, user="alice", mail=MAIL):
+    """The answer for that recipient; others are served meanwhile."""
+    with Raw(service) as raw:
+        raw.envelope(user, "bob")
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(mail + b".\r\n")
+        answers = [raw.answer(), raw.answer()]
+    assert answers[1].startswith(b"250"), answers
+    return answers[0]
+
+
+def accepted(service, user="alice", mail=MAIL):
+    with Raw(service) as raw:
+        return raw.deliver(mail[:-2], user)[0].startswith(b"250")
+
+
+@root_only
+@pytest.mark.parametrize("lines", [2000, 20000], ids=["small", "large"])
+def test_disk_full(lines):
+    with Service(mail=()) as service, on_file_system(service, "alice", "200k") as maildir:
+        mail = MAIL + b"a line of thirty octets or so\r\n" * lines
+        answer = refusal(service, mail=mail) if lines > 10000 else None
+        while answer is None:
+            with Raw(service) as raw:
+                got = raw.deliver(mail[:-2], "alice")[0]
+            answer = None if got.startswith(b"250") else got
+        assert answer.startswith(b"452 4.3.1 "), answer
+        assert b"No space left" in answer
+        assert left_in_tmp(service, "alice") == []
+        assert accepted(service) or lines < 10000
+        whole = [t for t in messages(service, "alice").values() if t.endswith(b"so\n") or t.endswith(b"body\n")]
+        assert len(whole) == len(messages(service, "alice"))
+        subprocess.run(["mount", "-o", "remount,size=10m", maildir], check=True)
+        assert accepted(service, mail=mail)
+        assert len(pop_all(service, "alice")) == len(messages(service, "alice"))
+
+
+@root_only
+def test_read_only():
+    with Service(mail=()) as service, on_file_system(service, "alice", "1m") as maildir:
+        assert accepted(service)
+        subprocess.run(["mount", "-o", "remount,ro", maildir], check=True)
+        answer = refusal(service)
+        assert answer[:9] == b"451 4.3.0", answer
+        assert b"Read-only" in answer
+        subprocess.run(["mount", "-o", "remount,rw", maildir], check=True)
+        assert accepted(service)
+        assert len(messages(service, "alice")) == 2
+
+
+def test_permission_lost():
+    with Service(mail=()) as service:
+        if ROOT:
+            maildir = service.site.mail_users["alice"].maildir
+        else:
+            maildir = service.site.mail_users["alice"].maildir
+        assert accepted(service)
+        for part in ("tmp", "new", ""):
+            os.chmod(f"{maildir}/{part}", 0o000)
+            if part:
+                assert refusal(service)[:9] == b"451 4.3.0"
+            else:
+                wait_for(lambda: refusal(service)[:9] == b"451 4.3.0" or service.actor("maildir.alice"))
+            os.chmod(f"{maildir}/{part}", 0o700)
+            assert accepted(service)
+            assert left_in_tmp(service, "alice") == [] or part == "new"
+        names = messages(service, "alice")
+        assert all(t.endswith(b"body\n") for t in names.values())
+
+
+def test_maildir_moved_away_and_back():
+    with Service(mail=()) as service:
+        maildir = service.site.mail_users["alice"].maildir
+        assert accepted(service)
+        os.rename(f"{maildir}/tmp", f"{maildir}/gone")
+        os.rename(f"{maildir}/new", f"{maildir}/old")
+        os.rmdir(f"{maildir}/gone")
+        refusal(service)  # tmp is no more: this one comes again
+        assert accepted(service)
+        assert len(os.listdir(f"{maildir}/new")) == 1
+        os.rename(maildir, f"{maildir}.away")
+        with open(maildir, "w"):
+            pass  # no directory
+        service.command("reload")
+        assert refusal(service)[:9] == b"451 4.3.0"
+        os.unlink(maildir)
+        os.rename(f"{maildir}.away", maildir)
+        assert accepted(service)
+        assert len(os.listdir(f"{maildir}/new")) == 2
+
+
+def test_popcache_locked_by_another_program():
+    """Longer than a delivery waits for it: try again later; bob has his mail, alice's comes once the lock is free."""
+    with Service(mail=()) as service:
+        assert accepted(service)
+        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            began = time.monotonic()
+            answer = refusal(service)
+            assert answer[:9] == b"451 4.3.0", answer
+            assert b"locked by another program" in answer
+            assert time.monotonic() - began < 8
+            assert len(messages(service, "alice")) == 1
+            assert left_in_tmp(service, "alice") == []
+        assert accepted(service)
+
+
+def test_garbage_popcache():
+    with Service(mail=()) as service:
+        assert accepted(service)
+        path = f"{service.site.mail_users['alice'].maildir}/popcache"
+        with open(path, "wb") as file:
+            file.write(b"\xff\0garbage without a line end")
+        assert accepted(service)
+        assert len(pop_all(service, "alice")) == 2
+        os.unlink(path)
+        os.symlink("/etc/passwd", path)
+        assert refusal(service)[:9] == b"451 4.3.0"
+        os.unlink(path)
+        assert accepted(service)
+
+
+def sizes(service, user="alice"):
+    with open(f"{service.site.mail_users[user].maildir}/maildirsize") as file:
+        return file.read().splitlines()
+
+
+def used(lines):
+    return [sum(int(line.split()[i]) for line in lines[1:]) for i in (0, 1)]
+
+
+def test_quota():
+    with Service(mail=(), quota="10000,5C", quota_users=["bob=none", "carol=300"]) as service:
+        big = MAIL + b"x" * 70 + b"\r\n"
+        for _ in range(5):
+            assert accepted(service, mail=big)
+        answer = refusal(service, mail=big)
+        assert answer.startswith(b"552 5.2.2 mailbox full"), answer
+        assert b"5 messages" in answer
+        lines = sizes(service)
+        assert lines[0] == "10000S,5C"
+        assert used(lines) == [sum(map(len, messages(service, "alice").values())), 5]
+        session = service.pop3("alice")
+        session.dele(1)
+        session.dele(2)
+        session.quit()
+        assert used(sizes(service)) == [sum(map(len, messages(service, "alice").values())), 3]
+        assert accepted(service, mail=big)
+        assert accepted(service, "bob", big * 200)
+        assert accepted(service, "carol", MAIL)
+        assert refusal(service, "carol", MAIL + b"y" * 300 + b"\r\n").startswith(b"552 5.2.2")
+        assert refusal(service, "alice", MAIL + b"a large one\r\n" * 20000).startswith(b"552 5.2.2")
+        assert left_in_tmp(service, "alice") == []
+
+
+def test_quota_of_maildirsize_and_temporary():
+    """Another program's quota is honoured where the configuration has none; a foreign count is not believed for ever."""
+    with Service(mail=(), quota_temporary=True) as service:
+        row = service.site.mail_users["alice"]
+        assert accepted(service)
+        assert not os.path.exists(f"{row.maildir}/maildirsize")
+        with open(f"{row.maildir}/maildirsize", "w") as file:
+            file.write("1000S\n100 1\n")
+        os.chown(file.name, row.uid, row.gid)
+        assert refusal(service, mail=MAIL + b"z" * 900 + b"\r\n").startswith(b"452 4.2.2")
+        assert accepted(service)
+        with open(f"{row.maildir}/maildirsize", "w") as file:
+            file.write("1000S\n999999 1\nnonsense\n")
+        assert accepted(service), "a torn count is made anew"
+        with open(f"{row.maildir}/maildirsize", "w") as file:
+            file.write("1000S\n999999 1\n")
+        os.utime(file.name, (time.time() - 1000,) * 2)
+        assert accepted(service), "so is one that is old and says full"
+        assert used(sizes(service)) == [sum(map(len, messages(service, "alice").values())), len(messages(service, "alice"))]

@@ -1,0 +1,229 @@
+"""Makes the recordings of this folder: real sessions with real clients on a real server, recorded by `popkernel trace --record`.
+
+`python -m tests.replay.make [NAME ...]` makes them all, or those; so does `pytest --replay-update tests/replay`. Each scenario says
+what is recorded (arguments of `trace`), on what site, and until which frames are there.
+"""
+
+import os
+import pathlib
+import signal
+import smtplib
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+from popkernel.proto.recording import end, pack, read
+from tests.e2e import awkward, clients
+from tests.service import POPKERNEL, Service, wait_for
+
+HERE = pathlib.Path(__file__).parent
+MAIL = [
+    b"From: a@example.org\nSubject: one\n\nFirst.\n",
+    b"From: b@example.org\nSubject: two\n\n.dot\n..\nlast without end",
+    b"From: c@example.org\nSubject: three\n\n" + b"line of text\n" * 20,
+]
+ALICE = ("--user", "alice", "--with-maildir")
+
+
+class Scenario(NamedTuple):
+    act: object  # act(service, tmp)
+    trace: tuple = ALICE
+    until: object = None  # until(recording): all is recorded
+    site: dict = {}
+    needs: str = ""  # a client
+
+
+def ends(many=1):
+    """So many connections have ended."""
+    return lambda recording: sum(f.name == "Ended" and f.way == "in" for f in recording.frames) >= many
+
+
+def client(name):
+    return Scenario(lambda service, tmp: getattr(clients, name)(service, "alice", "tls", tmp, len(MAIL)), until=ends(), needs=name)
+
+
+def with_poplib(service, tmp):
+    """Everything POP3 has."""
+    pop = service.pop3()
+    pop.capa(), pop.stat(), pop.list(), pop.uidl(), pop.list(2), pop.uidl(3), pop.noop()
+    pop.retr(1), pop.top(3, 2), pop.dele(1), pop.stat(), pop.rset(), pop.retr(2), pop.retr(3)
+    for wrong in (lambda: pop.retr(9), lambda: pop.dele(0), lambda: pop._shortcmd("XYZZY")):
+        try:
+            wrong()
+        except Exception:
+            pass
+    pop.dele(2), pop.dele(3), pop.list(), pop.stat(), pop.quit()
+
+
+def pipelined(service, tmp):
+    with awkward.RawClient(service, "tls", user="alice", timeout=20) as raw:
+        raw.send(b"STAT\r\nRETR 1\r\nRETR 2\r\nDELE 1\r\nDELE 2\r\nDELE 2\r\nSTAT\r\nLIST\r\nRSET\r\nDELE 3\r\nQUIT\r\n")
+        raw.end()
+
+
+def delivery(service, tmp):
+    mda = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+    mda.sendmail("sender@example.org", ["alice"], b"Subject: new\r\n\r\nDelivered.\r\n")
+    try:
+        mda.sendmail("sender@example.org", ["nobody"], b"Subject: new\r\n\r\nNot delivered.\r\n")
+    except smtplib.SMTPRecipientsRefused:
+        pass
+    mda.sendmail("sender@example.org", ["alice+list"], b"Subject: lines\r\n\r\n" + b".a line with a dot\r\n" * 50)
+    mda.quit()
+    pop = service.pop3()
+    pop.list(), pop.uidl(), pop.retr(4), pop.dele(4), pop.quit()
+
+
+def reload(service, tmp):
+    before = service.pop3("alice")
+    service.command("reload")
+    after = service.pop3("bob")
+    before.retr(1), before.quit()
+    after.stat(), after.quit()
+
+
+def killed(service, tmp):
+    pop = service.pop3()
+    pop.dele(1)
+    os.kill(service.actor("maildir.alice")["pid"], signal.SIGKILL)
+    try:
+        pop.stat(), pop.retr(1)
+    except Exception:
+        pass
+    pop.close()
+    wait_for(lambda: service.actor("maildir.alice") is None)
+    again = service.pop3()
+    assert again.stat()[0] == len(MAIL)
+    again.quit()
+
+
+def attack(service, tmp):
+    """Garbage before and after login, guesses, endless lines, commands out of their place."""
+    with awkward.RawClient(service, "tls", timeout=20) as raw:
+        raw.send(b"RETR 1\r\n\xff\xfe\x00garbage\r\nPASS first\r\nUSER alice\r\nPASS guess\r\n")
+        raw.line(), raw.line(), raw.line(), raw.line(), raw.line()
+        raw.send(b"USER " + b"a" * 5000 + b"\r\nuser alice secret\r\nUSER alice\r\nPASS\tsecret\r\npass secret\r\n")
+        for _ in range(5):
+            raw.line()
+        raw.send(b"RETR 99999999999999999999\r\nTOP 1\r\nTOP 1 -1\r\nDELE two\r\nUSER bob\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\nSTLS\r\n")
+        for _ in range(7):
+            raw.line()
+        raw.send(b"x\r\n" * 60)
+        raw.end()
+
+
+def guesses(service, tmp):
+    """Who is not there, and who has another password, cost the same and are told the same; two want one mailbox."""
+    for user, word in (("nobody", "secret"), ("alice", "wrong"), ("alice", "")):
+        pop = service.pop3(login=False)
+        pop.user(user)
+        try:
+            pop.pass_(word)
+        except Exception:
+            pass
+        pop.close()
+    first = service.pop3()
+    second = service.pop3(login=False)
+    second.user("alice")
+    try:
+        second.pass_("secret")
+    except Exception:
+        pass
+    first.quit(), second.close()
+
+
+def parked(service, tmp):
+    pop = service.pop3()
+    pop.dele(2)
+    service.wait_for_parked() if hasattr(service, "wait_for_parked") else wait_for(lambda: service.actor("maildir.alice") is None, seconds=30)
+    pop.stat(), pop.quit()
+
+
+EVERYBODY = ()
+SCENARIOS = {
+    "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
+    "poplib": Scenario(with_poplib, until=ends()),
+    "pipelined": Scenario(pipelined, until=ends()),
+    "delivery": Scenario(delivery, (*ALICE, "--payload"), ends()),
+    "reload": Scenario(reload, EVERYBODY, ends(2)),
+    "killed": Scenario(killed, EVERYBODY, ends(2)),
+    "attack": Scenario(attack, ALICE, ends()),
+    "guesses": Scenario(guesses, EVERYBODY, ends(5)),
+    "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
+}
+
+
+def make(name, path=None):
+    """Make one recording; its path."""
+    scenario = SCENARIOS[name]
+    path = path or HERE / f"{name}.rec"
+    with tempfile.TemporaryDirectory() as tmp, Service(mail=MAIL, users=["alice", "bob"], **scenario.site) as service:
+        record(service, scenario.trace, lambda: scenario.act(service, pathlib.Path(tmp)), scenario.until, path)
+    return path
+
+
+def record(service, arguments, act, until, path):
+    """Run `trace --record` around `act`, until what was recorded satisfies `until`."""
+    trace = subprocess.Popen(
+        [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )
+    try:
+        assert "attached" in trace.stderr.readline()
+        act()
+        wait_for(lambda: until(read(pathlib.Path(path).read_bytes())))
+    finally:
+        trace.terminate()
+        rest = trace.communicate(timeout=20)[1]
+    assert trace.returncode == 0, rest
+
+
+def spoil(name, how, change):
+    """A known-bad recording: a good one in which one frame is changed, as a program with that fault would have made it."""
+    recording = read((HERE / f"{name}.rec").read_bytes())
+    frames = change(list(recording.frames))
+    data = [pack(recording.header), *map(pack, frames), pack(end(len(frames), 0))]
+    (HERE / "bad").mkdir(exist_ok=True)
+    (HERE / "bad" / f"{how}.rec").write_bytes(b"".join(data))
+
+
+def _reply_text(frames):
+    at = next(i for i, f in enumerate(frames) if f.name == "Reply" and f.fields["said"] == [b"+OK marked\r\n"])
+    frames[at] = frames[at]._replace(fields={"said": [b"+OK deleted\r\n"]})
+    return frames
+
+
+def _lost_dele(frames):
+    lost = next(i for i, f in enumerate(frames) if f.name == "Delete" and f.actor == "maildir.alice" and f.fields["first"] == 3)
+    return frames[:lost] + frames[lost + 1 :]
+
+
+def _octets(frames):
+    at = next(i for i, f in enumerate(frames) if f.name == "Ready" and f.way == "out")
+    frames[at] = frames[at]._replace(fields={**frames[at].fields, "octets": frames[at].fields["octets"] + 1})
+    return frames
+
+
+def _lease(frames):
+    at = next(i for i, f in enumerate(frames) if f.name == "Decision" and f.fields["method"] == "granted" and "IN-USE" in str(f.fields["effects"]))
+    frames[at] = frames[at]._replace(fields={**frames[at].fields, "effects": []})
+    return frames
+
+
+BAD = {
+    "changed-reply-text": ("poplib", _reply_text), "lost-dele": ("poplib", _lost_dele), "wrong-octet-count": ("poplib", _octets),
+    "lost-in-use": ("guesses", _lease),
+}
+
+
+def make_bad():
+    for how, (name, change) in BAD.items():
+        spoil(name, how, change)
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or SCENARIOS:
+        print(wanted, make(wanted).stat().st_size)
+    if all((HERE / f"{name}.rec").exists() for name, _ in BAD.values()):
+        make_bad()
