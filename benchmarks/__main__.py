@@ -9,6 +9,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -136,6 +137,7 @@ def measure(options, bench, keeper, sides, plots):
 def main(argv=None):
     """Measure, print, keep; exit code 1 where a run failed or a line is short of what it must reach."""
     options = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     why_alone = "the peer was not asked for" if options.no_peer else peer.missing()

@@ -37,7 +37,8 @@ def build():
     except FileNotFoundError as error:
         raise LoadError(f"{error.filename} is missing; install a C compiler (Debian: gcc)") from None
     if done.returncode:
-        raise LoadError(f"popload.c does not compile (Debian: libssl-dev holds OpenSSL's headers):\n{done.stderr}")
+        wants = "it wants OpenSSL's headers (Debian: libssl-dev) and a build/ it may write to"
+        raise LoadError(f"popload.c does not compile; {wants}:\n{done.stderr}")
     return BINARY
 
 

@@ -202,5 +202,5 @@ def pairs(bench, rows, sides, rounds):
                 try:
                     figures, error = measure(bench, side), ""
                 except Exception as failure:
-                    figures, error = {}, f"{type(failure).__name__}: {failure}"
+                    figures, error = {}, " ".join(f"{type(failure).__name__}: {failure}".split())[:600]
                 yield letters, side, figures, turn >= dropped, error

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-from popkernel.kernel.snapshot import SnapshotError, take
 from popkernel.cli.story import Scene, Story
 from popkernel.cli.tell import HIDDEN, Json, Mermaid, Pretty
 from popkernel.kernel.config import default_run_dir
+from popkernel.kernel.snapshot import SnapshotError, take
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import Frame, end, header, pack
 

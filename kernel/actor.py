@@ -70,7 +70,7 @@ class Actor:
             m.Report: self._report, m.Stop: self._stop, m.Watch: self._watch, m.Unwatch: self._unwatch,
         }
         self.verbose = int(boot.config.get("verbose", 0))
-        self._unveiled = ""
+        self.unveiled = ""
         self._dropped = False
         self.nofile = 0  # descriptors this process may have: what it asked for, or less where the system's hard limit is lower
         if boot.program is None:  # who is forked from the warm image inherits it
@@ -89,7 +89,7 @@ class Actor:
         row = self.boot.row
         self.drop_ids(nofile)
         shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
-        self._unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
+        self.unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
         if not self.boot.sandboxed:
             if threads is not None:
                 threads()
@@ -122,7 +122,7 @@ class Actor:
         """Take up the channel to the kernel, and say hello. From now on messages come in."""
         self.kernel = Channel(self.loop, self.boot.channel, self.boot.name, "kernel", self._on_kernel, self._on_kernel_gone)
         promises = self.boot.row.promises if self.boot.sandboxed else "NONE: --insecure-no-sandbox"
-        self.kernel.send(m.Hello(os.getpid(), promises, self._unveiled))
+        self.kernel.send(m.Hello(os.getpid(), promises, self.unveiled))
 
     def fail(self, status: int, text: str) -> NoReturn:
         """Can't serve: tell the kernel why, and go."""

@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 
 import msgpack
-
 from popkernel.kernel.actor import SOFTWARE, Boot
 from popkernel.kernel.title import set_title
 

@@ -305,7 +305,7 @@ def _take_separators(value: Any, _rules: Mapping[str, Any]) -> str:
         return ""
     marks = _text(value)
     if not re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]{1,8}", marks):
-        raise ValueError(f"{value!r}: a separator is a mark that may stand in an address; write \"+\" or \"+-\"")
+        raise ValueError(f'{value!r}: a separator is a mark that may stand in an address; write "+" or "+-"')
     return marks
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
-
 from popkernel.kernel.loop import READ, WRITE, Loop
 from popkernel.proto.zmtp import Reader, ZmtpError, frame_head, preface
 
@@ -59,7 +58,7 @@ class ControlServer:
         try:
             request = msgpack.unpackb(frame, max_map_len=16, max_array_len=64, max_ext_len=0)
             name = request["command"]
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever msgpack finds wrong with it, it is no request
             client.answer({"ok": False, "error": "a request is a map with a command"})
             return
         if name == "trace":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
-__all__ = ["Core", "Effect", "Join", "Kill", "Line", "Forget", "Restart", "Rouse", "Send", "Settings", "Spawn"]
+__all__ = ["Core", "Effect", "Forget", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn"]
 
 
 _MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory

@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 import msgpack
-
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids

@@ -46,7 +46,7 @@ class Parking:
         """Whether it can be waited for: what an actor hands over need not be a socket."""
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                self._loop.add(fd, lambda events: self._stirs(user))
+                self._loop.add(fd, lambda _events: self._stirs(user))
                 return True
         except OSError:
             pass  # epoll takes no files

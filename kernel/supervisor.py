@@ -5,7 +5,6 @@ is judged by core.py. A singleton that breaks the rules is ended; the word of a 
 but itself (else one user's compromised process could end everyone's listener).
 """
 
-import contextlib
 import os
 import signal
 import time
@@ -14,50 +13,29 @@ from typing import Any, NoReturn
 
 from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
-from popkernel.kernel.channel import Channel, Message, counts, pair
+from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
+from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.recipients import Rules
+from popkernel.kernel.reload import Reload
+from popkernel.kernel.status import session_line, status
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
+from popkernel.kernel.usertable import NoTableError, read_users, roots_of
 from popkernel.proto import messages as m
-from popkernel.proto.tables import MailUser, parse_users
+from popkernel.proto.tables import MailUser
 from popkernel.proto.topology import EDGES
 from popkernel.proto.topology import actor as row_of
-from popkernel.proto.topology import kind_of
 
 __all__ = ["Supervisor"]
 
 _START_PATIENCE = 20.0  # seconds an actor may take to say hello
 _ACCUSERS = 3  # maildir actors of different users that must accuse a singleton before it is believed
-_MOST_ROOTS = 200  # directories that the spawner unveils
-
-
-class Process:
-    """An actor that runs, or is about to."""
-
-    __slots__ = (
-        "accusers", "channel", "counters", "hello", "ids", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state",
-    )
-
-    def __init__(self, name: str, channel: Channel, parent: str) -> None:
-        self.name = name
-        self.kind = kind_of(name)
-        self.channel = channel
-        self.parent = parent  # who forked it and reaps it
-        self.pid = 0
-        self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
-        self.state = "starting"  # starting, serving, draining, stopping
-        self.hello: m.Hello | None = None
-        self.counters = m.Counters(0, 0, 0)
-        self.restarts = 0
-        self.since = 0.0
-        self.accusers: set[str] = set()
-        self.on_hello: Callable[[], None] | None = None
 
 
 class Supervisor(Actor):
@@ -87,7 +65,7 @@ class Supervisor(Actor):
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
-        self.parking = Parking(self.loop, self.core, self._do)
+        self.parking = Parking(self.loop, self.core, self.do)
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
@@ -105,18 +83,18 @@ class Supervisor(Actor):
         """Read the user table, lock in, start everyone, serve."""
         self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
         try:
-            self.core.users = self._read_users()
+            self.core.users = read_users(self.config.user_table, self.config.subdir)
         except ValueError as error:
             self.end_service(66 if isinstance(error, NoTableError) else 65, str(error))
             self.run()
         set_title("kernel")
         self._lock_in()
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)
-        self.spawner = self._launch("spawner", self._roots(self.core.users))
-        self.auth = self._launch("auth")
-        self.listeners = [self._launch("listener", number=n) for n in range(self.config.listeners)]
+        self.spawner = self.launch("spawner", roots_of(self.core.users))
+        self.auth = self.launch("auth")
+        self.listeners = [self.launch("listener", number=n) for n in range(self.config.listeners)]
         if self.config.lmtp or self.config.lmtp_listen:
-            self.mda = self._launch("mda")
+            self.mda = self.launch("mda")
         self.run()
 
     def _lock_in(self) -> None:
@@ -128,28 +106,7 @@ class Supervisor(Actor):
     def _broke(self, call: str, promise: str) -> None:
         self.log_line(ERROR, f"kernel broke its promises: {call} would need {promise!r}")
 
-    def _read_users(self) -> dict[str, MailUser]:
-        """ValueError, with every finding a line, for a table that can't be used."""
-        path = self.config.user_table
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise NoTableError(f"{path}: {error.strerror}; give the user table with -u") from None
-        users, findings = parse_users(data, path, self.config.subdir)
-        if findings:
-            raise ValueError("\n".join(map(str, findings[:20])))
-        return users
-
-    @staticmethod
-    def _roots(users: dict[str, MailUser]) -> list[bytes]:
-        """A few directories under which all maildirs lie: their parents, or the parents' parents, as many as make them few."""
-        roots = {os.path.dirname(u.maildir) for u in users.values()}
-        while len(roots) > _MOST_ROOTS:
-            roots = {os.path.dirname(r) for r in roots}
-        return sorted(os.fsencode(r) for r in roots)
-
-    def _launch(self, kind: str, roots: list[bytes] | None = None, number: int | None = None, name: str = "") -> str:
+    def launch(self, kind: str, roots: list[bytes] | None = None, number: int | None = None, name: str = "") -> str:
         """Have init start a singleton; its name. What it sends before it serves waits in its channel."""
         if not name:
             name = kind if number is None else f"{kind}.{number}"
@@ -159,7 +116,7 @@ class Supervisor(Actor):
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
         process = Process(name, channel, "init")
-        process.restarts = self.restarts.get(_plain(name), 0)
+        process.restarts = self.restarts.get(plain(name), 0)
         channel.tag = process
         self.processes[name] = process
         self.taps.started(process)
@@ -172,7 +129,7 @@ class Supervisor(Actor):
     def _too_slow(self, process: Process) -> None:
         if process.state == "starting" and self.processes.get(process.name) is process:
             self.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE:.0f} seconds")
-            self._kill(process)
+            self.kill(process)
 
     # -- messages
     def _on_actor(self, channel: Channel, message: Message, fds: list[int]) -> None:
@@ -198,7 +155,7 @@ class Supervisor(Actor):
             self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
-        self._kill(process)
+        self.kill(process)
 
     def _on_init(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del channel, fds
@@ -232,7 +189,7 @@ class Supervisor(Actor):
         if answer is not None:
             answer(rest)
 
-    def _reloaded(self, error: str, answer: Callable[[str], None] | None) -> None:
+    def reloaded(self, error: str, answer: Callable[[str], None] | None) -> None:
         """A reload is over; init, which has read the configuration for it, keeps that or goes back, and whoever asked is told."""
         assert self.init is not None
         self.init.send(m.Signal("NOT" if error else "DONE"))
@@ -251,12 +208,12 @@ class Supervisor(Actor):
         self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
         self.taps.note("Began", process.name, pid=message.pid)
         if process.kind == "maildir.{user}":
-            self._do(self.core.hello(process.name))
+            self.do(self.core.hello(process.name))
             return
         if process.on_hello is not None:
             process.on_hello()
             return
-        self._wire(process)
+        self.wire(process)
         if self.state == "starting" and all(p.state == "serving" for p in self.processes.values()):
             self.state = "running"
             assert self.init is not None
@@ -265,7 +222,7 @@ class Supervisor(Actor):
             self.init.send(m.Running(text[:2000]))
             self.log_line(NOTICE, text.removeprefix("popkernel: "))
 
-    def _wire(self, process: Process) -> None:
+    def wire(self, process: Process) -> None:
         """Join a new auth with every listener, a new listener with auth, once both serve."""
         auth = self.processes.get(self.auth)
         if auth is None or auth.state != "serving":
@@ -278,7 +235,7 @@ class Supervisor(Actor):
             self._join_auth(process)
 
     def _join_auth(self, listener: Process) -> None:
-        self._do([core.Join(self.auth, m.Peer(listener.name), listener.name, m.Peer(self.auth))])
+        self.do([core.Join(self.auth, m.Peer(listener.name), listener.name, m.Peer(self.auth))])
 
     def _failed(self, process: Process, message: m.Failed, fds: list[int]) -> None:
         del fds
@@ -300,7 +257,7 @@ class Supervisor(Actor):
     def _gone_by_now(self, process: Process) -> None:
         """Should it have said that it broke a promise, and not gone."""
         if self.processes.get(process.name) is process:
-            self._kill(process)
+            self.kill(process)
 
     def _refused(self, process: Process, message: m.Refused, fds: list[int]) -> None:
         """An actor says that a peer of its broke the rules."""
@@ -315,7 +272,7 @@ class Supervisor(Actor):
             accused.accusers.add(process.name)
             if len(accused.accusers) < _ACCUSERS:
                 return
-        self._kill(accused)
+        self.kill(accused)
 
     def _accused(self, accuser: Process, name: str) -> Process | None:
         """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
@@ -342,7 +299,7 @@ class Supervisor(Actor):
 
     def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
         del fds
-        self._do(self.core.awaits(process.name, message))
+        self.do(self.core.awaits(process.name, message))
 
     def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
         del process, fds
@@ -350,7 +307,7 @@ class Supervisor(Actor):
         if listener is not None and listener.kind == "listener" and not listener.channel.gone:
             listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
             self._read_holder(message.user)
-            self._do(self.core.granted(message, self.loop.now))
+            self.do(self.core.granted(message, self.loop.now))
 
     def _read_holder(self, user: str) -> None:
         """The lease may be free already, or its session's client gone: the actor's or another listener's word waits in its channel."""
@@ -364,7 +321,7 @@ class Supervisor(Actor):
 
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
-        self._do(self.core.ended(process.name, message))
+        self.do(self.core.ended(process.name, message))
         if message.user or self.log_line.most >= DEBUG:
             self.log_line(INFO if message.user else DEBUG, session_line(message))
 
@@ -374,12 +331,12 @@ class Supervisor(Actor):
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
-        self._do(self.core.closed(process.name, message, self.loop.now))
+        self.do(self.core.closed(process.name, message, self.loop.now))
         self._schedule_sweep()
 
     def _recipient(self, process: Process, message: m.Recipient, fds: list[int]) -> None:
         del fds
-        self._do(self.deliveries.recipient(process.name, message, self.loop.now))
+        self.do(self.deliveries.recipient(process.name, message, self.loop.now))
         self._schedule_sweep()
 
     def _leaving(self, process: Process, message: m.Leaving, fds: list[int]) -> None:
@@ -388,7 +345,7 @@ class Supervisor(Actor):
 
     def _busy(self, process: Process, message: m.Busy, fds: list[int]) -> None:
         del message, fds
-        self._do(self.deliveries.busy(process.name, self.loop.now))
+        self.do(self.deliveries.busy(process.name, self.loop.now))
         self._schedule_sweep()
 
     def _exited(self, process: Process, message: m.Exited, fds: list[int]) -> None:
@@ -403,28 +360,28 @@ class Supervisor(Actor):
         self._schedule_sweep()
 
     # -- effects
-    def _do(self, effects: list[core.Effect]) -> None:
+    def do(self, effects: list[core.Effect]) -> None:
         for effect in effects:
             match effect:
                 case core.Send(to, message):
-                    self._send(to, message)
+                    self.send(to, message)
                 case core.Join(one, to_one, other, to_other):
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
                     self._spawn(name, row)
                 case core.Rouse(user, name, wake):
                     fd = self.parking.take(user)
-                    self._send(name, wake, [fd])
+                    self.send(name, wake, [fd])
                     os.close(fd)
                 case core.Forget(user):
                     self.parking.forget(user)
                 case core.Kill(name):
                     if name in self.processes:
-                        self._kill(self.processes[name])
+                        self.kill(self.processes[name])
                 case core.Line(level, text):
                     self.log_line(level, text)
 
-    def _send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:
+    def send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:
         process = self.processes.get(to)
         if process is not None:
             process.channel.send(message, fds)
@@ -453,7 +410,7 @@ class Supervisor(Actor):
             spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
         its.close()
 
-    def _kill(self, process: Process) -> None:
+    def kill(self, process: Process) -> None:
         """Have its parent end it: only the parent can be sure whose the process number is."""
         if process.parent == "init":
             assert self.init is not None
@@ -478,12 +435,12 @@ class Supervisor(Actor):
         if process.kind == "maildir.{user}":
             if message.status:
                 self.log_line(WARNING, f"{process.name} ended: {how}")
-            self._do(self.core.maildir_gone(process.name, self.loop.now))
-            self._do(self.deliveries.maildir_gone(process.name, self.loop.now))
+            self.do(self.core.maildir_gone(process.name, self.loop.now))
+            self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.kind == "listener":
-            self._do(self.core.listener_gone(process.name))
+            self.do(self.core.listener_gone(process.name))
         elif process.kind == "spawner":
             self._orphans(process.name)
         if self.state == "stopping":
@@ -499,18 +456,18 @@ class Supervisor(Actor):
             self._gone(m.Exited(child.name, max(child.pid, 1), int(signal.SIGKILL)))
 
     def _restart(self, process: Process, how: str) -> None:
-        plain = _plain(process.name)
+        name = plain(process.name)
         if self.state == "starting":
             self.end_service(SOFTWARE, f"{process.name} ended before it served: {how}")
             return
-        verdict = self.core.died(plain, self.loop.now)
+        verdict = self.core.died(name, self.loop.now)
         if verdict.seconds < 0:
             self.log_line(ERROR, f"{process.name} ended again and again ({how}): giving up")
             self.end_service(SOFTWARE, f"{process.name} ended again and again, last: {how}")
             return
         self.log_line(ERROR, f"{process.name} ended: {how}; again in {verdict.seconds:.1f} s")
         self.taps.note("Restart", process.name, seconds=verdict.seconds)
-        self.restarts[plain] = self.restarts.get(plain, 0) + 1
+        self.restarts[name] = self.restarts.get(name, 0) + 1
         self.loop.later(verdict.seconds, lambda: self._again(process.name, process.kind))
 
     def _again(self, name: str, kind: str) -> None:
@@ -520,11 +477,11 @@ class Supervisor(Actor):
         if name not in in_force or name in self.processes:  # a reload has put another in its place meanwhile
             return
         if kind == "spawner":
-            self.spawner = self._launch(kind, self._roots(dict(self.core.users)))
+            self.spawner = self.launch(kind, roots_of(dict(self.core.users)))
         elif kind == "auth":
-            self.auth = self._launch(kind)
+            self.auth = self.launch(kind)
         else:
-            self._launch(kind, name=name)
+            self.launch(kind, name=name)
 
     def _schedule_sweep(self) -> None:
         if self.sweeper is None:
@@ -534,7 +491,7 @@ class Supervisor(Actor):
 
     def _sweep(self) -> None:
         self.sweeper = None
-        self._do(self.core.sweep(self.loop.now))
+        self.do(self.core.sweep(self.loop.now))
         self._schedule_sweep()
 
     # -- the end of all
@@ -581,19 +538,19 @@ class Supervisor(Actor):
     def _hurry(self, stage: list[Process]) -> None:
         for process in stage:
             if self.processes.get(process.name) is process:
-                self._kill(process)
+                self.kill(process)
 
     # -- reload
     def begin_reload(self, answer: Callable[[str], None] | None) -> None:
         """Replace auth and listeners by new ones that read the new files; `answer("")` when done, else with what was wrong."""
         if self.reload is not None or self.state != "running":
-            self._reloaded("not now: the service is " + ("reloading" if self.reload else self.state), answer)
+            self.reloaded("not now: the service is " + ("reloading" if self.reload else self.state), answer)
             return
         try:
-            users = self._read_users()
+            users = read_users(self.config.user_table, self.config.subdir)
         except ValueError as error:
             self.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
-            self._reloaded(str(error), answer)
+            self.reloaded(str(error), answer)
             return
         self.reload = Reload(self, users, answer)
         self.reload.begin()
@@ -614,7 +571,7 @@ class Supervisor(Actor):
             for process in self.processes.values():
                 process.channel.send(m.Report())
             wait = 0.0 if not self.processes else 0.1
-            self.loop.later(wait, lambda: answer(self.status()))
+            self.loop.later(wait, lambda: answer(status(self)))
         elif name == "stop":
             answer({"ok": True})
             self.loop.later(0.0, lambda: self.stop(10))
@@ -622,126 +579,3 @@ class Supervisor(Actor):
             self._ask_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
         else:
             answer({"ok": False, "error": "no such command"})
-
-    def status(self) -> dict[str, Any]:
-        """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks."""
-        rows = [
-            {"name": "kernel", "pid": os.getpid(), "uid": self.boot.uid, "gid": self.boot.gid, "state": self.state, "restarts": 0,
-             "promises": self.boot.row.promises if self.boot.sandboxed else "", "unveiled": self._unveiled.splitlines(),
-             "messages_in": counts.messages_in, "messages_out": counts.messages_out},
-        ]
-        for process in self.processes.values():
-            hello = process.hello
-            uid, gid = self._ids(process)
-            rows.append({
-                "name": process.name, "pid": process.pid, "uid": uid, "gid": gid, "state": process.state, "restarts": process.restarts,
-                "promises": hello.promises if hello else "", "unveiled": hello.unveiled.splitlines() if hello else [],
-                "messages_in": process.counters.messages_in, "messages_out": process.counters.messages_out,
-            })
-        now = self.loop.now
-        sessions = [
-            {"listener": key.listener, "session": key.session, "user": user, "seconds": round(now - since, 1)}
-            for key, (user, since) in self.core.sessions.items()
-        ]
-        leases = [{"user": user, "listener": key.listener, "session": key.session} for user, key in self.core.leases.items()]
-        return {
-            "ok": True, "pid": os.getppid(), "version": self.boot.config["version"], "uptime": round(time.monotonic() - self.started, 1),
-            "addresses": self.boot.config["addresses"], "users": len(self.core.users), "state": self.state, "actors": rows,
-            "sessions": sessions, "leases": leases, "refused_messages": self.refused, "broken_promises": self.broken,
-        }
-
-    def _ids(self, process: Process) -> tuple[int, int]:
-        """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
-        if process.ids is not None:
-            return process.ids
-        return self.boot.config["ids"].get(process.kind, (self.boot.uid, self.boot.gid))  # type: ignore[no-any-return]
-
-
-class NoTableError(ValueError):
-    """The user table is not there, or is not readable."""
-
-
-class Reload:
-    """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
-
-    def __init__(self, supervisor: Supervisor, users: dict[str, MailUser], answer: Callable[[str], None] | None) -> None:
-        self.supervisor = supervisor
-        self.users = users
-        self.answer = answer
-        self.names: list[str] = []
-        self.ready: set[str] = set()
-
-    def begin(self) -> None:
-        """Start the new ones."""
-        s = self.supervisor
-        self.names = [s._launch("spawner", s._roots(self.users)), s._launch("auth")]  # noqa: SLF001  one room, two names
-        self.names += [s._launch("listener", number=n) for n in range(s.config.listeners)]  # noqa: SLF001
-        for name in self.names:
-            s.processes[name].on_hello = lambda name=name: self._hello(name)  # type: ignore[misc]
-
-    def _hello(self, name: str) -> None:
-        self.ready.add(name)
-        if len(self.ready) == len(self.names):
-            self._swap()
-
-    def _swap(self) -> None:
-        """The new take over in one turn of the loop; old sessions go on with whom they have."""
-        s = self.supervisor
-        old = [s.processes[n] for n in (s.spawner, s.auth, *s.listeners) if n in s.processes]
-        s.core.users = self.users
-        s.spawner, s.auth = self.names[0], self.names[1]
-        s.listeners = self.names[2:]
-        for name in self.names:
-            s.processes[name].on_hello = None
-        for process in old:
-            process.state = "draining"
-        s._wire(s.processes[s.auth])  # noqa: SLF001  joins the draining listeners too: they may have clients at their password
-        for process in old:
-            if process.kind == "listener":
-                process.channel.send(m.Drain())
-            else:
-                process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
-        s._send(s.mda, m.Anew())  # noqa: SLF001
-        s._do(s.core.retire_all())  # noqa: SLF001
-        self._finish("")
-        s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
-
-    def fail(self, why: str) -> None:
-        """One of the new can't serve: all the new go, the old never noticed."""
-        s = self.supervisor
-        for name in self.names:
-            process = s.processes.get(name)
-            if process is not None:
-                process.state = "stopping"
-                s._kill(process)  # noqa: SLF001
-        s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
-        self._finish(why)
-
-    def _finish(self, error: str) -> None:
-        self.supervisor.reload = None
-        self.supervisor._reloaded(error, self.answer)  # noqa: SLF001
-
-
-def session_line(e: m.Ended) -> str:
-    """A session in one line."""
-    return (
-        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands} octets_in={e.octets_in}"
-        f" octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted} seconds={e.milliseconds / 1000:.3f}"
-    )
-
-
-def how_ended(status: int) -> str:
-    """wait(2)'s status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(number).name}"
-        return f"signal {number}"
-    code = os.waitstatus_to_exitcode(status)
-    return f"exit {code}" + (" (a broken promise)" if code == 128 + 31 else "")
-
-
-def _plain(name: str) -> str:
-    return name.partition("~")[0]
-
-

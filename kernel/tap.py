@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
-
 from popkernel.kernel.channel import Channel, Message, codec, watch
 from popkernel.kernel.loop import WRITE, Loop
 from popkernel.proto.messages import Tapped, Unwatch, Watch

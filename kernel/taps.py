@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgpack
-
 from popkernel.kernel import core
 from popkernel.kernel.channel import Channel, Message, codec, pair, watch
 from popkernel.kernel.control import Client
@@ -29,7 +28,8 @@ from popkernel.proto.shown import shown
 from popkernel.proto.zmtp import Reader, ZmtpError
 
 if TYPE_CHECKING:
-    from popkernel.kernel.supervisor import Process, Supervisor
+    from popkernel.kernel.process import Process
+    from popkernel.kernel.supervisor import Supervisor
 
 __all__ = ["Taps"]
 

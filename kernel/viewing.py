@@ -3,7 +3,6 @@
 from typing import Any
 
 import msgpack
-
 from popkernel.kernel.control import Client
 from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of

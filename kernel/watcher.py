@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import msgpack
-
 from popkernel.kernel.config import control_path, default_run_dir
 from popkernel.proto.recording import Frame, RecordingError
 from popkernel.proto.zmtp import Reader, ZmtpError, frame_head, preface

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
-
 from popkernel.proto import topology
 from popkernel.proto.messages import CARRIES
 from popkernel.proto.schema import BadMessageError, compile_check, fields_of
@@ -74,7 +73,7 @@ class Codec:
             raise BadMessageError(f"{len(data)} octets are more than {self.name} takes")
         try:
             fields = _unpack(data, max_array_len=self._longest, max_map_len=0, max_ext_len=0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  msgpack raises of many kinds, and each means the same
             raise BadMessageError(f"not one msgpack array ({type(error).__name__})") from None
         if type(fields) is not list or not fields or type(fields[0]) is not int:
             raise BadMessageError("not an array that begins with a code")

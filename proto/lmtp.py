@@ -408,7 +408,7 @@ def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
     if len(path) > MOST_PATH or not address.isprintable() or (sign and not (local and domain)):
         return None
     quoted = (local if sign else address).startswith('"')
-    if " " in domain or ("<" in address or " " in local or (not sign and " " in address)) and not quoted:
+    if " " in domain or (("<" in address or " " in local or (not sign and " " in address)) and not quoted):
         return None
     return address, rest.strip()
 

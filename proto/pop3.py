@@ -16,7 +16,7 @@ TOO_LONG = b"\0"  # stands in the place of a line that was too long; no line can
 class LineReader:
     """Octets in, lines out (without their ends; LF alone is forgiven). A line over the limit comes out as TOO_LONG."""
 
-    __slots__ = ("_partial", "_skipping", "lines", "limit")
+    __slots__ = ("_partial", "_skipping", "limit", "lines")
 
     def __init__(self, limit: int = LINE_LIMIT) -> None:
         self.limit = limit

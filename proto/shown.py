@@ -6,7 +6,6 @@ A watched actor calls this before anything of the message leaves it, so a secret
 from typing import Any
 
 import msgpack
-
 from popkernel.proto.schema import fields_of
 
 __all__ = ["SECRET", "content", "cut", "is_cut", "recut", "shown"]

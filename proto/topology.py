@@ -52,7 +52,7 @@ class Edge(NamedTuple):
     target: str
     messages: tuple[type, ...]
     answers: Mapping[str, tuple[str, ...]]  # message -> what answers it on the way back
-    octets: int = 4 * KIB  # the largest frame
+    octets: int = 20 * KIB  # the largest frame: two texts of 2,000 characters, four octets each, and what belongs to them
     deadline: int = 10  # seconds an answer may take before the asker gives up
     depth: int = 256  # frames that may wait in a queue; more ends the peer that does not read
     secrets: tuple[str, ...] = ()  # Message.field that is never shown, logged or recorded
@@ -189,7 +189,7 @@ EDGES: tuple[Edge, ...] = (
     Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, depth=4096),
     Edge(
         "mda", "maildir.{user}", (m.Post, m.Deliver, m.Content, m.Commit, m.Abort),
-        {name: ("Accepted", "Rejected") for name in ("Post", "Content", "Commit")}, octets=320 * KIB, deadline=300, depth=4096,
+        dict.fromkeys(("Post", "Content", "Commit"), ("Accepted", "Rejected")), octets=320 * KIB, deadline=300, depth=4096,
     ),
     Edge("maildir.{user}", "mda", (m.Accepted, m.Rejected, m.Leaving), {}, depth=4096),
     # Who is watched writes what passes into a channel of its own, whose other end, "tap", is the kernel's: never the other way.

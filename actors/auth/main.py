@@ -4,6 +4,7 @@ It knows names and hashes, no uid and no path. Its word makes a session somebody
 mail lies where, and which believes it only of a session that the listener announced.
 """
 
+import contextlib
 import hmac
 import os
 import threading
@@ -13,7 +14,6 @@ from secrets import token_bytes
 from typing import Any
 
 import bcrypt
-
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
@@ -82,10 +82,8 @@ class Auth(Actor):
                 good = False
             self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
             self.done.append((listener, login, good and known and usable(login.secret)))
-            try:
+            with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
                 os.write(self.wake, b"\0")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
 
     # -- messages
     def _peer(self, message: m.Peer, fds: list[int]) -> None:

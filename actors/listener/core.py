@@ -10,7 +10,7 @@ maildir actor's answer that is still to come; what is ready waits behind what is
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from popkernel.proto import messages as m
 from popkernel.proto.pop3 import GREETING, TOO_LONG, LineReader, capabilities, err, number, ok, split
@@ -548,7 +548,7 @@ class Session:
         self.deleted = message.removed
         self._close("quit")
 
-    _ANSWERS: dict[type, Callable[["Session", Any], None]] = {}
+    _ANSWERS: ClassVar[dict[type, Callable[["Session", Any], None]]] = {}
 
     # -- the end
     def maildir_gone(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
-
 from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
 from popkernel.proto import messages as m
 from popkernel.proto.octets import TopCutter, WireEncoder

@@ -1,7 +1,8 @@
 /* popload: a POP3 load client. One process, epoll, optional TLS 1.3 (OpenSSL).
  *
  *   popload [-h host] [-p port] [-T] [-c conns] [-n sessions] [-d secs] [-u userfmt]
- *           [-U users] [-w password] [-P] [-H secs] [-q] STEP...
+ *           [-U users] [-w password] [-P] [-H secs] [-q]
+ *           [-F first] [-t secs] [-r reps] STEP...
  *
  *  -T   implicit TLS (pop3s)   -c concurrent sessions   -n sessions in all
  *  -u   user name format ("user%04d"), -U number of users (round robin)

@@ -121,5 +121,5 @@ def test_oversize(edge):
 
 @each_edge
 def test_a_refusal_quotes_nothing(edge):
-    for data in (b"\x92\x01\xa8PASSWORD", b"\xa8PASSWORD", b"\x92\xa8PASSWORD\x01", b"\x81\xa8PASSWORD\x01", b"\x92\x01\xc4\x08PASSWORD\x01"):
+    for data in (b"\x94\x01\xa8PASSWORD\xc0\xc0", b"\xa8PASSWORD", b"\x92\xa8PASSWORD\x01", b"\x81\xa8PASSWORD\x01", b"\x92\x01\xc4\x08PASSWORD\x01"):
         assert "PASSWORD" not in refused(edge, data)

@@ -1,0 +1,51 @@
+"""What the kernel knows of an actor's process."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+from popkernel.kernel.channel import Channel
+from popkernel.proto import messages as m
+from popkernel.proto.topology import kind_of
+
+__all__ = ["Process", "how_ended", "plain"]
+
+
+class Process:
+    """An actor that runs, or is about to."""
+
+    __slots__ = (
+        "accusers", "channel", "counters", "hello", "ids", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state",
+    )
+
+    def __init__(self, name: str, channel: Channel, parent: str) -> None:
+        self.name = name
+        self.kind = kind_of(name)
+        self.channel = channel
+        self.parent = parent  # who forked it and reaps it
+        self.pid = 0
+        self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
+        self.state = "starting"  # starting, serving, draining, stopping
+        self.hello: m.Hello | None = None
+        self.counters = m.Counters(0, 0, 0)
+        self.restarts = 0
+        self.since = 0.0
+        self.accusers: set[str] = set()
+        self.on_hello: Callable[[], None] | None = None
+
+
+def how_ended(status: int) -> str:
+    """wait(2)'s status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(number).name}"
+        return f"signal {number}"
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit {code}" + (" (a broken promise)" if code == 128 + 31 else "")
+
+
+def plain(name: str) -> str:
+    """An instance's name without the count of its replacements."""
+    return name.partition("~")[0]

@@ -1,0 +1,75 @@
+"""A reload is a replacement: who serves needs no file, and a bad file changes nothing."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from popkernel.kernel.log import ERROR, NOTICE
+from popkernel.kernel.usertable import roots_of
+from popkernel.proto import messages as m
+from popkernel.proto.tables import MailUser
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["Reload"]
+
+
+class Reload:
+    """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
+
+    def __init__(self, supervisor: "Supervisor", users: dict[str, MailUser], answer: Callable[[str], None] | None) -> None:
+        self.supervisor = supervisor
+        self.users = users
+        self.answer = answer
+        self.names: list[str] = []
+        self.ready: set[str] = set()
+
+    def begin(self) -> None:
+        """Start the new ones."""
+        s = self.supervisor
+        self.names = [s.launch("spawner", roots_of(self.users)), s.launch("auth")]
+        self.names += [s.launch("listener", number=n) for n in range(s.config.listeners)]
+        for name in self.names:
+            s.processes[name].on_hello = lambda name=name: self._hello(name)
+
+    def _hello(self, name: str) -> None:
+        self.ready.add(name)
+        if len(self.ready) == len(self.names):
+            self._swap()
+
+    def _swap(self) -> None:
+        """The new take over in one turn of the loop; old sessions go on with whom they have."""
+        s = self.supervisor
+        old = [s.processes[n] for n in (s.spawner, s.auth, *s.listeners) if n in s.processes]
+        s.core.users = self.users
+        s.spawner, s.auth = self.names[0], self.names[1]
+        s.listeners = self.names[2:]
+        for name in self.names:
+            s.processes[name].on_hello = None
+        for process in old:
+            process.state = "draining"
+        s.wire(s.processes[s.auth])  # joins the draining listeners too: they may have clients at their password
+        for process in old:
+            if process.kind == "listener":
+                process.channel.send(m.Drain())
+            else:
+                process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
+        s.send(s.mda, m.Anew())
+        s.do(s.core.retire_all())
+        self._finish("")
+        s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
+
+    def fail(self, why: str) -> None:
+        """One of the new can't serve: all the new go, the old never noticed."""
+        s = self.supervisor
+        for name in self.names:
+            process = s.processes.get(name)
+            if process is not None:
+                process.state = "stopping"
+                s.kill(process)
+        s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
+        self._finish(why)
+
+    def _finish(self, error: str) -> None:
+        self.supervisor.reload = None
+        self.supervisor.reloaded(error, self.answer)

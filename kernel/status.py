@@ -1,0 +1,58 @@
+"""What the kernel tells the operator: `popkernel status`, and the line of a session in the log."""
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from popkernel.kernel.channel import counts
+from popkernel.kernel.log import printable
+from popkernel.kernel.process import Process
+from popkernel.proto import messages as m
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["session_line", "status"]
+
+
+def status(s: "Supervisor") -> dict[str, Any]:
+    """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks."""
+    rows = [
+        {"name": "kernel", "pid": os.getpid(), "uid": s.boot.uid, "gid": s.boot.gid, "state": s.state, "restarts": 0,
+         "promises": s.boot.row.promises if s.boot.sandboxed else "", "unveiled": s.unveiled.splitlines(),
+         "messages_in": counts.messages_in, "messages_out": counts.messages_out},
+    ]
+    for process in s.processes.values():
+        hello = process.hello
+        uid, gid = _ids(s, process)
+        rows.append({
+            "name": process.name, "pid": process.pid, "uid": uid, "gid": gid, "state": process.state, "restarts": process.restarts,
+            "promises": hello.promises if hello else "", "unveiled": hello.unveiled.splitlines() if hello else [],
+            "messages_in": process.counters.messages_in, "messages_out": process.counters.messages_out,
+        })
+    now = s.loop.now
+    sessions = [
+        {"listener": key.listener, "session": key.session, "user": user, "seconds": round(now - since, 1)}
+        for key, (user, since) in s.core.sessions.items()
+    ]
+    leases = [{"user": user, "listener": key.listener, "session": key.session} for user, key in s.core.leases.items()]
+    return {
+        "ok": True, "pid": os.getppid(), "version": s.boot.config["version"], "uptime": round(time.monotonic() - s.started, 1),
+        "addresses": s.boot.config["addresses"], "users": len(s.core.users), "state": s.state, "actors": rows,
+        "sessions": sessions, "leases": leases, "refused_messages": s.refused, "broken_promises": s.broken,
+    }
+
+
+def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
+    """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
+    if process.ids is not None:
+        return process.ids
+    return s.boot.config["ids"].get(process.kind, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
+
+
+def session_line(e: m.Ended) -> str:
+    """A session in one line."""
+    return (
+        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands} octets_in={e.octets_in}"
+        f" octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted} seconds={e.milliseconds / 1000:.3f}"
+    )

@@ -1,0 +1,34 @@
+"""The user table as the kernel reads it, at the start and at a reload."""
+
+import os
+
+from popkernel.proto.tables import MailUser, parse_users
+
+__all__ = ["NoTableError", "read_users", "roots_of"]
+
+_MOST_ROOTS = 200  # directories that the spawner unveils
+
+
+class NoTableError(ValueError):
+    """The user table is not there, or is not readable."""
+
+
+def read_users(path: str, subdir: str) -> dict[str, MailUser]:
+    """ValueError, with every finding a line, for a table that can't be used."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise NoTableError(f"{path}: {error.strerror}; give the user table with -u") from None
+    users, findings = parse_users(data, path, subdir)
+    if findings:
+        raise ValueError("\n".join(map(str, findings[:20])))
+    return users
+
+
+def roots_of(users: dict[str, MailUser]) -> list[bytes]:
+    """A few directories under which all maildirs lie: their parents, or the parents' parents, as many as make them few."""
+    roots = {os.path.dirname(u.maildir) for u in users.values()}
+    while len(roots) > _MOST_ROOTS:
+        roots = {os.path.dirname(r) for r in roots}
+    return sorted(os.fsencode(r) for r in roots)

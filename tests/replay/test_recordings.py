@@ -1,0 +1,198 @@
+"""Every recording in this folder is replayed; every known-bad one must fail. A recording dropped in here is a test."""
+
+import pathlib
+
+import pytest
+
+from popkernel.actors.listener import core as listener_core
+from popkernel.actors.maildir import core as maildir_core
+from popkernel.cli.main import main
+from popkernel.kernel.replaying import replay
+from popkernel.proto.recording import RecordingError, end, pack, read
+from tests.e2e import clients
+from tests.replay import make
+
+HERE = pathlib.Path(__file__).parent
+GOOD = sorted(HERE.glob("*.rec"))
+BAD = sorted((HERE / "bad").glob("*.rec"))
+
+
+def name(path):
+    return path.stem
+
+
+def results_of(path):
+    return replay(read(path.read_bytes()))
+
+
+def text_of(results):
+    return "\n".join(f"{r.actor}: {d.title} {d.lines}" for r in results for d in r.differences)
+
+
+@pytest.fixture(scope="session")
+def updated(request):
+    """With --replay-update: recordings as they are made or said now."""
+    if request.config.getoption("--replay-update"):
+        for path in GOOD:
+            scenario = make.SCENARIOS.get(path.stem)
+            if scenario is None:
+                assert main(["replay", str(path), "--update"]) == 0
+            elif not clients.missing(scenario.needs):
+                make.make(path.stem)
+        make.make_bad()
+
+
+@pytest.mark.parametrize("path", GOOD, ids=name)
+def test_as_recorded(path, updated):
+    results = results_of(path)
+    assert not text_of(results)
+    assert sum(r.compared for r in results) > 5
+
+
+def test_all_scenarios_are_recorded():
+    assert {p.stem for p in GOOD} >= set(make.SCENARIOS)
+
+
+def test_every_kind_of_actor_is_replayed():
+    played = {r.actor.partition(".")[0].partition("~")[0] for path in GOOD for r in results_of(path) if r.compared}
+    assert played == {"listener", "auth", "maildir", "mda", "kernel"}
+
+
+@pytest.mark.parametrize("path", BAD, ids=name)
+def test_known_bad(path, updated):
+    assert text_of(results_of(path))
+
+
+def test_all_known_bad_are_there():
+    assert {p.stem for p in BAD} == set(make.BAD)
+
+
+# -- a fault in the program, not in the recording
+POPLIB = HERE / "poplib.rec"
+
+
+def test_a_changed_reply_text_is_caught(monkeypatch):
+    monkeypatch.setattr(listener_core, "_NO_SUCH", b"-ERR there is no such message\r\n")
+    monkeypatch.setattr(listener_core, "ok", lambda text="": b"+OK fine\r\n")
+    assert "recorded [b'+OK bye\\r\\n']" in text_of(results_of(POPLIB))
+
+
+def test_a_lost_dele_is_caught(monkeypatch):
+    def forgets(self, first, many):
+        yield maildir_core.m.Deleted(first, many, [], self.messages - many, self.octets), None
+
+    monkeypatch.setattr(maildir_core.Session, "_delete", forgets)
+    assert "removed: recorded 2" in text_of(results_of(POPLIB))
+
+
+def test_a_wrong_octet_count_is_caught(monkeypatch):
+    ready = maildir_core.Session.ready
+    monkeypatch.setattr(maildir_core.Session, "ready", lambda self: ready(self)._replace(octets=ready(self).octets + 1))
+    assert "octets: recorded 429" in text_of(results_of(POPLIB))
+
+
+def test_a_lease_given_twice_is_caught(monkeypatch):
+    from popkernel.kernel import core
+
+    opens = core.Core._open
+
+    def forgets(self, user, row, key, now):
+        self.maildirs.get(user) and setattr(self.maildirs[user], "key", None)
+        return opens(self, user, row, key, now)
+
+    monkeypatch.setattr(core.Core, "_open", forgets)
+    assert "Core.granted decides otherwise" in text_of(results_of(HERE / "guesses.rec"))
+
+
+# -- the command
+def test_exit_codes(capsys, tmp_path):
+    assert main(["replay", str(POPLIB)]) == 0
+    assert "maildir.alice: 16 messages, as recorded" in capsys.readouterr().out
+    assert main(["replay", str(POPLIB), str(HERE / "bad" / "lost-dele.rec")]) == 1
+    assert "recorded: Deleted" in capsys.readouterr().out
+    assert main(["replay", str(POPLIB), "--actor", "carol"]) == 65
+    assert "there are: auth, kernel, listener.0" in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "none.rec")]) == 66
+
+
+def test_update_writes_what_is_said_now(tmp_path):
+    for how in make.BAD:
+        copy = tmp_path / f"{how}.rec"
+        copy.write_bytes((HERE / "bad" / f"{how}.rec").read_bytes())
+        assert main(["replay", str(copy)]) == 1
+        assert main(["replay", str(copy), "--update"]) == 0
+        assert main(["replay", str(copy)]) == 0
+
+
+def test_a_maildir_can_be_given(tmp_path):
+    from popkernel.kernel.snapshot import put
+
+    recording = read(POPLIB.read_bytes())
+    put(recording.header["maildir"], str(tmp_path))
+    bare = recording._replace(header={k: v for k, v in recording.header.items() if k != "maildir"})
+    assert [r.notes for r in replay(bare, actor="maildir")][0][0].startswith("no maildir")
+    before = sorted(p.name for p in (tmp_path / "new").iterdir())
+    assert [(r.compared, r.differences) for r in replay(bare, actor="maildir.alice", maildir=str(tmp_path))] == [(16, [])]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == before
+
+
+# -- damage
+def test_cut_off_anywhere():
+    data = POPLIB.read_bytes()
+    whole = read(data)
+    for cut in [*range(len(data) - 2000, len(data), 37), len(data) - 1]:
+        recording = read(data[:cut])
+        assert recording.damage.startswith("cut off at octet"), cut
+        assert len(recording.frames) <= len(whole.frames)
+        assert not text_of(replay(recording))
+
+
+def test_damaged(capsys, tmp_path):
+    data = bytearray(POPLIB.read_bytes())
+    frames = read(bytes(data)).frames
+    at = len(data) - sum(len(pack(f)) for f in frames[20:]) - len(pack(end(len(frames), 0)))
+    data[at] = 0xC1  # never used in msgpack
+    (tmp_path / "d.rec").write_bytes(data)
+    assert main(["replay", str(tmp_path / "d.rec")]) == 0
+    assert f"damaged at octet {at}, behind 20 frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"hello", pack({"a": 1}), b"\xdf\xff\xff\xff\xff"])
+def test_no_recording(data):
+    with pytest.raises(RecordingError, match="no popkernel recording"):
+        read(data)
+
+
+def test_another_format():
+    head = {**read(POPLIB.read_bytes()).header, "popkernel recording": 99}
+    with pytest.raises(RecordingError, match="format 99; this program reads format 1"):
+        read(pack(head))
+
+
+def test_another_topology():
+    recording = read(POPLIB.read_bytes())
+    renamed = [f._replace(name="Fetch") if f.name == "Retrieve" else f for f in recording.frames]
+    other = recording._replace(frames=renamed, header={**recording.header, "topology": "0123"})
+    with pytest.raises(RecordingError, match=r"Fetch may not go .* any more: record it anew .*made with topology 0123"):
+        replay(other)
+    fields = [f._replace(fields={"number": 1}) if f.name == "Retrieve" else f for f in recording.frames]
+    with pytest.raises(RecordingError, match="Retrieve has other fields now"):
+        replay(recording._replace(frames=fields))
+    # One whose messages are all still there is played, whatever the digest says.
+    assert not text_of(replay(recording._replace(header={**recording.header, "topology": "0123"})))
+
+
+def test_frames_that_were_lost():
+    recording = read(POPLIB.read_bytes())
+    at = [i for i, f in enumerate(recording.frames) if f.actor == "listener.0"][20]
+    frames = [f._replace(lost=3) if i == at else f for i, f in enumerate(recording.frames)]
+    listener = next(r for r in replay(recording._replace(frames=frames)) if r.actor == "listener.0")
+    assert "3 frames are missing behind frame 20" in listener.notes[0]
+    assert not listener.differences
+
+
+def test_a_recording_can_name_no_class_of_its_own():
+    recording = read((HERE / "guesses.rec").read_bytes())
+    evil = [f._replace(fields={**f.fields, "core": {"is": "Popen", "of": [["id"]]}}) if f.name == "State" else f for f in recording.frames]
+    with pytest.raises(RecordingError, match="record it anew"):
+        replay(recording._replace(frames=evil))
