@@ -194,6 +194,9 @@ class Core:
         maildir = self.maildirs.get(name.removeprefix("maildir."))
         if maildir is None or maildir.key is None or maildir.key.session != message.session:
             return []
+        if maildir.key in self.leaving:  # its client went meanwhile: nothing will ever wake it
+            self._free(maildir)
+            return self._next(maildir, now) if maildir.waiting is not None and not maildir.stale else self._rests(maildir, now)
         self.asleep[maildir.user] = (maildir.key, message.state)
         maildir.key = None
         effects = self._rests(maildir, now)
@@ -356,6 +359,8 @@ class Core:
         if maildir is None or not maildir.retiring:
             return []
         maildir.retiring = False
+        if user in self.roused:
+            return self.woken(user, now)
         if maildir.waiting is not None:
             return self._next(maildir, now)
         self.idle[user] = now

@@ -1,6 +1,8 @@
 """The log, which the kernel alone writes: syslog(3) with facility mail, or lines on standard error."""
 
+import contextlib
 import os
+import select
 import sys
 import syslog
 import time
@@ -8,6 +10,7 @@ import time
 __all__ = ["DEBUG", "ERROR", "INFO", "NOTICE", "WARNING", "Log", "printable"]
 
 ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+_WHOLE = 4096  # octets a pipe that poll(2) calls writable takes at once: PIPE_BUF
 _NAMES = {3: "error: ", 4: "warning: "}
 
 
@@ -28,6 +31,9 @@ class Log:
             where = "stderr" if os.isatty(2) else "syslog"
         self.most = NOTICE + verbose
         self._syslog = where == "syslog"
+        self._lost = 0
+        self._room = select.poll()
+        self._room.register(2, select.POLLOUT)
         time.localtime()  # reads the time zone now, for later there may be no file to read
         if self._syslog:
             syslog.openlog("popkernel", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_MAIL)
@@ -40,11 +46,18 @@ class Log:
             if self._syslog:
                 syslog.syslog(min(level, DEBUG), printable(line))
             else:
-                stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-                try:
-                    os.write(2, f"{stamp} popkernel: {_NAMES.get(level, '')}{printable(line)}\n".encode(errors="replace"))
-                except OSError:
-                    return  # nobody reads it any more; the mail goes on
+                self._write(f"{_NAMES.get(level, '')}{printable(line)}")
+
+    def _write(self, line: str) -> None:
+        """One line on standard error, if that takes it: a reader who has stopped loses lines, which are counted, and stops nobody."""
+        if not self._room.poll(0):
+            self._lost += 1
+            return
+        lost, self._lost = self._lost, 0
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S popkernel: ")
+        text = f"{stamp}warning: {lost} lines of the log were lost: nobody read them\n" if lost else ""
+        with contextlib.suppress(OSError):  # nobody is there any more; the mail goes on
+            os.write(2, f"{text}{stamp}{line}\n".encode(errors="replace")[:_WHOLE])
 
 
 def complain(text: str) -> None:

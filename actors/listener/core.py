@@ -20,6 +20,8 @@ __all__ = ["Policy", "Session"]
 
 _MOST_OWED = 1024  # commands under way; more wait in the reader
 _AHEAD = 64  # messages the maildir actor may send ahead of being asked, within one frame
+_ROWS_AHEAD = 256  # sizes or unique ids that come along with one that is asked for
+_MOST_KNOWN = 2048  # of those, how many are kept
 _LOW_WATER = 256 * 1024  # octets on their way to the client below which credit goes back, and commands are acted on
 _NO_SUCH = err("no such message")
 _USAGE = {
@@ -43,7 +45,7 @@ class Session:
     """A connection from greeting to end."""
 
     __slots__ = (
-        "_ahead", "_ahead_octets", "_errors", "_first_ahead", "_last", "_owed", "_policy", "_reader", "_run", "_taken", "address", "closing",
+        "_ahead", "_ahead_octets", "_asked", "_errors", "_known", "_last", "_owed", "_policy", "_reader", "_run", "_taken", "address", "closing",
         "commands", "deleted", "entered", "id", "login", "messages", "octets", "octets_sent", "out", "out_octets", "owed_credit", "retrieved", "shown", "starttls",
         "state", "tell", "tls", "total", "typed", "user", "why",
     )
@@ -71,7 +73,6 @@ class Session:
         self._run: list[int] | None = None  # [RETR or DELE as 0/1, first, many]: neighbours travel as one message
         self._ahead: dict[int, tuple[int, bytes]] = {}
         self._ahead_octets = 0
-        self._first_ahead = 0
         self._taken: list[int] = []
         self._last = 0
         self._errors = 0
@@ -357,13 +358,18 @@ class Session:
         self._ask(rest, b"UIDL", m.Uidl)
 
     def _ask(self, rest: bytes, verb: bytes, message: type[m.List | m.Uidl]) -> None:
-        """LIST and UIDL: of one message or of all."""
+        """LIST and UIDL: of one message or of all. Who asks for one after another is told from what came with the last answer."""
         if rest.strip(b" "):
             n = self._numbered(rest, verb)
-            if n:
+            row = self._known[message].get(n) if not self._owed else None  # a DELE under way may be of this one
+            if row is not None:
+                self._put(b"+OK %d %b\r\n" % (n, row))
+            elif n:
                 self._end_run()
                 self._owed.append(("one", n))
-                self.tell.append(message(n, 1))
+                many = min(_ROWS_AHEAD, self.total - n + 1) if self._asked else 1
+                self._asked = True
+                self.tell.append(message(n, many))
             return
         self._end_run()
         if not self.total:
@@ -490,26 +496,30 @@ class Session:
         self._put(err(message.text, message.code))
 
     def _sizes(self, message: m.Sizes) -> None:
-        owed = self._expect("one", "all")
         self.owed_credit += m.bulk_octets(message)
-        self._rows(owed, message.first, message.sizes, message.last, b"%d %d\r\n", -1)
+        rows = [b"%d" % size if size >= 0 else b"" for size in message.sizes]
+        self._rows(message.first, rows, message.last, self._known[m.List])
 
     def _ids(self, message: m.Ids) -> None:
-        owed = self._expect("one", "all")
         self.owed_credit += m.bulk_octets(message)
-        self._rows(owed, message.first, [u.encode() for u in message.uidls], message.last, b"%d %b\r\n", b"")
+        self._rows(message.first, [u.encode() for u in message.uidls], message.last, self._known[m.Uidl])
 
-    def _rows(self, owed: tuple[Any, ...], first: int, rows: list[Any], last: bool, form: bytes, gone: int | bytes) -> None:
+    def _rows(self, first: int, rows: list[bytes], last: bool, known: dict[int, bytes]) -> None:
+        """Rows of a LIST or UIDL, empty for a deleted message."""
+        owed = self._expect("one", "all")
         if owed[0] == "one":
-            if owed[1] != first or len(rows) != 1:
+            if owed[1] != first or not 1 <= len(rows) <= _ROWS_AHEAD:
                 raise ValueError("an answer for another message")
             self._owed.popleft()
-            self._put(_NO_SUCH if rows[0] == gone else b"+OK " + form % (first, rows[0]))
+            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else _NO_SUCH)
+            if len(known) > _MOST_KNOWN:
+                known.clear()
+            known.update((n, row) for n, row in enumerate(rows, first) if row)
             return
         if len(owed) == 1:
             self._owed[0] = ("all", 0, "begun")
             self._put(b"+OK %d messages (%d octets)\r\n" % (self.messages, self.octets))
-        self._put(b"".join([form % (n, row) for n, row in enumerate(rows, first) if row != gone]))
+        self._put(b"".join([b"%d %b\r\n" % (n, row) for n, row in enumerate(rows, first) if row]))
         if last:
             self._put(b".\r\n")
             self._owed.popleft()
@@ -528,11 +538,15 @@ class Session:
                 self._put(_NO_SUCH)
             else:
                 self.deleted += 1
+                self._known[m.List].pop(n, None)
+                self._known[m.Uidl].pop(n, None)
                 self._put(b"+OK marked\r\n")
             n += 1
 
     def _totals(self, message: m.Totals) -> None:
         self._expect("rset")
+        for known in self._known.values():
+            known.clear()
         self._owed.popleft()
         self.messages, self.octets = message.messages, message.octets
         self.deleted = 0

@@ -22,7 +22,7 @@ MOST_POINTS = 400
 
 
 def faulty(**settings):
-    return Service(command=COMMAND, mail=(), restart_intensity=1000, **settings)
+    return Service(command=COMMAND, mail=(), restart_intensity=1000, restart_seconds=1, **settings)
 
 
 class Sender:

@@ -26,7 +26,7 @@ def results_of(path):
 
 
 def text_of(results):
-    return "\n".join(f"{r.actor}: {d.title} {d.lines}" for r in results for d in r.differences)
+    return "\n".join(f"{r.actor}: {d.title} {' '.join(d.lines)}" for r in results for d in r.differences)
 
 
 @pytest.fixture(scope="session")

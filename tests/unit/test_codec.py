@@ -13,7 +13,7 @@ from popkernel.proto.topology import EDGES
 CODECS = [Codec(e.source, e.target) for e in EDGES]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(CODECS), st.binary(max_size=200))
 def test_random_octets_are_refused_or_make_a_whole_message(codec, data):
     try:
@@ -30,7 +30,7 @@ simple = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(CODECS), st.integers(0, 20), st.lists(simple, max_size=8))
 def test_random_fields_are_refused_or_make_a_whole_message(codec, code, fields):
     try:

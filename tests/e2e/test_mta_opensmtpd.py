@@ -1,0 +1,117 @@
+"""OpenSMTPD in front, both ways: `lmtp … rcpt-to` and `mda`, with virtual users and the very same user table."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from tests.e2e.delivery_help import messages, pop_all
+from tests.e2e.mta import leftovers, opensmtpd, reachable_popkernel, settled, swaks
+from tests.service import Service
+
+MAIL = b"""From: sender@example.net
+To: alice@example.org
+Subject: %s
+Message-ID: <%s@example.net>
+
+a body
+.
+..two dots
+8-bit \xc3\xa9
+"""
+
+LMTP = """
+table users file:{users}
+listen on 127.0.0.1 port {port}
+action "pop" lmtp "{run}/lmtp.sock" rcpt-to userbase <users>
+match from any for domain "example.org" action "pop"
+"""
+
+MDA = """
+table users file:{users}
+listen on 127.0.0.1 port {port}
+action "pop" mda "{program} deliver --run-dir {run} -u %{user.username}" userbase <users>
+match from any for domain "example.org" action "pop"
+"""
+
+VIRTUAL = """
+table users file:{users}
+table virtuals { "sales@example.org" = "alice", "info@example.org" = "bob" }
+listen on 127.0.0.1 port {port}
+action "pop" lmtp "{run}/lmtp.sock" virtual <virtuals> userbase <users>
+match from any for domain "example.org" action "pop"
+"""
+
+
+def conf(template, service, directory):
+    text = template.replace("{users}", service.site.user_table).replace("{run}", service.config.run_dir)
+    return text.replace("{program}", reachable_popkernel(directory) if "{program}" in text else "")
+
+
+def body(text):
+    """Below the headers that the mail server put on."""
+    return text.partition(b"\r\n\r\n")[2] if b"\r\n\r\n" in text else text.partition(b"\n\n")[2]
+
+
+@pytest.mark.parametrize("way", ["lmtp", "mda"])
+def test_delivered_octet_for_octet(way, tmp_path_factory):
+    directory = str(tmp_path_factory.mktemp("smtpd"))
+    os.chmod(os.path.dirname(directory), 0o711)
+    with Service(mail=()) as service, opensmtpd(directory, conf(LMTP if way == "lmtp" else MDA, service, directory)) as mta:
+        mail = MAIL % (b"one", b"1")
+        swaks(mta.port, ["alice@example.org", "bob+list@example.org"], mail)
+        try:
+            settled(lambda: messages(service, "alice") and messages(service, "bob"))
+        except AssertionError:
+            raise AssertionError(mta.said() + service.read_log()) from None
+        for user, address in (("alice", b"alice"), ("bob", b"bob")):
+            (got,) = pop_all(service, user)
+            assert body(got) == body(mail).replace(b"\n", b"\r\n")
+            head = got.partition(b"\r\n\r\n")[0]
+            assert head.lower().count(b"return-path: <sender@example.net>") == 1, head
+            assert head.lower().count(b"delivered-to: " + address) == 1, head
+        settled(lambda: not leftovers(f"{directory}/spool"))
+
+
+def test_virtual_users(tmp_path_factory):
+    directory = str(tmp_path_factory.mktemp("smtpd"))
+    with Service(mail=()) as service, opensmtpd(directory, conf(VIRTUAL, service, directory)) as mta:
+        swaks(mta.port, ["sales@example.org", "info@example.org"], MAIL % (b"v", b"2"))
+        settled(lambda: len(messages(service, "alice")) == len(messages(service, "bob")) == 1)
+
+
+def test_kills_with_a_real_mail_server(tmp_path_factory):
+    """mda and maildir actors are killed again and again while mail comes; the queue tries again, and all of it arrives."""
+    directory = str(tmp_path_factory.mktemp("smtpd"))
+    with Service(mail=(), restart_seconds=1, restart_intensity=1000) as service, opensmtpd(directory, conf(LMTP, service, directory)) as mta:
+        done = threading.Event()
+
+        def kill():
+            while not done.wait(0.15):
+                for actor in service.status()["actors"]:
+                    if actor["name"].startswith(("mda", "maildir")) and actor["pid"]:
+                        try:
+                            os.kill(actor["pid"], signal.SIGKILL)
+                        except ProcessLookupError:
+                            continue
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        try:
+            for i in range(15):
+                swaks(mta.port, ["alice@example.org"], MAIL % (b"k", b"k%d" % i))
+        finally:
+            done.set()
+            thread.join()
+
+        def ids():
+            return {line for text in messages(service, "alice").values() for line in text.splitlines() if line.startswith(b"Message-ID:")}
+
+        # what was refused for now comes at the queue's next try, minutes from now; what is here is whole, what is not is in the queue
+        arrived = ids()
+        queued = b"".join(open(path, "rb").read() for path in leftovers(f"{directory}/spool"))
+        for i in range(15):
+            name = b"Message-ID: <k%d@example.net>" % i
+            assert name in ids() or name in queued or name in ids(), (name, arrived)
+        assert all(body(text) == body(MAIL) for text in messages(service, "alice").values())

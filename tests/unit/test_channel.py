@@ -1,0 +1,317 @@
+"""Channels over real socket pairs: messages and descriptors, back-pressure, hand-over, and every end."""
+
+import os
+import socket
+import sys
+
+import msgpack
+import pytest
+from popkernel.kernel import channel as channels
+from popkernel.kernel.channel import Channel, adopt, pair
+from popkernel.kernel.loop import Loop
+from popkernel.proto import messages as m
+from popkernel.proto.codec import BadMessageError
+from popkernel.proto.topology import edge
+from popkernel.proto.zmtp import PREFACE, frame_head
+
+
+class End:
+    """A channel, what came on it, and why it ended."""
+
+    def __init__(self, loop, sock, me, peer, **options):
+        self.came, self.fds, self.why = [], [], None
+        self.channel = Channel(loop, sock, me, peer, self.on_message, self.on_gone, **options)
+
+    def on_message(self, _, message, fds):
+        self.came.append(message)
+        self.fds += fds
+
+    def on_gone(self, _, why):
+        assert self.why is None, "told of its end twice"
+        self.why = why
+
+    def close(self):
+        self.channel.close()
+        for fd in self.fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def loop():
+    made = Loop()
+    yield made
+    if hasattr(made._poller, "close"):
+        made._poller.close()
+
+
+@pytest.fixture
+def joined(loop):
+    """join(me, peer): two ends of a channel."""
+    made = []
+
+    def join(me="listener.0", peer="maildir.alice"):
+        one, other = pair()
+        made.extend((End(loop, one, me, peer), End(loop, other, peer, me)))
+        return made[-2:]
+
+    yield join
+    for end in made:
+        end.close()
+
+
+@pytest.fixture
+def against(loop):
+    """against(me, peer): our end, and the bare socket of a peer that may send anything."""
+    made = []
+
+    def build(me="maildir.alice", peer="kernel"):
+        ours, bare = pair()
+        end = End(loop, ours, me, peer)
+        bare.setblocking(True)
+        made.extend((end, bare))
+        return end, bare
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def framed(*fields):
+    data = msgpack.packb(list(fields))
+    return frame_head(len(data)) + data
+
+
+def pass_fds(sock, data, fds):
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))])
+
+
+def open_fds():
+    return set(os.listdir("/proc/self/fd"))
+
+
+def until(loop, what):
+    for _ in range(10000):
+        if what():
+            return
+        loop.turn()
+    raise AssertionError("never")
+
+
+def test_messages_both_ways_in_order(joined, loop):
+    listener, maildir = joined()
+    listener.channel.send(m.Retrieve(1, 1, 0))
+    listener.channel.send_all([m.List(1, 2), m.Uidl(1, 2), m.Quit([1, 2])])
+    maildir.channel.send(m.Ready(1, 2))
+    maildir.channel.send_bulk(m.Mail([1, 5000, 5000, 1], b""), memoryview(bytes(5000)))
+    until(loop, lambda: len(maildir.came) == 4 and len(listener.came) == 2)
+    assert maildir.came == [m.Retrieve(1, 1, 0), m.List(1, 2), m.Uidl(1, 2), m.Quit([1, 2])]
+    assert listener.came == [m.Ready(1, 2), m.Mail([1, 5000, 5000, 1], bytes(5000))]
+
+
+def test_what_may_not_be_sent_is_not_sent(joined, loop):
+    listener, maildir = joined()
+    for message in (m.Ready(1, 1), m.Granted("listener.0", 1, "a"), m.Retrieve(-1, 1, 0), m.Retrieve("1", 1, 0)):
+        with pytest.raises(BadMessageError):
+            listener.channel.send(message)
+    listener.channel.send(m.Reset())
+    until(loop, lambda: maildir.came)
+    assert maildir.came == [m.Reset()]
+
+
+def test_no_edge_no_channel(loop):
+    one, other = pair()
+    with one, other:
+        for me, peer in (("auth", "maildir.alice"), ("maildir.alice", "maildir.bob"), ("listener.0", "listener.1"), ("mda", "auth"), ("x", "kernel")):
+            with pytest.raises(KeyError):
+                Channel(loop, one, me, peer, lambda *_: None, lambda *_: None)
+
+
+def test_descriptors_travel_with_their_messages(joined, loop):
+    before = open_fds()
+    kernel, maildir = joined("kernel", "maildir.alice")
+    ends = [pair() for _ in range(3)]
+    for number, (mine, its) in enumerate(ends, 1):
+        kernel.channel.send(m.Report())
+        kernel.channel.send(m.Open(number, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+        its.close()
+        mine.sendall(b"%d" % number)
+    until(loop, lambda: len(maildir.fds) == 3)
+    for number, fd in enumerate(maildir.fds, 1):
+        with adopt(os.dup(fd)) as sock:
+            assert sock.recv(10) == b"%d" % number
+        assert not os.get_inheritable(fd)
+    for mine, _ in ends:
+        mine.close()
+    maildir.close()
+    kernel.close()
+    maildir.fds.clear()
+    assert open_fds() == before
+
+
+def test_a_peer_that_does_not_read_is_given_up(joined, loop):
+    listener, maildir = joined()
+    data = memoryview(bytes(300_000))
+    depth = edge("maildir.{user}", "listener").depth
+    for _ in range(depth + 50):
+        maildir.channel.send_bulk(m.Mail([], b""), data)
+        if maildir.why is not None:
+            break
+    assert maildir.why.startswith("does not read")
+    assert maildir.channel.gone
+
+
+def test_what_waits_is_sent_in_order_and_its_owner_told(joined, loop):
+    listener, maildir = joined()
+    drained = []
+    maildir.channel.on_drained = lambda: drained.append(1)
+    numbers = range(1, 41)
+    for number in numbers:
+        maildir.channel.send_bulk(m.Mail([number, 0, 0, 0], b""), memoryview(bytes([number]) * 100_000))
+    assert maildir.channel.waiting
+    until(loop, lambda: len(listener.came) == 40)
+    assert [message.parts[0] for message in listener.came] == list(numbers)
+    assert all(set(message.data) == {message.parts[0]} for message in listener.came)
+    assert drained
+    assert not maildir.channel.waiting
+
+
+def test_descriptors_that_wait_are_sent_too(joined, loop):
+    kernel, maildir = joined("kernel", "maildir.alice")
+    kernel.channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    while not kernel.channel.waiting:
+        kernel.channel.send(m.Report())
+    mine, its = pair()
+    kernel.channel.send(m.Open(7, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+    its.close()
+    until(loop, lambda: maildir.fds)
+    assert maildir.came[-1].session == 7
+    mine.close()
+    with adopt(os.dup(maildir.fds[0])) as sock:
+        assert sock.recv(1) == b""  # it is that pair
+
+
+def test_the_end_of_the_peer_is_told_once_and_after_its_last_words(joined, loop):
+    listener, maildir = joined()
+    maildir.channel.send(m.Ready(1, 1))
+    maildir.channel.close()
+    maildir.channel.close()
+    until(loop, lambda: listener.why is not None)
+    assert listener.why == ""
+    assert listener.came == [m.Ready(1, 1)]
+    listener.channel.send(m.Reset())  # nobody minds
+    assert maildir.why is None
+
+
+VIOLATIONS = {
+    "no greeting": b"GET / HTTP/1.0\r\n\r\n" + bytes(80), "unknown code": PREFACE + framed(99), "no array": PREFACE + frame_head(1) + b"\xc0",
+    "field too many": PREFACE + framed(5, 1, 2, 3, 4), "wrong type": PREFACE + framed(1, "1"), "multipart": PREFACE + b"\1\1x",
+    "oversize": PREFACE + b"\2" + (1 << 40).to_bytes(8, "big"), "a message that carries, without": PREFACE + framed(1, 1, 0),
+    "trailing": PREFACE + frame_head(3) + b"\x91\x05\x05", "commands": PREFACE + b"\4\5\4PING" * 100,
+}
+
+
+@pytest.mark.parametrize("octets", VIOLATIONS.values(), ids=VIOLATIONS)
+@pytest.mark.parametrize("slowly", [False, True])
+def test_a_violation_ends_the_channel_and_says_why(against, loop, octets, slowly):
+    end, bare = against()
+    for part in ([bytes((o,)) for o in octets] if slowly else [octets]):
+        try:
+            bare.sendall(part)
+        except OSError:
+            break
+        loop.turn() if end.why is None else None
+    until(loop, lambda: end.why is not None)
+    assert end.why
+    assert end.channel.gone
+    assert not end.came
+    assert bare.recv(10) == b""
+
+
+def test_good_messages_before_a_violation_are_taken(against, loop):
+    end, bare = against()
+    bare.sendall(PREFACE + framed(5) + framed(99) + framed(5))
+    until(loop, lambda: end.why is not None)
+    assert len(end.came) <= 1
+
+
+def test_descriptors_that_no_message_carries_end_the_channel_and_are_closed(against, loop):
+    end, bare = against()
+    before = open_fds()
+    with open(os.devnull) as null:
+        pass_fds(bare, PREFACE + framed(1 + edge("kernel", "maildir.{user}").messages.index(m.Report)), [null.fileno()] * 3)
+        until(loop, lambda: end.why is not None)
+        assert end.why == "descriptors that no message carries"
+    assert len(open_fds()) == len(before) - 1  # and the channel's own
+
+
+def test_more_descriptors_than_a_message_carries(against, loop):
+    end, bare = against()
+    before = len(open_fds())
+    with open(os.devnull) as null:
+        fields = [1, *[0] * (len(m.Open._fields) - 1)]
+        pass_fds(bare, PREFACE + framed(1, *fields), [null.fileno()] * 5)
+        until(loop, lambda: end.why is not None)
+    assert end.why == "descriptors that no message carries"
+    assert len(end.fds) == 1
+    assert len(open_fds()) == before  # one kept by who took the message, one less for the channel
+
+
+def test_descriptors_hoarded_behind_half_a_message(against, loop):
+    """Each part of an endless frame brings some: they are not collected without bound."""
+    end, bare = against()
+    before = len(open_fds())
+    with open(os.devnull) as null:
+        pass_fds(bare, PREFACE + b"\2" + (200_000).to_bytes(8, "big"), [null.fileno()])
+        for _ in range(30):
+            try:
+                pass_fds(bare, b"x", [null.fileno()] * 4)
+            except OSError:
+                break
+            loop.turn()
+            assert len(open_fds()) < before + 20
+            if end.why is not None:
+                break
+    assert end.why == "descriptors that no message carries"
+
+
+def test_descriptors_on_an_edge_that_carries_none_are_not_even_taken(against, loop):
+    end, bare = against("maildir.alice", "listener")
+    before = open_fds()
+    with open(os.devnull) as null:
+        pass_fds(bare, PREFACE + framed(6), [null.fileno()] * 8)
+        until(loop, lambda: end.came)
+    assert end.came == [m.Reset()]
+    assert open_fds() == before
+
+
+def test_released_it_can_be_taken_up_again(joined, loop):
+    listener, maildir = joined()
+    listener.channel.send(m.Reset())
+    maildir.channel.send(m.Ready(1, 1))
+    until(loop, lambda: maildir.came and listener.came)
+    sock = maildir.channel.release()
+    assert sock is not None
+    listener.channel.send(m.List(1, 1))  # waits in the socket
+    again = End(loop, sock, "maildir.alice", "listener", resumed=True)
+    again.channel.send(m.Totals(1, 1))
+    until(loop, lambda: again.came and len(listener.came) == 2)
+    assert again.came == [m.List(1, 1)]
+    assert listener.came[1] == m.Totals(1, 1)
+    again.close()
+
+
+def test_nothing_half_read_is_released(against, loop):
+    end, bare = against()
+    bare.sendall(PREFACE + frame_head(5) + b"\x92")
+    loop.turn()
+    assert end.channel.release() is None
+    assert not end.channel.gone
+
+
+def test_the_tap_sees_both_ways(joined, loop, monkeypatch):
+    seen = []
+    monkeypatch.setattr(channels.watch, "tap", lambda *words: seen.append(words[0] if isinstance(words[0], str) else words[1]))
+    listener, maildir = joined()
+    listener.channel.send(m.Reset())
+    until(loop, lambda: maildir.came)
+    assert len(seen) == 2

@@ -1,0 +1,122 @@
+"""The floors: who may import whom, and how large a file may be. Read from the files themselves."""
+
+import ast
+import os
+
+import popkernel.kernel
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FLOORS = ("proto", "kernel", "actors", "cli")
+ACTORS = sorted(name for name in os.listdir(f"{ROOT}/actors") if os.path.isfile(f"{ROOT}/actors/{name}/__init__.py"))
+
+# What proto may have of the standard library: nothing that reads, waits, or is not the same each time.
+PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "functools", "hashlib", "itertools", "math", "operator", "re", "string",
+        "struct", "typing", "types", "bisect", "heapq", "copy", "dataclasses", "json"}
+# Files over 400 lines, and why they are one.
+LARGE = {
+    "proto/messages.py": "every message, in the order of the table: a list",
+    "proto/lmtp.py": "one protocol, whose commands share one state",
+    "kernel/config.py": "every key once, with its sentence",
+    "kernel/init.py": "the one process that may do all: to be read in one go",
+    "kernel/supervisor.py": "the kernel's shell, one handler a message",
+    "actors/listener/main.py": "the listener's shell: sockets, TLS and timers of one connection",
+    "actors/listener/core.py": "one protocol, whose commands share one state",
+    "actors/maildir/store.py": "one maildrop from opening to QUIT",
+    "actors/mda/main.py": "the mda's shell, as the listener's",
+    "cli/arguments.py": "every flag once, with its sentence",
+}
+MOST = 400
+
+
+def files(*folders):
+    for folder in folders:
+        for place, _, names in os.walk(f"{ROOT}/{folder}"):
+            yield from (os.path.relpath(os.path.join(place, name), ROOT) for name in sorted(names) if name.endswith(".py"))
+
+
+def parsed(path):
+    with open(f"{ROOT}/{path}", "rb") as file:
+        return ast.parse(file.read(), path)
+
+
+def imports(path):
+    """Every module that a file imports anywhere in it, by its whole name; `from a import b` counts as a and as a.b."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def floors(path):
+    """The parts of popkernel that a file imports: {"proto", "kernel", "actors.listener", ...}."""
+    ours = [name.split(".")[1:] for name in imports(path) if name.startswith("popkernel.")]
+    return {f"actors.{name[1]}" if name[0] == "actors" and len(name) > 1 else name[0] for name in ours}
+
+
+@pytest.mark.parametrize("path", files("proto"))
+def test_proto_is_pure(path):
+    assert floors(path) <= {"proto"}
+    tops = {name.partition(".")[0] for name in imports(path)} - {"popkernel"}
+    assert tops <= PURE | {"msgpack"}
+    called = {node.func.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"open", "input", "print", "eval", "__import__"}
+
+
+@pytest.mark.parametrize("path", files("kernel"))
+def test_the_kernel_knows_no_actor_and_no_command(path):
+    assert floors(path) <= {"proto", "kernel"}
+
+
+@pytest.mark.parametrize("path", files("actors"))
+def test_actors_never_know_one_another(path):
+    mine = path.split(os.sep)[1]
+    assert floors(path) <= {"proto", "kernel", *([f"actors.{mine}"] if mine in ACTORS else [])}
+
+
+def test_every_module_that_an_actor_row_names_is_there():
+    from popkernel.proto.topology import ACTORS as ROWS
+
+    for row in ROWS:
+        assert os.path.isfile(f"{ROOT}/{row.module.removeprefix('popkernel.').replace('.', '/')}.py"), row.module
+
+
+@pytest.mark.parametrize("path", files("actors", "kernel/sandbox"))
+def test_nothing_heavy_or_late_in_actors(path):
+    """What costs memory in every actor, or imports at run time what is no longer to be had."""
+    tops = {name.partition(".")[0] for name in imports(path)}
+    assert not tops & {"asyncio", "logging", "multiprocessing", "subprocess", "dataclasses", "inspect", "concurrent", "zmq", "json", "shutil", "tempfile"}
+
+
+@pytest.mark.parametrize("path", files("proto", "kernel", "actors"))
+def test_no_codec_that_would_be_a_file_to_import(path):
+    """After the lock only the codecs are there that CPython has built in; a look-up of another ended the kernel once."""
+    built_in = {"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "strict"}
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode") and node.args:
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                assert first.value.lower() in built_in, f"{path}:{node.lineno}: {first.value}"
+
+
+@pytest.mark.parametrize("path", files(*FLOORS))
+def test_a_file_says_what_it_is_for(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
+
+
+def test_no_file_is_too_large_without_a_reason():
+    sizes = {}
+    for path in files(*FLOORS):
+        with open(f"{ROOT}/{path}", "rb") as file:
+            sizes[path] = file.read().count(b"\n")
+    assert not {path: size for path, size in sizes.items() if size > MOST and path not in LARGE}
+    assert not {path for path in LARGE if path not in sizes}
+
+
+def test_the_package_that_runs_is_the_one_that_is_read():
+    assert os.path.realpath(os.path.dirname(popkernel.kernel.__file__)) == os.path.realpath(f"{ROOT}/kernel")

@@ -1,0 +1,108 @@
+"""The event loop: readiness, timers, order, removal in the middle of a turn."""
+
+import os
+
+import pytest
+from popkernel.kernel.loop import READ, WRITE, Loop
+
+
+@pytest.fixture(params=[False, True], ids=["poll", "epoll"])
+def loop(request):
+    made = Loop(many=request.param)
+    yield made
+    if hasattr(made._poller, "close"):
+        made._poller.close()
+
+
+@pytest.fixture
+def pipes():
+    made = []
+
+    def pipe():
+        made.extend(ends := os.pipe())
+        return ends
+
+    yield pipe
+    for fd in made:
+        os.close(fd)
+
+
+def test_called_while_ready(loop, pipes):
+    reading, writing = pipes()
+    said = []
+    loop.add(reading, lambda events: said.append((events & READ, os.read(reading, 1))))
+    os.write(writing, b"ab")
+    loop.turn()
+    loop.turn()
+    assert said == [(READ, b"a"), (READ, b"b")]
+
+
+def test_change_and_remove(loop, pipes):
+    reading, writing = pipes()
+    said = []
+    loop.add(writing, lambda events: (said.append(events), loop.stop()), WRITE)
+    loop.run()
+    assert said == [WRITE]
+    loop.change(writing, READ)
+    loop.later(0.01, loop.stop)
+    loop.run()
+    assert said == [WRITE]
+    loop.remove(writing)
+    loop.remove(writing)  # twice is once
+
+
+def test_one_callback_removes_another_that_is_ready_too(loop, pipes):
+    said = []
+    ends = [pipes() for _ in range(2)]
+
+    def ready(mine, other):
+        said.append(mine)
+        loop.remove(other)
+
+    for place, (reading, writing) in enumerate(ends):
+        other = ends[1 - place][0]
+        loop.add(reading, lambda events, mine=reading, other=other: ready(mine, other))
+        os.write(writing, b"x")
+    loop.turn()
+    assert len(said) == 1
+
+
+def test_timers_in_order_and_cancelled_ones_never(loop):
+    said = []
+    loop.later(0.02, lambda: (said.append("last"), loop.stop()))
+    loop.later(0.0, lambda: said.append("first"))
+    loop.later(0.0, lambda: said.append("second"))
+    loop.later(0.01, lambda: said.append("never")).cancel()
+    loop.run()
+    assert said == ["first", "second", "last"]
+
+
+def test_soon_before_the_loop_waits_and_what_it_adds_too(loop):
+    said = []
+    loop.soon(lambda: (said.append(1), loop.soon(lambda: (said.append(2), loop.stop()))))
+    loop.run()
+    assert said == [1, 2]
+
+
+def test_a_timer_may_set_another_and_time_goes_on(loop):
+    times = []
+
+    def again():
+        times.append(loop.now)
+        loop.later(0.005, again) if len(times) < 3 else loop.stop()
+
+    loop.later(0.0, again)
+    loop.run()
+    assert times == sorted(times)
+    assert times[2] - times[0] >= 0.009
+
+
+def test_the_end_of_a_pipe_is_told(loop):
+    reading, writing = os.pipe()
+    said = []
+    loop.add(reading, lambda events: (said.append(events), loop.stop()))
+    os.close(writing)
+    loop.run()
+    assert said[0] & ~WRITE
+    loop.remove(reading)
+    os.close(reading)
