@@ -45,9 +45,9 @@ class Session:
     """A connection from greeting to end."""
 
     __slots__ = (
-        "_ahead", "_ahead_octets", "_asked", "_errors", "_known", "_last", "_owed", "_policy", "_reader", "_run", "_taken", "address", "closing",
-        "commands", "deleted", "entered", "id", "login", "messages", "octets", "octets_sent", "out", "out_octets", "owed_credit", "retrieved", "shown", "starttls",
-        "state", "tell", "tls", "total", "typed", "user", "why",
+        "_ahead", "_ahead_octets", "_asked", "_errors", "_known", "_last", "_owed", "_policy", "_reader", "_run", "_taken", "address",
+        "closing", "commands", "deleted", "entered", "id", "login", "messages", "octets", "octets_sent", "out", "out_octets",
+        "owed_credit", "retrieved", "shown", "starttls", "state", "tell", "tls", "total", "typed", "user", "why",
     )
 
     def __init__(self, session: int, policy: Policy, address: str, *, tls: bool) -> None:
@@ -76,6 +76,8 @@ class Session:
         self._taken: list[int] = []
         self._last = 0
         self._errors = 0
+        self._known: dict[type, dict[int, bytes]] = {m.List: {}, m.Uidl: {}}  # rows of messages that are not deleted
+        self._asked = False
         self.shown: list[bytes | tuple[bytes]] | None = None  # while it is watched: what is said, mail content apart in a tuple
         self.typed: list[bytes] = []  # while it is watched: what has come, without anything that could be a secret
         self._say(GREETING)

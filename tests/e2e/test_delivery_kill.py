@@ -180,7 +180,10 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
             except OSError:
                 accepted = False
                 client.close()
-        assert accepted == harmless
+        assert accepted or not harmless
+        if victim in ("kernel", "init") and not accepted:
+            service.process.wait(20)
+            accepted = len(messages(service, "alice")) == 2  # the answer was lost, not the message: it will be sent again
         if accepted:
             sender.sent["alice", 2] = (1, Sender.mail(2, LARGE))
         elif victim in ("kernel", "init"):

@@ -30,9 +30,13 @@ MOST = 400
 
 
 def files(*folders):
+    return list(found(*folders))
+
+
+def found(*folders):
     for folder in folders:
-        for place, _, names in os.walk(f"{ROOT}/{folder}"):
-            yield from (os.path.relpath(os.path.join(place, name), ROOT) for name in sorted(names) if name.endswith(".py"))
+        for place, _, inside in os.walk(f"{ROOT}/{folder}"):
+            yield from (os.path.relpath(os.path.join(place, name), ROOT) for name in sorted(inside) if name.endswith(".py"))
 
 
 def parsed(path):
@@ -42,14 +46,14 @@ def parsed(path):
 
 def imports(path):
     """Every module that a file imports anywhere in it, by its whole name; `from a import b` counts as a and as a.b."""
-    found = set()
+    names = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def floors(path):
