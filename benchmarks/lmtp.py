@@ -2,9 +2,9 @@
 
     python -m benchmarks.lmtp [--messages N] [--connections C ...] [--octets N] [--users N] [--rounds N] [--dir DIR] [--only ours]
 
-Wants root and the Debian packages dovecot-pop3d and dovecot-lmtpd. Dovecot is started by the recipe `dovecot.sh` and both are loaded by
-`lmtpload.py`, from `../shared/bench` beside this repository or from --bench. Prints a table of medians, and how many times Dovecot's
-figure ours is.
+Wants root and the Debian packages dovecot-pop3d and dovecot-lmtpd. Dovecot is started by the recipe `dovecot.sh` and both are
+loaded by `lmtpload.py`, from `../shared/bench` beside this repository or from --bench. Prints a table of medians, and how many
+times Dovecot's figure ours is.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def dovecot(bench, directory, users):
         recipe = recipe.replace(old, new)
     os.makedirs(f"{directory}/mail", exist_ok=True)
     os.chown(f"{directory}/mail", 5000, 5000)
-    subprocess.run(["bash", "-c", recipe, "dovecot.sh", directory, "fast", "4", str(users)], check=True, stderr=subprocess.DEVNULL)
+    command = ["bash", "-c", recipe, "dovecot.sh", directory, "fast", "4", str(users)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(int(ports[2]))
         yield ports[2]
@@ -97,7 +98,8 @@ def measure(options, places):
 
 
 def show(options, places, rates):
-    print(f"LMTP, {options.octets} octets, {options.users} users, {options.messages} messages a run, medians of {options.rounds} paired runs")
+    o = options
+    print(f"LMTP, {o.octets} octets, {o.users} users, {o.messages} messages a run, medians of {o.rounds} paired runs")
     print("| connections | " + " | ".join(places) + " | ours / Dovecot (TCP), median of pairs |")
     print("|---" * (len(places) + 2) + "|")
     for connections in options.connections:

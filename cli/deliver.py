@@ -1,8 +1,8 @@
 """``popkernel deliver``: the message on standard input into one mailbox, through the running server's LMTP socket.
 
-For ``mda`` actions, ``.forward`` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are those MTAs
-act on: 75 for everything that another try may mend, the server being away included, since Postfix and OpenSMTPD send mail back on any
-other code but 0.
+For ``mda`` actions, ``.forward`` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are
+those MTAs act on: 75 for everything that another try may mend, the server being away included, since Postfix and OpenSMTPD send
+mail back on any other code but 0.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _own_name() -> str:
 def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
     """Hand a message over; returns once it is safe on the server's disk. _NotTakenError otherwise.
 
-    BDAT (RFC 3030) carries it octet for octet, with nothing to double or to look for; what the server does not know is never sent.
+    BDAT (RFC 3030) carries it octet for octet, with nothing to double or to look for.
     """
     for text in (sender, user):
         if not text.isprintable():

@@ -194,4 +194,4 @@ def _id(name: str) -> str:
 def _mermaid(text: str) -> str:
     """Mermaid ends a statement at `;` and begins a comment or an entity with `#`; "end" alone it takes for a word of its own."""
     text = text.replace("#", "#35;").replace(";", "#59;") if "#" not in text else text.replace(";", ",").replace("#", "")
-    return text.replace("<", "‹").replace(">", "›").replace("\n", " ")[:160]
+    return text.replace("<", "(").replace(">", ")").replace("\n", " ")[:160]

@@ -235,8 +235,7 @@ class Channel:
             try:
                 frames = self._reader.feed(_SCRATCH[:size])
                 for frame in frames:
-                    self._take(frame)
-                    if self.gone:
+                    if not self._take(frame):
                         return
                 if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
                     raise BadMessageError("descriptors that no message carries")
@@ -246,7 +245,8 @@ class Channel:
             if size < len(_SCRATCH) and not self._takes_fds:
                 return
 
-    def _take(self, frame: bytes) -> None:
+    def _take(self, frame: bytes) -> bool:
+        """Hand one message on; whether the channel is still there after that."""
         message = self._decode(frame)
         need = CARRIES.get(type(message), 0) or int(getattr(message, "fresh", False))
         if need > len(self._fds):
@@ -256,6 +256,7 @@ class Channel:
         if watch.tap is not None:
             watch.tap("in", self, message)
         self._on_message(self, message, fds)
+        return not self.gone
 
     # -- the end
     def _fail(self, why: str) -> None:

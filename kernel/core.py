@@ -166,11 +166,11 @@ class Core:
             effects += self.start(user, row)
             maildir = self.maildirs[user]
         elif maildir.waiting is not None or (maildir.key is not None and maildir.key not in self.leaving):
-            return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
+            return [*effects, Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
         elif maildir.retiring or maildir.key is not None:
             maildir.waiting = key
             self.waiting[key] = user
-            return []
+            return effects
         self.leases[user] = key
         self.sessions[key] = (user, now)
         maildir.key = key
@@ -354,7 +354,7 @@ class Core:
         return self._retire(next(iter(self.idle))) if len(self.idle) > max(1, self.settings.warm_max) else []
 
     def stays(self, user: str, now: float) -> list[Effect]:
-        """It could not retire: a message is on its way in. Who waited for its end has it; one older than the table is asked again soon."""
+        """It could not retire: a message is on its way in. Who waited for its end has it; a stale one is asked again soon."""
         maildir = self.maildirs.get(user)
         if maildir is None or not maildir.retiring:
             return []

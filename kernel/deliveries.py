@@ -16,7 +16,7 @@ class Deliveries:
     """The delivery side of the kernel's state. `now` arguments are monotonic seconds."""
 
     def __init__(self, kernel: core.Core, rules: Rules, trusted: frozenset[int], *, tcp: bool) -> None:
-        """`trusted`: uids that may deliver to everybody. `tcp`: the site chose to take mail from every local process, over TCP."""
+        """`trusted`: uids that may deliver to everybody. `tcp`: the site takes mail from every local process, over TCP."""
         self.core = kernel
         self.rules = rules
         self.trusted = trusted | {-1} if tcp else trusted
@@ -29,7 +29,7 @@ class Deliveries:
         user = self.rules.find(message.address, self.core.users)
         row = self.core.users[user] if user is not None else None
         if message.uid not in self.trusted and (row is None or row.uid != message.uid):
-            return [_no(mda, request, "5.7.1", "not allowed: only root, the mail server and the mailbox's owner may deliver here")]
+            return [_no(mda, request, "5.7.1", "not allowed: root, the mail server and the mailbox's owner may deliver here")]
         if user is None or row is None:
             return [_no(mda, request, "5.1.1", "no such user here")]
         if message.look:

@@ -64,7 +64,7 @@ def thaw(data: Any) -> Any:
         return data
     if is_cut(data) >= 0:
         return bytes(is_cut(data))
-    name, of, has = data.get("is"), data.get("of"), data.get("has")
+    name, of, has = data.get("is"), data.get("of"), data.get("has") or {}
     try:
         if name in _CONTAINERS:
             return _CONTAINERS[name](thaw(of))

@@ -69,9 +69,6 @@ def split_address(address: str) -> tuple[str, str]:
     if not sign:
         local, domain = address, ""
     if len(local) > 1 and local[0] == local[-1] == '"':
-        out: list[str] = []
         inner = iter(local[1:-1])
-        for letter in inner:
-            out.append(next(inner, "") if letter == "\\" else letter)
-        local = "".join(out)
+        local = "".join([next(inner, "") if letter == "\\" else letter for letter in inner])
     return local, domain.lower().rstrip(".")

@@ -161,8 +161,7 @@ def updated(recording: Recording, results: Sequence[Result]) -> list[Frame]:
         else:
             anew[result.actor] = compare.rewritten(result, {f.session for f in result.frames} - {s.session for s in result.said} - {0})
     kept = [f for f in recording.frames if f.actor not in anew]
-    merged = sorted([*kept, *(f for frames in anew.values() for f in frames)], key=lambda f: f.time)  # stable: an actor's own order stays
-    return merged
+    return sorted([*kept, *(f for frames in anew.values() for f in frames)], key=lambda f: f.time)  # stable: an actor's own order stays
 
 
 def _decided(result: Result) -> list[Frame]:

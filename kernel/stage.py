@@ -53,6 +53,7 @@ class StageLoop(Loop):
         self.precise = 0.0  # the clock itself, which goes on while a turn lasts: timers run from there, as the real loop's do
 
     def add(self, fd: int, call: Callable[[int], None], events: int = 1) -> None:
+        del events
         self._calls[fd] = call
 
     def change(self, fd: int, events: int) -> None:
@@ -174,7 +175,8 @@ class Stage:
         """Put the stage's things in the place of the real ones in the rooms of a shell, for as long as it plays."""
         things = {"Channel": self.channel, "adopt": _adopt, **more}
         before = [(room, name, getattr(room, name)) for room in rooms for name in things if hasattr(room, name)]
-        end, Actor.end = Actor.end, _leave  # type: ignore[method-assign]
+        end: Any = Actor.end
+        setattr(Actor, "end", _leave)  # noqa: B010  an assignment that the type checker need not judge
         handlers = [(number, signal.getsignal(number)) for number in _SIGNALS]
         try:
             for room, name, _ in before:
@@ -183,7 +185,7 @@ class Stage:
         finally:
             for room, name, thing in before:
                 setattr(room, name, thing)
-            Actor.end = end  # type: ignore[method-assign]
+            setattr(Actor, "end", end)  # noqa: B010
             for number, handler in handlers:
                 signal.signal(number, handler)
 
@@ -220,7 +222,7 @@ class Stage:
         assert self.actor is not None
         kind = kind_of(frame.peer)
         fitting = [c for c in self.channels if not c.gone and kind_of(c.peer) == kind]
-        fitting = [c for c in fitting if c.peer == frame.peer or c.peer == kind] or ([] if kind == "auth" else fitting)
+        fitting = [c for c in fitting if c.peer in {frame.peer, kind}] or ([] if kind == "auth" else fitting)
         sessions = [(c, self.actor.session_of(c, ())) for c in fitting]  # type: ignore[arg-type]
         return next((c for c, session in sessions if session == frame.session), None) or next((c for c, s in sessions if not s), None)
 

@@ -60,7 +60,7 @@ class TapEnd:
         self.payload = payload
         self.settings: dict[str, Any] | None = None  # what the actor said of itself when it began to be watched
         self.closed = False
-        loop.add(sock.fileno(), lambda events: self.read(_TURN))
+        loop.add(sock.fileno(), lambda _: self.read(_TURN))
 
     def read(self, most: int) -> None:
         """Take what is there, up to so many octets."""

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgpack
 from popkernel.kernel.config import control_path, default_run_dir
@@ -57,7 +57,7 @@ class Watcher:
         self._frames: deque[bytes] = deque()
         self.ended = False  # the server has closed the connection
         self.lost = 0  # frames so far that came too fast for this watcher
-        self._sock = self._connect()
+        self._early: deque[Frame] = deque()
         wish = {
             "command": "trace", "actor": actor, "user": user, "session": session, "edge": edge, "types": list(types), "payload": payload,
             "decisions": decisions,
@@ -65,20 +65,24 @@ class Watcher:
         request = msgpack.packb(wish)
         if len(request) > 4000:
             raise WatchError("that is too much to ask for: fewer types", os.EX_USAGE)
-        self._sock.sendall(_PREFACE + frame_head(len(request)) + request)
-        self.answer = self._answer()
-        self._early: deque[Frame] = deque()
-        self._wait_until_watched()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._connect()
+            self._sock.sendall(_PREFACE + frame_head(len(request)) + request)
+            self.answer = self._answer()
+            self._wait_until_watched()
+        except BaseException:
+            self._sock.close()
+            raise
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> None:
         path = control_path(self.run_dir)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             owner = os.stat(self.run_dir).st_uid
             if owner not in (0, os.geteuid()) and os.geteuid() != 0:  # anyone can make a directory in /tmp and answer there
                 raise WatchError(f"{self.run_dir} belongs to uid {owner}, not to you; give your own --run-dir", os.EX_NOPERM)
-            sock.settimeout(_PATIENCE)
-            sock.connect(path)
+            self._sock.settimeout(_PATIENCE)
+            self._sock.connect(path)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             raise WatchError(f"no popkernel runs on {self.run_dir}; start it, or give another --run-dir", os.EX_UNAVAILABLE) from None
         except PermissionError:
@@ -88,7 +92,6 @@ class Watcher:
         except OSError as error:
             code = os.EX_TEMPFAIL if error.errno in (errno.EAGAIN, None) else os.EX_OSERR
             raise WatchError(f"{path}: {error}; try again", code) from None
-        return sock
 
     def _answer(self) -> dict[str, Any]:
         until = time.monotonic() + _PATIENCE
@@ -158,7 +161,7 @@ class Watcher:
         self._sock.close()
         self.ended = True
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -39,7 +39,8 @@ class Codec:
             raise TypeError(f"edge {self.name}: its messages' secret fields {secret} are not those its row names")
         rows = [(code, c, _check_of(c), CARRIES.get(c, 0)) for code, c in enumerate(self.edge.messages, 1)]
         # An array takes memory by what it announces, however little follows: no more than the longest of this edge, 1,000 deep.
-        self._longest = max((max(1 + len(fs), *(f.items for f in fs.values())) for fs in map(fields_of, self.edge.messages) if fs), default=1)
+        fields = [fields_of(c) for c in self.edge.messages]
+        self._longest = max([1 + len(fs) for fs in fields] + [f.items for fs in fields for f in fs.values()])
         self._by_code: dict[int, tuple[type, Callable[[Any], None], int]] = {r[0]: (r[1], r[2], r[3]) for r in rows}
         self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
 

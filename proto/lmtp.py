@@ -1,20 +1,21 @@
 """LMTP, the server's side of one connection (RFC 2033), sans I/O: octets in, events and replies out.
 
 Extensions: PIPELINING (RFC 2920), ENHANCEDSTATUSCODES (2034), 8BITMIME (6152), SMTPUTF8 (6531), SIZE (1870), CHUNKING (3030).
-Mail comes out as it is to lie on disk: CR LF made LF, dots unstuffed, every other octet as it came (a lone CR or LF, NUL, 8 bit).
-It ends at CR LF . CR LF and nowhere else, so that no two servers disagree where a message ends. Memory is bounded by what one `feed`
-gives and one command line: content is handed on as it comes, never collected here.
+Mail comes out as it is to lie on disk: CR LF made LF, dots unstuffed, every other octet as it came (a lone CR or LF, NUL, 8
+bit). It ends at CR LF . CR LF and nowhere else, so that no two servers disagree where a message ends. Memory is bounded by what
+one `feed` gives and one command line: content is handed on as it comes, never collected here.
 
-The owner calls `feed`, then `next` until it gives None, and sends `take_out()`. After `Rcpt` it must call `recipient`, after `Done`
-`answer` for each recipient it took; until then `next` gives None and there is no use in feeding more.
+The owner calls `feed`, then `next` until it gives None, and sends `take_out()`. After `Rcpt` it must call `recipient`, after
+`Done` `answer` for each recipient it took; until then `next` gives None and there is no use in feeding more.
 """
 
 from typing import NamedTuple
 
+from popkernel.proto.smtppath import parse_path
+
 __all__ = ["Cancelled", "Content", "Done", "Event", "Lmtp", "Rcpt"]
 
 MOST_LINE = 4096  # octets of a command; RFC 5321 section 4.5.3.1.4 wants 512 and room for what extensions add
-MOST_PATH = 254  # octets of an address that can be one, RFC 5321 section 4.5.3.1.3 without the brackets
 MOST_RECIPIENTS = 2000  # of one message; RFC 5321 section 4.5.3.1.8 wants 100 at least
 _MOST_ERRORS = 50  # wrong commands before the connection is ended
 _END = b"\r\n.\r\n"
@@ -44,11 +45,11 @@ Event = Rcpt | Content | Done | Cancelled
 
 
 class Lmtp:
-    """One connection. `sender` and `recipients` are those of the message under way; `closing`: send what is to be sent, then close."""
+    """One connection. `sender` and `recipients` are those of the message under way. `closing`: send what there is, then close."""
 
     __slots__ = (
-        "_answers", "_bdat_begun", "_begun", "_buffer", "_chunk", "_commands", "_errors", "_held", "_hostname", "_last", "_left", "_most",
-        "_octets", "_out", "_refused", "_skipping", "_told", "closing", "greeted", "recipients", "sender", "state",
+        "_answers", "_bdat_begun", "_begun", "_buffer", "_chunk", "_commands", "_errors", "_held", "_hostname", "_last", "_left",
+        "_most", "_octets", "_out", "_refused", "_skipping", "_told", "closing", "greeted", "recipients", "sender", "state",
     )
 
     def __init__(self, hostname: str, most: int) -> None:
@@ -58,8 +59,9 @@ class Lmtp:
         self._buffer = b""
         self._out: list[bytes] = [b"220 %s LMTP popkernel\r\n" % self._hostname]
         self._commands = {
-            b"LHLO": self._lhlo, b"MAIL": self._mail, b"RCPT": self._rcpt, b"DATA": self._data, b"BDAT": self._bdat, b"RSET": self._rset,
-            b"NOOP": self._noop, b"QUIT": self._quit, b"VRFY": self._vrfy, b"HELO": self._helo, b"EHLO": self._helo,
+            b"LHLO": self._lhlo, b"MAIL": self._mail, b"RCPT": self._rcpt, b"DATA": self._data, b"BDAT": self._bdat,
+            b"RSET": self._rset, b"NOOP": self._noop, b"QUIT": self._quit, b"VRFY": self._vrfy, b"HELO": self._helo,
+            b"EHLO": self._helo,
         }
         self._errors = 0
         self._skipping = False  # the rest of a line that was too long
@@ -381,43 +383,3 @@ def _open_end(data: bytes) -> int:
         if data.endswith(_END[:size]):
             return size
     return 0
-
-
-def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
-    """Address and what follows it, of `<address> parameters` (RFC 5321 section 4.1.2, RFC 6531); None for what is none.
-
-    A source route before the address is dropped, as RFC 5321 appendix C allows. "" for `<>`, where `null` allows it.
-    """
-    if text[:1] != b"<":
-        return None
-    end = _end_of_path(text)
-    if end < 0:
-        return None
-    path, rest = text[1:end], text[end + 1 :]
-    if rest and rest[:1] != b" ":
-        return None
-    if path[:1] == b"@":
-        path = path.partition(b":")[2]
-    if not path:
-        return ("", rest.strip()) if null else None
-    try:
-        address = path.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    local, sign, domain = address.rpartition("@")
-    if len(path) > MOST_PATH or not address.isprintable() or (sign and not (local and domain)):
-        return None
-    quoted = (local if sign else address).startswith('"')
-    if " " in domain or (("<" in address or " " in local or (not sign and " " in address)) and not quoted):
-        return None
-    return address, rest.strip()
-
-
-def _end_of_path(text: bytes) -> int:
-    """Where the closing bracket is, past a quoted local part that may hold one itself."""
-    if text[1:2] != b'"':
-        return text.find(b">")
-    at = 2
-    while at < len(text) and text[at] != 0x22:
-        at += 2 if text[at] == 0x5C else 1
-    return text.find(b">", at)

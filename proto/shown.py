@@ -10,7 +10,7 @@ from popkernel.proto.schema import fields_of
 
 __all__ = ["SECRET", "content", "cut", "is_cut", "recut", "shown"]
 
-SECRET = "[secret]"  # stands in the place of a secret field, whatever its length was
+SECRET = "[secret]"  # noqa: S105  stands in the place of a secret field, whatever its length was
 _CUT = "octets cut"
 _WHOLE = "content"
 

@@ -73,15 +73,11 @@ class _Listener(main.Listener):
         self.stage.notes("client", "Reply", session.id, {"said": pieces}, octets)
 
     def _begin(self, sock: Any, address: Any, tls: bool) -> None:
-        before = main.Session
-        try:
-            main.Session = _shown_session  # type: ignore[misc,assignment]  the greeting is said while it is made
+        with self.stage.set_up(main, Session=_shown_session):  # the greeting is said while the session is made
             super()._begin(sock, address, tls)
-        finally:
-            main.Session = before  # type: ignore[misc]
 
     def fail(self, status: int, text: str) -> Any:
-        raise RecordingError(text)
+        raise RecordingError(f"{text} ({status})")
 
 
 def _shown_session(*arguments: Any, **more: Any) -> Session:
@@ -144,8 +140,9 @@ def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Fra
 
 
 def _socket(client: main.Client) -> _ClientSocket:
-    assert isinstance(client.sock, _ClientSocket)
-    return client.sock
+    sock: Any = client.sock
+    assert isinstance(sock, _ClientSocket)
+    return sock
 
 
 def _leave(stage: Stage, client: main.Client, frames: Sequence[Frame]) -> None:

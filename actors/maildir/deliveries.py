@@ -14,7 +14,8 @@ from popkernel.proto import messages as m
 
 __all__ = ["Deliveries", "trace_fields"]
 
-_AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))  # perhaps another directory lies there by now
+# Perhaps another directory lies there by now.
+_AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))
 _MOST_FIELDS = 64
 
 
@@ -32,7 +33,7 @@ class _Open:
 
 
 class Deliveries:
-    """All deliveries of one maildir actor. `full`: the status for a mailbox without room. `stale`: the maildir should be opened anew."""
+    """All deliveries of a maildir actor. `full`: the status for a mailbox without room. `stale`: open the maildir anew."""
 
     def __init__(
         self, drop: Maildrop | None, trouble: StoreError, quota: Quota | None, *, full: str, log: Callable[[int, str], None],
@@ -128,7 +129,7 @@ class Deliveries:
         return m.Accepted(number, 0, safe=True)
 
     def _rejected(self, number: int, delivery: Delivery | None, error: StoreError) -> m.Rejected:
-        """All but a full mailbox is worth another try: somebody may mend it meanwhile, and mail that waits is better than mail that bounces."""
+        """All but a full mailbox is worth another try: somebody may mend it, and mail had better wait than bounce."""
         if delivery is not None:
             delivery.abort()
         if error.code == FULL:

@@ -1,9 +1,10 @@
 """The room a mailbox has: Maildir++'s `maildirsize`, shared with other programs that keep it.
 
-Its first line is the quota, `1073741824S,5000C` (octets, messages; either may be missing); each other line is `OCTETS MESSAGES`, added
-for a delivery, with a minus for a removal; the sums are what is used. Octets are those of the files. It is counted anew where it is
-missing, torn, longer than 5,120 octets, or says "full" and is older than fifteen minutes (Maildir++, section "Maildir++ quota").
-A quota of the configuration goes before the one in the file; without either nothing is counted. Folders (`.NAME/`) count too.
+Its first line is the quota, `1073741824S,5000C` (octets, messages; either may be missing); each other line is `OCTETS
+MESSAGES`, added for a delivery, with a minus for a removal; the sums are what is used. Octets are those of the files. It is
+counted anew where it is missing, torn, longer than 5,120 octets, or says "full" and is older than fifteen minutes (Maildir++,
+section "Maildir++ quota"). A quota of the configuration goes before the one in the file; without either nothing is counted.
+Folders (`.NAME/`) count too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Quota:
             raise _full(most_octets, most_messages)
 
     def add(self, octets: int, messages: int) -> None:
-        """Note a delivery or, negative, a removal; where there is no file nothing is kept. Never fails: it is counted anew in the end."""
+        """Note a delivery or, negative, a removal, where there is a file. Never fails: it is counted anew in the end."""
         try:
             fd = os.open(NAME, _APPEND, dir_fd=self._root)
         except OSError:
@@ -77,7 +78,7 @@ class Quota:
         return True
 
     def _read(self) -> tuple[bytes, list[bytes], float]:
-        """Definition in force, the counting lines, the file's age; no lines where it can't be used, no definition for no quota."""
+        """Definition in force, "" for no quota; the counting lines, none where they can't be used; the file's age."""
         try:
             fd = os.open(NAME, directory.READ, dir_fd=self._root)
         except FileNotFoundError:

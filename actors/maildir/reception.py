@@ -1,7 +1,7 @@
 """Where mail comes in: the maildir actor's channels to the mda, and how it takes leave of them.
 
-An actor that is to go says Leaving on each; the mda then sends nothing new, and closes the channel once all it sent is answered. So
-nothing that crossed that word is lost, or delivered twice.
+An actor that is to go says Leaving on each; the mda then sends nothing new, and closes the channel once all it sent is
+answered. So nothing that crossed that word is lost, or delivered twice.
 """
 
 from typing import TYPE_CHECKING

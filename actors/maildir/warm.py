@@ -36,16 +36,21 @@ def rehearse(directory: str) -> None:
 def _one_life(path: str) -> None:
     mine, its = pair()
     maildir = os.fsencode(path)
-    config = {"maildir": maildir, "verbose": 0, "hostname": "localhost"}
+    config = {"maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")
-    for _ in range(2):
-        delivery = actor.drop.deliver_begin()
-        delivery.write(_MAIL)
-        delivery.commit()
     actor.connect()
     loop = Loop()
     kernel = Channel(loop, mine, "kernel", "maildir.rehearsal", lambda *_: None, lambda *_: None)
+    ours, theirs = pair()
+    mda = Channel(loop, ours, "mda", "maildir.rehearsal", lambda *_: None, lambda *_: None)
+    kernel.send(m.Receive("mda"), [theirs.fileno()])
+    theirs.close()
+    actor.loop.turn()
+    for number in (1, 2):
+        mda.send_bulk(m.Post(number, "a@example.org", "b@example.org", b""), _MAIL)
+        actor.loop.turn()
+        mda.read()
     ours, theirs = pair()
     listener = Channel(loop, ours, "listener", "maildir.rehearsal", lambda *_: None, lambda *_: None)
     kernel.send(m.Open(1, 0), [theirs.fileno()])
@@ -56,8 +61,8 @@ def _one_life(path: str) -> None:
         actor.loop.turn()
         listener.read()
     kernel.read()
-    listener.close()
-    kernel.close()
+    for channel in (listener, kernel, mda, *actor.reception.channels):
+        channel.close()
     if actor.kernel is not None:
         actor.kernel.close()
     actor.drop.close()

@@ -1,8 +1,8 @@
 """One message on its way through the mda: a copy for each recipient, each with an answer of its own. Sans I/O.
 
-A small message waits here until it is whole and then goes to each maildir actor in one; a large one is passed on as it comes, no faster
-than the slowest of its maildir actors takes it in. What a maildir actor is sent, and how, is the shell's business (main.py): it gives
-`Route`s, and calls `routed`, `accepted`, `rejected` and `lost`.
+A small message waits here until it is whole and then goes to each maildir actor in one; a large one is passed on as it comes,
+no faster than the slowest of its maildir actors takes it in. What a maildir actor is sent, and how, is the shell's business
+(main.py): it gives `Route`s, and calls `routed`, `accepted`, `rejected` and `lost`.
 """
 
 from collections import deque
@@ -53,12 +53,13 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner", "routing", "sender",
-        "size", "whole",
+        "_answer", "_chunks", "_early", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner", "routing",
+        "sender", "size", "whole",
     )
 
     def __init__(
-        self, owner: Any, sender: str, number: Callable[[], int], want: Callable[[Copy], None], answer: Callable[[int, str, bool], None],
+        self, owner: Any, sender: str, number: Callable[[], int], want: Callable[[Copy], None],
+        answer: Callable[[int, str, bool], None],
     ) -> None:
         """`owner`: whatever the shell wants to find again. `number`: gives a delivery's number, never the same again."""
         self.owner = owner

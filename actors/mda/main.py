@@ -1,8 +1,9 @@
 """The mda's shell: LMTP connections, and channels to the maildir actors that its mail is for.
 
-It has no user table and sees no file: whose a recipient is, and whether that sender may deliver there, the kernel says, who also makes
-the channel to that user's maildir actor. What the kernel said holds until that channel ends or the kernel says `Anew`, so that mail to
-a mailbox that gets much of it costs no question. Who the sender is, the system says: the uid at the other end of the unix socket.
+It has no user table and sees no file: whose a recipient is, and whether that sender may deliver there, the kernel says, who
+also makes the channel to that user's maildir actor. What the kernel said holds until that channel ends or the kernel says
+`Anew`, so that mail to a mailbox that gets much of it costs no question. Who the sender is, the system says: the uid at the
+other end of the unix socket.
 """
 
 import errno
@@ -22,7 +23,7 @@ from popkernel.proto.typed import lmtp_commands
 
 _CHUNK = 64 * 1024  # octets read from a client at once
 _EARLY = 20  # recipients of a message whose maildir actors are made ready while its content still comes
-_ANSWER_SECONDS = 300  # a maildir actor may take for a message: what RFC 5321 section 4.5.3.2.6 lets a client wait at least, halved
+_ANSWER_SECONDS = 300  # a maildir actor may take for a message: half of what RFC 5321 section 4.5.3.2.6 has clients wait
 _SWEEP = 1.0  # seconds between two looks at the deadlines
 _MOST_KNOWN = 20000  # recipients whose owner is remembered
 _MOST_ROUTES = 3000  # channels kept; idle ones beyond that are closed
@@ -240,7 +241,7 @@ class Mda(Actor):
                 self._tidy(route)
 
     def _sweep(self) -> None:
-        """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer all the same."""
+        """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer anyway."""
         self.loop.later(_SWEEP, self._sweep)
         for client in [c for c in self.clients if c.deadline < self.loop.now]:
             if client.asking:
@@ -261,10 +262,10 @@ class Mda(Actor):
         if user is not None and user in self.routes:
             self._judged(client, "", user=user, resume=False)
             return
-        taken = client.transaction
+        look = client.transaction is not None and len(client.transaction.copies) >= _EARLY
         client.asking = self.next_number()
         self.asked[client.asking] = client
-        self.tell(m.Recipient(client.asking, address, client.uid, look=taken is not None and len(taken.copies) >= _EARLY, lost=False))
+        self.tell(m.Recipient(client.asking, address, client.uid, look=look, lost=False))
 
     def _judged(self, client: Client, refusal: str, *, user: str, resume: bool = True) -> None:
         """The kernel's word, of now or before, on the client's recipient."""

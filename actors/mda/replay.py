@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.mda import main
+from popkernel.actors.mda.core import Route
 from popkernel.kernel.loop import READ
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
 from popkernel.proto.recording import Frame, RecordingError
@@ -107,7 +108,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     mda.stage = stage
     stage.enter(mda, start)
     for user in routes:
-        route = mda.routes[user] = main.Route(user, lambda message, bulk, user=user: mda._send(mda.routes[user], message, bulk))  # type: ignore[misc]  # noqa: SLF001
+        route = mda.routes[user] = Route(user, lambda message, bulk, user=user: mda._send(mda.routes[user], message, bulk))  # type: ignore[misc]  # noqa: SLF001
         route.channel = stage.channel(stage.loop, None, name, f"maildir.{user}", mda._on_maildir, mda._on_maildir_gone)  # noqa: SLF001
         route.channel.tag = route
     stage.loop.later(main._SWEEP, mda._sweep)  # noqa: SLF001

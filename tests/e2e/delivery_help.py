@@ -1,5 +1,6 @@
 """For the delivery tests: LMTP clients, and what lies in a maildir."""
 
+import contextlib
 import os
 import re
 import smtplib
@@ -125,9 +126,14 @@ def connected_as(path, uid):
 
 def messages(service, user):
     """Octets of every message in new/ and cur/, by file name, in the order of their names."""
-    maildir = service.site.mail_users[user].maildir
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # flags are changed after QUIT has been answered
+            return _messages(service.site.mail_users[user].maildir)
+
+
+def _messages(maildir):
     found = {}
-    for part in ("cur", "new"):
+    for part in ("new", "cur"):
         for name in os.listdir(f"{maildir}/{part}"):
             with open(f"{maildir}/{part}/{name}", "rb") as file:
                 found[name] = file.read()

@@ -2,12 +2,14 @@
 
 import contextlib
 import glob
+import grp
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -25,6 +27,14 @@ def need(*programs):
     for program in programs:
         if not (shutil.which(program) or os.path.exists(program)):
             pytest.skip(f"{program} is not installed: run tests/packages.sh")
+
+
+@contextlib.contextmanager
+def passable_directory():
+    """A directory that every user can pass through: pytest's own lie under one that only we can."""
+    with tempfile.TemporaryDirectory(prefix="pkmta") as directory:
+        os.chmod(directory, 0o755)
+        yield directory
 
 
 def free_port():
@@ -210,11 +220,13 @@ alias_database =
 
 
 def postfix_owner():
-    """A user for Postfix that owns nothing else, and a group."""
-    for name in ("postfix", "uucp", "news", "list", "irc"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name), "nogroup" if os.path.exists("/etc/debian_version") else "nobody"
-    return pytest.skip("no system user that Postfix could run as")
+    """A user and a group that Postfix can have for itself: its own, or ones of the system's that nobody uses."""
+    users, groups = ([e.pw_name for e in pwd.getpwall()], [e.gr_name for e in grp.getgrall()])
+    owner = next((name for name in ("postfix", "uucp", "news", "list", "irc") if name in users), None)
+    group = next((name for name in ("postdrop", "voice", "fax", "audio") if name in groups), None)
+    if owner is None or group is None:
+        pytest.skip("no system user and group that Postfix could run as")
+    return pwd.getpwnam(owner), group
 
 
 def settled(take, seconds=40):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.e2e.delivery_help import Raw, left_in_tmp, lmtp, messages, pop_all
+from tests.e2e.delivery_help import Raw, left_in_tmp, messages, pop_all
 from tests.service import ROOT, Service, wait_for
 
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
@@ -60,7 +60,7 @@ def test_disk_full(lines):
         assert b"No space left" in answer
         assert left_in_tmp(service, "alice") == []
         assert accepted(service) or lines < 10000
-        whole = [t for t in messages(service, "alice").values() if t.endswith(b"so\n") or t.endswith(b"body\n")]
+        whole = [t for t in messages(service, "alice").values() if t.endswith((b"so\n", b"body\n"))]
         assert len(whole) == len(messages(service, "alice"))
         subprocess.run(["mount", "-o", "remount,size=10m", maildir], check=True)
         assert accepted(service, mail=mail)
@@ -82,10 +82,7 @@ def test_read_only():
 
 def test_permission_lost():
     with Service(mail=()) as service:
-        if ROOT:
-            maildir = service.site.mail_users["alice"].maildir
-        else:
-            maildir = service.site.mail_users["alice"].maildir
+        maildir = service.site.mail_users["alice"].maildir
         assert accepted(service)
         for part in ("tmp", "new", ""):
             os.chmod(f"{maildir}/{part}", 0o000)

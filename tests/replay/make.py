@@ -14,6 +14,7 @@ import tempfile
 from typing import NamedTuple
 
 from popkernel.proto.recording import end, pack, read
+
 from tests.e2e import awkward, clients
 from tests.service import POPKERNEL, Service, wait_for
 

@@ -3,12 +3,12 @@
 import pathlib
 
 import pytest
-
 from popkernel.actors.listener import core as listener_core
 from popkernel.actors.maildir import core as maildir_core
 from popkernel.cli.main import main
 from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import RecordingError, end, pack, read
+
 from tests.e2e import clients
 from tests.replay import make
 

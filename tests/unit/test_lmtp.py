@@ -5,7 +5,8 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from popkernel.proto.lmtp import MOST_LINE, MOST_RECIPIENTS, Cancelled, Content, Done, Lmtp, Rcpt, parse_path
+from popkernel.proto.lmtp import MOST_LINE, MOST_RECIPIENTS, Cancelled, Content, Done, Lmtp, Rcpt
+from popkernel.proto.smtppath import parse_path
 
 HELLO = b"LHLO me\r\n"
 ENVELOPE = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"

@@ -13,7 +13,6 @@ from popkernel.cli.main import main  # noqa: E402
 from popkernel.kernel import init  # noqa: E402
 
 
-
 def complete(plan):
     """Fill in what only the site knows: somebody else's maildir, and a port that is listened on."""
     with open(plan) as file:

@@ -141,13 +141,13 @@ def tell_modules(actor, name):
 
 
 def patch_kernel():
-    status = supervisor.Supervisor.status
+    command = supervisor.Supervisor._command
 
-    def new_status(self):
+    def new_command(self, *arguments):
         tell_modules(self, "kernel")
-        return status(self)
+        return command(self, *arguments)
 
-    supervisor.Supervisor.status = new_status
+    supervisor.Supervisor._command = new_command
 
 
 def patch_init():

@@ -1,0 +1,45 @@
+"""Addresses as SMTP and LMTP write them, in angle brackets (RFC 5321 section 4.1.2, RFC 6531). Pure."""
+
+__all__ = ["MOST_PATH", "parse_path"]
+
+MOST_PATH = 254  # octets of an address that can be one, RFC 5321 section 4.5.3.1.3 without the brackets
+
+
+def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
+    """Address and what follows it, of `<address> parameters` (RFC 5321 section 4.1.2, RFC 6531); None for what is none.
+
+    A source route before the address is dropped, as RFC 5321 appendix C allows. "" for `<>`, where `null` allows it.
+    """
+    if text[:1] != b"<":
+        return None
+    end = _end_of_path(text)
+    if end < 0:
+        return None
+    path, rest = text[1:end], text[end + 1 :]
+    if rest and rest[:1] != b" ":
+        return None
+    if path[:1] == b"@":
+        path = path.partition(b":")[2]
+    if not path:
+        return ("", rest.strip()) if null else None
+    try:
+        address = path.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    local, sign, domain = address.rpartition("@")
+    if len(path) > MOST_PATH or not address.isprintable() or (sign and not (local and domain)):
+        return None
+    quoted = (local if sign else address).startswith('"')
+    if " " in domain or (("<" in address or " " in local or (not sign and " " in address)) and not quoted):
+        return None
+    return address, rest.strip()
+
+
+def _end_of_path(text: bytes) -> int:
+    """Where the closing bracket is, past a quoted local part that may hold one itself."""
+    if text[1:2] != b'"':
+        return text.find(b">")
+    at = 2
+    while at < len(text) and text[at] != 0x22:
+        at += 2 if text[at] == 0x5C else 1
+    return text.find(b">", at)

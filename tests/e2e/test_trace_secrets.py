@@ -1,0 +1,103 @@
+"""A password of its own sent through every path; then every frame, recording and log is searched for it."""
+
+import base64
+import subprocess
+
+import pytest
+from popkernel.kernel.watcher import Watcher
+from popkernel.proto.recording import pack, read
+
+from tests.e2e.awkward import RawClient
+from tests.service import POPKERNEL, ROOT, Service
+
+WORD = "vErY-sEcReT-47110815"
+
+
+@pytest.fixture(scope="module")
+def service():
+    with Service(users={"alice": WORD}, allow_plaintext=True, verbose=9) as running:
+        yield running
+
+
+def conversations(service):
+    """Each way a password can come in: good, wrong, in pieces, at the wrong time, in the wrong command."""
+    word = WORD.encode()
+    wrong = word + b"-wrong"
+    sasl = base64.b64encode(b"\0alice\0" + word)
+    for tls in ("tls", "stls", ""):
+        for data in (
+            [b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\nPASS " + wrong + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\npass " + word + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\npAsS   " + word + b"  \r\nQUIT\r\n"],
+            [b"USER alice\r\nPASS\t" + word + b"\r\n PASS " + word + b"\r\nPASS" + word + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\nPA", b"SS " + word[:7], word[7:], b"\r\nQUIT\r\n"],
+            [b"USER alice\r\nPASS " + word],
+            [b"PASS " + word + b"\r\n" + word + b"\r\nUSER alice " + word + b"\r\nQUIT " + word + b"\r\n"],
+            [b"AUTH PLAIN " + sasl + b"\r\n", b"AUTH PLAIN\r\n", sasl + b"\r\n", b"*\r\nQUIT\r\n"],
+            [b"APOP alice " + word + b"\r\nXYZ " + word + b"\r\nUSER alice\r\nPASS " + word * 300 + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\nPASS " + word + b"\r\nPASS " + word + b"\r\nRETR " + word + b"\r\nSTAT " + word + b"\r\nNOOP\r\nQUIT\r\n"],
+        ):
+            yield tls, data
+
+
+def talk(service):
+    for tls, parts in conversations(service):
+        with RawClient(service, tls) as client:
+            for part in parts:
+                client.send(part)
+            if not parts[-1].endswith(b"\r\n"):
+                client.sock.close()
+            else:
+                client.end()
+
+
+def forms(data):
+    """Where it is found, in any of its forms."""
+    word = WORD.encode()
+    return [form for form in (word, word.lower(), word.upper(), word[:7], word[7:], base64.b64encode(b"\0alice\0" + word)) if form in data]
+
+
+def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
+    path = tmp_path / "all.rec"
+    payload = ["--payload"] if ROOT else []
+    command = [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--format", "json", "--record", str(path), *payload]
+    trace = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    trace.stderr.readline()
+    with Watcher(service.config.run_dir, payload=ROOT, decisions=True) as viewer:
+        taken = []
+        viewer.next_frame(0)
+        talk(service)
+        last = service.pop3()
+        last.quit()
+        while (frame := viewer.next_frame(1)) is not None:
+            taken.append(frame)
+    trace.terminate()
+    out, error = trace.communicate(timeout=20)
+    raw = path.read_bytes()
+    names = {f.name for f in taken}
+    assert names >= {"Typed", "Login", "Granted", "Denied", "Reply", "LoginFailed", "Ended"}
+    assert sum(f.name == "Login" and f.way == "in" for f in taken) > 9
+    said = b"".join(map(pack, taken))
+    assert said.count(b"[secret]") > 30  # they did come by
+    assert forms(said) == []
+    assert forms(raw) == []
+    assert forms(out + error) == []
+    assert forms(service.read_log().encode()) == []
+    assert not read(raw).damage
+
+
+def test_nothing_that_was_typed_is_told_by_its_length(service):
+    """The size of a secret message is that of its mark, whatever the password's length."""
+    with Watcher(service.config.run_dir, types=["Login", "Typed"]) as viewer:
+        for word in (b"x", b"x" * 40):
+            with RawClient(service, "tls") as client:
+                client.send(b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n")
+                client.end()
+        frames = []
+        while (frame := viewer.next_frame(1)) is not None:
+            frames.append(frame)
+    logins = [f for f in frames if f.name == "Login" and f.way == "in"]
+    assert len(logins) == 2
+    assert len({f.octets - len(f.fields["address"]) for f in logins}) == 1
+    assert {f.octets for f in frames if f.name == "Typed"} == {0}

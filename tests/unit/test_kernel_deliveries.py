@@ -1,0 +1,125 @@
+"""kernel/deliveries.py: who may deliver to whom, one channel a user and mda, and actors that come and go meanwhile."""
+
+from popkernel.kernel.core import Core, Join, Send, Settings, Spawn
+from popkernel.kernel.deliveries import Deliveries
+from popkernel.kernel.recipients import Rules
+from popkernel.proto import messages as m
+from popkernel.proto.tables import MailUser
+
+ALICE, BOB = MailUser(1001, 1001, "/m/alice"), MailUser(1002, 1002, "/m/bob")
+
+
+def world(*, tcp=False, **settings):
+    core = Core({"alice": ALICE, "bob": BOB}, Settings(**settings))
+    return core, Deliveries(core, Rules(), frozenset({0, 500}), tcp=tcp)
+
+
+def asked(address="alice", uid=0, request=1, look=False, lost=False):
+    return m.Recipient(request, address, uid, look, lost)
+
+
+def status(effects):
+    (effect,) = effects
+    return effect.message.status
+
+
+def kinds(effects):
+    return [type(e) for e in effects]
+
+
+def test_the_first_has_an_actor_and_a_channel_made_the_next_has_it():
+    core, deliveries = world()
+    effects = deliveries.recipient("mda", asked("Alice+x@y"), 0.0)
+    assert effects == [
+        Spawn("maildir.alice", ALICE), Join("mda", m.Maildrop(1, "alice", fresh=True), "maildir.alice", m.Receive("mda")),
+    ]
+    assert deliveries.recipient("mda", asked(request=2), 0.0) == [Send("mda", m.Maildrop(2, "alice", fresh=False))]
+    assert kinds(deliveries.recipient("mda", asked(request=3, lost=True), 0.0)) == [Join]
+    assert core.idle == {"alice": 0.0}
+
+
+def test_who_may():
+    _, deliveries = world()
+    for uid in (0, 500, 1001):
+        assert kinds(deliveries.recipient("mda", asked(uid=uid, look=True), 0.0)) == [Send]
+    assert status(deliveries.recipient("mda", asked("bob", uid=1001), 0.0)) == "5.7.1"
+    assert status(deliveries.recipient("mda", asked("nobody", uid=1001), 0.0)) == "5.7.1"
+    assert status(deliveries.recipient("mda", asked("nobody", uid=0), 0.0)) == "5.1.1"
+    assert status(deliveries.recipient("mda", asked(uid=-1), 0.0)) == "5.7.1", "nobody listens on TCP: the mda makes that up"
+    _, deliveries = world(tcp=True)
+    assert isinstance(deliveries.recipient("mda", asked(uid=-1, look=True), 0.0)[0].message, m.Maildrop)
+
+
+def test_looking_starts_nothing():
+    core, deliveries = world()
+    assert deliveries.recipient("mda", asked(look=True), 0.0) == [Send("mda", m.Maildrop(1, "alice", fresh=False))]
+    assert core.maildirs == {}
+
+
+def test_an_actor_that_goes_is_waited_for():
+    core, deliveries = world(warm_seconds=10)
+    deliveries.recipient("mda", asked(), 0.0)
+    assert core.sweep(10.0) == [Send("maildir.alice", m.Retire())]
+    assert deliveries.recipient("mda", asked(request=2), 10.0) == []
+    core.maildir_gone("maildir.alice", 11.0)
+    assert kinds(deliveries.maildir_gone("maildir.alice", 11.0)) == [Spawn, Join]
+
+
+def test_a_busy_actor_stays_and_gets_a_channel_anew():
+    core, deliveries = world(warm_seconds=10)
+    deliveries.recipient("mda", asked(), 0.0)
+    core.sweep(10.0)
+    deliveries.recipient("mda", asked(request=2), 10.0)
+    (effect,) = deliveries.busy("maildir.alice", 10.0)
+    assert effect == Join("mda", m.Maildrop(2, "alice", fresh=True), "maildir.alice", m.Receive("mda"))
+    assert core.sweep(19.0) == []
+    assert core.sweep(20.0) == [Send("maildir.alice", m.Retire())]
+
+
+def test_a_session_waits_for_no_delivery():
+    core, deliveries = world(warm_seconds=10)
+    deliveries.recipient("mda", asked(), 0.0)
+    core.sweep(10.0)
+    core.awaits("listener.0", m.Awaiting(7))
+    assert core.granted(m.Granted("listener.0", 7, "alice"), 10.0) == []
+    assert Join in kinds(deliveries.busy("maildir.alice", 10.0))
+    assert core.leases
+
+
+def test_warm_max_counts_deliveries_too():
+    core, deliveries = world(warm_max=1)
+    deliveries.recipient("mda", asked(), 0.0)
+    assert deliveries.recipient("mda", asked("bob"), 1.0)[-1] == Send("maildir.alice", m.Retire())
+    assert list(core.idle) == ["bob"]
+
+
+def test_a_moved_mailbox():
+    core, deliveries = world()
+    deliveries.recipient("mda", asked(), 0.0)
+    core.awaits("listener.0", m.Awaiting(7))
+    core.granted(m.Granted("listener.0", 7, "alice"), 0.0)
+    core.users = {"alice": ALICE._replace(maildir="/elsewhere")}
+    assert core.retire_all() == []
+    assert status(deliveries.recipient("mda", asked(lost=True), 1.0)) == "4.3.2"
+    assert status(deliveries.recipient("mda", asked("bob"), 1.0)) == "5.1.1"
+
+
+def test_a_removed_user_s_waiting_mail_is_refused():
+    core, deliveries = world(warm_seconds=1)
+    deliveries.recipient("mda", asked(), 0.0)
+    core.sweep(2.0)
+    deliveries.recipient("mda", asked(request=2), 2.0)
+    core.users = {}
+    core.maildir_gone("maildir.alice", 3.0)
+    assert status(deliveries.maildir_gone("maildir.alice", 3.0)) == "5.1.1"
+
+
+def test_another_mda():
+    core, deliveries = world(warm_seconds=1)
+    deliveries.recipient("mda", asked(), 0.0)
+    core.sweep(2.0)
+    deliveries.recipient("mda", asked(request=2), 2.0)
+    deliveries.mda_gone("mda")
+    core.maildir_gone("maildir.alice", 3.0)
+    assert deliveries.maildir_gone("maildir.alice", 3.0) == []
+    assert kinds(deliveries.recipient("mda", asked(request=1), 4.0)) == [Spawn, Join]

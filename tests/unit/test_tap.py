@@ -1,0 +1,117 @@
+"""The actor's tap by itself: off is off, it never waits, it holds no more than it may, and what it drops it counts."""
+
+import socket
+
+import msgpack
+import pytest
+from popkernel.kernel import tap as tap_room
+from popkernel.kernel.channel import codec, watch
+from popkernel.kernel.loop import Loop
+from popkernel.kernel.tap import ActorTap, note
+from popkernel.proto import messages as m
+from popkernel.proto.shown import recut, shown
+from popkernel.proto.typed import harmless, lmtp_commands
+from popkernel.proto.zmtp import Reader
+
+
+class FromChannel:
+    peer = "auth"
+    tag = None
+
+
+@pytest.fixture
+def tapped():
+    mine, its = socket.socketpair()
+    its.setblocking(False)
+    tap = watch.tap = ActorTap(Loop(), mine, "listener.0", lambda channel, message: 7, payload=False)
+    yield tap, its
+    _readers.clear()
+    tap.close()
+    its.close()
+    watch.tap = None
+
+
+_readers = {}
+
+
+def frames(its):
+    """What has come since the last time."""
+    reader, decode, found = _readers.setdefault(its, Reader(1 << 20)), codec("listener", "tap").decode, []
+    try:
+        while data := its.recv(1 << 20):
+            found += [decode(f) for f in reader.feed(data)]
+    except BlockingIOError:
+        pass
+    return found
+
+
+def test_closed_is_off(tapped):
+    tap, its = tapped
+    tap.close()
+    assert watch.tap is None
+    note("Typed", 1, {"lines": []})
+    tap("in", FromChannel(), m.Denied(1, "", ""))
+    assert its.recv(10) == b""
+
+
+def test_a_message_without_its_secret(tapped):
+    tap, its = tapped
+    tap("out", FromChannel(), m.Login(7, "alice", b"hunter2", "127.0.0.1:1"))
+    tap.flush()
+    (frame,) = frames(its)
+    assert msgpack.unpackb(frame.fields) == {"session": 7, "user": "alice", "secret": "[secret]", "address": "127.0.0.1:1"}
+    assert (frame.way, frame.peer, frame.session) == ("out", "auth", 7)
+
+
+def test_who_is_not_read_drops_and_counts(tapped):
+    tap, its = tapped
+    for _ in range(40_000):
+        tap("in", FromChannel(), m.Denied(1, "AUTH", "x" * 100))
+    assert len(tap._held) <= tap_room._MOST_HELD + 1000
+    first = frames(its)
+    tap.flush()
+    first += frames(its)
+    for _ in range(200):
+        tap.flush()
+        first += frames(its)
+    tap("in", FromChannel(), m.Denied(2, "", ""))
+    tap.flush()
+    last = frames(its)[-1]
+    assert last.lost > 0
+    assert len(first) + last.lost == 40_000
+
+
+def test_a_kernel_that_is_gone_costs_the_actor_nothing(tapped):
+    tap, its = tapped
+    its.close()
+    tap("in", FromChannel(), m.Denied(1, "", ""))
+    tap.flush()
+    assert watch.tap is None
+
+
+def test_content_is_cut_and_cut_again():
+    mail = m.Mail([1, 3, 3, 1], b"abc")
+    assert shown(mail, payload=False)[0]["data"] == {"octets cut": 3}
+    whole = shown(mail, payload=True)[0]
+    assert whole["data"] == {"content": b"abc"}
+    assert recut(whole)["data"] == {"octets cut": 3}
+    assert recut({"said": [b"+OK", {"content": b"abc"}]}) == {"said": [b"+OK", {"octets cut": 3}]}
+
+
+@pytest.mark.parametrize(("line", "shows"), [
+    (b"PASS s3cret", b"PASS [secret]"), (b"pass  s3cret ", b"pass [secret]"), (b"PASS", b"PASS"), (b"PASS\ts3cret", b"[unknown]"),
+    (b" PASS s3cret", b"[unknown]"), (b"PASSs3cret", b"[unknown]"), (b"AUTH PLAIN czNjcmV0", b"[unknown]"), (b"s3cret", b"[unknown]"),
+    (b"USER alice", b"USER alice"), (b"USER alice s3cret", b"USER [not one word]"), (b"USER \xff", b"USER [not one word]"),
+    (b"RETR 1", b"RETR 1"), (b"RETR s3cret", b"RETR [no number]"), (b"TOP 1 2", b"TOP 1 2"), (b"QUIT s3cret", b"QUIT [argument]"),
+    (b"\0", b"\0"), (b"", b"[unknown]"),
+])
+def test_what_was_typed(line, shows):
+    assert harmless(line) == shows
+
+
+@pytest.mark.parametrize(("data", "shows"), [
+    (b"LHLO x\r\nMAIL FROM:<a>\r\n", [b"LHLO x", b"MAIL FROM:<a>"]), (b"RCPT TO:<a>\r\nDATA\r\n", [b"RCPT TO:<a>", b"DATA"]),
+    (b"DATA\r\nDear all\r\n", None), (b"DATA\r\nMAIL is late\r\n", None), (b"BDAT 5\r\nhello", None), (b"QUIT", None), (b"AUTH PLAIN x\r\n", None),
+])
+def test_what_an_lmtp_client_sent(data, shows):
+    assert lmtp_commands(data) == shows
