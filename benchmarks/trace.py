@@ -82,7 +82,9 @@ def interval(base, other):
 def main():
     """Print the table."""
     with (
-        Service(mail=MAIL, verbose=0, **SETTINGS) as a, Service(mail=MAIL, verbose=0, **SETTINGS) as b, Service(mail=MAIL, verbose=0, **SETTINGS) as c,
+        Service(mail=MAIL, verbose=0, **SETTINGS) as a,
+        Service(mail=MAIL, verbose=0, **SETTINGS) as b,
+        Service(mail=MAIL, verbose=0, **SETTINGS) as c,
     ):
         clients = [Client(service) for service in (a, b, c)]
         for client in clients:
@@ -109,8 +111,11 @@ def main():
         viewer.close()
     print(f"never traced: {statistics.median(start[0]):.1f} us of processor time a command; {ROUNDS} rounds of {COMMANDS} commands each")
     table = {
-        "control, before": interval(start[0], start[1]), "third server, before": interval(start[0], start[2]),
-        "control, meanwhile": interval(off[0], off[1]), "watched, off again": interval(off[0], off[2]), "watched, on": interval(on[0], on[2]),
+        "control, before": interval(start[0], start[1]),
+        "third server, before": interval(start[0], start[2]),
+        "control, meanwhile": interval(off[0], off[1]),
+        "watched, off again": interval(off[0], off[2]),
+        "watched, on": interval(on[0], on[2]),
     }
     for name, (median, low, high) in table.items():
         print(f"{name:22} {median:+7.2%}   95 %: {low:+.2%} .. {high:+.2%}")

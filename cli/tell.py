@@ -14,7 +14,23 @@ _MOST_TEXT = 60  # characters of one field's text, where people read it
 _MOST_ITEMS = 12  # of a list
 _ENDS = 26  # columns for "from → to"
 _COLOURS = {"client": 36, "listener": 32, "auth": 35, "kernel": 34, "maildir": 33, "mda": 32, "spawner": 90, "init": 90}
-_BAD = frozenset({"Refused", "Broke", "Ended", "Restart", "Lost", "Denied", "Turned", "Unready", "Missing", "LoginFailed", "Rejected", "NoMaildrop", "Failed"})
+_BAD = frozenset(
+    {
+        "Refused",
+        "Broke",
+        "Ended",
+        "Restart",
+        "Lost",
+        "Denied",
+        "Turned",
+        "Unready",
+        "Missing",
+        "LoginFailed",
+        "Rejected",
+        "NoMaildrop",
+        "Failed",
+    }
+)
 HIDDEN = frozenset({"Settings", "State", "Decision", "Clock", "Random", "Checked", "Full", "Unsent"})  # for replays
 _NOTES = {
     "Began": "{peer} serves, process {pid}", "Ended": "{peer} ended: {how}", "Restart": "{peer} starts again in {seconds} s",
@@ -106,7 +122,9 @@ class Pretty:
         if scene.question:
             tail += f"  {self._back} {scene.question} {_duration(scene.took)}"
         rest = "  ".join(part for part in (f"{name} {_fields(frame)}", tail) if part.strip())
-        return self._lay(f"{when}  {session:<6} {ends:<{_ENDS}} ", rest, _COLOURS.get(frame.source.partition(".")[0].partition("~")[0], 39), frame)
+        return self._lay(
+            f"{when}  {session:<6} {ends:<{_ENDS}} ", rest, _COLOURS.get(frame.source.partition(".")[0].partition("~")[0], 39), frame
+        )
 
     def _lay(self, head: str, rest: str, colour: int, frame: Frame) -> str:
         text = head + rest
@@ -114,7 +132,9 @@ class Pretty:
             text = text.encode("ascii", "backslashreplace").decode()
         if self._width and len(text) > self._width:
             indent = " " * (14 if self._width > 40 else 2)
-            text = "\n".join(textwrap.wrap(text, max(20, self._width), subsequent_indent=indent, drop_whitespace=False, break_on_hyphens=False)).rstrip()
+            text = "\n".join(
+                textwrap.wrap(text, max(20, self._width), subsequent_indent=indent, drop_whitespace=False, break_on_hyphens=False)
+            ).rstrip()
         if not self._colour:
             return text.rstrip()
         return f"\x1b[{31 if frame.name in _BAD else colour}m{text.rstrip()}\x1b[0m"
@@ -143,8 +163,15 @@ class Json:
         if f.name in self._hidden:
             return ""
         row: dict[str, Any] = {
-            "seconds": round((f.time - self._attached) / 1e9, 9) if f.time else None, "from": f.source, "to": f.target, "actor": f.actor, "way": f.way,
-            "name": f.name, "session": f.session, "octets": f.octets, "fields": f.fields,
+            "seconds": round((f.time - self._attached) / 1e9, 9) if f.time else None,
+            "from": f.source,
+            "to": f.target,
+            "actor": f.actor,
+            "way": f.way,
+            "name": f.name,
+            "session": f.session,
+            "octets": f.octets,
+            "fields": f.fields,
         }
         if scene.question:
             row |= {"answers": scene.question, "took_seconds": scene.took / 1e9}

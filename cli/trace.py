@@ -34,9 +34,16 @@ def run(options: argparse.Namespace) -> int:
     try:
         _check(options)
         with Watcher(
-            os.path.abspath(options.run_dir) if options.run_dir else default_run_dir(), actor=options.actor or "", user=options.user or "",
-            session=options.session, edge=options.edge or "", types=options.type, payload=options.payload,
-            decisions=bool(options.record) and options.actor in (None, "kernel") and not (options.user or options.session or options.edge or options.type),
+            os.path.abspath(options.run_dir) if options.run_dir else default_run_dir(),
+            actor=options.actor or "",
+            user=options.user or "",
+            session=options.session,
+            edge=options.edge or "",
+            types=options.type,
+            payload=options.payload,
+            decisions=bool(options.record)
+            and options.actor in (None, "kernel")
+            and not (options.user or options.session or options.edge or options.type),
         ) as watcher:
             recorder = Recorder(options.record, watcher, _maildir(options, watcher)) if options.record else None
             return _watch(options, watcher, recorder)

@@ -75,8 +75,23 @@ class Channel:
     """
 
     __slots__ = (
-        "_decode", "_fds", "_loop", "_on_gone", "_on_message", "_out", "_queue", "_reader", "_said", "_takes_fds", "fd", "gone", "me", "on_drained",
-        "peer", "sock", "tag",
+        "_decode",
+        "_fds",
+        "_loop",
+        "_on_gone",
+        "_on_message",
+        "_out",
+        "_queue",
+        "_reader",
+        "_said",
+        "_takes_fds",
+        "fd",
+        "gone",
+        "me",
+        "on_drained",
+        "peer",
+        "sock",
+        "tag",
     )
 
     def __init__(

@@ -79,10 +79,18 @@ def _stream(actor: str, frames: Sequence[Frame], indices: list[int], said: list[
             out.append(Difference(actor, index, f"{frame.name} to {frame.peer}", lines, _before(frames, index)))
     for index in indices[len(said) :]:
         frame = frames[index]
-        out.append(Difference(actor, index, f"{frame.name} to {frame.peer} is not said any more", [f"recorded: {frame.fields}"], _before(frames, index)))
-    for one in said[len(indices) :]:
-        if one.turn < last and not cut_off:
-            out.append(Difference(actor, one.after, f"{one.name} to {one.peer} is said, and was not", [f"now: {one.fields}"], _before(frames, one.after + 1)))
+        out.append(
+            Difference(
+                actor, index, f"{frame.name} to {frame.peer} is not said any more", [f"recorded: {frame.fields}"], _before(frames, index)
+            )
+        )
+    late = (one for one in said[len(indices) :] if one.turn < last and not cut_off)
+    out += [
+        Difference(
+            actor, one.after, f"{one.name} to {one.peer} is said, and was not", [f"now: {one.fields}"], _before(frames, one.after + 1)
+        )
+        for one in late
+    ]
     return out
 
 
@@ -111,6 +119,8 @@ def rewritten(result: Result, skipped: set[int]) -> list[Frame]:
     for number, one in enumerate(result.said, 1):
         cause = result.frames[min(one.after, len(result.frames) - 1)]
         peer = names.get(one.session, one.peer) if one.peer == "listener" else one.peer
-        frame = Frame(cause.time + number, max(cause.turn, one.turn), result.actor, "out", peer, one.name, one.session, one.octets, one.fields)
+        frame = Frame(
+            cause.time + number, max(cause.turn, one.turn), result.actor, "out", peer, one.name, one.session, one.octets, one.fields
+        )
         out.append((one.after, number, frame))
     return [frame for _, _, frame in sorted(out, key=lambda row: row[:2])]

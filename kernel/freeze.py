@@ -15,7 +15,10 @@ __all__ = ["FreezeError", "freeze", "thaw"]
 
 _MODULES = (core, deliveries, recipients, messages, tables)
 _CLASSES: dict[str, type] = {
-    name: value for module in _MODULES for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__
+    name: value
+    for module in _MODULES
+    for name, value in vars(module).items()
+    if isinstance(value, type) and value.__module__ == module.__name__
 }
 _LARGE = 8192  # octets; a parked session of a large maildrop: what is in it decides nothing
 _PLAIN = (int, str, float, bool, type(None))

@@ -1,5 +1,7 @@
-"""Init: the process the operator started. It binds the ports, forks the kernel, starts singletons afresh on the kernel's orders,
-passes the operator's signals on, and tidies up when all is over. It reads nothing that ever came from the network.
+"""Init: the process the operator started.
+
+It binds the ports, forks the kernel, starts singletons afresh on the kernel's orders, passes the operator's signals on, and tidies up
+when all is over. It reads nothing that ever came from the network.
 """
 
 import contextlib
@@ -423,7 +425,11 @@ class Init:
         if message.actor == "spawner":
             quotas = dict(text.rsplit("=", 1) for text in config.quota_users)
             return common | {
-                "roots": message.roots, "run_dir": config.run_dir, "quota": config.quota, "quotas": quotas, "quota_temporary": config.quota_temporary,
+                "roots": message.roots,
+                "run_dir": config.run_dir,
+                "quota": config.quota,
+                "quotas": quotas,
+                "quota_temporary": config.quota_temporary,
             }
         if message.actor == "auth":
             return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}
@@ -471,7 +477,11 @@ def _exec(name: str, blob: int, fds: list[int]) -> None:
     for fd in (blob, *fds):
         os.set_inheritable(fd, True)
     arguments = [sys.executable, "-I", *BOOT, name, str(fds[0]), str(blob), _ROOM]
-    os.execve(sys.executable, arguments, {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})})
+    os.execve(
+        sys.executable,
+        arguments,
+        {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
+    )
 
 
 def notify(text: str) -> None:

@@ -1,4 +1,7 @@
-"""The kernel's own decisions, replayed: the recorded state, each call with its arguments and clock, and the effects beside the recorded ones."""
+"""The kernel's own decisions, replayed.
+
+The recorded state, each call with its arguments and clock, and the effects beside the recorded ones.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -101,7 +101,9 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
             try:
                 room.play(stage, name, life[0].fields, life, *more)
             except BadMessageError as error:
-                differences.append(Difference(name, start + stage.at, f"says what it may not: {error}", [], life[max(0, stage.at - 3) : stage.at + 1]))
+                differences.append(
+                    Difference(name, start + stage.at, f"says what it may not: {error}", [], life[max(0, stage.at - 3) : stage.at + 1])
+                )
             differences += [
                 d._replace(where=d.where + start)
                 for d in compare.compare(name, life, stage.said, skipped=stage.skipped, cut_off=cut_off)

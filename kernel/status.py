@@ -53,6 +53,7 @@ def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
 def session_line(e: m.Ended) -> str:
     """A session in one line."""
     return (
-        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands} octets_in={e.octets_in}"
-        f" octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted} seconds={e.milliseconds / 1000:.3f}"
+        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands}"
+        f" octets_in={e.octets_in} octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted}"
+        f" seconds={e.milliseconds / 1000:.3f}"
     )

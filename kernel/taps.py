@@ -130,11 +130,19 @@ class Taps:
             client.answer({"ok": False, "error": str(error)})
             return
         viewer = Viewer(client, wish)
-        client.answer({
-            "ok": True, "topology": self._digest, "version": self._kernel.boot.config["version"], "wall": time.time_ns(),
-            "monotonic": time.monotonic_ns(), "watches": wish.asked(), "running": [p.name for p in self._kernel.processes.values()], "awaits": self._awaited(wish),
-            **self._maildir(wish),
-        })
+        client.answer(
+            {
+                "ok": True,
+                "topology": self._digest,
+                "version": self._kernel.boot.config["version"],
+                "wall": time.time_ns(),
+                "monotonic": time.monotonic_ns(),
+                "watches": wish.asked(),
+                "running": [p.name for p in self._kernel.processes.values()],
+                "awaits": self._awaited(wish),
+                **self._maildir(wish),
+            }
+        )
         for user, key in self._kernel.core.leases.items():
             self._known[key.session] = user
             self._homes[key.session] = key.listener
@@ -164,9 +172,9 @@ class Taps:
         names = ["kernel", "init", *self._kernel.processes]
         if wish.actor and not any(named(wish.actor, name) for name in names):
             user = wish.actor.removeprefix("maildir.")
-            if user == wish.actor or user not in self._kernel.core.users:
-                if wish.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
-                    raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
+            known = user != wish.actor and user in self._kernel.core.users
+            if not known and wish.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
+                raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
         if wish.user and wish.user not in self._kernel.core.users:
             raise WishError(f"no user {wish.user!r} in the user table")
         if wish.edge and not any(wish.on_edge(e.source, e.target) for e in topology.EDGES):
@@ -242,8 +250,15 @@ class Taps:
 
     def _note(self, what: str, about: str, session: int, fields: dict[str, Any]) -> dict[str, Any]:
         return {
-            "time": time.monotonic_ns(), "turn": int(self._kernel.loop.now * 1e9), "actor": "kernel", "way": "note", "peer": about, "name": what,
-            "session": session, "octets": 0, "fields": fields,
+            "time": time.monotonic_ns(),
+            "turn": int(self._kernel.loop.now * 1e9),
+            "actor": "kernel",
+            "way": "note",
+            "peer": about,
+            "name": what,
+            "session": session,
+            "octets": 0,
+            "fields": fields,
         }
 
     def pass_on(self, frame: dict[str, Any]) -> None:

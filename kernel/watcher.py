@@ -97,7 +97,11 @@ class Watcher:
         until = time.monotonic() + _PATIENCE
         data = self._next(until)
         if data is None:
-            why = "closed the connection: not permitted, or too many watch already" if self.ended else f"gave no answer in {_PATIENCE:g} seconds"
+            why = (
+                "closed the connection: not permitted, or too many watch already"
+                if self.ended
+                else f"gave no answer in {_PATIENCE:g} seconds"
+            )
             raise WatchError(f"the server on {self.run_dir} {why}", os.EX_TEMPFAIL)
         answer = _unpack(data)
         if type(answer) is not dict or type(answer.get("ok")) is not bool:
@@ -108,7 +112,10 @@ class Watcher:
         return answer
 
     def _wait_until_watched(self) -> None:
-        """Each actor says what it goes by when it begins to be watched: after that, nothing is missed. One that is stuck is not waited for."""
+        """Each actor says what it goes by when it begins to be watched: after that, nothing is missed.
+
+        One that is stuck is not waited for.
+        """
         awaited = set(self.answer.get("awaits", ()))
         until = time.monotonic() + _ATTACHING
         while awaited and (data := self._next(until)) is not None:

@@ -54,7 +54,8 @@ def encode(data: bytes) -> tuple[bytes, int]:
 def _stuffed(data: bytes, at: int) -> bytes:
     """Double the dot at each line's beginning; ``at``: where the last of them is, less one.
 
-    CPython's ``rfind`` takes two octets at twice the speed of ``find`` and ``in``; and dotted lines are few: going from one to the next is three times as fast as ``replace``, which looks for pairs slowly.
+    CPython's ``rfind`` takes two octets at twice the speed of ``find`` and ``in``; and dotted lines are few: going from one to the
+    next is three times as fast as ``replace``, which looks for pairs slowly.
     """
     pieces = []
     end = len(data)

@@ -1,4 +1,7 @@
-"""A recorded auth on the stage: each login it was asked for, what the check came to, and whom it told. Passwords and hashes take no part."""
+"""A recorded auth on the stage: each login it was asked for, what the check came to, and whom it told.
+
+Passwords and hashes take no part.
+"""
 
 from collections import deque
 from collections.abc import Sequence

@@ -95,7 +95,9 @@ class Session:
         self.out.append(data)
         self.out_octets += len(data)
         if self.shown is not None:
-            pieces: list[bytes | tuple[bytes]] = [data[:before], (data[before : before + octets],), data[before + octets :]] if octets else [data]
+            pieces: list[bytes | tuple[bytes]] = (
+                [data[:before], (data[before : before + octets],), data[before + octets :]] if octets else [data]
+            )
             self.shown += [piece for piece in pieces if piece]
 
     def take_shown(self) -> list[bytes | tuple[bytes]]:

@@ -37,7 +37,20 @@ class Client:
     """A connection: its socket, its session, and what waits to be sent."""
 
     __slots__ = (
-        "asked", "channel", "deadline", "ending", "events", "handshake", "octets_in", "out", "session", "sock", "started", "timer", "unsent", "waits",
+        "asked",
+        "channel",
+        "deadline",
+        "ending",
+        "events",
+        "handshake",
+        "octets_in",
+        "out",
+        "session",
+        "sock",
+        "started",
+        "timer",
+        "unsent",
+        "waits",
     )
 
     def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
@@ -116,7 +129,14 @@ class Listener(Actor):
             return
         said = session.take_shown()
         octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
-        note("Reply", session.id, {"said": [piece(part[0]) if type(part) is tuple else part for part in said]}, way="out", peer="client", octets=octets)
+        note(
+            "Reply",
+            session.id,
+            {"said": [piece(part[0]) if type(part) is tuple else part for part in said]},
+            way="out",
+            peer="client",
+            octets=octets,
+        )
 
     def session_of(self, channel: Channel, message: Message) -> int:
         """The channel to a maildir actor is a session."""
@@ -125,7 +145,10 @@ class Listener(Actor):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "policy": list(self.policy), "max_sessions": self.most, "serial": self.serial, "auth": self.auth.peer if self.auth is not None else "",
+            "policy": list(self.policy),
+            "max_sessions": self.most,
+            "serial": self.serial,
+            "auth": self.auth.peer if self.auth is not None else "",
         }
 
     # -- from the kernel
@@ -502,8 +525,16 @@ class Listener(Actor):
         client.sock.close()
         self._account(
             m.Ended(
-                session.id, session.user if session.entered else "", session.address, (session.why or why)[:200], session.commands, client.octets_in,
-                session.octets_sent, session.retrieved, session.deleted, int((self.loop.now - client.started) * 1000),
+                session.id,
+                session.user if session.entered else "",
+                session.address,
+                (session.why or why)[:200],
+                session.commands,
+                client.octets_in,
+                session.octets_sent,
+                session.retrieved,
+                session.deleted,
+                int((self.loop.now - client.started) * 1000),
             ),
         )
         self._done_draining()

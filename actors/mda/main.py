@@ -112,8 +112,13 @@ class Mda(Actor):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "hostname": self.hostname, "seconds": self.seconds, "most": self.most, "message_octets": self.message_octets, "number": self.number,
-            "routes": list(self.routes), "known": [[uid, address, user] for (uid, address), user in self.known.items()],
+            "hostname": self.hostname,
+            "seconds": self.seconds,
+            "most": self.most,
+            "message_octets": self.message_octets,
+            "number": self.number,
+            "routes": list(self.routes),
+            "known": [[uid, address, user] for (uid, address), user in self.known.items()],
         }
 
     def next_number(self) -> int:

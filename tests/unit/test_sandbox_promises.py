@@ -93,7 +93,8 @@ def test_soft_refusals(folder, promise, body, without):
 
 
 def fork():
-    child = os.fork()
+    """Fork by the bare call: libc's holds malloc's locks meanwhile where other tests have started threads, and the report would wait for them."""
+    child, _ = syscall({"x86_64": 56, "aarch64": 220}[os.uname().machine], int(signal.SIGCHLD), 0, 0, 0, 0)
     if child == 0:
         os._exit(7)
     return os.waitpid(child, 0)[1]
