@@ -18,7 +18,7 @@ import time
 
 import pytest
 from popkernel.kernel.sandbox import lock
-from popkernel.kernel.sandbox.libc import library
+from popkernel.kernel.sandbox.libc import library, syscall
 
 from tests.unit.sandbox_child import broken, caged, call, forked, refused
 
@@ -93,7 +93,7 @@ def test_soft_refusals(folder, promise, body, without):
 
 
 def fork():
-    """Fork by the bare call: libc's holds malloc's locks meanwhile where other tests have started threads, and the report would wait for them."""
+    """Fork by the bare call: fork() of libc holds malloc's locks where other tests have started threads, and the report would wait."""
     child, _ = syscall({"x86_64": 56, "aarch64": 220}[os.uname().machine], int(signal.SIGCHLD), 0, 0, 0, 0)
     if child == 0:
         os._exit(7)
