@@ -26,11 +26,12 @@ class Log:
     """Where lines go. `verbose`: 0 shows up to notices, each step one syslog level more."""
 
     def __init__(self, where: str, verbose: int) -> None:
-        """`where`: "syslog", "stderr", or "auto": standard error if that is a terminal."""
+        """`where`: "syslog", "stderr", or "auto": standard error if that is a terminal, or where there is no syslog to tell."""
         if where == "auto":
-            where = "stderr" if os.isatty(2) else "syslog"
+            where = "stderr" if os.isatty(2) or not os.path.exists("/dev/log") else "syslog"
         self.most = NOTICE + verbose
         self._syslog = where == "syslog"
+        self.seen = not self._syslog  # what init says on standard error need not be said again
         self._lost = 0
         self._room = select.poll()
         self._room.register(2, select.POLLOUT)

@@ -220,7 +220,8 @@ class Supervisor(Actor):
             took = time.monotonic() - self.started
             text = f"popkernel: ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
             self.init.send(m.Running(text[:2000]))
-            self.log_line(NOTICE, text.removeprefix("popkernel: "))
+            if not self.log_line.seen:
+                self.log_line(NOTICE, text.removeprefix("popkernel: "))
 
     def wire(self, process: Process) -> None:
         """Join a new auth with every listener, a new listener with auth, once both serve."""

@@ -107,8 +107,9 @@ class Listener(Actor):
         self.lock(nofile=2 * self.most + 64)
         room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
         self.connect()
-        if room < self.most:
-            self.log(4, f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}")
+        if room < self.most:  # a few less than asked for are not worth a warning at every start
+            text = f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}"
+            self.log(4 if room < self.most * 9 // 10 else 6, f"{text}; raise it, or start more listeners with --listeners")
             self.most = room
         self.run()
 

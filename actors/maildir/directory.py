@@ -22,10 +22,18 @@ def open_root(path: bytes) -> int:
         try:
             return os.open(path, flags)
         except FileNotFoundError:
-            make_directory(path, None)
+            _make_root(path)
             return os.open(path, flags)
     except OSError as error:
         raise from_os(error, "maildir") from None
+
+
+def _make_root(path: bytes) -> None:
+    """Make a maildir that is not there; where its user may not, say that it is missing and not only that something is denied."""
+    try:
+        make_directory(path, None)
+    except PermissionError:
+        raise StoreError(PERM, "the maildir is not there, and its user may not make it: make it, owned by that user") from None
 
 
 def open_part(root: int, part: bytes) -> int:

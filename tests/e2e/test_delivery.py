@@ -286,7 +286,7 @@ def test_warm_actors_retire_under_deliveries():
     with Service(mail=(), warm_seconds=0, warm_max=1) as service:
         count = 0
         with lmtp(service) as client:
-            end = time.monotonic() + 3
+            end = time.monotonic() + 2
             while time.monotonic() < end:
                 assert client.sendmail("a@b", ["alice", "bob", "carol"], b"Subject: %d\r\n\r\n" % count) == {}
                 count += 1
@@ -303,7 +303,7 @@ def test_a_large_delivery_keeps_its_actor():
         raw.send(b"large\r\n" * 50000)
         wait_for(lambda: left_in_tmp(service, "alice"))
         pid = service.actor("maildir")["pid"]
-        end = time.monotonic() + 2.5
+        end = time.monotonic() + 1.6
         while time.monotonic() < end:  # it is asked to retire every half second
             session = service.pop3("alice")
             assert session.stat()[0] == 0

@@ -11,7 +11,7 @@ from popkernel.cli.arguments import build_parser, config_from
 from popkernel.cli.main import main
 from popkernel.kernel.config import keys
 
-COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "topology", "demo", "completion"]
+COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "deliver", "topology", "demo", "completion"]
 START = ["start", "-a", "/a", "-u", "/u", "-l", "127.0.0.1", "-c", "/c", "-k", "/k", "--run-dir", "/r"]
 
 
