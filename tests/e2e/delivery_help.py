@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import poplib
 import re
 import smtplib
 import socket
 import subprocess
 import sys
+
+from tests.service import wait_for
 
 
 class Lmtp(smtplib.LMTP):
@@ -153,9 +156,18 @@ def left_in_tmp(service, user):
     return os.listdir(f"{service.site.mail_users[user].maildir}/tmp")
 
 
+def login_or_none(service, user):
+    """A session, None where the mailbox is not available now."""
+    try:
+        return service.pop3(user)
+    except poplib.error_proto as error:
+        assert b"SYS/TEMP" in error.args[0]
+        return None
+
+
 def pop_all(service, user):
-    """Every message over POP3S, line ends as CR LF."""
-    client = service.pop3(user)
+    """Every message over POP3S, line ends as CR LF. Tried again, as a client would, where the actor dies of its last fault just then."""
+    client = wait_for(lambda: login_or_none(service, user))
     got = [b"".join(line + b"\r\n" for line in client.retr(n + 1)[1]) for n in range(client.stat()[0])]
     client.quit()
     return got
