@@ -15,6 +15,7 @@ from typing import Any
 from popkernel.kernel.loop import READ, WRITE, Loop
 from popkernel.proto.codec import BadMessageError, Codec, whole
 from popkernel.proto.messages import CARRIES
+from popkernel.proto.schema import UnsayableError
 from popkernel.proto.topology import kind_of
 from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
 
@@ -136,7 +137,7 @@ class Channel:
         """Send, now if the socket takes it, else from the queue. A copy of `fds` travels along; the caller closes its own."""
         if self.gone:
             return
-        data = self._out.encode(message)
+        data = self._encode(message)
         self._count(message)
         self._write([frame_head(len(data)), data], fds)
 
@@ -146,7 +147,7 @@ class Channel:
             return
         parts: list[bytes] = []
         for message in messages:
-            data = self._out.encode(message)
+            data = self._encode(message)
             self._count(message)
             parts += (frame_head(len(data)), data)
         self._write(parts, ())
@@ -155,13 +156,23 @@ class Channel:
         """Send a message whose last field is `data`, without copying it; octets of the frame."""
         if self.gone:
             return 0
-        parts = self._out.encode_bulk(message, data)
+        try:
+            parts = self._out.encode_bulk(message, data)
+        except BadMessageError as error:
+            raise UnsayableError(str(error)) from None
         if watch.tap is not None:
             message = whole(message, data)
         self._count(message)
         size = sum(map(len, parts))
         self._write([frame_head(size), *parts], ())
         return size
+
+    def _encode(self, message: Message) -> bytes:
+        """What can't be said is our own mistake: never to be taken for the peer's, whose message we may be answering."""
+        try:
+            return self._out.encode(message)
+        except BadMessageError as error:
+            raise UnsayableError(str(error)) from None
 
     def _count(self, message: Message) -> None:
         counts.messages_out += 1
@@ -249,23 +260,29 @@ class Channel:
                 return
             try:
                 frames = self._reader.feed(_SCRATCH[:size])
-                for frame in frames:
-                    if not self._take(frame):
-                        return
-                if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
-                    raise BadMessageError("descriptors that no message carries")
-            except (ZmtpError, BadMessageError) as error:
+            except ZmtpError as error:
                 self._fail(str(error))
+                return
+            for frame in frames:
+                if not self._take(frame):
+                    return
+            if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
+                self._fail("descriptors that no message carries")
                 return
             if size < len(_SCRATCH) and not self._takes_fds:
                 return
 
     def _take(self, frame: bytes) -> bool:
         """Hand one message on; whether the channel is still there after that."""
-        message = self._decode(frame)
+        try:
+            message = self._decode(frame)
+        except BadMessageError as error:
+            self._fail(str(error))
+            return False
         need = CARRIES.get(type(message), 0) or int(getattr(message, "fresh", False))
         if need > len(self._fds):
-            raise BadMessageError(f"{type(message).__name__} without its descriptor")
+            self._fail(f"{type(message).__name__} without its descriptor")
+            return False
         fds, self._fds = self._fds[:need], self._fds[need:]
         counts.messages_in += 1
         if watch.tap is not None:

@@ -258,6 +258,8 @@ class Init:
             sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=True))
         self.loop.run()
         self._wait_for_children()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # a second one must not turn a clean end into a death while Python goes down
         self.run_dir.tidy()
         if self.status:
             complain(self.text or f"ended with status {self.status}")

@@ -28,6 +28,7 @@ from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.kernel.usertable import NoTableError, read_users, roots_of
 from popkernel.proto import messages as m
+from popkernel.proto.schema import UnsayableError
 from popkernel.proto.tables import MailUser
 from popkernel.proto.topology import EDGES
 from popkernel.proto.topology import actor as row_of
@@ -66,6 +67,7 @@ class Supervisor(Actor):
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
         self.parking = Parking(self.loop, self.core, self.do)
+        self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
@@ -137,7 +139,10 @@ class Supervisor(Actor):
         if handler is None:
             self._violates(channel.tag, f"{type(message).__name__} is nothing that it may say now", fds)
             return
-        handler(channel.tag, message, fds)
+        try:
+            handler(channel.tag, message, fds)
+        except UnsayableError as error:  # what follows from it can't be said: it is not done, and the kernel goes on
+            self.log_line(ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}")
 
     def _violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""
@@ -569,10 +574,11 @@ class Supervisor(Actor):
     def _command(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
         """`status`, `stop`, `reload`, from who may (control.py has checked)."""
         if name == "status":
-            for process in self.processes.values():
-                process.channel.send(m.Report())
-            wait = 0.0 if not self.processes else 0.1
-            self.loop.later(wait, lambda: answer(status(self)))
+            self.asking.append(answer)
+            if len(self.asking) == 1:  # who asks meanwhile gets the same answer: a flood of questions is one question to the actors
+                for process in self.processes.values():
+                    process.channel.send(m.Report())
+                self.loop.later(0.1 if self.processes else 0.0, self._tell_status)
         elif name == "stop":
             answer({"ok": True})
             self.loop.later(0.0, lambda: self.stop(10))
@@ -580,3 +586,9 @@ class Supervisor(Actor):
             self._ask_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
         else:
             answer({"ok": False, "error": "no such command"})
+
+    def _tell_status(self) -> None:
+        asking, self.asking = self.asking, []
+        said = status(self)
+        for answer in asking:
+            answer(said)

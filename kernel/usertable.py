@@ -7,6 +7,7 @@ from popkernel.proto.tables import MailUser, parse_users
 __all__ = ["NoTableError", "read_users", "roots_of"]
 
 _MOST_ROOTS = 200  # directories that the spawner unveils
+_MOST_OCTETS = 100_000  # characters of them all: they travel in one message
 
 
 class NoTableError(ValueError):
@@ -29,6 +30,6 @@ def read_users(path: str, subdir: str) -> dict[str, MailUser]:
 def roots_of(users: dict[str, MailUser]) -> list[bytes]:
     """A few directories under which all maildirs lie: their parents, or the parents' parents, as many as make them few."""
     roots = {os.path.dirname(u.maildir) for u in users.values()}
-    while len(roots) > _MOST_ROOTS:
+    while len(roots) > _MOST_ROOTS or sum(map(len, roots)) > _MOST_OCTETS:
         roots = {os.path.dirname(r) for r in roots}
     return sorted(os.fsencode(r) for r in roots)

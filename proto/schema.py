@@ -21,6 +21,7 @@ __all__ = [
     "Secret",
     "Session",
     "Text",
+    "UnsayableError",
     "compile_check",
     "fields_of",
 ]
@@ -28,6 +29,10 @@ __all__ = [
 
 class BadMessageError(ValueError):
     """A message that its decoder did not take. The text names the reason, never a field's value."""
+
+
+class UnsayableError(Exception):
+    """A message of our own that its edge does not take: our mistake, or the data's, never the peer's. The text quotes no value."""
 
 
 class Field(NamedTuple):
@@ -46,7 +51,7 @@ _U63 = 2**63 - 1
 Session = Annotated[int, Field("int", 1, _U63)]  # a listener's own number for a connection; never used again by it
 Octets = Annotated[int, Field("int", 0, _U63)]
 Count = Annotated[int, Field("int", 0, 2**31 - 1)]
-Name = Annotated[str, Field("str", 1, 255)]
+Name = Annotated[str, Field("str", 1, 300)]  # an instance's name is a user's and its row's
 Address = Annotated[str, Field("str", 0, 64)]  # numeric host and port
 Code = Annotated[str, Field("str", 0, 32)]  # a POP3 response code without its brackets, or none
 Text = Annotated[str, Field("str", 0, 2000)]

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 MAX_TABLE = 64 * 1024 * 1024
 # A path of PATH_MAX (4096) octets, a name and two numbers.
 MAX_LINE = 4608
+MAX_PATH = 1024
 # A name has to fit in "USER name CRLF" of 255 octets (RFC 2449 section 4).
 MAX_NAME = 248
 # uid_t and gid_t as every system's tools can carry them: (uid_t)-1 and negative numbers mean something else.
@@ -30,7 +31,7 @@ _BCRYPT = rb"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}"
 # starts with neither "#" (a comment) nor "$" (a hash in the wrong column).
 _FAST_NAME = rb"^([!\"%-9;-~][!-9;-~]{0,247})(?:[ \t]{1,64}|:[ \t]{0,64})"
 _FAST_AUTH = re.compile(_FAST_NAME + rb"(" + _BCRYPT + rb")$", re.MULTILINE)
-_FAST_USER = re.compile(_FAST_NAME + rb"([0-9]{1,10}):([0-9]{1,10}):(/[!-~]{1,4095})$", re.MULTILINE)
+_FAST_USER = re.compile(_FAST_NAME + rb"([0-9]{1,10}):([0-9]{1,10}):(/[!-~]{1,900})$", re.MULTILINE)
 _SKIPPED = re.compile(rb"^[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
 _COLUMNS = re.compile(rb"([^ \t:]+)(?:[ \t]*:[ \t]*|[ \t]+)(.*)", re.DOTALL)
 _BCRYPT_ONLY = re.compile(_BCRYPT)
@@ -264,6 +265,8 @@ def _user_of(value: bytes, tail: str) -> MailUser:
     if b".." in home.split(b"/"):
         raise _Refused("the maildir's path has a `..`", "write the path without it")
     directory = home.decode("utf-8", "surrogateescape").rstrip("/")
+    if len(home) + len(tail) > MAX_PATH:
+        raise _Refused(f"the maildir's path is over {MAX_PATH} octets", "use a shorter one")
     if not directory:
         raise _Refused("the maildir is the root directory", "write the user's own directory")
     return MailUser(uid, gid, directory + tail)

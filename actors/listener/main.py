@@ -385,6 +385,9 @@ class Listener(Actor):
     def _read(self, client: Client) -> None:
         try:
             data = client.sock.recv(_CHUNK)
+        except ssl.SSLWantWriteError:  # TLS itself has something to say that the client does not take (a key update): wait for that alone
+            self._events(client, WRITE)
+            return
         except _WANTS:
             return
         except (OSError, ValueError):

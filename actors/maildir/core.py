@@ -21,6 +21,7 @@ _FRAME = 256 * 1024  # octets of mail in one frame, about
 _SMALL = 160 * 1024  # octets of a message that is read in one go
 _STATE = 1  # version of what a parked session is
 _MOST_STATE = 200 * 1024  # octets of it that fit into a message
+_MOST_PARTS = 4 * 1024  # numbers in a frame's head: four a message, however small
 _ROWS = 2048  # sizes or unique ids in one frame
 
 _Answer = tuple[tuple[Any, ...], bytes | None]  # a message, and its bulk apart
@@ -137,6 +138,9 @@ class Session:
                 if not asked:
                     return
             wire, octets = self._whole(number) if not self.deleted[number - 1] else (None, 0)
+            if parts and wire is not None and asked and (size + len(wire) > _FRAME or len(parts) >= _MOST_PARTS):
+                yield m.Mail(parts, b""), b"".join(chunks)
+                parts, chunks, size = [], [], 0
             if wire is not None and (asked or size + len(wire) <= _FRAME):
                 parts += (number, octets, len(wire), 1)
                 chunks.append(wire)

@@ -24,8 +24,9 @@ __all__ = ["FULL", "Quota"]
 FULL = "FULL"  # the code of the StoreError that says so
 NAME = b"maildirsize"
 _LONGEST = 5120  # octets of the file
+_DIGITS = 18
 _OLD = 900.0  # seconds
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Quota:
@@ -104,7 +105,7 @@ class Quota:
                 octets, messages = octets + more[0], messages + more[1]
         text = b"%s\n%d %d\n" % (definition, octets, messages)
         temporary = b"tmp/maildirsize.%d" % os.getpid()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(temporary, flags, 0o600, dir_fd=self._root)
             try:
@@ -142,6 +143,8 @@ def limits(definition: bytes) -> tuple[int, int]:
     octets = messages = 0
     for part in definition.split(b","):
         number, kind = part[:-1], part[-1:]
+        if len(number) > _DIGITS:
+            continue  # no quota, and more digits than Python reads
         if number.isdigit() and kind == b"S":
             octets = int(number)
         elif number.isdigit() and kind == b"C":

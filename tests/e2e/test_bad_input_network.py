@@ -324,3 +324,15 @@ def test_message_cut_short_while_it_is_sent(service):
         assert b"\r\n.\r\n" not in said[-100:] and awkward.on_the_wire(BIG).startswith(said)
     with RawClient(service, user="bob") as client:
         assert client.many(b"RETR 1") == awkward.on_the_wire(BIG[:20_000_000])
+
+
+def test_pipelined_messages_of_awkward_sizes_fit_their_frames():
+    """127, 127 and 159 KB in one go once made a frame larger than its edge allows, and ended the listener."""
+    mail = [b"Subject: %d\n\n" % n + b"x" * 70 * size + b"\n" for n, size in enumerate((1857, 1857, 2325))]
+    with Service(mail=mail, lmtp=False) as service:
+        with RawClient(service, "tls", user="alice") as client:
+            client.send(b"RETR 1\r\nRETR 2\r\nRETR 3\r\nNOOP\r\n")
+            for raw in mail:
+                assert client.line().startswith(b"+OK")
+                assert len(client.rest()) == len(raw) + raw.count(b"\n") + len(b".\r\n")
+        assert service.actor("listener")["restarts"] == 0

@@ -10,7 +10,7 @@ from popkernel.kernel import channel as channels
 from popkernel.kernel.channel import Channel, adopt, pair
 from popkernel.kernel.loop import Loop
 from popkernel.proto import messages as m
-from popkernel.proto.codec import BadMessageError
+from popkernel.proto.schema import UnsayableError
 from popkernel.proto.topology import edge
 from popkernel.proto.zmtp import PREFACE, frame_head
 
@@ -111,7 +111,7 @@ def test_messages_both_ways_in_order(joined, loop):
 def test_what_may_not_be_sent_is_not_sent(joined, loop):
     listener, maildir = joined()
     for message in (m.Ready(1, 1), m.Granted("listener.0", 1, "a"), m.Retrieve(-1, 1, 0), m.Retrieve("1", 1, 0)):
-        with pytest.raises(BadMessageError):
+        with pytest.raises(UnsayableError):
             listener.channel.send(message)
     listener.channel.send(m.Reset())
     until(loop, lambda: maildir.came)

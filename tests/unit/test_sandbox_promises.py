@@ -366,7 +366,7 @@ def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
 def test_bcrypt_in_threads_and_msgpack_and_titles():
     import bcrypt
     import msgpack
-    import setproctitle
+    from popkernel.kernel.title import set_title
 
     def before():
         go, done = threading.Event(), []
@@ -382,7 +382,7 @@ def test_bcrypt_in_threads_and_msgpack_and_titles():
 
     def body(started):
         go, done, workers = started
-        setproctitle.setproctitle("popkernel: renamed")
+        set_title("renamed")
         go.set()
         for worker in workers:
             worker.join()
