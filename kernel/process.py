@@ -31,7 +31,7 @@ class Process:
         self.counters = m.Counters(0, 0, 0)
         self.restarts = 0
         self.since = 0.0
-        self.accusers: set[str] = set()
+        self.accusers: dict[str, float] = {}  # maildir actors that said it broke the rules, and when
         self.on_hello: Callable[[], None] | None = None
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
+from popkernel.kernel.blame import Blame
 from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
@@ -30,13 +31,12 @@ from popkernel.kernel.usertable import NoTableError, read_users, roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.schema import UnsayableError
 from popkernel.proto.tables import MailUser
-from popkernel.proto.topology import EDGES
 from popkernel.proto.topology import actor as row_of
+from popkernel.proto.topology import edge
 
 __all__ = ["Supervisor"]
 
-_START_PATIENCE = 20.0  # seconds an actor may take to say hello
-_ACCUSERS = 3  # maildir actors of different users that must accuse a singleton before it is believed
+_START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 
 
 class Supervisor(Actor):
@@ -59,6 +59,7 @@ class Supervisor(Actor):
             frozenset((0, boot.uid, *boot.config["mta_uids"])), tcp=bool(config.lmtp_listen),
         )
         self.taps = Taps(self)
+        self.blame = Blame(self)
         self.restarts: dict[str, int] = {}
         self.generation = 0
         self.spawner = self.auth = self.mda = ""  # names of those in force
@@ -73,10 +74,10 @@ class Supervisor(Actor):
         self.reload: Reload | None = None
         self.asked: Callable[[str], None] | None = None  # who asked for a reload that init has not yet begun
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
-            m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self._refused, m.Log: self._logs,
+            m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
             m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Exited: self._exited,
-            m.Parked: self._parked,
+            m.Parked: self._parked, m.Late: self.blame.late,
             m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
 
@@ -130,7 +131,7 @@ class Supervisor(Actor):
 
     def _too_slow(self, process: Process) -> None:
         if process.state == "starting" and self.processes.get(process.name) is process:
-            self.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE:.0f} seconds")
+            self.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE} seconds")
             self.kill(process)
 
     # -- messages
@@ -264,34 +265,6 @@ class Supervisor(Actor):
         """Should it have said that it broke a promise, and not gone."""
         if self.processes.get(process.name) is process:
             self.kill(process)
-
-    def _refused(self, process: Process, message: m.Refused, fds: list[int]) -> None:
-        """An actor says that a peer of its broke the rules."""
-        del fds
-        self.refused += 1
-        self.log_line(ERROR, f"{process.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
-        self.taps.note("Refused", message.peer, reason=message.reason, by=process.name)
-        accused = self._accused(process, message.peer)
-        if accused is None:
-            return
-        if process.kind == "maildir.{user}":
-            accused.accusers.add(process.name)
-            if len(accused.accusers) < _ACCUSERS:
-                return
-        self.kill(accused)
-
-    def _accused(self, accuser: Process, name: str) -> Process | None:
-        """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
-        if accuser.kind == "maildir.{user}":
-            if name == "listener":
-                maildir = self.core.maildirs.get(accuser.name.removeprefix("maildir."))
-                name = maildir.key.listener if maildir is not None and maildir.key is not None else ""
-            elif not name.startswith("mda"):
-                return None
-        accused = self.processes.get(name)
-        if accused is None or not any((e.source, e.target) == (accused.kind, accuser.kind) for e in EDGES):
-            return None
-        return accused
 
     def _logs(self, process: Process, message: m.Log, fds: list[int]) -> None:
         """One line, and always with its name, so that no actor can write another's."""

@@ -132,6 +132,12 @@ class Ended(NamedTuple):
     milliseconds: Octets
 
 
+class Late(NamedTuple):
+    """That actor has not answered within its edge's deadline: the kernel is to see whether it does anything at all."""
+
+    peer: Name
+
+
 class LoginFailed(NamedTuple):
     """For the log, one line a failure."""
 
@@ -295,7 +301,9 @@ class Unready(NamedTuple):
 
 
 class Mail(NamedTuple):
-    """A bulk frame. `parts`: quadruples (number, octets of the whole message, octets of `data` that are its, 1 if its last).
+    """A bulk frame. `parts`: quadruples (number, octets of the whole message, octets of `data` that are its, kind).
+
+    Kind: 1 if they are its last, 2 if they are all of one that was not asked for yet, else 0.
 
     `data` is ready for the wire: CRLF line ends, dots stuffed, without the closing dot.
     """

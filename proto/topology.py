@@ -53,13 +53,14 @@ class Edge(NamedTuple):
     messages: tuple[type, ...]
     answers: Mapping[str, tuple[str, ...]]  # message -> what answers it on the way back
     octets: int = 20 * KIB  # the largest frame: two texts of 2,000 characters, four octets each, and what belongs to them
-    deadline: int = 10  # seconds an answer may take before the asker gives up
+    deadline: int = 0  # seconds an answer may take before the asker gives up; 0: it has nothing to ask, or goes by other signs
     depth: int = 256  # frames that may wait in a queue; more ends the peer that does not read
     secrets: tuple[str, ...] = ()  # Message.field that is never shown, logged or recorded
 
 
 _SPAWNED = (m.Hello, m.Failed, m.Broke, m.Refused, m.Log, m.Counters)
 _REPORT = {"Report": ("Counters",)}
+_ALIVE = 10  # seconds within which who is said not to answer must answer a Report
 _WATCHED = (m.Watch, m.Unwatch)
 
 ACTORS: tuple[Actor, ...] = (
@@ -155,6 +156,7 @@ EDGES: tuple[Edge, ...] = (
         (m.Execute, m.Kill, m.Running, m.Ending, m.Signal),
         {"Execute": ("Started",), "Kill": ("Exited",)},
         octets=256 * KIB,
+        deadline=20,  # to its hello
     ),
     Edge("init", "kernel", (m.Started, m.Exited, m.Signal), {}),
     Edge(
@@ -169,19 +171,26 @@ EDGES: tuple[Edge, ...] = (
     # Logging in. Only auth can make a session somebody's, and only one that a listener announced.
     Edge("listener", "auth", (m.Login,), {"Login": ("Denied",)}, octets=10 * KIB, deadline=60, depth=4096, secrets=("Login.secret",)),
     Edge("auth", "listener", (m.Denied,), {}, depth=4096),
-    Edge("kernel", "auth", (m.Peer, m.Report, m.Stop, *_WATCHED), _REPORT),
+    Edge("kernel", "auth", (m.Peer, m.Report, m.Stop, *_WATCHED), _REPORT, deadline=_ALIVE),
     Edge("auth", "kernel", (*_SPAWNED, m.Granted), {}, depth=4096),
-    Edge("kernel", "listener", (m.Peer, m.Opened, m.Turned, m.Drain, m.Report, m.Stop, *_WATCHED), _REPORT, depth=4096),
+    Edge("kernel", "listener", (m.Peer, m.Opened, m.Turned, m.Drain, m.Report, m.Stop, *_WATCHED), _REPORT, deadline=_ALIVE, depth=4096),
     Edge(
         "listener",
         "kernel",
-        (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed),
+        (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed, m.Late),
         {"Awaiting": ("Opened", "Turned")},
         deadline=60,
         depth=4096,
     ),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
-    Edge("kernel", "maildir.{user}", (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop, *_WATCHED), _REPORT, octets=256 * KIB),
+    Edge(
+        "kernel",
+        "maildir.{user}",
+        (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop, *_WATCHED),
+        _REPORT,
+        octets=256 * KIB,
+        deadline=_ALIVE,
+    ),
     Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy, m.Leaving), {}, octets=256 * KIB),
     Edge(
         "listener",
@@ -209,8 +218,8 @@ EDGES: tuple[Edge, ...] = (
         depth=1024,
     ),
     # Delivery.
-    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop, *_WATCHED), _REPORT, depth=4096),
-    Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, depth=4096),
+    Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop, *_WATCHED), _REPORT, deadline=_ALIVE, depth=4096),
+    Edge("mda", "kernel", (*_SPAWNED, m.Recipient, m.Late), {"Recipient": ("Maildrop", "NoMaildrop")}, deadline=10, depth=4096),
     Edge(
         "mda",
         "maildir.{user}",

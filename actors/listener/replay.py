@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.listener import main
-from popkernel.actors.listener.core import Policy, Session
+from popkernel.actors.listener import front, main
+from popkernel.actors.listener.core import Session
+from popkernel.actors.listener.policy import Policy
 from popkernel.kernel.loop import READ, WRITE
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
 from popkernel.proto.pop3 import LINE_LIMIT, TOO_LONG
@@ -62,7 +63,7 @@ class _Listener(main.Listener):
 
     stage: Stage
 
-    def _start_tls(self, client: main.Client) -> None:
+    def _start_tls(self, client: front.Client) -> None:
         client.handshake = True
 
     def _show(self, session: Session) -> None:
@@ -73,7 +74,7 @@ class _Listener(main.Listener):
         self.stage.notes("client", "Reply", session.id, {"said": pieces}, octets)
 
     def _begin(self, sock: Any, address: Any, tls: bool) -> None:
-        with self.stage.set_up(main, Session=_shown_session):  # the greeting is said while the session is made
+        with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
             super()._begin(sock, address, tls)
 
     def fail(self, status: int, text: str) -> Any:
@@ -88,7 +89,7 @@ def _shown_session(*arguments: Any, **more: Any) -> Session:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of one listener, from its Settings on."""
-    with stage.set_up(main, context=lambda *_: None):
+    with stage.set_up(main, front, context=lambda *_: None):
         listener = _enter(stage, name, settings, frames[0].turn / 1e9)
         begun: set[int] = set()
         for stage.at, frame in enumerate(frames):
@@ -139,13 +140,13 @@ def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Fra
             listener._ready(client, WRITE)  # noqa: SLF001  the loop's part is played here
 
 
-def _socket(client: main.Client) -> _ClientSocket:
+def _socket(client: front.Client) -> _ClientSocket:
     sock: Any = client.sock
     assert isinstance(sock, _ClientSocket)
     return sock
 
 
-def _leave(stage: Stage, client: main.Client, frames: Sequence[Frame]) -> None:
+def _leave(stage: Stage, client: front.Client, frames: Sequence[Frame]) -> None:
     """How much of its answer the client leaves for later, as the recording has it behind this frame."""
     leaves = client.unsent
     for later in frames[stage.at + 1 :]:

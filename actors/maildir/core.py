@@ -142,7 +142,7 @@ class Session:
                 yield m.Mail(parts, b""), b"".join(chunks)
                 parts, chunks, size = [], [], 0
             if wire is not None and (asked or size + len(wire) <= _FRAME):
-                parts += (number, octets, len(wire), 1)
+                parts += (number, octets, len(wire), 1 if asked else 2)
                 chunks.append(wire)
                 size += len(wire)
                 if asked:

@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from popkernel.actors.listener import core as listener_core
+from popkernel.actors.listener import maildrop as listener_maildrop
 from popkernel.actors.maildir import core as maildir_core
 from popkernel.cli.main import main
 from popkernel.kernel.replaying import replay
@@ -72,8 +72,7 @@ POPLIB = HERE / "poplib.rec"
 
 
 def test_a_changed_reply_text_is_caught(monkeypatch):
-    monkeypatch.setattr(listener_core, "_NO_SUCH", b"-ERR there is no such message\r\n")
-    monkeypatch.setattr(listener_core, "ok", lambda text="": b"+OK fine\r\n")
+    monkeypatch.setattr(listener_maildrop, "ok", lambda text="": b"+OK fine\r\n")
     assert "recorded [b'+OK bye\\r\\n']" in text_of(results_of(POPLIB))
 
 

@@ -1,0 +1,82 @@
+"""Whose word ends whom: actors that say of a peer that it broke the rules, or that it does not answer.
+
+A singleton's word about a peer of its ends that peer. The word of a maildir actor, which runs as a mail user, counts once several
+users' actors say the same within a short time: else one user's compromised process could end everyone's listener. That a peer does
+not answer is looked into before anything is done: who answers a Report is alive.
+"""
+
+from typing import TYPE_CHECKING
+
+from popkernel.kernel.log import ERROR, printable
+from popkernel.kernel.process import Process
+from popkernel.proto import messages as m
+from popkernel.proto.topology import EDGES, edge
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["Blame"]
+
+_ACCUSERS = 3  # maildir actors of different users that must accuse a singleton before it is believed
+_ACCUSED_SECONDS = 60.0  # within which they must
+
+
+class Blame:
+    """What the kernel makes of Refused and Late."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._supervisor = supervisor
+        self._asked: set[str] = set()  # names of those that are being looked into
+
+    def refused(self, accuser: Process, message: m.Refused, fds: list[int]) -> None:
+        """An actor says that a peer of its broke the rules."""
+        del fds
+        s = self._supervisor
+        s.refused += 1
+        s.log_line(ERROR, f"{accuser.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
+        s.taps.note("Refused", message.peer, reason=message.reason, by=accuser.name)
+        accused = self._accused(accuser, message.peer)
+        if accused is not None and self._believed(accuser, accused):
+            s.kill(accused)
+
+    def _believed(self, accuser: Process, accused: Process) -> bool:
+        if accuser.kind != "maildir.{user}":
+            return True
+        now = self._supervisor.loop.now
+        recent = {name: when for name, when in accused.accusers.items() if when > now - _ACCUSED_SECONDS}
+        accused.accusers = {**recent, accuser.name: now}
+        return len(accused.accusers) >= _ACCUSERS
+
+    def late(self, accuser: Process, message: m.Late, fds: list[int]) -> None:
+        """An actor says that a peer of its does not answer: if it does not answer the kernel either, it hangs, and is ended."""
+        del fds
+        s = self._supervisor
+        accused = self._accused(accuser, message.peer)
+        if accused is None or accused.name in self._asked or accused.state == "starting":
+            return
+        self._asked.add(accused.name)
+        before = accused.counters
+        accused.channel.send(m.Report())
+        seconds = edge("kernel", accused.kind).deadline
+
+        def judge() -> None:
+            self._asked.discard(accused.name)
+            if s.processes.get(accused.name) is accused and accused.counters is before:
+                s.log_line(ERROR, f"{accused.name} answers neither {accuser.name} nor the kernel ({seconds} s): it hangs; ended")
+                s.kill(accused)
+
+        s.loop.later(seconds, judge)
+
+    def _accused(self, accuser: Process, name: str) -> Process | None:
+        """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
+        s = self._supervisor
+        if accuser.kind == "maildir.{user}":
+            if name == "listener":
+                maildir = s.core.maildirs.get(accuser.name.removeprefix("maildir."))
+                name = maildir.key.listener if maildir is not None and maildir.key is not None else ""
+            elif not name.startswith("mda"):
+                return None
+        accused = s.processes.get(name)
+        if accused is None or not any((e.source, e.target) == (accused.kind, accuser.kind) for e in EDGES):
+            return None
+        return accused
