@@ -190,7 +190,7 @@ class Maildrop(Replies):
             self.tell.append(m.Delete(run[1], run[2]))
             return
         ahead = 0
-        if run[2] == 1 and run[1] == self._last + 1 and run[1] > 1 and not self._reader.lines:
+        if len(self._owed) == 1 and run[1] == self._last + 1 and run[1] > 1 and not self._reader.lines:
             ahead = _AHEAD  # one after the other, each awaited: the next will be asked for
         self._last = run[1] + run[2] - 1
         self.tell.append(m.Retrieve(run[1], run[2], ahead))

@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import socket
+import ssl
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from tests.e2e.awkward import RawClient
 from tests.service import Service
 
 MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
+TOTAL = sum(len(text) + text.count(b"\n") for text in MAIL)
 SLOW = awkward.big(8)
 SPACED = "  two blanks, gr\u00fc\u00dfe \tand a tab "
 EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "EXPIRE NEVER"]
@@ -308,3 +311,41 @@ def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
 def test_timers_have_bounds(service, key, value):
     with pytest.raises(ConfigError, match=key):
         load({key: value}, service.toml)
+
+
+# Who only speaks no more
+
+
+@pytest.mark.parametrize("tls", ["tls", ""])
+def test_what_was_typed_before_a_half_close_is_answered(service, quick, tls):
+    """`printf ... | nc -N`: all that was asked is answered, then the connection ends."""
+    with RawClient(service if tls else quick, tls) as client:
+        sock = client.sock
+        sock.sendall(b"USER alice\r\nPASS secret\r\nSTAT\r\nRETR 2\r\nNOOP\r\n")
+        _half_close(sock)
+        said = b""
+        while part := sock.recv(65536):
+            said += part
+    second = b"+OK %d octets\r\n" % (len(MAIL[1]) + MAIL[1].count(b"\n")) + awkward.on_the_wire(MAIL[1])
+    assert said == b"+OK\r\n+OK 8 messages (%d octets)\r\n+OK 8 %d\r\n%b+OK\r\n" % (TOTAL, TOTAL, second)
+
+
+def _half_close(sock):
+    """The client says no more, and goes on listening: TLS by close_notify (a bare end of TCP would be its fatal error), then TCP."""
+    if isinstance(sock, ssl.SSLSocket):
+        timeout = sock.gettimeout()
+        sock.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):  # it has said so, and would now wait for the server's word
+            sock.unwrap()
+        sock.settimeout(timeout)
+    socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+def test_a_half_close_without_quit_removes_nothing(service):
+    with RawClient(service, user="bob") as client:
+        client.sock.sendall(b"DELE 1\r\n")
+        _half_close(client.sock)
+        assert client.sock.recv(100).startswith(b"+OK")
+        assert client.sock.recv(100) == b""
+    with RawClient(service, user="bob") as client:
+        assert client.ask(b"STAT") == b"+OK 8 %d\r\n" % TOTAL
