@@ -230,7 +230,7 @@ class Session:
         if not self.user:
             self._bad("USER first")
             return
-        self.login = m.Login(self.id, self.user, rest, self.address)
+        self.login = m.Login(self.id, self.user, rest, self.address, "PASS")
         self.state = "login"
 
     def _capa(self, rest: bytes) -> None:
