@@ -1,7 +1,8 @@
 """Networks: a file of them (the block list), a text of one (PROXY's trusted networks), who is in them; and one client's part of an address.
 
-Pure: octets and texts in, no name is ever looked up. A file has one address or network a line (`192.0.2.7`, `198.51.100.0/24`, `2001:db8::/32`); blanks around it, blank lines and what
-follows a `#` are skipped. An IPv4 address inside of IPv6 (`::ffff:192.0.2.7`) is that IPv4 address, as a socket for both sees it.
+Pure: octets and texts in, no name is ever looked up. A file has one address or network a line (`192.0.2.7`, `198.51.100.0/24`,
+`2001:db8::/32`); blanks around it, blank lines and what follows a `#` are skipped. An IPv4 address inside of IPv6
+(`::ffff:192.0.2.7`) is that IPv4 address, as a socket for both sees it.
 """
 
 from bisect import bisect_right
