@@ -167,12 +167,13 @@ class Drain(NamedTuple):
 
 # ---- listener -> auth, auth -> listener, auth -> kernel
 class Login(NamedTuple):
-    """Is this who it says it is?"""
+    """Is this who it says it is? The secret of XOAUTH2 and OAUTHBEARER is a token, else it is a password."""
 
     session: Session
     user: Name
     secret: Secret
     address: Address
+    mechanism: Annotated[str, Field("str", 0, 16)]  # PASS or a SASL mechanism's name
 
 
 class Denied(NamedTuple):

@@ -124,7 +124,7 @@ class Session(Maildrop):
         if not self.user:
             self._bad("USER first")
             return
-        self.login = m.Login(self.id, self.user, rest, self.address)
+        self.login = m.Login(self.id, self.user, rest, self.address, "PASS")
         self.state = "login"
 
     def _capa(self, rest: bytes) -> None:

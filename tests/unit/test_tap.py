@@ -56,10 +56,10 @@ def test_closed_is_off(tapped):
 
 def test_a_message_without_its_secret(tapped):
     tap, its = tapped
-    tap("out", FromChannel(), m.Login(7, "alice", b"hunter2", "127.0.0.1:1"))
+    tap("out", FromChannel(), m.Login(7, "alice", b"hunter2", "127.0.0.1:1", "PASS"))
     tap.flush()
     (frame,) = frames(its)
-    assert msgpack.unpackb(frame.fields) == {"session": 7, "user": "alice", "secret": "[secret]", "address": "127.0.0.1:1"}
+    assert msgpack.unpackb(frame.fields) == {"session": 7, "user": "alice", "secret": "[secret]", "address": "127.0.0.1:1", "mechanism": "PASS"}
     assert (frame.way, frame.peer, frame.session) == ("out", "auth", 7)
 
 
