@@ -5,13 +5,15 @@ or a debt of connections a minute, a user while a login of theirs is under way. 
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 __all__ = ["Bounds", "Limits", "group"]
 
 _MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one that was longest quiet is forgotten
-_WAITING = 4  # logins that may wait, for each that may be under way: at bcrypt cost 10 on two cores that is some 10 s of waiting
+_WAITING = 4  # logins that may wait, for each that may be under way: 100 and 400 are 15 s of bcrypt of cost 10 on two cores
+_SPARE = 5.0  # seconds that a client has to get somewhere before it makes room for another, when there is none
 
 TOO_MANY = "too many connections, try again later"
 TOO_MANY_ADDRESS = "too many connections from your address"
@@ -33,6 +35,12 @@ class Bounds(NamedTuple):
     logins_user: int = 0
     per_minute: int = 0
     """Connections of one address; as many may come at once."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, int]) -> "Bounds":
+        """From what init tells a listener. `max_sessions` there is its share already."""
+        keys = ("max_sessions_address", "address_prefix_v6", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute")
+        return cls(0, *(config[key] for key in keys)).share(config["listeners"])._replace(sessions=config["max_sessions"])
 
     def share(self, listeners: int) -> "Bounds":
         """What each of several listener processes takes, rounded up, so that nobody's share is nothing.
@@ -64,12 +72,13 @@ def group(host: str, prefix_v6: int) -> str:
 class Limits:
     """What one listener has under way. `now` arguments are monotonic seconds, never going back."""
 
-    __slots__ = ("_addresses", "_begun", "_buckets", "_queue", "_users", "bounds", "handshakes", "sessions")
+    __slots__ = ("_addresses", "_begun", "_buckets", "_early", "_queue", "_shaking", "_users", "bounds", "sessions")
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.sessions = 0
-        self.handshakes = 0
+        self._early: dict[int, float] = {}  # sessions that have not logged in, and since when; in that order
+        self._shaking: dict[int, float] = {}
         self._addresses: dict[str, int] = {}
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when; the longest untouched first
         self._begun: dict[int, str] = {}  # logins under way: user by session
@@ -119,17 +128,34 @@ class Limits:
             del buckets[oldest]
         return True
 
+    # -- who has not logged in yet
+    def waits(self, session: int, now: float) -> None:
+        """A connection that was taken is this session, which may have to make room while it has not logged in."""
+        self._early[session] = now
+
+    def entered(self, session: int) -> None:
+        """It has logged in, or is gone."""
+        self._early.pop(session, None)
+
+    def spare(self, now: float) -> int | None:
+        """When all sessions are taken: the one that has longest not logged in, if that is long, to be dropped for the next that comes."""
+        return _longest(self._early, now)
+
     # -- TLS
-    def shake(self) -> str:
+    def shake(self, session: int, now: float) -> str:
         """A handshake begins: "" and counted, or why not."""
-        if self.bounds.handshakes and self.handshakes >= self.bounds.handshakes:
+        if self.bounds.handshakes and len(self._shaking) >= self.bounds.handshakes:
             return TOO_MANY_HANDSHAKES
-        self.handshakes += 1
+        self._shaking[session] = now
         return ""
 
-    def shaken(self) -> None:
-        """One is over, however it went."""
-        self.handshakes -= 1
+    def shaken(self, session: int) -> None:
+        """One is over, however it went; harmless where there was none."""
+        self._shaking.pop(session, None)
+
+    def spare_handshake(self, now: float) -> int | None:
+        """As `spare`, when all handshakes are taken: silent clients must not shut the others out."""
+        return _longest(self._shaking, now)
 
     # -- logins
     def login(self, session: int, user: str) -> str | None:
@@ -172,3 +198,8 @@ class Limits:
             self._users[user] = there
         else:
             del self._users[user]
+
+
+def _longest(since: dict[int, float], now: float) -> int | None:
+    session = next(iter(since), None)
+    return session if session is not None and since[session] <= now - _SPARE else None

@@ -77,10 +77,28 @@ def test_the_rates_of_many_addresses_are_forgotten_in_time(monkeypatch):
 
 def test_handshakes():
     limits = Limits(Bounds(handshakes=1))
-    assert limits.shake() == ""
-    assert limits.shake() == "too many TLS handshakes at once, try again"
-    limits.shaken()
-    assert limits.shake() == ""
+    assert limits.shake(1, 10.0) == ""
+    assert limits.shake(2, 11.0) == "too many TLS handshakes at once, try again"
+    assert limits.spare_handshake(14.9) is None
+    assert limits.spare_handshake(15.0) == 1
+    limits.shaken(1)
+    limits.shaken(1)
+    assert limits.spare_handshake(99.0) is None
+    assert limits.shake(2, 15.0) == ""
+
+
+def test_who_has_not_logged_in_makes_room():
+    limits = Limits(Bounds(sessions=3))
+    for session, now in ((1, 0.0), (2, 1.0), (3, 2.0)):
+        limits.come(A, now)
+        limits.waits(session, now)
+    limits.entered(1)
+    assert limits.spare(5.9) is None
+    assert limits.spare(6.0) == 2
+    limits.entered(2)
+    assert limits.spare(7.0) == 3
+    limits.entered(3)
+    assert limits.spare(99.0) is None
 
 
 def test_logins_wait_in_order_within_a_bound():
@@ -112,12 +130,15 @@ def test_logins_of_one_user():
 def test_zero_is_no_bound():
     limits = Limits(Bounds(sessions=0))
     assert not any(limits.come(A, 0.0) for _ in range(1000))
-    assert not any(limits.shake() for _ in range(1000))
+    assert not any(limits.shake(n, 0.0) for n in range(1000))
     assert not any(limits.login(n, "alice") for n in range(1000))
 
 
 def test_several_listeners_share():
     assert Bounds(10000, 100, 56, 5, 0, 1, 7).share(4) == Bounds(2500, 25, 56, 2, 0, 1, 2)
+    told = {"max_sessions": 5000, "max_sessions_address": 101, "address_prefix_v6": 64, "max_handshakes": 0, "max_logins": 3,
+            "max_logins_user": 10, "connects_per_minute": 1, "listeners": 2}
+    assert Bounds.of(told) == Bounds(5000, 51, 64, 0, 2, 5, 1)
     assert Bounds(10000, 100).share(1) == Bounds(10000, 100)
 
 
