@@ -11,21 +11,26 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from popkernel.kernel.passphrase import is_encrypted
+from popkernel.proto.certificate import facts
 from popkernel.proto.tables import Finding
 
 SOON = dt.timedelta(days=21)
 """Certificates of 90 days are commonly renewed 30 days before their end; 21 says that this has not worked."""
 _MAX_PEM = 1 << 20
+_MOST_PHRASE = 1024
+"""Octets; OpenSSL's PEM_BUFSIZE."""
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _AS_READER = "name the file that is meant, and run this as the user who starts the server"
 
 
-def check_certificate(cert_path: str, key_path: str) -> tuple[list[Finding], list[Finding]]:
+def check_certificate(cert_path: str, key_path: str, phrase_path: str = "") -> tuple[list[Finding], list[Finding]]:
     """Look at a chain and its key: readable, well-formed, matching, in order, in time, with names, the key kept secret.
 
     Args:
         cert_path: PEM file of the chain, the server's own certificate first.
         key_path: PEM file of the private key.
+        phrase_path: file whose first line opens the key, should it have a pass phrase; "" for none.
 
     Returns:
         Errors and warnings.
@@ -34,14 +39,54 @@ def check_certificate(cert_path: str, key_path: str) -> tuple[list[Finding], lis
     errors: list[Finding] = []
     warnings: list[Finding] = []
     chain, lines = _read_chain(cert_path, errors)
-    key = _read_key(key_path, errors)
+    phrase = _read_phrase(phrase_path, errors) if is_encrypted(key_path) else None
+    if phrase is None and is_encrypted(key_path):
+        if not phrase_path:
+            mend = "start at a terminal, or name a file that holds it with key_passphrase_file"
+            warnings.append(Finding(key_path, 1, "the private key has a pass phrase that a start has to ask for", mend))
+        key = None
+    else:
+        key = _read_key(key_path, phrase, errors)
     if chain:
         _check_times(chain, lines, cert_path, errors, warnings)
         _check_order(chain, lines, cert_path, errors, warnings)
         _check_names(chain[0], lines[0], cert_path, warnings)
     if chain and key is not None and _check_match(chain, lines, key, (cert_path, key_path), errors):
-        _check_by_openssl(cert_path, key_path, errors)
+        _check_by_openssl(cert_path, key_path, phrase, errors)
     return errors, warnings
+
+
+def check_names(pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+    """Look at whom several certificates are for: at each name once, at one at least, as the listener chooses among them. Warnings."""
+    warnings: list[Finding] = []
+    file_of: dict[str, str] = {}
+    for path, _key_path in pairs:
+        try:
+            with open(path, "rb") as file:
+                names = facts(file.read(_MAX_PEM)).names
+        except (OSError, ValueError):  # an error of check_certificate()'s
+            continue
+        for name in names:
+            if file_of.setdefault(name, path) != path:
+                what = f"it is for {name} as {file_of[name]} is, which is used"
+                warnings.append(Finding(path, 0, what, "leave one of the two out"))
+    return warnings
+
+
+def _read_phrase(path: str, errors: list[Finding]) -> bytes | None:
+    """Give the first line of the file; None for no file, or one that cannot be used."""
+    data = _read(path, errors) if path else None
+    if data is None:
+        return None
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o027:
+        errors.append(Finding(path, 0, f"mode {mode:04o} leaves the pass phrase open", f"chmod g-w,o-rwx {path}"))
+    phrase = data.partition(b"\n")[0].removesuffix(b"\r")
+    if not 0 < len(phrase) <= _MOST_PHRASE:
+        what = "the first line is empty, or longer than a pass phrase can be"
+        errors.append(Finding(path, 1, what, f"write the pass phrase here, 1 to {_MOST_PHRASE} octets"))
+        return None
+    return phrase
 
 
 def _read(path: str, errors: list[Finding]) -> bytes | None:
@@ -71,7 +116,7 @@ def _read_chain(path: str, errors: list[Finding]) -> tuple[list[x509.Certificate
     return chain, lines
 
 
-def _read_key(path: str, errors: list[Finding]) -> Any:
+def _read_key(path: str, phrase: bytes | None, errors: list[Finding]) -> Any:
     """Give the private key; None when it cannot be read. Whatever it says is about the file, never of it."""
     data = _read(path, errors)
     if data is None:
@@ -84,11 +129,12 @@ def _read_key(path: str, errors: list[Finding]) -> Any:
     if found.st_uid not in {0, os.geteuid()}:
         errors.append(Finding(path, 0, f"the private key belongs to uid {found.st_uid}", f"chown root {path}"))
     try:
-        return serialization.load_pem_private_key(data, None)
-    except TypeError:
-        mend = "write it without one: openssl pkey -in KEY -out NEWKEY"
-        errors.append(Finding(path, 1, "the private key is encrypted with a passphrase", mend))
-    except (ValueError, UnsupportedAlgorithm):
+        return serialization.load_pem_private_key(data, phrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        if phrase is not None:
+            what = "the pass phrase does not open this private key, or it is damaged"
+            errors.append(Finding(path, 1, what, "write the one it was encrypted with into the file of key_passphrase_file"))
+            return None
         mend = "write the key that belongs to the certificate here"
         errors.append(Finding(path, 1, "no private key in PEM form, or a damaged one", mend))
     return None
@@ -168,10 +214,10 @@ def _public_octets(key: Any) -> bytes:
     return octets
 
 
-def _check_by_openssl(cert_path: str, key_path: str, errors: list[Finding]) -> None:
+def _check_by_openssl(cert_path: str, key_path: str, phrase: bytes | None, errors: list[Finding]) -> None:
     """Let the library that will serve them load them: it has opinions of its own, about short keys for example."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_path, key_path)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_path, key_path, password=phrase)
     except ssl.SSLError as error:
         what = f"OpenSSL refuses the certificate or key: {error.reason or error}"
         errors.append(Finding(cert_path, 0, what, "get one with an ECDSA P-256 key, or an RSA key of 2048 bits or more"))

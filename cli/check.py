@@ -16,9 +16,10 @@ from contextlib import closing
 from typing import NamedTuple
 
 from popkernel.cli.arguments import config_from
-from popkernel.cli.certificate import check_certificate
+from popkernel.cli.certificate import check_certificate, check_names
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.kernel.passphrase import file_of
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
 
 
@@ -66,7 +67,10 @@ def check(config: Config) -> Report:
     """Look at everything a configuration points to."""
     report = Report([], [])
     report.merge(check_tables(config))
-    report.merge(Report(*check_certificate(config.cert, config.key)))
+    pairs = [(config.cert, config.key), *config.certs]
+    for cert, key in dict.fromkeys(pairs):
+        report.merge(Report(*check_certificate(cert, key, file_of(config.key_passphrase_file))))
+    report.warnings.extend(check_names(pairs) if config.certs else [])
     report.merge(_check_ids(config))
     report.merge(_check_ports(config))
     report.merge(_check_sandbox(config))

@@ -10,16 +10,19 @@ from typing import NoReturn
 import popkernel
 from popkernel.kernel import init
 from popkernel.kernel.config import Config
+from popkernel.kernel.passphrase import Held, ask, file_of
 
 
 def run(config: Config, again: Callable[[], Config] | None = None) -> int:
     """Serve until stopped; the exit code. `again` reads the configuration anew at a reload."""
+    # Asked before anything is forked: a detached service has no terminal, and the kernel may not know the phrase.
+    phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
     if config.daemon:
-        return _detached(config, again)
-    return init.run(config, again or (lambda: config), popkernel.__version__)
+        return _detached(config, again, phrase)
+    return init.run(config, again or (lambda: config), popkernel.__version__, phrase=phrase)
 
 
-def _detached(config: Config, again: Callable[[], Config] | None) -> int:
+def _detached(config: Config, again: Callable[[], Config] | None, phrase: Held | None) -> int:
     """Fork; this process waits for the service to be ready, or to fail, and ends with the service's exit code.
 
     What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
@@ -31,7 +34,7 @@ def _detached(config: Config, again: Callable[[], Config] | None) -> int:
     if pid == 0:
         os.close(said_in)
         os.close(ready_in)
-        _serve(config, again, said_out, ready_out)
+        _serve(config, again, said_out, ready_out, phrase)
     os.close(said_out)
     os.close(ready_out)
     open_ends = {said_in, ready_in}
@@ -58,7 +61,7 @@ def _pass_on(part: bytes) -> None:
         os.write(2, part)
 
 
-def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready: int) -> NoReturn:
+def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready: int, phrase: Held | None) -> NoReturn:
     """Be the service: a session of its own, no terminal."""
     status = os.EX_SOFTWARE
     try:
@@ -76,7 +79,7 @@ def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready:
             os.write(ready, b"\0")
             os.close(ready)
 
-        status = init.run(config, again or (lambda: config), popkernel.__version__, on_ready)
+        status = init.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         raise

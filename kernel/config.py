@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from popkernel.kernel.address import LMTP_PORT, POP3_PORT, POP3S_PORT, Address
@@ -99,6 +100,8 @@ class Config:
     listen_starttls: tuple[Address, ...] = _key("addresses", (), "addresses for POP3 with STLS", low=POP3_PORT)
     cert: str = _key("path", "", "certificate chain, PEM, the server's own first")
     key: str = _key("path", "", "private key of the certificate, PEM")
+    certs: tuple[tuple[str, str], ...] = _key("certs", (), "further certificates, for their own host names, as CHAIN:KEY or one file")
+    key_passphrase_file: str = _key("path", "", "file whose first line opens the private keys that have a pass phrase")
     subdir: str = _key("subdir", "", "subdirectory of every user's directory that is the maildir")
     verbose: int = _key("int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10)
     run_dir: str = _key("path", "", "directory for the server's sockets")
@@ -113,6 +116,15 @@ class Config:
     login_seconds: int = _key("int", 30, "time a client has to log in", low=1, high=3600)
     idle_seconds: int = _key("int", 600, "time a client may say nothing once logged in", low=10, high=86400)
     max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
+    max_sessions_address: int = _key("int", 100, "sessions at a time of one address; 0: no bound", high=1000000)
+    address_prefix_v6: int = _key("int", 64, "bits of an IPv6 address that count as one address", low=16, high=128)
+    connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000)
+    max_handshakes: int = _key("int", 1000, "TLS handshakes at a time; 0: no bound", high=1000000)
+    max_logins: int = _key("int", 100, "logins at a time, four times as many waiting; 0: no bound", high=100000)
+    max_logins_user: int = _key("int", 10, "logins of one user at a time; 0: no bound", high=100000)
+    most_errors: int = _key("int", 50, "bad commands before a session is ended", low=1, high=10000)
+    max_commands: int = _key("int", 0, "commands before a session is ended; 0: no bound", high=1000000000)
+    proxy_networks: tuple[str, ...] = _key("networks", (), "who must begin each connection with a PROXY header, and may name the client")
     warm_seconds: int = _key("int", 60, "how long a maildir actor is kept after its last session", high=86400)
     warm_max: int = _key("int", 500, "how many idle maildir actors are kept", high=100000)
     park_seconds: int = _key("int", 30, "silence after which a session gives up its maildir actor's process; 0: never", high=86400)
@@ -309,6 +321,24 @@ def _take_separators(value: Any, _rules: Mapping[str, Any]) -> str:
     return marks
 
 
+def _take_certs(value: Any, rules: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in _texts(value, "/etc/ssl/other.pem:/etc/ssl/private/other.key"):
+        chain, colon, key = _text(text).partition(":/")
+        pairs.append((_take_path(chain, rules), "/" + key if colon else chain))
+    return tuple(pairs)
+
+
+def _take_networks(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
+    networks = []
+    for text in _texts(value, "192.0.2.0/24"):
+        try:
+            networks.append(str(ip_network(_text(text))))
+        except ValueError as error:
+            raise ValueError(f"{error}; write 192.0.2.10 or 192.0.2.0/24") from None
+    return tuple(networks)
+
+
 def _take_domains(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
     domains = []
     for text in _texts(value, "example.org"):
@@ -355,6 +385,8 @@ _CHECKS = {
     "users": _take_users,
     "separators": _take_separators,
     "domains": _take_domains,
+    "certs": _take_certs,
+    "networks": _take_networks,
     "quota": _take_quota,
     "quotas": _take_quotas,
 }

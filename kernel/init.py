@@ -23,6 +23,7 @@ from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
 from popkernel.kernel.log import complain
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.passphrase import Held, file_of
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
@@ -35,7 +36,13 @@ BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests t
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
     "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
+    "certs", "key_passphrase_file", "max_sessions_address", "address_prefix_v6", "connects_per_minute", "max_handshakes", "max_logins",
+    "max_logins_user", "most_errors", "max_commands", "proxy_networks",
 })
+_LIMITS = (  # what a listener takes at a time and what a session may do, as the keys are named; for all listeners together
+    "max_sessions_address", "address_prefix_v6", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
+    "max_commands",
+)
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
@@ -49,10 +56,13 @@ class StartError(Exception):
         self.status = status
 
 
-def run(config: Config, again: Callable[[], Config], version: str, on_ready: Callable[[], None] | None = None) -> int:
+def run(
+    config: Config, again: Callable[[], Config], version: str, on_ready: Callable[[], None] | None = None, phrase: Held | None = None,
+) -> int:
     """Serve in this process until the end; the exit code. `again` reads the configuration anew, for a reload.
 
-    `on_ready` is called once, when the service is whole; this process is locked in by then.
+    `on_ready` is called once, when the service is whole; this process is locked in by then. `phrase`: of the
+    private keys, where it was asked for.
     """
     # Signals wait until somebody takes them: a SIGTERM now would leave the run directory behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -75,6 +85,7 @@ def run(config: Config, again: Callable[[], Config], version: str, on_ready: Cal
         return CONFIG
     init = Init(config, again, version, ids, run_dir, listening)
     init.on_ready = on_ready
+    init.phrase = phrase
     return init.serve(control)
 
 
@@ -231,6 +242,7 @@ class Init:
         self.status = SOFTWARE
         self.text = ""
         self.serial = 0
+        self.phrase: Held | None = None
         self.on_ready: Callable[[], None] | None = None
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
         self.reread_again = False  # a SIGHUP came meanwhile
@@ -271,6 +283,8 @@ class Init:
         addresses = self.listening.addresses()
         for sock in (*self.listening.tls, *self.listening.plain, *self.listening.lmtp):
             sock.close()
+        if self.phrase is not None:
+            self.phrase.close()
         config = {  # the lock stays open here too: should init be killed, it is held until the kernel has tidied up
             "control": control, "service": self.config, "version": self.version, "addresses": addresses,
             "verbose": self.config.verbose, "ids": self.ids, "mta_uids": mta_uids(self.config),
@@ -449,11 +463,19 @@ class Init:
             fds += tls + plain
             return common | {
                 "cert": config.cert, "key": config.key, "tls_min": config.tls_min, "tls_fds": tls, "plain_fds": plain,
+                "pairs": [(config.cert, config.key), *config.certs], "phrase": self._phrase(),
+                "listeners": config.listeners, "proxy_networks": config.proxy_networks,
+                **{name: getattr(config, name) for name in _LIMITS},
                 "allow_plaintext": config.allow_plaintext, "login_seconds": config.login_seconds,
                 "idle_seconds": config.idle_seconds, "max_sessions": max(1, config.max_sessions // config.listeners),
                 "version": self.version, "serial": self.serial << 40,
             }
         return common
+
+    def _phrase(self) -> bytes | str:
+        """For the private keys: the path of a file, or the phrase itself where it was asked for; empty where none is known."""
+        path = file_of(self.config.key_passphrase_file)
+        return path or (self.phrase.peek() if self.phrase is not None else b"")
 
     # -- the end
     def _wait_for_children(self) -> None:

@@ -163,12 +163,16 @@ def test_plain_text_is_warned_of(site, capsys):
 def pair(tmp_path):
     """Write a chain and a key, and give what check_certificate() says as texts."""
 
-    def said(chain, key, mode=0o600):
+    def said(chain, key, mode=0o600, phrase=None):
         cert_path, key_path = tmp_path / "c.pem", tmp_path / "k.pem"
         cert_path.write_bytes(chain)
         key_path.write_bytes(key)
         key_path.chmod(mode)
-        parts = check_certificate(str(cert_path), str(key_path))
+        phrase_path = tmp_path / "p"
+        if phrase is not None:
+            phrase_path.write_bytes(phrase)
+            phrase_path.chmod(mode)
+        parts = check_certificate(str(cert_path), str(key_path), "" if phrase is None else str(phrase_path))
         return tuple([str(finding).replace(f"{tmp_path}/", "") for finding in part] for part in parts)
 
     return said
@@ -223,10 +227,41 @@ def test_keys(pair):
     assert pair(_pem(one), _key(other))[0] == [
         "k.pem: the private key does not belong to the certificate in c.pem; give the two that were made together"
     ]
-    assert "passphrase; write it without one" in pair(_pem(one), _key(one, b"x"))[0][0]
+    assert "no private key in PEM form" in pair(_pem(one), b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")[0][0]
     assert "no private key in PEM form" in pair(_pem(one), b"garbage")[0][0]
     for mode in (0o644, 0o660, 0o604):
         assert "leaves the private key open" in pair(_pem(one), _key(one), mode)[0][0]
+
+
+def test_keys_with_a_pass_phrase(pair):
+    one, other = _signed("a"), _signed("a")
+    locked = _key(one, b"open \xc3\xa4")
+    assert pair(_pem(one), locked, phrase=b"open \xc3\xa4\nmore\n")[0] == []
+    assert pair(_pem(one), locked, phrase=b"open \xc3\xa4\r\n")[0] == []
+    errors, warnings = pair(_pem(one), locked)
+    assert errors == []
+    assert "has a pass phrase that a start has to ask for" in "".join(warnings)
+    assert "does not open this private key" in pair(_pem(one), locked, phrase=b"shut")[0][0]
+    assert "the first line is empty" in pair(_pem(one), locked, phrase=b"\nx")[0][0]
+    assert "leaves the pass phrase open" in "".join(pair(_pem(one), locked, 0o644, phrase=b"open \xc3\xa4")[0])
+    assert "does not belong" in pair(_pem(other), locked, phrase=b"open \xc3\xa4")[0][0]
+
+
+def test_further_certificates(site, capsys):
+    place = os.path.join(site.directory, "more.pem")
+    chain, key = make_certificate(["pop.example.org", "localhost"])
+    with open(place, "wb") as file:
+        file.write(chain + key)
+    os.chmod(place, 0o600)
+    toml = os.path.join(site.directory, "popkernel.toml")
+    with open(toml, "a") as file:
+        file.write(f'certs = ["{place}"]\n')
+    errors, warnings = found(site, capsys=capsys)
+    assert errors == []
+    assert any(f"{place}:0: it is for localhost as {site.cert} is" in line for line in warnings)
+    with open(place, "wb") as file:
+        file.write(chain)
+    assert f"{place}:1: no private key in PEM form" in found(site, capsys=capsys)[0][0]
 
 
 def test_certificates_that_are_none(pair):

@@ -1,0 +1,205 @@
+"""How many of what a listener takes at a time: connections, TLS handshakes, logins, by address, by user and in all. Pure: no clock, no I/O.
+
+Every question costs the same however many are counted, and what is remembered is bounded: an address is known while it has a connection
+or a debt of connections a minute, a user while a login of theirs is under way. What is refused is refused with the name of the bound.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+__all__ = ["Bounds", "Limits", "group"]
+
+_MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one that was longest quiet is forgotten
+_WAITING = 4  # logins that may wait, for each that may be under way: 100 and 400 are 15 s of bcrypt of cost 10 on two cores
+_SPARE = 5.0  # seconds that a client has to get somewhere before it makes room for another, when there is none
+
+TOO_MANY = "too many connections, try again later"
+TOO_MANY_ADDRESS = "too many connections from your address"
+TOO_FAST = "too many connections a minute from your address, try again later"
+TOO_MANY_HANDSHAKES = "too many TLS handshakes at once, try again"
+TOO_MANY_LOGINS = "too many logins at once, try again"
+TOO_MANY_LOGINS_USER = "too many logins of this user at once, try again"
+
+
+class Bounds(NamedTuple):
+    """What one listener takes. Zero: no bound."""
+
+    sessions: int = 10000
+    sessions_address: int = 0
+    prefix_v6: int = 64
+    """Bits of an IPv6 address that tell one customer from another."""
+    handshakes: int = 0
+    logins: int = 0
+    logins_user: int = 0
+    per_minute: int = 0
+    """Connections of one address; as many may come at once."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, int]) -> "Bounds":
+        """From what init tells a listener. `max_sessions` there is its share already."""
+        keys = ("max_sessions_address", "address_prefix_v6", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute")
+        return cls(0, *(config[key] for key in keys)).share(config["listeners"])._replace(sessions=config["max_sessions"])
+
+    def share(self, listeners: int) -> "Bounds":
+        """What each of several listener processes takes, rounded up, so that nobody's share is nothing.
+
+        The system hands connections to whichever listener is awake: an address may meet the bound of one earlier than that of all.
+        """
+
+        def part(bound: int) -> int:
+            return -(-bound // listeners)
+
+        return Bounds(*(self.prefix_v6 if name == "prefix_v6" else part(getattr(self, name)) for name in self._fields))
+
+
+def group(host: str, prefix_v6: int) -> str:
+    """Whom an address is counted for: itself, or an IPv6 network of `prefix_v6` bits; IPv4 in IPv6 is IPv4.
+
+    `host` is the system's or a PROXY header's word, so it is an address, maybe with a zone behind `%`.
+    """
+    if ":" not in host:
+        return str(IPv4Address(host))
+    bare, _, zone = host.partition("%")
+    address = IPv6Address(bare)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    network = IPv6Address(int(address) >> (128 - prefix_v6) << (128 - prefix_v6)) if prefix_v6 < 128 else address
+    return f"{network}/{prefix_v6}%{zone}" if zone else f"{network}/{prefix_v6}"
+
+
+class Limits:
+    """What one listener has under way. `now` arguments are monotonic seconds, never going back."""
+
+    __slots__ = ("_addresses", "_begun", "_buckets", "_early", "_queue", "_shaking", "_users", "bounds", "sessions")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.sessions = 0
+        self._early: dict[int, float] = {}  # sessions that have not logged in, and since when; in that order
+        self._shaking: dict[int, float] = {}
+        self._addresses: dict[str, int] = {}
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when; the longest untouched first
+        self._begun: dict[int, str] = {}  # logins under way: user by session
+        self._queue: OrderedDict[int, str] = OrderedDict()  # those that wait
+        self._users: dict[str, int] = {}  # logins by user, begun or waiting
+
+    # -- connections
+    def come(self, host: str, now: float) -> str:
+        """A connection: "" and counted, or why it is not taken. A refused one costs its address no token."""
+        bounds = self.bounds
+        if bounds.sessions and self.sessions >= bounds.sessions:
+            return TOO_MANY
+        address = group(host, bounds.prefix_v6)
+        there = self._addresses.get(address, 0)
+        if bounds.sessions_address and there >= bounds.sessions_address:
+            return TOO_MANY_ADDRESS
+        if bounds.per_minute and not self._token(address, now):
+            return TOO_FAST
+        self.sessions += 1
+        self._addresses[address] = there + 1
+        return ""
+
+    def gone(self, host: str) -> None:
+        """The end of one that was taken."""
+        address = group(host, self.bounds.prefix_v6)
+        there = self._addresses[address] - 1  # KeyError: it was never taken, the shell is wrong
+        self.sessions -= 1
+        if there:
+            self._addresses[address] = there
+        else:
+            del self._addresses[address]
+
+    def _token(self, address: str, now: float) -> bool:
+        most = float(self.bounds.per_minute)
+        buckets = self._buckets
+        tokens, then = buckets.get(address, (most, now))
+        tokens = min(most, tokens + (now - then) * most / 60.0)
+        if tokens < 1.0:
+            return False
+        buckets[address] = (tokens - 1.0, now)
+        buckets.move_to_end(address)
+        # Two looked at for each put in: those untouched for a minute are full again, and as good as unknown.
+        for _ in range(2):
+            oldest = next(iter(buckets))
+            if len(buckets) <= _MOST_BUCKETS and buckets[oldest][1] > now - 60.0:
+                break
+            del buckets[oldest]
+        return True
+
+    # -- who has not logged in yet
+    def waits(self, session: int, now: float) -> None:
+        """A connection that was taken is this session, which may have to make room while it has not logged in."""
+        self._early[session] = now
+
+    def entered(self, session: int) -> None:
+        """It has logged in, or is gone."""
+        self._early.pop(session, None)
+
+    def spare(self, now: float) -> int | None:
+        """When all sessions are taken: the one that has longest not logged in, if that is long, to be dropped for the next that comes."""
+        return _longest(self._early, now)
+
+    # -- TLS
+    def shake(self, session: int, now: float) -> str:
+        """A handshake begins: "" and counted, or why not."""
+        if self.bounds.handshakes and len(self._shaking) >= self.bounds.handshakes:
+            return TOO_MANY_HANDSHAKES
+        self._shaking[session] = now
+        return ""
+
+    def shaken(self, session: int) -> None:
+        """One is over, however it went; harmless where there was none."""
+        self._shaking.pop(session, None)
+
+    def spare_handshake(self, now: float) -> int | None:
+        """As `spare`, when all handshakes are taken: silent clients must not shut the others out."""
+        return _longest(self._shaking, now)
+
+    # -- logins
+    def login(self, session: int, user: str) -> str | None:
+        """A client has said who it is: "" where auth may be asked now, None where it is to wait, or why it is refused.
+
+        Who waits comes out of some later `logged_in`; a session has one login at a time.
+        """
+        bounds = self.bounds
+        if bounds.logins_user and self._users.get(user, 0) >= bounds.logins_user:
+            return TOO_MANY_LOGINS_USER
+        waits = bool(bounds.logins) and len(self._begun) >= bounds.logins
+        if waits and len(self._queue) >= bounds.logins * _WAITING:
+            return TOO_MANY_LOGINS
+        (self._queue if waits else self._begun)[session] = user
+        self._users[user] = self._users.get(user, 0) + 1
+        return None if waits else ""
+
+    def logged_in(self, session: int) -> int | None:
+        """A login is over, however it went, or its client has gone: the session whose turn it is now, or None.
+
+        Also to be called for one that still waits, and harmless for one that never was.
+        """
+        user = self._queue.pop(session, None)
+        if user is not None:
+            self._forget(user)
+            return None
+        user = self._begun.pop(session, None)
+        if user is None:
+            return None
+        self._forget(user)
+        if not self._queue:
+            return None
+        following, its = self._queue.popitem(last=False)
+        self._begun[following] = its
+        return following
+
+    def _forget(self, user: str) -> None:
+        there = self._users[user] - 1
+        if there:
+            self._users[user] = there
+        else:
+            del self._users[user]
+
+
+def _longest(since: dict[int, float], now: float) -> int | None:
+    session = next(iter(since), None)
+    return session if session is not None and since[session] <= now - _SPARE else None

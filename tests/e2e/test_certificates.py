@@ -1,0 +1,170 @@
+"""Several certificates and locked keys, on a real service: SNI, a phrase from a file, from a credential, from a terminal; reloads; and who must not know it."""
+
+import os
+import pty
+import select
+import ssl
+import sys
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from popkernel.cli.demo import make_site
+from popkernel.cli.samplesite import make_certificate
+
+from tests.service import Service, wait_for
+
+PHRASE = b"open sesame 4711"
+DRIVER = [sys.executable, os.path.join(os.path.dirname(__file__), "phrase_driver.py")]
+
+
+def lock(key_path, phrase=PHRASE, before=None):
+    with open(key_path, "rb") as file:
+        key = serialization.load_pem_private_key(file.read(), before)
+    lock = serialization.BestAvailableEncryption(phrase)
+    with open(key_path, "wb") as file:
+        file.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
+
+
+def asked(address, name):
+    """The PEM certificate that a client gets which asks for `name`, and the greeting."""
+    import socket
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((address.host, address.port), 20) as raw, context.wrap_socket(raw, server_hostname=name) as tls:
+        return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True)), tls.recv(100)
+
+
+def visit(service):
+    client = service.pop3()
+    assert client.stat()
+    client.quit()
+
+
+class Locked(Service):
+    """A service with a second certificate, for pop.example.org."""
+
+    def __init__(self, tmp_path, command=DRIVER, **options):
+        self.more = str(tmp_path / "more.pem")
+        self.chain, key = make_certificate(["pop.example.org"])
+        with open(self.more, "wb") as file:
+            file.write(self.chain + key)
+        super().__init__(command=command, certs=[self.more], **options)
+
+
+@pytest.fixture
+def locked_sites(monkeypatch):
+    """Every site that is made has a locked key."""
+
+    def made(*arguments, **options):
+        site = make_site(*arguments, **options)
+        lock(site.key)
+        return site
+
+    monkeypatch.setattr("tests.service.make_site", made)
+
+
+def test_names_and_a_phrase_from_a_file_and_reload(tmp_path, locked_sites):
+    path = str(tmp_path / "phrase")
+    with open(path, "wb") as file:
+        file.write(PHRASE + b"\n")
+    with Locked(tmp_path, key_passphrase_file=path) as service:
+        with open(service.site.cert) as file:
+            own = file.read()
+        assert asked(service.tls, "pop.example.org")[0] == service.chain.decode()
+        assert asked(service.tls, "localhost") == (own, b"+OK POP3 ready\r\n")
+        held = service.pop3()
+        with open(path, "wb") as file:
+            file.write(b"another\n")
+        refused = service.command("reload", check=False)
+        assert refused.returncode
+        service.wait_log("does not open this private key")
+        assert asked(service.tls, "pop.example.org")[1].startswith(b"+OK")  # the old one serves on
+        lock(service.site.key, b"another", PHRASE)
+        service.command("reload")
+        assert held.stat()
+        held.quit()
+        assert asked(service.tls, "localhost")[0] == own
+        assert PHRASE.decode() not in service.read_log()
+
+
+def test_a_phrase_from_a_credential(tmp_path, locked_sites):
+    (tmp_path / "popkernel.passphrase").write_bytes(PHRASE)
+    with Locked(tmp_path, env={**os.environ, "CREDENTIALS_DIRECTORY": str(tmp_path)}) as service:
+        visit(service)
+
+
+def test_without_a_phrase_or_a_terminal_the_start_says_what_is_missing(tmp_path, locked_sites):
+    with Locked(tmp_path, expect_ready=False) as service:
+        assert "the private key has a pass phrase; start at a terminal, or name a file" in service.wait_log("has a pass phrase")
+        assert service.process.wait(20) != 0
+
+
+def memory_holds(pid, needle):
+    """Whether a process has these octets somewhere in memory that it can write."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            span, rights = line.split()[:2]
+            if rights.startswith("rw") and "[vvar" not in line:
+                begin, end = (int(part, 16) for part in span.split("-"))
+                memory.seek(begin)
+                try:
+                    if needle in memory.read(end - begin):
+                        return True
+                except OSError:
+                    continue
+    return False
+
+
+class AtTerminal(Locked):
+    """Started at a terminal of its own, where `typed` is typed whenever something is asked."""
+
+    def __init__(self, tmp_path, typed, **options):
+        self.master, slave = pty.openpty()
+        self.typed = typed
+        self.screen = b""
+        self.slave = os.ttyname(slave)
+        script = (
+            "import os, sys; os.setsid(); fd = os.open(sys.argv[1], os.O_RDWR); os.dup2(fd, 0); os.dup2(fd, 1); os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        super().__init__(tmp_path, command=[sys.executable, "-c", script, self.slave, *DRIVER], **options)
+        os.close(slave)
+
+    def wait_log(self, text, **options):
+        while self.typed:
+            wait_for(lambda: self._asked(), seconds=20)
+            os.write(self.master, self.typed.pop(0) + b"\n")
+        return super().wait_log(text, **options)
+
+    def _asked(self):
+        if select.select([self.master], [], [], 0.05)[0]:
+            self.screen += os.read(self.master, 4096)
+        if self.screen.rstrip(b" ").endswith(b":") and b"pass phrase of" in self.screen:
+            self.screen = b""
+            return True
+        return False
+
+    def close(self):
+        super().close()
+        os.close(self.master)
+
+
+def test_a_phrase_from_the_terminal_is_known_to_init_and_listeners_alone(tmp_path, locked_sites):
+    with AtTerminal(tmp_path, [b"wrong", PHRASE]) as service:
+        visit(service)
+        service.command("reload")  # the new listener is given it too
+        visit(service)
+        names = {}
+        for pid in service.pids():
+            with open(f"/proc/{pid}/comm") as file:
+                names[pid] = file.read().strip()
+            for place in ("cmdline", "environ"):
+                with open(f"/proc/{pid}/{place}", "rb") as file:
+                    assert PHRASE not in file.read(), names[pid]
+        if os.geteuid() == 0:
+            knows = {names[pid] for pid in names if memory_holds(pid, PHRASE)}
+            others = {name for name in names.values() if not name.startswith(("listener", "init", "popkernel", "python"))}
+            assert {name.partition("~")[0] for name in others} >= {"kernel", "auth", "spawner"}, names
+            assert not knows & others, knows
+            assert knows  # else this looked in the wrong place
+        assert PHRASE.decode() not in service.read_log()

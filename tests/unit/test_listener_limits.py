@@ -1,0 +1,208 @@
+"""A listener's bounds: each refuses by its own name, nothing is counted twice or for ever, and memory stays bounded."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from popkernel.actors.listener import limits as module
+from popkernel.actors.listener.limits import Bounds, Limits, group
+
+A, B = "192.0.2.1", "192.0.2.2"
+
+
+def test_sessions_in_all_and_by_address():
+    limits = Limits(Bounds(sessions=3, sessions_address=2))
+    assert [limits.come(A, 0), limits.come(A, 0)] == ["", ""]
+    assert limits.come(A, 0) == "too many connections from your address"
+    assert limits.come(B, 0) == ""
+    assert limits.come("192.0.2.3", 0) == "too many connections, try again later"
+    limits.gone(A)
+    assert limits.come(A, 0) == ""
+    for address in (A, A, B):
+        limits.gone(address)
+    assert limits.sessions == 0
+    assert not limits._addresses
+
+
+def test_what_was_never_taken_cannot_go():
+    limits = Limits(Bounds())
+    with pytest.raises(KeyError):
+        limits.gone(A)
+    assert limits.sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "prefix", "same"),
+    [
+        ("2001:db8:0:1::5", "2001:db8:0:1:ffff::9", 64, True),
+        ("2001:db8:0:1::5", "2001:db8:0:2::5", 64, False),
+        ("2001:db8:0:1::5", "2001:db8:0:2::5", 48, True),
+        ("2001:db8::1", "2001:db8::2", 128, False),
+        ("::ffff:192.0.2.1", "192.0.2.1", 64, True),
+        ("192.0.2.1", "192.0.2.2", 64, False),
+        ("fe80::1%eth0", "fe80::2%eth0", 64, True),
+        ("fe80::1%eth0", "fe80::1%eth1", 64, False),
+        ("2001:DB8::1", "2001:db8:0::1", 128, True),
+    ],
+)
+def test_ipv6_is_counted_by_network(one, other, prefix, same):
+    assert (group(one, prefix) == group(other, prefix)) is same
+
+
+def test_connections_a_minute():
+    limits = Limits(Bounds(per_minute=6))
+    said = [limits.come(A, 100.0) for _ in range(8)]
+    assert said == [""] * 6 + ["too many connections a minute from your address, try again later"] * 2
+    assert limits.come(B, 100.0) == ""
+    assert limits.come(A, 109.9)
+    assert limits.come(A, 110.0) == ""  # one each ten seconds
+    assert limits.come(A, 110.0)
+    assert [limits.come(A, 1000.0) for _ in range(7)].count("") == 6
+
+
+def test_the_rates_of_many_addresses_are_forgotten_in_time(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_BUCKETS", 100)
+    limits = Limits(Bounds(sessions=0, per_minute=1))
+    for n in range(500):
+        assert limits.come(f"10.0.{n // 256}.{n % 256}", 0.0) == ""
+    assert len(limits._buckets) == 100
+    assert limits.come("10.0.1.243", 1.0)  # the latest are remembered
+    for n in range(150):
+        assert limits.come(f"10.1.0.{n}", 61.0) == ""
+    assert len(limits._buckets) == 100
+    assert limits.come("10.2.0.1", 200.0) == ""
+    assert limits.come("10.2.0.2", 200.0) == ""
+    assert len(limits._buckets) == 98  # each that comes takes two old ones along
+
+
+def test_handshakes():
+    limits = Limits(Bounds(handshakes=1))
+    assert limits.shake(1, 10.0) == ""
+    assert limits.shake(2, 11.0) == "too many TLS handshakes at once, try again"
+    assert limits.spare_handshake(14.9) is None
+    assert limits.spare_handshake(15.0) == 1
+    limits.shaken(1)
+    limits.shaken(1)
+    assert limits.spare_handshake(99.0) is None
+    assert limits.shake(2, 15.0) == ""
+
+
+def test_who_has_not_logged_in_makes_room():
+    limits = Limits(Bounds(sessions=3))
+    for session, now in ((1, 0.0), (2, 1.0), (3, 2.0)):
+        limits.come(A, now)
+        limits.waits(session, now)
+    limits.entered(1)
+    assert limits.spare(5.9) is None
+    assert limits.spare(6.0) == 2
+    limits.entered(2)
+    assert limits.spare(7.0) == 3
+    limits.entered(3)
+    assert limits.spare(99.0) is None
+
+
+def test_logins_wait_in_order_within_a_bound():
+    limits = Limits(Bounds(logins=2))
+    assert [limits.login(n, f"u{n}") for n in range(2)] == ["", ""]
+    assert [limits.login(n, f"u{n}") for n in range(2, 10)] == [None] * 8
+    assert limits.login(10, "u10") == "too many logins at once, try again"
+    assert limits.logged_in(5) is None  # its client went while it waited
+    assert limits.logged_in(99) is None
+    assert [limits.logged_in(n) for n in (1, 0, 2)] == [2, 3, 4]
+    assert limits.logged_in(2) is None  # again: it is over already
+    for n in (3, 4, 6, 7, 8, 9):
+        limits.logged_in(n)
+    assert not limits._begun
+    assert not limits._queue
+    assert not limits._users
+
+
+def test_logins_of_one_user():
+    limits = Limits(Bounds(logins=1, logins_user=2))
+    assert limits.login(1, "alice") == ""
+    assert limits.login(2, "alice") is None
+    assert limits.login(3, "alice") == "too many logins of this user at once, try again"
+    assert limits.login(4, "bob") is None
+    assert limits.logged_in(1) == 2
+    assert limits.login(5, "alice") is None
+
+
+def test_zero_is_no_bound():
+    limits = Limits(Bounds(sessions=0))
+    assert not any(limits.come(A, 0.0) for _ in range(1000))
+    assert not any(limits.shake(n, 0.0) for n in range(1000))
+    assert not any(limits.login(n, "alice") for n in range(1000))
+
+
+def test_several_listeners_share():
+    assert Bounds(10000, 100, 56, 5, 0, 1, 7).share(4) == Bounds(2500, 25, 56, 2, 0, 1, 2)
+    told = {"max_sessions": 5000, "max_sessions_address": 101, "address_prefix_v6": 64, "max_handshakes": 0, "max_logins": 3,
+            "max_logins_user": 10, "connects_per_minute": 1, "listeners": 2}
+    assert Bounds.of(told) == Bounds(5000, 51, 64, 0, 2, 5, 1)
+    assert Bounds(10000, 100).share(1) == Bounds(10000, 100)
+
+
+class Whole(RuleBasedStateMachine):
+    """Any order of coming and going: what is counted is what is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.limits = Limits(Bounds(sessions=6, sessions_address=3, handshakes=2, logins=2, logins_user=2, per_minute=5))
+        self.now = 0.0
+        self.there = []
+        self.begun, self.waiting = {}, []
+        self.next = 0
+
+    @rule(host=st.sampled_from([A, B, "2001:db8::1", "2001:db8::2"]), later=st.floats(0, 30))
+    def come(self, host, later):
+        self.now += later
+        if not self.limits.come(host, self.now):
+            self.there.append(host)
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def gone(self, data):
+        self.limits.gone(self.there.pop(data.draw(st.integers(0, len(self.there) - 1))))
+
+    @rule(user=st.sampled_from(["alice", "bob", "carol", "dave"]))
+    def login(self, user):
+        self.next += 1
+        said = self.limits.login(self.next, user)
+        if said == "":
+            self.begun[self.next] = user
+        elif said is None:
+            self.waiting.append((self.next, user))
+
+    @precondition(lambda self: self.begun or self.waiting)
+    @rule(data=st.data())
+    def logged_in(self, data):
+        session = data.draw(st.sampled_from([*self.begun, *(w[0] for w in self.waiting)]))
+        following = self.limits.logged_in(session)
+        if session not in self.begun:
+            assert following is None
+            self.waiting = [w for w in self.waiting if w[0] != session]
+            return
+        del self.begun[session]
+        assert following == (self.waiting[0][0] if self.waiting else None)
+        if self.waiting:
+            self.begun.update([self.waiting.pop(0)])
+
+    @invariant()
+    def counted(self):
+        limits = self.limits
+        assert limits.sessions == len(self.there) == sum(limits._addresses.values()) <= 6
+        assert all(0 < n <= 3 for n in limits._addresses.values())
+        assert limits._begun == self.begun
+        assert list(limits._queue.items()) == self.waiting
+        users = [*self.begun.values(), *(w[1] for w in self.waiting)]
+        assert limits._users == {u: users.count(u) for u in users}
+        assert all(n <= 2 for n in limits._users.values())
+
+
+TestWhole = Whole.TestCase
+TestWhole.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+@given(st.one_of(st.ip_addresses().map(str)), st.integers(1, 128))
+def test_every_address_belongs_to_one_group(host, prefix):
+    assert len(group(host, prefix)) < 64

@@ -1,0 +1,155 @@
+"""The listener's TLS: which certificate for which name, pass phrases, times, and what a client can and can't get. In memory, without a socket."""
+
+import ssl
+import time
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from popkernel.actors.listener.tls import TlsError, context, pick, serve
+from popkernel.cli.samplesite import make_certificate
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a certificate for `names` and its key, encrypted where a phrase is given; their paths."""
+
+    def write(name, *names, phrase=None, **options):
+        chain, key = make_certificate(names, **options)
+        if phrase is not None:
+            loaded = serialization.load_pem_private_key(key, None)
+            lock = serialization.BestAvailableEncryption(phrase)
+            key = loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+        (tmp_path / f"{name}.pem").write_bytes(chain)
+        (tmp_path / f"{name}.key").write_bytes(key)
+        return str(tmp_path / f"{name}.pem"), str(tmp_path / f"{name}.key")
+
+    return write
+
+
+def client_context(cafile=None):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_REQUIRED if cafile else ssl.CERT_NONE
+    if cafile:
+        tls.load_verify_locations(cafile)
+    return tls
+
+
+def shake(server, client, name=None, session=None):
+    """A whole handshake and one octet from the server (with it come tickets); the client's and the server's end."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
+    other = server.wrap_bio(to_server, to_client, server_side=True)
+    ends = [one, other]
+    for _ in range(10):
+        for end in list(ends):
+            try:
+                end.do_handshake()
+                ends.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+        if not ends:
+            break
+    other.write(b"x")
+    assert one.read(1) == b"x"
+    return one, other
+
+
+def subject(end):
+    return dict(part[0] for part in end.getpeercert()["subject"])["commonName"]
+
+
+@pytest.mark.parametrize("least", ["1.2", "1.3"])
+def test_the_certificate_is_for_the_name_that_is_asked_for(written, tmp_path, least):
+    pairs = [written("a", "a.example.org"), written("b", "b.example.org", "x.b.example.org"), written("w", "*.example.net", "c.example.org")]
+    served = serve(pairs, least)
+    assert served.warnings == []
+    for name, wanted in (
+        (None, "a.example.org"), ("a.example.org", "a.example.org"), ("b.example.org", "b.example.org"),
+        ("X.B.Example.org", "b.example.org"), ("mail.example.net", "*.example.net"), ("c.example.org", "*.example.net"),
+        ("deep.mail.example.net", "a.example.org"), ("example.net", "a.example.org"), ("nobody.test", "a.example.org"),
+    ):  # fmt: skip
+        cafile = next(cert for cert, _ in pairs if cert.endswith({"a": "a.pem", "b": "b.pem", "*": "w.pem"}[wanted[0]]))
+        assert subject(shake(served.context, client_context(cafile), name)[0]) == wanted, name
+
+
+def test_a_full_name_goes_before_a_wildcard():
+    full, wild, default = object(), object(), object()
+    by_name = {"a.example.org": full, "*.example.org": wild}
+    assert [pick(n, by_name, default) for n in ("A.example.org", "b.example.org", "*.example.org", "org", "", None)] == [
+        full, wild, wild, default, default, default,
+    ]  # fmt: skip
+
+
+def test_names_that_two_have_or_nobody(written):
+    pairs = [written("a", "a.test"), written("b", "a.test", "b.test")]
+    assert [w.split(": ", 1)[1] for w in serve(pairs, "1.3").warnings] == [f"is for a.test as {pairs[0][0]} is, which is used; leave one of the two out"]
+
+
+def test_sessions_are_resumed_and_1_2_has_only_modern_ciphers(written):
+    pair = written("a", "a.test")
+    for least, highest in (("1.3", None), ("1.2", ssl.TLSVersion.TLSv1_2)):
+        server, client = context(*pair, least), client_context()
+        if highest:
+            client.maximum_version = highest
+        first, _ = shake(server, client, "a.test")
+        assert not first.session_reused
+        second, _ = shake(server, client, "a.test", first.session)
+        assert second.session_reused
+        assert first.compression() is None
+    for cipher in server.get_ciphers():
+        assert cipher["aead"], cipher["name"]
+        assert cipher["protocol"] == "TLSv1.3" or cipher["name"].startswith("ECDHE-")
+
+
+def test_what_is_older_is_not_served(written):
+    server, client = context(*written("a", "a.test"), "1.3"), client_context()
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError):
+        shake(server, client)
+    server = context(*written("a", "a.test"), "1.2")
+    client.set_ciphers("AES128-SHA:ECDHE-ECDSA-AES128-SHA")
+    with pytest.raises(ssl.SSLError):
+        shake(server, client)
+
+
+def test_pass_phrases(written, tmp_path):
+    pair = written("a", "a.test", phrase=b"s\xc3\xa9same")
+    path = tmp_path / "phrase"
+    path.write_bytes(b"s\xc3\xa9same\n")
+    for phrase in (b"s\xc3\xa9same", str(path)):
+        assert shake(serve([pair], "1.3", phrase).context, client_context())
+    for phrase, said in (
+        (b"", "has a pass phrase; start at a terminal, or name a file"),
+        (b"wrong", "does not open this private key"),
+        (b"x" * 1025, "more than 1024 octets"),
+        (str(tmp_path / "none"), "No such file or directory; write the pass phrase of"),
+    ):
+        with pytest.raises(TlsError, match=said) as caught:
+            serve([pair], "1.3", phrase)
+        assert "same" not in str(caught.value)
+    path.write_bytes(b"\n")
+    with pytest.raises(TlsError, match="first line is empty"):
+        serve([pair], "1.3", str(path))
+    assert serve([written("b", "b.test")], "1.3", b"not needed").warnings == []
+
+
+def test_times(written):
+    day = 86400
+    pair = written("a", "a.test", days=30, starts=2)
+    with pytest.raises(TlsError, match=r"starts on \d{4}-\d\d-\d\d \d\d:\d\d UTC only; set this machine's clock, or wait"):
+        serve([pair], "1.3")
+    assert serve([pair], "1.3", now=time.time() + 3 * day).warnings == []
+    warnings = serve([pair], "1.3", now=time.time() + 31 * day).warnings
+    assert len(warnings) == 1
+    assert "the certificate ended on " in warnings[0]
+
+
+def test_what_does_not_belong_together_or_is_none(written, tmp_path):
+    a, b = written("a", "a.test"), written("b", "b.test")
+    with pytest.raises(TlsError, match="is not the key of the certificate in .*a.pem"):
+        serve([b, (a[0], b[1])], "1.3")
+    (tmp_path / "bad").write_bytes(b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    for cert, said in ((str(tmp_path / "bad"), "damaged"), (a[1], "no certificate in PEM form"), ("/nowhere", "No such file")):
+        with pytest.raises(TlsError, match=said):
+            serve([(cert, a[1])], "1.3")
