@@ -4,6 +4,7 @@
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 __all__ = ["GREETING", "LINE_LIMIT", "LineReader", "capabilities", "err", "number", "ok", "split"]
 
@@ -80,15 +81,20 @@ def err(text: str, code: str = "") -> bytes:
     return b"-ERR " + line.encode()[: REPLY_LIMIT - 7] + b"\r\n"
 
 
-def capabilities(*, tls: bool, starttls: bool, login: bool, plaintext: bool, version: str) -> bytes:
+def capabilities(*, starttls: bool, user: bool, mechanisms: Sequence[str], expire: int, login_delay: int, version: str) -> bytes:
     """The whole answer to CAPA (RFC 2449), true of the session as it is.
 
-    `tls`: it runs over TLS; `starttls`: STLS would be taken now; `login`: it is logged in; `plaintext`: USER works without TLS.
+    `starttls`: STLS would be taken now; `user`: USER would; `mechanisms`: AUTH would, with these; `expire`: days that mail is kept,
+    0 for until it is retrieved, -1 for ever (section 6.7); `login_delay`: seconds between logins, 0 for none (section 6.5).
     """
-    lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"]
-    if not login and (tls or plaintext):
+    lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER", "LANG"]
+    if user:
         lines.append("USER")
+    if mechanisms:
+        lines.append("SASL " + " ".join(mechanisms))
     if starttls:
         lines.append("STLS")
-    lines += ["EXPIRE NEVER", f"IMPLEMENTATION popkernel-{version}"]
+    if login_delay:
+        lines.append(f"LOGIN-DELAY {login_delay}")
+    lines += [f"EXPIRE {expire}" if expire >= 0 else "EXPIRE NEVER", f"IMPLEMENTATION popkernel-{version}"]
     return b"+OK capabilities follow\r\n" + "\r\n".join([*lines, ".", ""]).encode()

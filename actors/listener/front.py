@@ -1,33 +1,28 @@
-"""The listener's front: listening sockets, TLS, clients' octets and timers, around the sessions of core.py.
+"""The listener's front: TLS, clients' octets and timers, around the sessions of core.py. They come in by door.py.
 
 What a session wants of the other actors it hands to the shell above it (main.py), by `_ask`, `client.channel` and `_account`.
 """
 
 import contextlib
-import errno
-import os
 import socket
 import ssl
-from typing import Any
 
 from popkernel.actors.listener.core import Session
+from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.policy import Policy
-from popkernel.actors.listener.tls import TlsError, context
-from popkernel.kernel.actor import Actor, Boot
+from popkernel.actors.listener.tls import TlsError, serve
+from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, watch
 from popkernel.kernel.loop import READ, WRITE, Timer
-from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
 
 __all__ = ["Client", "Front"]
 
-_ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
+_REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _CHUNK = 8192  # octets read from a client at once: commands are short, and a buffer is made for each read
-_BACKLOG = 512  # lines of a client that may wait before no more are read from it
 _GRACE = 5.0  # seconds a closing connection may stand still before it has taken its last answer
 _SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
-_UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
 _CLOSED_WELL = ("quit", "quit before login")
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
@@ -44,6 +39,7 @@ class Client:
         "eof",
         "events",
         "handshake",
+        "host",
         "octets_in",
         "out",
         "session",
@@ -57,6 +53,7 @@ class Client:
     def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
         self.sock = sock
         self.session = session
+        self.host = ""  # the client's address; empty where it was refused
         self.asked = 0  # auths that were asked about the login under way
         self.asked_at = 0.0  # when what another actor has not yet answered was asked, or when it last went on answering; 0: nothing is
         self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
@@ -73,45 +70,28 @@ class Client:
         self.ending = False  # all is said; what waits to be sent is the last
 
 
-class Front(Actor):
+class Front(Door):
     """The clients of one listener process."""
 
     def __init__(self, boot: Boot) -> None:
-        super().__init__(boot, many=True)
+        super().__init__(boot)
         config = boot.config
-        self.policy = Policy(
-            version=config["version"], plaintext=config["allow_plaintext"], starttls=True,
-            login_seconds=config["login_seconds"], idle_seconds=config["idle_seconds"],
-        )
+        self.policy = Policy.of(config)
         try:
-            self.tls = context(config["cert"], config["key"], config["tls_min"])
+            served = serve(config["pairs"], config["tls_min"], config["phrase"])
         except TlsError as error:
             self.fail(78, str(error))
-        self.most = int(config["max_sessions"])
+        self.tls, self.warnings = served
         self.clients: dict[int, Client] = {}
-        self.awaiting: dict[int, Client] = {}  # those whose login auth or the kernel still has to answer
+        self.awaiting: dict[int, Client] = {}  # those whose login waits for its turn, for auth or for the kernel
+        self.refusing = 0  # connections that are only told why they are not served
         self.serial = int(config.get("serial", 0))
         self.draining = False
-        self.listening: list[tuple[socket.socket, bool]] = []
 
-    def begin(self) -> None:
-        """Lock in, say hello, serve."""
-        tls_fds, plain_fds = self.boot.config["tls_fds"], self.boot.config["plain_fds"]
-        self.listening = [(socket.socket(fileno=fd), True) for fd in tls_fds]
-        self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
-        for sock, _ in self.listening:
-            sock.setblocking(False)
-            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # those it accepts inherit it
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
-        keep_memory(16 << 20)
-        self.lock(nofile=2 * self.most + 64)
-        room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
-        self.connect()
-        if room < self.most:  # a few less than asked for are not worth a warning at every start
-            text = f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}"
-            self.log(4 if room < self.most * 9 // 10 else 6, f"{text}; raise it, or start more listeners with --listeners")
-            self.most = room
-        self.run()
+    def connect(self) -> None:
+        super().connect()
+        for text in self.warnings:
+            self.log(4, text)
 
     def sessions(self) -> int:
         """Connections, logged in or not."""
@@ -140,8 +120,12 @@ class Front(Actor):
         )
 
     # -- what the shell above does
-    def _ask(self, client: Client, login: m.Login) -> None:
-        """Have a login checked."""
+    def _log_in(self, client: Client, login: m.Login) -> None:
+        """Have a login checked, in its turn."""
+        raise NotImplementedError
+
+    def _login_over(self, session: int) -> None:
+        """A login has been answered, or nobody waits for its answer any more."""
         raise NotImplementedError
 
     def _unanswered(self, client: Client) -> None:
@@ -153,56 +137,40 @@ class Front(Actor):
         raise NotImplementedError
 
     # -- clients come
-    def _listen(self, sock: socket.socket, tls: bool) -> None:
-        def ready(events: int) -> None:
-            del events
-            self._accept(sock, tls)
-
-        self.loop.add(sock.fileno(), ready)
-
-    def _close_listening(self) -> None:
-        for sock, _ in self.listening:
-            self.loop.remove(sock.fileno())
-            sock.close()
-        self.listening.clear()
-
     def _done_draining(self) -> None:
         if self.draining and not self.clients:
             self.end()
 
-    def _accept(self, listening: socket.socket, tls: bool) -> None:
-        for _ in range(_ACCEPTS):
-            try:
-                sock, address = listening.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self.log(3, f"no more connections can be taken: {os.strerror(error.errno)}")
-                return
-            self._begin(sock, address, tls)
-
-    def _begin(self, sock: socket.socket, address: Any, tls: bool) -> None:
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self.clients) >= self.most:
-            if not tls:
-                with contextlib.suppress(OSError):
-                    sock.send(b"-ERR [SYS/TEMP] too many connections, try again later\r\n")
+    def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
+        if refused and (self.refusing >= _REFUSING or not self.limits.room_to_shake()):
             sock.close()
             return
         self.serial += 1
-        where = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         client = Client(sock, Session(self.serial, self.policy, where, tls=tls), self.loop.now)
         self.clients[self.serial] = client
+        if refused:
+            self.refusing += 1
+            client.session.refused(refused)
+        else:
+            client.host = host
+            self.limits.waits(self.serial, self.loop.now)
         if watch.tap is not None:
             client.session.shown = [*client.session.out]
-            note("Connected", self.serial, {"address": where, "tls": tls}, way="in", peer="client")
-        self._arm(client, self.policy.login_seconds)
+            note("Connected", self.serial, {"address": where, "tls": tls, "refused": refused}, way="in", peer="client")
+        self._arm(client, _GRACE if refused else self.policy.login_seconds)
         if tls:
             self._start_tls(client)
         else:
             self._attend(client)
             self._progress(client)
+
+    def _make_room(self) -> bool:
+        session = self.limits.spare(self.loop.now)
+        if session is None:
+            return False
+        self._over(self.clients[session], "made room for another")
+        return True
 
     def _attend(self, client: Client) -> None:
         def ready(events: int) -> None:
@@ -214,6 +182,15 @@ class Front(Actor):
     def _start_tls(self, client: Client) -> None:
         if client.events and client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
+        limits = self.limits
+        if limits.shake(client.session.id, self.loop.now):
+            slow = limits.spare_handshake(self.loop.now)
+            if slow is not None:
+                self._over(self.clients[slow], "made room for another handshake")
+            why = limits.shake(client.session.id, self.loop.now)
+            if why:
+                self._over(client, why)
+                return
         try:
             client.sock = self.tls.wrap_socket(client.sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
@@ -240,6 +217,7 @@ class Front(Actor):
     def _shaken(self, client: Client, version: str) -> None:
         """TLS is on."""
         client.handshake = False
+        self.limits.shaken(client.session.id)
         if watch.tap is not None:
             note("Secured", client.session.id, {"version": version}, way="in", peer="client")
         if client.session.starttls:
@@ -293,8 +271,7 @@ class Front(Actor):
         session = client.session
         while True:
             if session.login is not None and session.id not in self.awaiting:
-                self.awaiting[session.id] = client
-                self._ask(client, session.login)
+                self._log_in(client, session.login)
             if client.channel is not None:
                 tell = session.take_tell()
                 if tell:
@@ -328,7 +305,7 @@ class Front(Actor):
             credit = session.credit(client.unsent)
             if credit:
                 client.channel.send(m.Credit(credit))
-        reading = session.backlog < _BACKLOG and not session.closing and not client.eof
+        reading = not session.backlog and not session.closing and not client.eof
         self._events(client, (READ if reading else 0) | (WRITE if client.out else 0))
         if not reading and client.sock.fileno() >= 0:
             client.waits = True
@@ -389,6 +366,17 @@ class Front(Actor):
         client.session.timed_out()
         self._over(client, client.session.why)
 
+    def _forget(self, client: Client) -> None:
+        """Take it out of all counts."""
+        limits, session = self.limits, client.session.id
+        if client.host:
+            limits.gone(client.host)
+        else:
+            self.refusing -= 1
+        limits.entered(session)
+        limits.shaken(session)
+        self._login_over(session)
+
     def _over(self, client: Client, why: str) -> None:
         """The end of a connection, in any state. What the maildir actor then sees is the end of its channel."""
         session = client.session
@@ -397,6 +385,7 @@ class Front(Actor):
         if watch.tap is not None and not session.why:
             note("Gone", session.id, {"why": why}, way="in", peer="client")
         self.awaiting.pop(session.id, None)
+        self._forget(client)
         if client.timer is not None:
             client.timer.cancel()
         if client.channel is not None:

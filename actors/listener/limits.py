@@ -149,6 +149,10 @@ class Limits:
         self._shaking[session] = now
         return ""
 
+    def room_to_shake(self) -> bool:
+        """Whether there is room for half of what may be under way: more than that is not for those who are to be refused."""
+        return not self.bounds.handshakes or len(self._shaking) * 2 < self.bounds.handshakes
+
     def shaken(self, session: int) -> None:
         """One is over, however it went; harmless where there was none."""
         self._shaking.pop(session, None)

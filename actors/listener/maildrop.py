@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from popkernel.actors.listener.policy import Policy
 from popkernel.actors.listener.replies import Replies
 from popkernel.proto import messages as m
-from popkernel.proto.pop3 import LineReader, err, number, ok
+from popkernel.proto.pop3 import LineReader, number, ok
+from popkernel.proto.texts import reply
 
 __all__ = ["AHEAD", "TRANSACTION", "Maildrop"]
 
@@ -19,8 +20,8 @@ _AHEAD = 64  # messages the maildir actor may send ahead of being asked, within 
 _AHEAD_OCTETS = 320 * 1024  # of them that are kept
 _ROWS_AHEAD = 256  # sizes or unique ids that come along with one that is asked for
 _MOST_KNOWN = 2048  # of those, how many are kept
-_LOW_WATER = 256 * 1024  # octets on their way to the client below which credit goes back
-_NO_SUCH = err("no such message")
+_NO_SUCH = "no such message"
+_MARKED = b"+OK marked\r\n"
 _USAGE = {
     b"RETR": "RETR number", b"DELE": "DELE number", b"TOP": "TOP number lines", b"LIST": "LIST [number]", b"UIDL": "UIDL [number]",
 }
@@ -78,7 +79,7 @@ class Maildrop(Replies):
         n = number(rest)
         if 1 <= n <= self.total:
             return n
-        self._bad("no such message" if n >= 0 else f"usage: {_USAGE[verb]}")
+        self._bad(_NO_SUCH if n >= 0 else f"usage: {_USAGE[verb]}")
         return 0
 
     def _retr(self, rest: bytes) -> None:
@@ -264,7 +265,7 @@ class Maildrop(Replies):
         if len(owed) == 3:  # begun, and now it can't be finished: nothing but an end of the connection says so
             self._end_with(b"", "a message could not be read to its end")
             return
-        self._put(err(message.text, message.code))
+        self._put(self._no(message.text, message.code))
 
     def _sizes(self, message: m.Sizes) -> None:
         self.owed_credit += m.bulk_octets(message)
@@ -282,7 +283,7 @@ class Maildrop(Replies):
             if owed[1] != first or not 1 <= len(rows) <= _ROWS_AHEAD:
                 raise ValueError("an answer for another message")
             self._owed.popleft()
-            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else _NO_SUCH)
+            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else self._no(_NO_SUCH))
             if len(known) > _MOST_KNOWN:
                 known.clear()
             known.update((n, row) for n, row in enumerate(rows, first) if row)
@@ -302,16 +303,17 @@ class Maildrop(Replies):
         if owed[1] != n:
             raise ValueError("an answer for another message")
         refused = set(message.refused)
+        marked = reply(_MARKED, self.tongue)
         self.messages, self.octets = message.messages, message.octets
         while self._owed and self._owed[0] == ("dele", n) and n < message.first + message.many:
             self._owed.popleft()
             if n in refused:
-                self._put(_NO_SUCH)
+                self._put(self._no(_NO_SUCH))
             else:
                 self.deleted += 1
                 self._known[m.List].pop(n, None)
                 self._known[m.Uidl].pop(n, None)
-                self._put(b"+OK marked\r\n")
+                self._put(marked)
             n += 1
 
     def _totals(self, message: m.Totals) -> None:
@@ -321,15 +323,15 @@ class Maildrop(Replies):
         self._owed.popleft()
         self.messages, self.octets = message.messages, message.octets
         self.deleted = 0
-        self._put(ok(f"{self.messages} messages ({self.octets} octets)"))
+        self._put(reply(ok(f"{self.messages} messages ({self.octets} octets)"), self.tongue))
 
     def _bye(self, message: m.Bye) -> None:
         self._expect("quit")
         self._owed.popleft()
         if message.failed:
-            self._put(err(f"{message.failed} messages could not be removed", "SYS/TEMP"))
+            self._put(self._no(f"{message.failed} messages could not be removed", "SYS/TEMP"))
         else:
-            self._put(ok("bye"))
+            self._put(reply(ok("bye"), self.tongue))
         self.deleted = message.removed
         self._close("quit")
 
@@ -337,7 +339,8 @@ class Maildrop(Replies):
 
     def credit(self, unsent: int) -> int:
         """How much credit to give the maildir actor, `unsent` octets waiting to go to the client. Taking it is giving it."""
-        if self.owed_credit >= _LOW_WATER // 2 and unsent < _LOW_WATER:
+        memory = self._policy.memory
+        if self.owed_credit >= memory // 2 and unsent < memory:
             owed, self.owed_credit = self.owed_credit, 0
             return owed
         return 0

@@ -42,7 +42,7 @@ class Listener(Front):
     def settings(self) -> dict[str, Any]:
         return {
             "policy": list(self.policy),
-            "max_sessions": self.most,
+            "bounds": list(self.limits.bounds),
             "serial": self.serial,
             "auth": self.auth.peer if self.auth is not None else "",
         }
@@ -59,7 +59,7 @@ class Listener(Front):
         for client in list(self.awaiting.values()):
             if client.asked >= _ASKS:  # it may be this very login that ends them
                 self._no(client.session.id, "SYS/TEMP", _AUTH_LATE)
-            elif client.session.login is not None:
+            elif client.asked and client.session.login is not None:
                 self._ask(client, client.session.login)
 
     def _opened(self, message: m.Opened, fds: list[int]) -> None:
@@ -68,6 +68,7 @@ class Listener(Front):
             os.close(fds[0])
             return
         client.session.login = None
+        self._login_over(message.session)
         client.asked_at = 0.0  # a maildrop that was never listed may take its time; the client's own time to log in bounds it
         client.channel = Channel(
             self.loop, adopt(fds[0]), self.boot.name, f"maildir.{client.session.user}",
@@ -82,6 +83,7 @@ class Listener(Front):
     def _no(self, session: int, code: str, text: str) -> None:
         client = self.awaiting.pop(session, None)
         if client is not None:
+            self._login_over(session)
             client.session.login = None
             client.asked_at = 0.0
             self.tell(m.LoginFailed(client.session.user, client.session.address, code or "refused"))
@@ -115,6 +117,19 @@ class Listener(Front):
         if why:
             self.refuse(channel, why)
 
+    def _log_in(self, client: Client, login: m.Login) -> None:
+        turn = self.limits.login(login.session, login.user)
+        self.awaiting[login.session] = client
+        if turn:
+            self._no(login.session, "SYS/TEMP", turn)
+        elif turn is not None:
+            self._ask(client, login)
+
+    def _login_over(self, session: int) -> None:
+        following = self.awaiting.get(self.limits.logged_in(session) or 0)
+        if following is not None and following.session.login is not None:
+            self._ask(following, following.session.login)
+
     def _ask(self, client: Client, login: m.Login) -> None:
         client.asked += 1
         client.asked_at = self.loop.now
@@ -129,6 +144,7 @@ class Listener(Front):
         session = client.session
         if type(message) is m.Ready:
             if session.state == "login":
+                self.limits.entered(session.id)
                 self._arm(client, self.policy.idle_seconds)
                 session.ready(message)
             else:

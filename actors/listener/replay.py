@@ -5,14 +5,31 @@ from typing import Any
 
 from popkernel.actors.listener import front, main
 from popkernel.actors.listener.core import Session
+from popkernel.actors.listener.limits import Bounds, Limits
 from popkernel.actors.listener.policy import Policy
 from popkernel.kernel.loop import READ, WRITE
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
-from popkernel.proto.pop3 import LINE_LIMIT, TOO_LONG
+from popkernel.proto.pop3 import TOO_LONG
 from popkernel.proto.recording import Frame, RecordingError
+from popkernel.proto.sasl import AUTH_LINE_LIMIT
 from popkernel.proto.shown import content, cut
 
 __all__ = ["play"]
+
+
+_CONFIG = {  # what a listener can't be made without; the recorded settings count
+    **dict.fromkeys(
+        ("version", "oauth_issuer", "oauth_scope", "block_list", "cert", "key", "phrase", "tls_min"), "",
+    ),
+    **dict.fromkeys(
+        (
+            "login_seconds", "idle_seconds", "most_errors", "max_commands", "expire_days", "login_delay", "session_memory", "max_sessions",
+            "max_sessions_address", "address_prefix_v6", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute",
+        ),
+        0,
+    ),
+    "allow_plaintext": False, "listeners": 1, "proxy_networks": (), "pairs": (),
+}
 
 
 class _Nothing(bytes):
@@ -73,9 +90,11 @@ class _Listener(main.Listener):
         octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
         self.stage.notes("client", "Reply", session.id, {"said": pieces}, octets)
 
-    def _begin(self, sock: Any, address: Any, tls: bool) -> None:
+    def _admit(self, sock: Any, host: str, port: int, *, tls: bool, refused: str) -> None:
+        if not refused:
+            self.limits.come(host, self.loop.now)
         with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
-            super()._begin(sock, address, tls)
+            super()._admit(sock, host, port, tls=tls, refused=refused)
 
     def fail(self, status: int, text: str) -> Any:
         raise RecordingError(f"{text} ({status})")
@@ -89,7 +108,7 @@ def _shown_session(*arguments: Any, **more: Any) -> Session:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of one listener, from its Settings on."""
-    with stage.set_up(main, front, context=lambda *_: None):
+    with stage.set_up(main, front, serve=lambda *_: (None, [])):
         listener = _enter(stage, name, settings, frames[0].turn / 1e9)
         begun: set[int] = set()
         for stage.at, frame in enumerate(frames):
@@ -109,15 +128,14 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
 def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Listener:
     try:
         policy = Policy(*settings["policy"])
-        config = {
-            "version": policy.version, "allow_plaintext": policy.plaintext, "login_seconds": policy.login_seconds,
-            "idle_seconds": policy.idle_seconds, "cert": "", "key": "", "tls_min": "", "max_sessions": settings["max_sessions"],
-        }
+        bounds = Bounds(*settings["bounds"])
         auth = settings["auth"]
     except (KeyError, TypeError, AttributeError):
         raise RecordingError("the listener's settings are other ones now: record it anew") from None
-    listener = _Listener(boot_of(name, config))
+    listener = _Listener(boot_of(name, _CONFIG))
     listener.policy = policy
+    # Who came in is in the recording; whose turn it is to log in is decided again.
+    listener.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))
     listener.stage = stage
     stage.enter(listener, start)
     if auth:
@@ -164,7 +182,8 @@ def _client(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: F
     if frame.name == "Connected":
         host, _, port = frame.fields["address"].rpartition(":")
         listener.serial = frame.session - 1
-        listener._begin(_ClientSocket(), (host.strip("[]"), int(port)), frame.fields["tls"])  # noqa: SLF001
+        refused = frame.fields.get("refused", "")
+        listener._admit(_ClientSocket(), host.strip("[]"), int(port), tls=frame.fields["tls"], refused=refused)  # noqa: SLF001
         return
     client = listener.clients.get(frame.session)
     if client is None:
@@ -173,7 +192,7 @@ def _client(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: F
     if frame.name == "Secured":
         listener._shaken(client, frame.fields["version"])  # noqa: SLF001
     elif frame.name == "Typed":
-        lines = [b"x" * LINE_LIMIT if line == TOO_LONG else line for line in frame.fields["lines"]]
+        lines = [b"x" * AUTH_LINE_LIMIT if line == TOO_LONG else line for line in frame.fields["lines"]]
         _socket(client).typed.append(b"".join(line + b"\r\n" for line in lines) if lines else _Nothing())
         listener._ready(client, READ)  # noqa: SLF001
     elif frame.name == "Gone":

@@ -9,6 +9,7 @@ from typing import Any
 
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto.pop3 import err
+from popkernel.proto.texts import DEFAULT, reply
 
 __all__ = ["Replies"]
 
@@ -17,14 +18,16 @@ class Replies:
     """The answers to one client, and the end of the connection, which has its place among them."""
 
     __slots__ = (
-        "_errors", "_owed", "_policy", "_run", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell", "why",
+        "_errors", "_owed", "_policy", "_run", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell",
+        "tongue", "why",
     )
 
     def __init__(self, policy: Policy) -> None:
-        self.state = "authorization"  # authorization, login, transaction, update, over
+        self.state = "authorization"  # authorization, sasl, login, transaction, update, over
         self.out: list[bytes] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
         self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
+        self.tongue = DEFAULT  # the language of texts
         self.closing = False  # close when `out` is gone
         self.why = ""
         self.messages = self.octets = 0  # undeleted ones
@@ -61,6 +64,14 @@ class Replies:
             )
             self.shown += [piece for piece in pieces if piece]
 
+    def _line(self, line: bytes) -> None:
+        """Say one line whose text may be translated."""
+        self._say(reply(line, self.tongue))
+
+    def _no(self, text: str, code: str = "") -> bytes:
+        """The line of a refusal."""
+        return reply(err(text, code), self.tongue)
+
     def _end_deletes(self) -> None:
         """A run of DELEs is answered in one go, so nothing else may be owed between them."""
         if self._run is not None and self._run[0]:
@@ -88,9 +99,9 @@ class Replies:
     def _bad(self, text: str, code: str = "") -> None:
         self._errors += 1
         self._end_run()
-        self._say(err(text, code))
+        self._say(self._no(text, code))
         if self._errors > self._policy.most_errors:
-            self._say(err("too many errors"))
+            self._say(self._no("too many errors"))
             self._close("too many errors")
 
     def _close(self, why: str) -> None:

@@ -1,0 +1,159 @@
+"""The listener's door: listening sockets, PROXY headers, and who is let in. What becomes of those is front.py's.
+
+An address is the client's own from here on: of a connection from a proxy that the configuration names it is the one in its PROXY header,
+and limits, bans and the log go by it.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+from typing import Any, NoReturn
+
+from popkernel.actors.listener.limits import TOO_MANY, Bounds, Limits
+from popkernel.actors.listener.proxied import Proxied
+from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.loop import Timer
+from popkernel.kernel.memory import keep_memory
+from popkernel.proto.networks import Networks, parse_network, parse_networks
+from popkernel.proto.proxyheader import ProxyError
+
+__all__ = ["Door"]
+
+_ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
+_UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
+_HEADER_SECONDS = 5.0  # a proxy has its header ready: it comes with the connection, or something is wrong
+_COMPLAINTS = 60.0  # seconds between two lines of the log about connections that are not taken
+
+
+class Door(Actor):
+    """Takes connections for one listener process."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot, many=True)
+        config = boot.config
+        self.most = int(config["max_sessions"])
+        self.limits = Limits(Bounds.of(config))
+        self.proxies = Networks(parse_network(text) for text in config["proxy_networks"])
+        self.blocked = self._read_blocked(config["block_list"])
+        self.unknown: dict[socket.socket, Timer] = {}  # connections of proxies, whose client is not known yet
+        self.listening: list[tuple[socket.socket, bool]] = []
+        self._complained = -_COMPLAINTS
+
+    def _read_blocked(self, path: str) -> Networks:
+        if not path:
+            return Networks(())
+        try:
+            with open(path, "rb") as file:
+                networks, findings = parse_networks(file.read(), path)
+        except OSError as error:
+            self.fail(66, f"{path}: {error.strerror}; let it be there, or leave block_list out")
+        if findings:
+            self.fail(65, "\n".join(map(str, findings[:20])))
+        return networks
+
+    def begin(self) -> NoReturn:
+        """Lock in, say hello, serve."""
+        tls_fds, plain_fds = self.boot.config["tls_fds"], self.boot.config["plain_fds"]
+        self.listening = [(socket.socket(fileno=fd), True) for fd in tls_fds]
+        self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
+        for sock, _ in self.listening:
+            sock.setblocking(False)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # those it accepts inherit it
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        keep_memory(16 << 20)
+        self.lock(nofile=2 * self.most + 64)
+        room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
+        self.connect()
+        if room < self.most:  # a few less than asked for are not worth a warning at every start
+            text = f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}"
+            self.log(4 if room < self.most * 9 // 10 else 6, f"{text}; raise it, or start more listeners with --listeners")
+            self.most = room
+            self.limits.bounds = self.limits.bounds._replace(sessions=room)
+        self.run()
+
+    # -- what the floor above does
+    def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
+        """Serve a client; one that is `refused` is told so, and no more."""
+        raise NotImplementedError
+
+    def _make_room(self) -> bool:
+        """End the connection that has longest not logged in, if that is long; whether there was one."""
+        raise NotImplementedError
+
+    # -- connections
+    def _listen(self, sock: socket.socket, tls: bool) -> None:
+        def ready(events: int) -> None:
+            del events
+            self._accept(sock, tls)
+
+        self.loop.add(sock.fileno(), ready)
+
+    def _close_listening(self) -> None:
+        for sock, _ in self.listening:
+            self.loop.remove(sock.fileno())
+            sock.close()
+        self.listening.clear()
+        for sock in list(self.unknown):
+            self._turn_away(sock)
+
+    def _accept(self, listening: socket.socket, tls: bool) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listening.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._complain(f"no more connections can be taken: {os.strerror(error.errno)}")
+                return
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.proxies.contains(address[0]):
+                self._await_header(sock, address, tls)
+            else:
+                self._enter(sock, address[0], address[1], tls)
+
+    def _complain(self, text: str) -> None:
+        if self.loop.now - self._complained >= _COMPLAINTS:
+            self._complained = self.loop.now
+            self.log(3, text)
+
+    def _enter(self, sock: socket.socket, host: str, port: int, tls: bool) -> None:
+        """By the client's own address: whether it is served."""
+        if self.blocked.contains(host):
+            sock.close()
+            return
+        why = self.limits.come(host, self.loop.now)
+        if why == TOO_MANY and self._make_room():
+            why = self.limits.come(host, self.loop.now)
+        self._admit(sock, host, port, tls=tls, refused=why)
+
+    # -- PROXY
+    def _await_header(self, sock: socket.socket, peer: Any, tls: bool) -> None:
+        if len(self.unknown) + self.limits.sessions >= self.most:
+            sock.close()
+            return
+        proxied = Proxied(sock)
+
+        def ready(events: int) -> None:
+            del events
+            try:
+                header = proxied.ready()
+            except (ProxyError, OSError) as error:
+                self.log(4, f"{peer[0]}: connection closed: {error if isinstance(error, ProxyError) else error.strerror}")
+                self._turn_away(sock)
+                return
+            if header is not None:
+                self._known(sock)
+                self._enter(sock, header.address or peer[0], header.port if header.address else peer[1], tls)
+
+        self.unknown[sock] = self.loop.later(_HEADER_SECONDS, lambda: self._turn_away(sock))
+        self.loop.add(sock.fileno(), ready)
+
+    def _known(self, sock: socket.socket) -> None:
+        self.unknown.pop(sock).cancel()
+        self.loop.remove(sock.fileno())
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        self._known(sock)
+        sock.close()
