@@ -34,7 +34,8 @@ _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
-    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
+    "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
+    "watch", "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
 })
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
@@ -434,7 +435,11 @@ class Init:
                 "quota_temporary": config.quota_temporary,
             }
         if message.actor == "auth":
-            return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}
+            oauth = {name: getattr(config, f"oauth_{name}") for name in ("issuer", "audience", "jwks", "user_claim", "scope")}
+            return common | {
+                "auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds, "penalty_seconds": config.penalty_seconds,
+                "ipv6_prefix": config.ipv6_prefix, "oauth": oauth if config.oauth_issuer else {},
+            }
         if message.actor == "mda":
             unix = [s.fileno() for s in self.listening.lmtp if s.family == socket.AF_UNIX]
             tcp = [s.fileno() for s in self.listening.lmtp if s.family != socket.AF_UNIX]
