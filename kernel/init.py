@@ -24,6 +24,7 @@ from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta
 from popkernel.kernel.log import complain
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.watching import Watching
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 
@@ -235,6 +236,7 @@ class Init:
         self.on_ready: Callable[[], None] | None = None
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
         self.reread_again = False  # a SIGHUP came meanwhile
+        self.watching = Watching(self.loop, self._watched, self._reread)
 
     def serve(self, control: socket.socket) -> int:
         """Fork the kernel, then obey it."""
@@ -316,6 +318,11 @@ class Init:
             notify("STOPPING=1")
             self.kernel.send(m.Signal("TERM"))
 
+    def _watched(self) -> list[str]:
+        """The files that a reload reads, but for the configuration itself: its keys are the operator's to put in force."""
+        config = self.config
+        return [config.auth_table, config.user_table, config.cert, config.key, config.block_list, config.oauth_jwks]
+
     def _reread(self) -> None:
         """A reload begins with the configuration: a bad one changes nothing."""
         assert self.kernel is not None
@@ -335,12 +342,15 @@ class Init:
             return
         self.before = self.config, self.ids
         self.config, self.ids = config, ids
+        self.watching.taken()
+        self.watching.set(on=config.watch)
         self.kernel.send(m.Signal(" ".join(["HUP", ", ".join(fixed)]).strip()[:2000]))
 
     def _reread_over(self, *, good: bool) -> None:
         """The kernel says how the reload went."""
         if self.before is not None and not good:
             self.config, self.ids = self.before
+            self.watching.set(on=self.config.watch)
         self.before = None
         notify("READY=1")
         if self.reread_again:
@@ -385,6 +395,7 @@ class Init:
     def _running(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
         notify(f"READY=1\nSTATUS={text}\nMAINPID={os.getpid()}")
+        self.watching.set(on=self.config.watch)
         if self.on_ready is not None:
             self.on_ready()
 
