@@ -158,6 +158,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add("--listeners", type=int, metavar="N", help="listener processes (default 1)")
     add("--allow-plaintext", action="store_true", default=None, help="let clients log in without TLS")
     add("--daemon", action="store_true", default=None, help="detach from the terminal once ready")
+    add("--watch", action="store_true", default=None, help="put changed tables, certificates and keys in force at once")
     add(
         "--log",
         choices=("auto", "syslog", "stderr"),

@@ -119,7 +119,6 @@ class Config:
     session_memory: int = _key("int", 256, "KiB of answers that may wait for a client before its next commands are acted on", low=64, high=65536)
     max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
     max_sessions_address: int = _key("int", 100, "sessions at a time of one address; 0: no bound", high=1000000)
-    address_prefix_v6: int = _key("int", 64, "bits of an IPv6 address that count as one address", low=16, high=128)
     connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000)
     max_handshakes: int = _key("int", 1000, "TLS handshakes at a time; 0: no bound", high=1000000)
     max_logins: int = _key("int", 100, "logins at a time, four times as many waiting; 0: no bound", high=100000)
@@ -135,6 +134,15 @@ class Config:
     restart_seconds: int = _key("int", 30, "see restart_intensity", low=1, high=86400)
     tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"))
     auth_cache_seconds: int = _key("int", 600, "how long a password once found good needs no bcrypt check; 0: never", high=86400)
+    penalty_seconds: int = _key("int", 15, "longest wait that somebody who guesses passwords is made to wait; 0: none", high=20)
+    ipv6_prefix: int = _key("int", 64, "how many bits of an IPv6 address are one client", low=32, high=128)
+    block_list: str = _key("path", "", "file of addresses and networks, one a line, that are not served")
+    oauth_issuer: str = _key("text", "", "who signs the tokens of XOAUTH2 and OAUTHBEARER, as in their iss; empty: no tokens")
+    oauth_audience: str = _key("text", "", "what tokens for this server have in their aud")
+    oauth_jwks: str = _key("path", "", "the issuer's public keys, a JWKS file; needed with oauth_issuer")
+    oauth_user_claim: str = _key("text", "email", "the claim of a token that names the user as the tables do")
+    oauth_scope: str = _key("text", "", "scope that a token must have; empty: none is asked for")
+    watch: bool = _key("bool", False, "put changed tables, certificates and keys in force at once, without a reload")
     lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory")
     lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
     lmtp_seconds: int = _key("int", 300, "time an LMTP client may say nothing", low=5, high=3600)
@@ -243,6 +251,15 @@ def _text(value: Any) -> str:
     if not value or "\0" in value or "\n" in value:
         raise ValueError("empty, or with a NUL or newline; write it in one line")
     return value
+
+
+def _take_text(value: Any, _rules: Mapping[str, Any]) -> str:
+    if value == "":
+        return ""
+    text = _text(value)
+    if not text.isprintable() or " " in text or len(text) > 1000:
+        raise ValueError(f"{text[:100]!r} is no word of at most 1000 characters; write it without blanks")
+    return text
 
 
 def _take_path(value: Any, _rules: Mapping[str, Any]) -> str:
@@ -376,6 +393,7 @@ def _take_quotas(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 _CHECKS = {
+    "text": _take_text,
     "path": _take_path,
     "subdir": _take_subdir,
     "int": _take_int,
@@ -432,11 +450,25 @@ def _whole(config: Config, places: _Places, said: set[str]) -> list[Finding]:
         if not address.is_loopback:
             what = f"lmtp_listen: {address} is no loopback address, and LMTP asks for no password"
             findings.append(Finding(*places.of("lmtp_listen"), what, "write 127.0.0.1 or [::1]"))
+    findings += _oauth(config, places)
     try:
         control_path(config.run_dir)
     except ConfigError as error:
         findings += error.findings
     return findings
+
+
+def _oauth(config: Config, places: _Places) -> list[Finding]:
+    """Tokens are taken where issuer, audience and keys are all known, or nowhere."""
+    needed = ("oauth_issuer", "oauth_audience", "oauth_jwks")
+    given = [name for name in (*needed, "oauth_user_claim", "oauth_scope") if places.flags.get(name) or places.file_values.get(name)]
+    lacking = [name for name in needed if not getattr(config, name)]
+    if lacking and given:
+        what = f"tokens are configured in part: {', '.join(lacking)} is missing"
+        return [Finding(*places.of(given[0]), what, f"give {' and '.join(lacking)} too, or leave out every oauth_ key")]
+    if given and not config.oauth_user_claim:
+        return [Finding(*places.of("oauth_user_claim"), "oauth_user_claim is empty", 'write "email" or "sub"')]
+    return []
 
 
 def actor_ids(config: Config) -> dict[str, tuple[int, int]]:

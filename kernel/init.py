@@ -25,6 +25,7 @@ from popkernel.kernel.log import complain
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.passphrase import Held, file_of
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.watching import Watching
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 
@@ -35,12 +36,14 @@ _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
-    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
-    "certs", "key_passphrase_file", "max_sessions_address", "address_prefix_v6", "connects_per_minute", "max_handshakes", "max_logins",
+    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user", "login_delay", "session_memory",
+    "certs", "key_passphrase_file", "max_sessions_address", "connects_per_minute", "max_handshakes", "max_logins",
     "max_logins_user", "most_errors", "max_commands", "proxy_networks",
+    "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
+    "watch", "deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from",
 })
 _LIMITS = (  # what a listener takes at a time and what a session may do, as the keys are named; for all listeners together
-    "max_sessions_address", "address_prefix_v6", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
+    "max_sessions_address", "ipv6_prefix", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
     "max_commands",
 )
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
@@ -246,6 +249,7 @@ class Init:
         self.on_ready: Callable[[], None] | None = None
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
         self.reread_again = False  # a SIGHUP came meanwhile
+        self.watching = Watching(self.loop, self._watched, self._reread)
 
     def serve(self, control: socket.socket) -> int:
         """Fork the kernel, then obey it."""
@@ -329,6 +333,11 @@ class Init:
             notify("STOPPING=1")
             self.kernel.send(m.Signal("TERM"))
 
+    def _watched(self) -> list[str]:
+        """The files that a reload reads, but for the configuration itself: its keys are the operator's to put in force."""
+        config = self.config
+        return [config.auth_table, config.user_table, config.cert, config.key, config.block_list, config.oauth_jwks]
+
     def _reread(self) -> None:
         """A reload begins with the configuration: a bad one changes nothing."""
         assert self.kernel is not None
@@ -348,12 +357,15 @@ class Init:
             return
         self.before = self.config, self.ids
         self.config, self.ids = config, ids
+        self.watching.taken()
+        self.watching.set(on=config.watch)
         self.kernel.send(m.Signal(" ".join(["HUP", ", ".join(fixed)]).strip()[:2000]))
 
     def _reread_over(self, *, good: bool) -> None:
         """The kernel says how the reload went."""
         if self.before is not None and not good:
             self.config, self.ids = self.before
+            self.watching.set(on=self.config.watch)
         self.before = None
         notify("READY=1")
         if self.reread_again:
@@ -398,6 +410,7 @@ class Init:
     def _running(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
         notify(f"READY=1\nSTATUS={text}\nMAINPID={os.getpid()}")
+        self.watching.set(on=self.config.watch)
         if self.on_ready is not None:
             self.on_ready()
 
@@ -448,7 +461,11 @@ class Init:
                 "quota_temporary": config.quota_temporary,
             }
         if message.actor == "auth":
-            return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}
+            oauth = {name: getattr(config, f"oauth_{name}") for name in ("issuer", "audience", "jwks", "user_claim", "scope")}
+            return common | {
+                "auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds, "penalty_seconds": config.penalty_seconds,
+                "ipv6_prefix": config.ipv6_prefix, "oauth": oauth if config.oauth_issuer else {},
+            }
         if message.actor == "mda":
             unix = [s.fileno() for s in self.listening.lmtp if s.family == socket.AF_UNIX]
             tcp = [s.fileno() for s in self.listening.lmtp if s.family != socket.AF_UNIX]

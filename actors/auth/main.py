@@ -11,18 +11,32 @@ import threading
 import time
 from collections import deque
 from secrets import token_bytes
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bcrypt
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
+from popkernel.actors.auth.guessing import Guard
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
+from popkernel.proto.sasl import MECHANISMS, TOKENS
 from popkernel.proto.tables import parse_auth
+
+if TYPE_CHECKING:
+    from popkernel.actors.auth.tokens import Tokens
 
 _MOST_WAITING = 20000  # logins that wait for a thread
 _MOST_SECONDS = 25.0  # how long one may have to wait: a client gives up at 30, and hashing for nobody keeps others waiting
+_KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
+
+
+class Attempt(NamedTuple):
+    """A login that is looked at, now or later. `came`: by the loop's clock."""
+
+    listener: str
+    login: m.Login
+    came: float
 
 
 class Auth(Actor):
@@ -31,10 +45,12 @@ class Auth(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.table = Table(self._read(boot.config["auth_table"]), decoys())
+        self.tokens = self._read_keys(boot.config.get("oauth") or {})
+        self.guard = Guard(int(boot.config.get("penalty_seconds", 0)), int(boot.config.get("ipv6_prefix", 64)))
         self.handlers |= {m.Peer: self._peer}
-        self.work: deque[tuple[str, m.Login] | None] = deque()
+        self.work: deque[Attempt] = deque()
         self.ready = threading.Semaphore(0)
-        self.done: deque[tuple[str, m.Login, bool]] = deque()
+        self.done: deque[tuple[Attempt, bool]] = deque()
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
@@ -54,6 +70,24 @@ class Auth(Actor):
             self.fail(65, "\n".join(map(str, findings[:20])))
         return table
 
+    def _read_keys(self, oauth: dict[str, str]) -> "Tokens | None":
+        """Keys for tokens, where there are to be any; what checks them is loaded then and only then, and used once."""
+        if not oauth:
+            return None
+        from popkernel.actors.auth import tokens
+
+        path = oauth["jwks"]
+        try:
+            with open(path, "rb") as file:
+                data = file.read(tokens.MOST_OCTETS + 1)
+        except OSError as error:
+            self.fail(66, f"{path}: {error.strerror}; give the issuer's keys with oauth_jwks")
+        keys, findings = tokens.parse_jwks(data, path)
+        if findings:
+            self.fail(65, "\n".join(map(str, findings[:20])))
+        tokens.warm(time.time())
+        return tokens.Tokens(keys, oauth["issuer"], oauth["audience"], oauth["user_claim"], oauth["scope"])
+
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         bcrypt.checkpw(b"warm", self.table.hash_of("")[0][:4] + b"04" + self.table.hash_of("")[0][6:])  # what it loads, it loads now
@@ -70,9 +104,8 @@ class Auth(Actor):
         """A thread: takes logins, hashes without the interpreter's lock, puts back what it found."""
         while True:
             self.ready.acquire()
-            item = self.work.popleft()
-            assert item is not None
-            listener, login = item
+            attempt = self.work.popleft()
+            login = attempt.login
             expected, known = self.table.hash_of(login.user)
             secret = login.secret if usable(login.secret) else b"\xff"
             began = time.monotonic()
@@ -81,7 +114,7 @@ class Auth(Actor):
             except ValueError:  # a hash that looks right and is not: nobody's password
                 good = False
             self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
-            self.done.append((listener, login, good and known and usable(login.secret)))
+            self.done.append((attempt, good and known and usable(login.secret)))
             with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
                 os.write(self.wake, b"\0")
 
@@ -102,17 +135,45 @@ class Auth(Actor):
     def _on_login(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
         assert isinstance(message, m.Login)
-        expected, known = self.table.hash_of(message.user)
-        if known and usable(message.secret) and self.cache.holds(message.user, message.secret, expected, self.loop.now):
-            self._answer(channel.peer, message, good=True)
+        if message.mechanism not in _KNOWN:
+            self.listeners.pop(channel.peer, None)
+            self.refuse(channel, "Login.mechanism: no such mechanism")
+            return
+        attempt = Attempt(channel.peer, message, self.loop.now)
+        wait = self.guard.admit(message.user, message.address, self.loop.now)
+        if wait is None:
+            self._too_many(channel.peer, message)
+        elif wait:
+            self.loop.later(wait, lambda: self._look(attempt))
+        else:
+            self._look(attempt)
+
+    def _look(self, attempt: Attempt) -> None:
+        """Check a login whose time has come."""
+        login = attempt.login
+        if attempt.listener not in self.listeners:
+            self.guard.abandoned(login.user, login.address)
+            return
+        expected, known = self.table.hash_of(login.user)
+        if login.mechanism in TOKENS:  # some hundred microseconds: no work for threads
+            good = self.tokens is not None and self.tokens.user_of(login.secret) == login.user
+            self._checked(attempt, good=good and known)
+            return
+        if known and usable(login.secret) and self.cache.holds(login.user, login.secret, expected, self.loop.now):
+            self._checked(attempt, good=True)
             return
         waiting = len(self.work)
         if waiting >= _MOST_WAITING or waiting * self.seconds / self.hashers > _MOST_SECONDS:
-            note("Full", message.session, {})
-            channel.send(m.Denied(message.session, "SYS/TEMP", "too many logins at once, try again"))
+            self.guard.abandoned(login.user, login.address)
+            self._too_many(attempt.listener, login)
             return
-        self.work.append((channel.peer, message))
+        self.work.append(attempt)
         self.ready.release()
+
+    def _too_many(self, listener: str, login: m.Login) -> None:
+        """Not looked at: whether the password is right, nobody knows (RFC 3206 section 4: SYS/TEMP)."""
+        note("Full", login.session, {"listener": listener})
+        self.listeners[listener].send(m.Denied(login.session, "SYS/TEMP", "too many logins at once, try again later"))
 
     def _answers(self, events: int) -> None:
         del events
@@ -121,10 +182,24 @@ class Auth(Actor):
         except BlockingIOError:
             return
         while self.done:
-            listener, login, good = self.done.popleft()
+            attempt, good = self.done.popleft()
+            login = attempt.login
             if good:
                 self.cache.put(login.user, login.secret, self.table.hash_of(login.user)[0], self.loop.now)
-            self._answer(listener, login, good=good)
+            self._checked(attempt, good=good)
+
+    def _checked(self, attempt: Attempt, *, good: bool) -> None:
+        """The outcome is known; a bad one is told when its wait is over."""
+        listener, login, now = attempt.listener, attempt.login._replace(secret=b""), self.loop.now
+        if good:
+            self.guard.succeeded(login.user, login.address, now)
+            self._answer(listener, login, good=True)
+            return
+        wait = attempt.came + self.guard.failed(login.user, login.address, now) - now
+        if wait > 0:
+            self.loop.later(wait, lambda: self._answer(listener, login, good=False))
+        else:
+            self._answer(listener, login, good=False)
 
     def settings(self) -> dict[str, Any]:
         return {"listeners": list(self.listeners)}
@@ -172,6 +247,7 @@ class Verified:
     def put(self, user: str, secret: bytes, hashed: bytes, now: float) -> None:
         """Remember a password that was found good."""
         if self._seconds:
+            self._digests.pop(user, None)
             if len(self._digests) >= self._MOST:
                 self._digests.pop(next(iter(self._digests)))
             self._digests[user] = (self._digest(user, secret, hashed), now + self._seconds)

@@ -16,28 +16,21 @@ from popkernel.proto.topology import kind_of
 __all__ = ["play"]
 
 
-class _Work(deque[Any]):
-    """The logins that wait; the recording says where they were too many."""
-
-    full = False
-
-    def __len__(self) -> int:
-        return 1 << 20 if self.full else super().__len__()
-
-
 class _Auth(main.Auth):
-    """The shell itself, without its table and its threads."""
+    """The shell itself, without its table, its threads and its guard: when each login was answered, and how, is recorded."""
 
     def _read(self, path: str) -> Any:
         del path
         return {}
+
+    def _look(self, attempt: main.Attempt) -> None:
+        self.work.append(attempt)
 
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of auth, from its Settings on."""
     with stage.set_up(main):
         auth = _Auth(boot_of(name, {"auth_table": ""}))
-        auth.work = work = _Work()
         stage.enter(auth, frames[0].turn / 1e9)
         for listener in settings.get("listeners", ()):
             _join(stage, auth, listener)
@@ -45,7 +38,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
         for stage.at, frame in enumerate(frames):
             stage.clock(frames)
             try:
-                _play(stage, auth, waiting, work, frames, frame)
+                _play(stage, auth, waiting, frame)
                 stage.loop.settle()
             except LeftError:
                 return
@@ -57,22 +50,20 @@ def _join(stage: Stage, auth: _Auth, listener: str) -> None:
     )
 
 
-def _play(
-    stage: Stage, auth: _Auth, waiting: dict[tuple[str, int], deque[m.Login]], work: _Work, frames: Sequence[Frame], frame: Frame,
-) -> None:
+def _play(stage: Stage, auth: _Auth, waiting: dict[tuple[str, int], deque[m.Login]], frame: Frame) -> None:
     if frame.way == "in":
-        following = frames[stage.at + 1] if stage.at + 1 < len(frames) else None
-        work.full = frame.name == "Login" and following is not None and following.name == "Full"
         if kind_of(frame.peer) == "listener" and frame.peer not in auth.listeners:
             _join(stage, auth, frame.peer)
         stage.tell(frame)
-        work.full = False
-        while work:
-            listener, login = work.popleft()
+        while auth.work:
+            listener, login, _ = auth.work.popleft()
             waiting.setdefault((listener, login.session), deque()).append(login)
-    elif frame.name == "Checked":
-        queue = waiting.get((frame.fields["listener"], frame.session))
-        if queue:
-            auth._answer(frame.fields["listener"], queue.popleft(), good=frame.fields["good"])  # noqa: SLF001
+    elif frame.name in ("Checked", "Full"):
+        listener = frame.fields["listener"]
+        queue = waiting.get((listener, frame.session))
+        if queue and frame.name == "Checked":
+            auth._answer(listener, queue.popleft(), good=frame.fields["good"])  # noqa: SLF001
+        elif queue:
+            auth._too_many(listener, queue.popleft())  # noqa: SLF001
         else:
             stage.skipped.add(frame.session)

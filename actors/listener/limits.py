@@ -39,7 +39,7 @@ class Bounds(NamedTuple):
     @classmethod
     def of(cls, config: Mapping[str, int]) -> "Bounds":
         """From what init tells a listener. `max_sessions` there is its share already."""
-        keys = ("max_sessions_address", "address_prefix_v6", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute")
+        keys = ("max_sessions_address", "ipv6_prefix", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute")
         return cls(0, *(config[key] for key in keys)).share(config["listeners"])._replace(sessions=config["max_sessions"])
 
     def share(self, listeners: int) -> "Bounds":

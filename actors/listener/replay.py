@@ -24,7 +24,7 @@ _CONFIG = {  # what a listener can't be made without; the recorded settings coun
     **dict.fromkeys(
         (
             "login_seconds", "idle_seconds", "most_errors", "max_commands", "expire_days", "login_delay", "session_memory", "max_sessions",
-            "max_sessions_address", "address_prefix_v6", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute",
+            "max_sessions_address", "ipv6_prefix", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute",
         ),
         0,
     ),

@@ -136,7 +136,7 @@ def test_zero_is_no_bound():
 
 def test_several_listeners_share():
     assert Bounds(10000, 100, 56, 5, 0, 1, 7).share(4) == Bounds(2500, 25, 56, 2, 0, 1, 2)
-    told = {"max_sessions": 5000, "max_sessions_address": 101, "address_prefix_v6": 64, "max_handshakes": 0, "max_logins": 3,
+    told = {"max_sessions": 5000, "max_sessions_address": 101, "ipv6_prefix": 64, "max_handshakes": 0, "max_logins": 3,
             "max_logins_user": 10, "connects_per_minute": 1, "listeners": 2}
     assert Bounds.of(told) == Bounds(5000, 51, 64, 0, 2, 5, 1)
     assert Bounds(10000, 100).share(1) == Bounds(10000, 100)

@@ -1,0 +1,222 @@
+"""The auth actor's shell with channels that are none: what it looks at, when, and whom it tells. And its cache."""
+
+import bcrypt
+import pytest
+from popkernel.actors.auth import main
+from popkernel.actors.auth.core import DENIED, usable
+from popkernel.actors.auth.main import Verified
+from popkernel.kernel.stage import Stage, boot_of
+from popkernel.proto import messages as m
+
+HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
+
+
+class Shell:
+    """Auth on a stage: its clock is the test's, its threads are `work`."""
+
+    def __init__(self, stage, auth, channel):
+        self.stage, self.auth, self.channel = stage, auth, channel
+        self.serial = 0
+
+    def login(self, user="alice", secret=b"secret", address="192.0.2.7:1", mechanism="PASS"):
+        self.serial += 1
+        self.auth._on_login(self.channel, m.Login(self.serial, user, secret, address, mechanism), [])
+        return self.serial
+
+    def work(self):
+        """What the threads do; how many logins they had."""
+        many = len(self.auth.work)
+        while self.auth.work:
+            attempt = self.auth.work.popleft()
+            expected, known = self.auth.table.hash_of(attempt.login.user)
+            good = known and usable(attempt.login.secret) and bcrypt.checkpw(attempt.login.secret, expected)
+            self.auth.done.append((attempt, good))
+        self.auth.wake_up()
+        return many
+
+    def rest(self, seconds):
+        self.stage.loop.advance(self.stage.loop.now + seconds)
+
+    def said(self):
+        said, self.stage.said = self.stage.said, []
+        return [(one.name, one.session, one.fields.get("code", one.fields.get("user"))) for one in said]
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    table = tmp_path / "auth"
+    table.write_bytes(b"alice " + HASH + b"\nbob " + HASH + b"\n")
+    stage = Stage(payload=False)
+    with stage.set_up(main):
+        auth = main.Auth(boot_of("auth", {"auth_table": str(table), "penalty_seconds": 15, "cache_seconds": 600}))
+        stage.enter(auth, 100.0)
+        channel = stage.channel(stage.loop, None, "auth", "listener.0", auth._on_login, auth._on_listener_gone)
+        auth.listeners["listener.0"] = channel
+        monkeypatch.setattr(main.os, "read", lambda *_: b"")
+        auth.wake_up = lambda: auth._answers(1)
+        yield Shell(stage, auth, channel)
+
+
+def test_right_and_wrong(shell):
+    right, wrong, nobody = shell.login(), shell.login(secret=b"wrong"), shell.login("nobody")
+    assert shell.work() == 3
+    assert shell.said() == [("Granted", right, "alice"), ("Denied", wrong, "AUTH"), ("Denied", nobody, "AUTH")]
+
+
+def test_the_second_time_costs_no_hashing(shell):
+    shell.login()
+    assert shell.work() == 1
+    again, wrong = shell.login(), shell.login(secret=b"wrong")
+    assert shell.said()[-1] == ("Granted", again, "alice")
+    assert shell.work() == 1  # the wrong one
+    assert shell.said() == [("Denied", wrong, "AUTH")]
+    shell.rest(601)
+    shell.login()
+    assert shell.work() == 1
+
+
+def guess(shell, many):
+    for n in range(many):
+        shell.login(f"user{n}", b"wrong", "203.0.113.9:1")
+        shell.rest(16)
+        shell.work()
+        shell.rest(16)
+    shell.said()
+
+
+def test_a_guesser_s_answer_waits(shell):
+    guess(shell, 7)
+    last = shell.login("user99", b"wrong", "203.0.113.9:1")
+    assert shell.work() == 0 and shell.said() == []  # not looked at yet
+    shell.rest(3.5)
+    shell.work()
+    assert shell.said() == []  # it failed, and is not told yet
+    shell.rest(5)
+    assert shell.said() == [("Denied", last, "AUTH")]
+
+
+def test_a_guesser_in_a_hurry_costs_no_hashing(shell):
+    guess(shell, 12)
+    sessions = [shell.login(f"user{n}", b"wrong", "203.0.113.9:1") for n in range(50)]
+    said = shell.said()
+    assert [code for _, _, code in said] == ["SYS/TEMP"] * 49 and sessions[0] not in {session for _, session, _ in said}
+    shell.rest(16)
+    assert shell.work() == 1
+
+
+def test_others_do_not_wait_for_a_guesser(shell):
+    guess(shell, 12)
+    session = shell.login()
+    shell.work()
+    assert shell.said() == [("Granted", session, "alice")]
+
+
+def test_who_is_known_there_does_not_wait_either(shell):
+    shell.login("alice", b"secret", "203.0.113.9:77")
+    shell.work()
+    guess(shell, 12)
+    known = shell.login("alice", b"secret", "203.0.113.9:78")
+    assert shell.said() == [("Granted", known, "alice")]
+    shell.login("bob", b"secret", "203.0.113.9:79")
+    assert shell.said() == [] and not shell.auth.work
+
+
+def test_nothing_is_looked_at_for_a_listener_that_is_gone(shell):
+    guess(shell, 7)
+    shell.login("user99", b"secret", "203.0.113.9:1")
+    shell.auth._on_listener_gone(shell.channel, "")
+    shell.rest(16)
+    assert shell.work() == 0
+    assert shell.auth.guard._addresses["203.0.113.9"].under_way == 0
+
+
+def test_a_full_queue_is_told_as_such(shell, monkeypatch):
+    monkeypatch.setattr(main, "_MOST_WAITING", 2)
+    sessions = [shell.login(f"user{n}", b"x", f"192.0.2.{n}:1") for n in range(4)]
+    assert shell.said() == [("Denied", sessions[2], "SYS/TEMP"), ("Denied", sessions[3], "SYS/TEMP")]
+    assert shell.auth.guard._addresses["192.0.2.3"].under_way == 0
+
+
+@pytest.mark.parametrize("mechanism", ["", "PASS", "PLAIN", "LOGIN"])
+def test_mechanisms_with_passwords(shell, mechanism):
+    session = shell.login(mechanism=mechanism)
+    shell.work()
+    assert shell.said() == [("Granted", session, "alice")]
+
+
+@pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
+def test_tokens_where_none_are_configured(shell, mechanism):
+    session = shell.login(mechanism=mechanism)
+    assert shell.work() == 0
+    assert shell.said() == [("Denied", session, "AUTH")]
+
+
+def test_tokens(shell):
+    class Tokens:
+        def user_of(self, token):
+            return {b"alice's": "alice", b"bob's": "bob", b"carol's": "carol"}.get(token)
+
+    shell.auth.tokens = Tokens()
+    right, other, bad, not_in_table, password = (
+        shell.login("alice", b"alice's", mechanism="XOAUTH2"), shell.login("alice", b"bob's", mechanism="OAUTHBEARER"),
+        shell.login("alice", b"secret", mechanism="XOAUTH2"), shell.login("carol", b"carol's", mechanism="XOAUTH2"),
+        shell.login("alice", b"alice's"),
+    )
+    assert shell.work() == 1
+    assert shell.said() == [("Granted", right, "alice"), *(("Denied", s, "AUTH") for s in (other, bad, not_in_table, password))]
+    shell.login("alice", b"alice's")
+    assert shell.work() == 1  # a token that was good is no password, in the cache neither
+
+
+def test_a_mechanism_that_there_is_not_costs_the_listener_its_channel(shell):
+    shell.login(mechanism="NTLM")
+    assert [one.name for one in shell.stage.said] == ["Refused"]
+    assert shell.channel.gone and not shell.auth.listeners
+
+
+def test_one_answer_for_every_reason(shell):
+    shell.login(secret=b"wrong"), shell.login("nobody"), shell.login(secret=b"x" * 73), shell.login(secret=b"secret\0"), shell.login(secret=b"")
+    shell.login(mechanism="XOAUTH2")
+    shell.work()
+    assert {(one.fields["code"], one.fields["text"]) for one in shell.stage.said} == {DENIED}
+
+
+def test_no_secret_is_kept_by_what_waits(shell):
+    guess(shell, 7)
+    shell.login("alice", b"a wrong secret", "203.0.113.9:1")
+    shell.rest(12)
+    shell.work()
+    assert "a wrong secret" not in repr([cell.cell_contents for _, _, timer in shell.stage.loop._timers for cell in timer.call.__closure__])
+
+
+def test_passwords_that_bcrypt_cannot_judge():
+    assert usable(b"x" * 72) and not usable(b"x" * 73) and not usable(b"") and not usable(b"a\0")
+
+
+def test_the_cache():
+    cache = Verified(600)
+    cache.put("alice", b"secret", HASH, 0.0)
+    assert cache.holds("alice", b"secret", HASH, 599.0)
+    assert not cache.holds("alice", b"secreT", HASH, 1.0)
+    assert not cache.holds("bob", b"secret", HASH, 1.0)
+    assert not cache.holds("alice", b"secret", HASH.replace(b"$2b$04", b"$2b$05"), 1.0)  # the table's line has changed
+    assert not cache.holds("alice", b"secret", HASH, 601.0)
+    assert not cache._digests  # forgotten when its time is over
+    assert b"secret" not in repr(cache._digests).encode()
+
+
+def test_the_cache_has_a_key_of_its_own():
+    one, other = Verified(600), Verified(600)
+    assert one._digest("alice", b"secret", HASH) != other._digest("alice", b"secret", HASH)
+
+
+def test_the_cache_off_and_its_bound(monkeypatch):
+    off = Verified(0)
+    off.put("alice", b"secret", HASH, 0.0)
+    assert not off.holds("alice", b"secret", HASH, 0.0) and not off._digests
+    monkeypatch.setattr(Verified, "_MOST", 10)
+    cache = Verified(600)
+    for n in range(50):
+        cache.put(f"user{n}", b"secret", HASH, 0.0)
+    cache.put("user49", b"secret", HASH, 1.0)
+    assert len(cache._digests) == 10 and cache.holds("user49", b"secret", HASH, 1.0) and not cache.holds("user1", b"secret", HASH, 1.0)
