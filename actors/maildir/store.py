@@ -159,7 +159,7 @@ class Maildrop:
     def _list(self, lock: int) -> Listing:
         made = int(self._clock() * 1e9)
         cur, new = self._look("cur"), self._look("new")
-        cache = popcache.parse(cachefile.read(lock))
+        cache = cachefile.load(lock)
         header, count = cache.header, len(cache.names)
         sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
         if sound and header is not None and header.proves(cur[1:], new[1:], count):
@@ -184,6 +184,8 @@ class Maildrop:
         seen.count = listing.count
         provable = scan.clean and not match.odd and popcache.settled(seen.made, seen.cur, seen.new)
         dead = removed + len(match.gone)
+        if cache.given_up:
+            listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
             if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
@@ -201,7 +203,7 @@ class Maildrop:
 
     def _update(self, lock: int, match: Match) -> None:
         if match.gone:
-            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock), match.gone))
+            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock) or b"", match.gone))
             self.at("listing:marked")
         if match.added:
             cachefile.append(lock, match.added)
@@ -374,7 +376,7 @@ class Maildrop:
         except StoreError:
             return  # the mail is gone as asked; the next listing finds lines without files and drops them
         try:
-            data = cachefile.read(lock)
+            data = cachefile.read(lock) or b""
             offsets = popcache.line_offsets(data, doomed)
             dead = data.count(b"\n#") + data.startswith(b"#") - (popcache.parse_header(data) is not None) + len(offsets)
             if 2 * dead > data.count(b"\n"):
