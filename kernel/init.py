@@ -34,7 +34,8 @@ _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
-    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user",
+    "hostname", "quota", "quota_users", "quota_temporary", "deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from",
+    "listener_user", "auth_user",
 })
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
@@ -432,6 +433,7 @@ class Init:
                 "quota": config.quota,
                 "quotas": quotas,
                 "quota_temporary": config.quota_temporary,
+                "mail": {key: getattr(config, key) for key in ("deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from")},
             }
         if message.actor == "auth":
             return common | {"auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds}

@@ -80,15 +80,16 @@ def err(text: str, code: str = "") -> bytes:
     return b"-ERR " + line.encode()[: REPLY_LIMIT - 7] + b"\r\n"
 
 
-def capabilities(*, tls: bool, starttls: bool, login: bool, plaintext: bool, version: str) -> bytes:
+def capabilities(*, tls: bool, starttls: bool, login: bool, plaintext: bool, version: str, expire: int = -1) -> bytes:
     """The whole answer to CAPA (RFC 2449), true of the session as it is.
 
     `tls`: it runs over TLS; `starttls`: STLS would be taken now; `login`: it is logged in; `plaintext`: USER works without TLS.
+    `expire`: days that mail is kept, 0 for until it is retrieved, -1 for ever (section 6.7).
     """
     lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"]
     if not login and (tls or plaintext):
         lines.append("USER")
     if starttls:
         lines.append("STLS")
-    lines += ["EXPIRE NEVER", f"IMPLEMENTATION popkernel-{version}"]
+    lines += [f"EXPIRE {expire}" if expire >= 0 else "EXPIRE NEVER", f"IMPLEMENTATION popkernel-{version}"]
     return b"+OK capabilities follow\r\n" + "\r\n".join([*lines, ".", ""]).encode()

@@ -167,11 +167,12 @@ def test_line_offsets_find_live_lines_only():
 
 
 def test_names():
-    assert maildirname.with_seen(b"") == b":2,S"
-    assert maildirname.with_seen(b":2,") == b":2,S"
-    assert maildirname.with_seen(b":2,RFa") == b":2,FRSa"
-    assert maildirname.with_seen(b":2,FS") is None
-    assert maildirname.with_seen(b":1,x") is None
+    assert maildirname.with_flag(b"", b"S") == b":2,S"
+    assert maildirname.with_flag(b":2,", b"T") == b":2,T"
+    assert maildirname.with_flag(b":2,RFa", b"S") == b":2,FRSa"
+    assert maildirname.with_flag(b":2,FS", b"S") == b":2,FS"
+    assert maildirname.with_flag(b":1,x", b"S") is None
+    assert [maildirname.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [False, True, False, False]
     assert maildirname.escape_host(b"a/b:c d\n") == rb"a\057b\072c\040d\012"
     assert maildirname.escape_host(b"") == b"localhost"
     assert popcache.fits(maildirname.unique_name(5, 255, maildirname.escape_host(b"h\xc3\xa9")))
