@@ -136,7 +136,7 @@ class Config:
     deletion: str = _key("choice", "unlink", "what deletes: the file goes, or stays with the flag T", choices=("unlink", "trash-flag"))
     hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see")
     set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved")
-    expire_days: int = _key("int", -1, "days after which mail goes at the end of a session; 0: once retrieved; -1: never", low=-1, high=36500)
+    expire_days: int = _key("int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500)
     uidl_from: str = _key(
         "choice", "none", "whose unique ids messages keep that popkernel sees first", choices=("none", "dovecot", "courier", "filename"),
     )

@@ -88,7 +88,7 @@ def claimed_sizes(name: bytes) -> tuple[int, int] | None:
         key, _, number = field.partition(b"=")
         if key in {b"S", b"W"} and number.isdigit() and len(number) <= _MOST_DIGITS:
             said[key] = int(number)
-    if len(said) < 2 or not said[b"S"] <= said[b"W"] <= 2 * said[b"S"]:  # noqa: PLR2004 - both of them
+    if len(said) < 2 or not said[b"S"] <= said[b"W"] <= 2 * said[b"S"]:
         return None
     return said[b"S"], said[b"W"]
 

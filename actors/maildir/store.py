@@ -43,7 +43,8 @@ class Maildrop:
     """One maildir. ``root``, ``cur``, ``new`` and ``tmp`` are its directory descriptors.
 
     ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
-    popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done with mail; ``fault`` is told the name of each step that a crash
+    popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done
+    with mail; ``fault`` is told the name of each step that a crash
     could come after (for tests).
     """
 
