@@ -10,7 +10,8 @@ from popkernel.actors.maildir.migrate import bring
 from popkernel.actors.maildir.policy import Policy, policy_of
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.config import Config
-from popkernel.proto import maildirname, messages as m, popcache
+from popkernel.proto import maildirname, popcache
+from popkernel.proto import messages as m
 from popkernel.proto.octets import wire_size
 
 from tests.unit.test_store import MAIL, Box, Locked, shown, text, uidl
