@@ -110,6 +110,7 @@ def build_parser() -> Parser:
     _check(commands)
     _passwd(commands)
     _deliver(commands)
+    _import_uidl(commands)
     _topology(commands)
     _trace(commands)
     _replay(commands)
@@ -327,6 +328,38 @@ def _deliver(commands: Any) -> None:
     parser.add_argument("--sender", metavar="ADDR", help="whom to name in Return-Path where the message has none (default: $SENDER)")
     _add_run_dir(parser)
     parser.set_defaults(run="popkernel.cli.deliver:run")
+
+
+def _import_uidl(commands: Any) -> None:
+    parser = commands.add_parser(
+        "import-uidl",
+        help="take over the unique ids that another server gave",
+        description="Write into maildirs' popcaches the unique ids that Dovecot or Courier gave, or the file names that others\n"
+        "use, so that no client fetches its mail again. A message that has one in the popcache keeps it. Each maildir is\n"
+        "read and written as its own user, under the popcache lock; the server may run.",
+        epilog=_epilog(
+            """
+            popkernel import-uidl -n -u /etc/mail/users -e Maildir
+            popkernel import-uidl -u /etc/mail/users -e Maildir --from dovecot
+            popkernel import-uidl -u /etc/mail/users --from courier --force alice
+            """,
+            "usage data noinput nouser software tempfail noperm config",
+            """
+            MAILDIR/dovecot-uidlist       Dovecot's
+            MAILDIR/courierpop3dsizelist  Courier's
+            MAILDIR/popcache              popkernel's
+            """,
+        ),
+    )
+    what = "user table"
+    _complete(parser.add_argument("-u", dest="user_table", metavar="FILE", required=True, help=what), FILE)
+    parser.add_argument("-e", dest="subdir", default="", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
+    parser.add_argument("-n", dest="dry", action="store_true", help="write nothing, say what would be done")
+    choices = ("dovecot", "courier", "filename")
+    parser.add_argument("--from", dest="source", choices=choices, help="where they come from (default: whose file lies in the maildir)")
+    parser.add_argument("--force", action="store_true", help="also for messages that have a unique id in the popcache")
+    parser.add_argument("users", metavar="USER", nargs="*", help="only these (default: all of the table)")
+    parser.set_defaults(run="popkernel.cli.import_uidl:run")
 
 
 def _topology(commands: Any) -> None:

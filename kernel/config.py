@@ -155,6 +155,13 @@ class Config:
     quota: str = _key("quota", "", 'room of each mailbox, as "1G" or "500M,2000C" (messages); empty: no bound')
     quota_users: tuple[str, ...] = _key("quotas", (), 'room of single mailboxes, as "alice=2G"; "alice=none" for no bound')
     quota_temporary: bool = _key("bool", False, "let mail for a full mailbox be tried again (4.2.2) instead of sent back (5.2.2)")
+    deletion: str = _key("choice", "unlink", "what deletes: the file goes, or stays with the flag T", choices=("unlink", "trash-flag"))
+    hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see")
+    set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved")
+    expire_days: int = _key("int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500)
+    uidl_from: str = _key(
+        "choice", "none", "whose unique ids messages keep that popkernel sees first", choices=("none", "dovecot", "courier", "filename"),
+    )
     hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
 
     @property

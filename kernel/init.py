@@ -46,6 +46,10 @@ _LIMITS = (  # what a listener takes at a time and what a session may do, as the
     "max_sessions_address", "ipv6_prefix", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
     "max_commands",
 )
+_SESSIONS = (  # what a session is told, or goes by
+    "allow_plaintext", "login_seconds", "idle_seconds", "session_memory", "login_delay", "expire_days", "oauth_issuer", "oauth_scope",
+    "block_list",
+)
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
@@ -459,6 +463,7 @@ class Init:
                 "quota": config.quota,
                 "quotas": quotas,
                 "quota_temporary": config.quota_temporary,
+                "mail": {key: getattr(config, key) for key in ("deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from")},
             }
         if message.actor == "auth":
             oauth = {name: getattr(config, f"oauth_{name}") for name in ("issuer", "audience", "jwks", "user_claim", "scope")}
@@ -479,12 +484,11 @@ class Init:
             tls, plain = [s.fileno() for s in self.listening.tls], [s.fileno() for s in self.listening.plain]
             fds += tls + plain
             return common | {
-                "cert": config.cert, "key": config.key, "tls_min": config.tls_min, "tls_fds": tls, "plain_fds": plain,
+                "tls_min": config.tls_min, "tls_fds": tls, "plain_fds": plain,
                 "pairs": [(config.cert, config.key), *config.certs], "phrase": self._phrase(),
                 "listeners": config.listeners, "proxy_networks": config.proxy_networks,
-                **{name: getattr(config, name) for name in _LIMITS},
-                "allow_plaintext": config.allow_plaintext, "login_seconds": config.login_seconds,
-                "idle_seconds": config.idle_seconds, "max_sessions": max(1, config.max_sessions // config.listeners),
+                **{name: getattr(config, name) for name in (*_LIMITS, *_SESSIONS)},
+                "max_sessions": max(1, config.max_sessions // config.listeners),
                 "version": self.version, "serial": self.serial << 40,
             }
         return common

@@ -89,7 +89,7 @@ class Spawner(Actor):
         quota = self.boot.config["quotas"].get(message.name.removeprefix("maildir."), self.boot.config["quota"])
         config = {
             "maildir": message.maildir, "verbose": self.verbose, "hostname": self.boot.config["hostname"], "quota": quota,
-            "quota_temporary": self.boot.config["quota_temporary"],
+            "quota_temporary": self.boot.config["quota_temporary"], **self.boot.config["mail"],
             "die_with_parent": self._die_with_parent,
         }
         boot = Boot(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 INFO_NEW = b":2,"  # what a message gets when it moves from new/ to cur/
+_MOST_DIGITS = 12  # of a size: below a terabyte
 _HOST_KEEPS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 
 
@@ -63,13 +64,33 @@ def is_ordered(names: list[bytes]) -> bool:
     return copy == names
 
 
-def with_seen(info: bytes) -> bytes | None:
-    """Give ``info`` (``b""`` or ``:2,FLAGS``) the S flag, flags in ASCII order; None when it has it or is no such info."""
+def with_flag(info: bytes, flag: bytes) -> bytes | None:
+    """Give ``info`` (``b""`` or ``:2,FLAGS``) a flag (``S`` seen, ``T`` trashed), flags in ASCII order; None when it can have none."""
     if not info:
-        return b":2,S"
-    if not info.startswith(INFO_NEW) or b"S" in info[3:]:
+        return INFO_NEW + flag
+    if not info.startswith(INFO_NEW):
         return None
-    return INFO_NEW + bytes(sorted({*info[3:], ord("S")}))
+    return info if flag in info[3:] else INFO_NEW + bytes(sorted({*info[3:], *flag}))
+
+
+def is_trashed(info: bytes) -> bool:
+    """Has the message the flag T?"""
+    return info.startswith(INFO_NEW) and b"T" in info[3:]
+
+
+def claimed_sizes(name: bytes) -> tuple[int, int] | None:
+    """Sizes that a canonical name says, ``,S=OCTETS`` of the file and ``,W=OCTETS`` as POP3 counts them (Maildir++, Dovecot).
+
+    None unless both stand there and go together: a line end is one octet more at most.
+    """
+    said: dict[bytes, int] = {}
+    for field in name.split(b",")[1:]:
+        key, _, number = field.partition(b"=")
+        if key in {b"S", b"W"} and number.isdigit() and len(number) <= _MOST_DIGITS:
+            said[key] = int(number)
+    if len(said) < 2 or not said[b"S"] <= said[b"W"] <= 2 * said[b"S"]:
+        return None
+    return said[b"S"], said[b"W"]
 
 
 def escape_host(host: bytes) -> bytes:

@@ -29,7 +29,8 @@ JOURNAL = b"popcache.new"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
-_LARGEST = 512 << 20  # more than five million messages: nothing that size is a popcache
+_LARGEST = 64 << 20  # octets: half a million messages; a listing of more does not fit into an actor's memory
+_TAIL = 4096  # octets that the last line fits into
 
 
 def acquire(root: int, wait: float, code: str) -> int:
@@ -89,11 +90,25 @@ def _is_current(fd: int, root: int) -> bool:
     return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
 
 
-def read(fd: int) -> bytes:
-    """Read the whole file; one of an impossible size reads as empty, and will be rewritten."""
+def load(fd: int) -> popcache.Cache:
+    """Read the file for what it says. Nothing in it is an error: one that can't be believed is a Cache with ``given_up``."""
+    try:
+        data = read(fd)
+        if data is not None:
+            return popcache.parse(data)
+        why = f"more than {_LARGEST >> 20} MiB"
+    except MemoryError:
+        why = "more than there is memory for"
+    cache = popcache.Cache()
+    cache.refused, cache.given_up = 1, why
+    return cache
+
+
+def read(fd: int) -> bytes | None:
+    """Read the whole file; None for one of an impossible size."""
     size = os.fstat(fd).st_size
     if size > _LARGEST:
-        return b""
+        return None
     data = os.pread(fd, size + 1, 0)
     while len(data) < size:  # a read of a regular file is whole but for signals and network file systems
         more = os.pread(fd, size - len(data), len(data))
@@ -116,7 +131,9 @@ def append(fd: int, lines: bytes) -> None:
     size = os.fstat(fd).st_size
     end = size
     if size and os.pread(fd, 1, size - 1) != b"\n":
-        end = read(fd).rfind(b"\n") + 1
+        start = max(0, size - _TAIL)
+        end = os.pread(fd, _TAIL, start).rfind(b"\n") + 1
+        end += start if end else 0  # no line ends there: no line at all is worth keeping
         os.ftruncate(fd, end)
     if not end:
         lines = popcache.UNPROVEN.encode() + lines
@@ -191,7 +208,7 @@ def read_journal(root: int) -> popcache.Cache | None:
     except OSError:
         return None  # ELOOP and the like: not one we wrote
     try:
-        left = popcache.parse(read(fd)) if S_ISREG(os.fstat(fd).st_mode) else None
+        left = load(fd) if S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
     if left is None or left.header is None or left.refused or left.header.count != len(left.names):

@@ -30,7 +30,7 @@ _Answer = tuple[tuple[Any, ...], bytes | None]  # a message, and its bulk apart
 class Session:
     """From Ready to Bye."""
 
-    __slots__ = ("_drop", "_jobs", "_listing", "credit", "deleted", "finished", "messages", "octets", "retrieved")
+    __slots__ = ("_drop", "_gone", "_jobs", "_listing", "credit", "deleted", "finished", "messages", "retrieved")
 
     def __init__(self, drop: Maildrop, listing: Listing, *, deleted: bytes = b"", retrieved: bytes = b"") -> None:
         """`deleted` and `retrieved`: a byte a message, 1 for yes; as a parked session left them."""
@@ -41,8 +41,13 @@ class Session:
         self.deleted = bytearray(deleted or bytes(listing.count))
         self.retrieved = bytearray(retrieved or bytes(listing.count))
         self.messages = listing.count - sum(self.deleted)
-        self.octets = listing.octets - sum(listing.size(i) for i, yes in enumerate(deleted) if yes)
+        self._gone = sum(listing.size(i) for i, yes in enumerate(deleted) if yes)  # octets of what is marked
         self.finished: tuple[int, int] | None = None  # (removed, failed) once QUIT is done
+
+    @property
+    def octets(self) -> int:
+        """Of the messages not marked, all together."""
+        return self._listing.octets - self._gone
 
     def ready(self) -> m.Ready:
         """What the session begins with."""
@@ -165,7 +170,7 @@ class Session:
         if octets > _SMALL:
             return None, 0
         try:
-            return self._drop.read_wire(self._listing, index, _SMALL), octets
+            return self._drop.read_wire(self._listing, index, _SMALL), self._listing.size(index)
         except StoreError:
             return None, 0
 
@@ -174,19 +179,19 @@ class Session:
         if self.deleted[number - 1]:
             yield m.Missing(number, "", "no such message"), None
             return
-        octets = self._listing.size(number - 1)
         try:
+            self._drop.verify(self._listing, number - 1)
             fd = self._drop.open_message(self._listing, number - 1)
         except StoreError as error:
             yield m.Missing(number, error.code, str(error)), None
             return
         try:
-            yield from self._stream(number, fd, octets)
+            yield from self._stream(number, fd, self._listing.size(number - 1))
         finally:
             os.close(fd)
-        self.retrieved[number - 1] = 1
 
     def _stream(self, number: int, fd: int, octets: int) -> Iterator[_Answer]:
+        """A message that goes out whole counts as retrieved: one that does not must not expire for it."""
         encoder = WireEncoder()
         if os.fstat(fd).st_size > octets:  # CRLF makes a message larger, never smaller
             self._drop.distrust(self._listing, number - 1)
@@ -208,6 +213,7 @@ class Session:
                 done = not raw and at + len(piece) >= len(wire)
                 yield m.Mail([number, octets, len(piece), int(done)], b""), piece
             if not raw:
+                self.retrieved[number - 1] = 1
                 if not wire:
                     yield m.Mail([number, octets, 0, 1], b""), b""
                 return
@@ -260,13 +266,13 @@ class Session:
             else:
                 self.deleted[number - 1] = 1
                 self.messages -= 1
-                self.octets -= self._listing.size(number - 1)
+                self._gone += self._listing.size(number - 1)
         for at in range(0, len(refused) or 1, 8192):
             yield m.Deleted(first, many, refused[at : at + 8192], self.messages, self.octets), None
 
     def _reset(self) -> Iterator[_Answer]:
         self.deleted = bytearray(self._listing.count)
-        self.messages, self.octets = self._listing.count, self._listing.octets
+        self.messages, self._gone = self._listing.count, 0
         yield m.Totals(self.messages, self.octets), None
 
     def _quit(self, taken: list[int]) -> Iterator[_Answer]:
@@ -275,15 +281,19 @@ class Session:
             for number in range(max(1, first), min(first + many, self._listing.count + 1)):
                 self.retrieved[number - 1] = 1
         marked = [i for i, yes in enumerate(self.deleted) if yes]
+        expired = [i for i in self._drop.expired(self._listing, self.retrieved) if not self.deleted[i]]
         failed: list[int] = []
-        if marked:
+        if marked or expired:
             try:
-                failed = self._drop.remove(self._listing, marked)
+                failed = self._drop.remove(self._listing, marked + expired)
             except StoreError:
-                failed = marked
-        self.finished = (len(marked) - len(failed), len(failed))
+                failed = marked + expired
+        owed = sum(self.deleted[i] for i in failed)  # what nobody asked to go is no failure of the client's QUIT
+        self.finished = (len(marked) + len(expired) - len(failed), owed)
         yield m.Bye(*self.finished), None
-        self._drop.mark_seen(self._listing, [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i]])
+        going = set(expired)
+        kept = [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i] and i not in going]
+        self._drop.mark_seen(self._listing, kept)
 
 
 def runs(marked: bytearray) -> list[int]:

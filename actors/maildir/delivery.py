@@ -11,7 +11,6 @@ import os
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import cachefile, directory
-from popkernel.actors.maildir.listing import uidl_of
 from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os
 from popkernel.proto import popcache
 from popkernel.proto.octets import SizeCounter
@@ -90,13 +89,13 @@ class Delivery:
     def _show(self) -> None:
         """Under the lock: name the file in new/ and tell the popcache."""
         drop = self._drop
-        lock = cachefile.acquire(drop.root, drop.lock_wait, TEMP)
+        lock = drop.take_lock(TEMP)
         try:
             drop.at("deliver:locked")
             if not self._move(self._source):
                 self._name = _first_free(drop.fresh_name, self._move)
             drop.at("deliver:shown")
-            line = popcache.format_line(self._name, self._counter.finish(), uidl_of(self._name))
+            line = popcache.format_line(self._name, self._counter.finish(), drop.uidl_of(self._name))
             try:
                 cachefile.append(lock, line)
                 drop.delivered(self._name)

@@ -81,9 +81,11 @@ def stamps(fd: int) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
-def measure(fd: int, name: bytes) -> int | None:
+def measure(fd: int, name: bytes, claimed: tuple[int, int] | None = None) -> int | None:
     """Octets POP3 will send for the file ``name`` of the directory ``fd``; None when it is gone or no regular file.
 
+    ``claimed``: what ``maildirname.claimed_sizes`` says. Of a file too large for one read it is believed, where the file has that
+    size and ends its last line: then only what the name says of the line ends is taken on trust, until the message is sent.
     Raises OSError when it is there and cannot be read. Takes an open, a stat, a read and a close for a small message.
     """
     try:
@@ -96,16 +98,21 @@ def measure(fd: int, name: bytes) -> int | None:
         status = os.fstat(file)
         if not S_ISREG(status.st_mode):
             return None
-        counter = SizeCounter()
+        if claimed is not None and CHUNK < status.st_size == claimed[0] and os.pread(file, 1, status.st_size - 1) == b"\n":
+            return claimed[1]
         data = os.read(file, min(status.st_size + 1, CHUNK))
-        if len(data) == status.st_size:
-            return wire_size(data)
-        while data:
-            counter.feed(data)
-            data = os.read(file, CHUNK)
-        return counter.finish()
+        return wire_size(data) if len(data) == status.st_size else count(file, data)
     finally:
         os.close(file)
+
+
+def count(file: int, data: bytes = b"") -> int:
+    """Octets POP3 will send for ``data`` and all that can still be read of an open file. Raises OSError."""
+    counter = SizeCounter()
+    counter.feed(data)
+    while data := os.read(file, CHUNK):
+        counter.feed(data)
+    return counter.finish()
 
 
 def move_no_replace(source: int, name: bytes, target: int, new_name: bytes) -> bool:

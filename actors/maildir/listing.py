@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from array import array
+
+from popkernel.proto.maildirname import is_trashed
 
 try:  # the bare module is 3 MB and two milliseconds lighter than hashlib, which brings OpenSSL into every actor
     from _sha2 import sha256  # type: ignore[import-not-found, unused-ignore]  # CPython 3.12 and newer
@@ -11,9 +13,6 @@ except ImportError:
         from _sha256 import sha256  # type: ignore[import-not-found, unused-ignore]  # CPython 3.11
     except ImportError:
         from hashlib import sha256
-
-if TYPE_CHECKING:
-    from array import array
 
 
 def uidl_of(name: bytes) -> bytes:
@@ -66,6 +65,19 @@ class Listing:
         if i < 0:
             raise IndexError("message index below 0")
         return i
+
+    def correct(self, i: int, octets: int) -> None:
+        """Message ``i`` has another size than was listed: what its name said of it was wrong."""
+        self.octets += octets - self.sizes[self.check(i)]
+        self.sizes[i] = octets
+
+    def untrashed(self) -> Listing:
+        """The messages without the flag T; all infos must be known."""
+        keep = [i for i, info in enumerate(self.infos) if info is None or not is_trashed(info)]
+        if len(keep) == self.count:
+            return self
+        names, uidls, infos = [self.names[i] for i in keep], [self.uidls[i] for i in keep], [self.infos[i] for i in keep]
+        return Listing(names, array("Q", [self.sizes[i] for i in keep]), uidls, infos, self.notes)
 
     def first(self, count: int) -> Listing:
         """The listing of its first so many messages: what a session that began with them goes on with."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.listing import Listing
+from popkernel.actors.maildir.policy import KEYS, policy_of
 from popkernel.actors.maildir.reception import Reception
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.actor import Actor, Boot
@@ -45,7 +46,10 @@ class MaildirActor(Actor):
         paths: list[tuple[bytes | str, str]] = []
         self.drop_ids()
         try:
-            self.drop = Maildrop(self.path, hostname=self.boot.config["hostname"], clock=self.clock, random=random_octets)
+            config = self.boot.config
+            self.drop = Maildrop(
+                self.path, hostname=config["hostname"], clock=self.clock, random=random_octets, policy=policy_of(config),
+            )
             paths = [(self.path, "rwc")]
         except StoreError as error:
             self.trouble = error
@@ -64,8 +68,8 @@ class MaildirActor(Actor):
         return int(channel.tag or 0) if channel.peer == "listener" else super().session_of(channel, message)
 
     def settings(self) -> dict[str, Any]:
-        names = ("hostname", "quota", "quota_temporary")
-        return {name: self.boot.config[name] for name in names}
+        names = ("hostname", "quota", "quota_temporary", *KEYS)
+        return {name: self.boot.config[name] for name in names if name in self.boot.config}
 
     @staticmethod
     def clock() -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.maildir import main, reception
+from popkernel.actors.maildir.policy import policy_of
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.stage import LeftError, Stage, boot_of
 from popkernel.proto.recording import Frame, RecordingError
@@ -38,6 +39,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
         try:
             actor.drop = Maildrop(
                 maildir, hostname=settings["hostname"], clock=actor.clock, random=lambda many: octets.popleft() if octets else bytes(many),
+                policy=policy_of(settings),
             )
         except StoreError as error:
             actor.trouble = error

@@ -23,9 +23,11 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import directory
+from popkernel.actors.maildir.brought import notes as refusals
 from popkernel.actors.maildir.listing import Listing, uidl_of
 from popkernel.actors.maildir.storeerror import from_os, show
 from popkernel.proto import maildirname, popcache
+from popkernel.proto.uidlist import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +54,11 @@ class Scan:
     ``present``: canonical name to info, of cur/ after new/ was emptied; names that are no messages may be among them.
     ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them all new mail but ``own``, which
     this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
-    still be so as long as neither directory changes.
+    still be so as long as neither directory changes. ``lied``: names whose sizes in them are not believed.
+    ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with them.
     """
 
-    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "clean", "doubtful", "notes", "own", "present", "unreadable")
+    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "brought", "clean", "doubtful", "lied", "notes", "own", "present", "unreadable")
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
         self._cur = cur
@@ -63,6 +66,8 @@ class Scan:
         self._fresh_host = host
         self._random = random
         self.doubtful = doubtful
+        self.lied = frozenset(doubtful)
+        self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] = lambda _: ({}, [])
         self.own: frozenset[bytes] | set[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
@@ -166,8 +171,9 @@ class Scan:
 
     def measure(self, name: bytes) -> int | None:
         """Octets of a present message; None when it is none, is gone or cannot be read."""
+        claimed = None if name in self.lied else maildirname.claimed_sizes(name)
         try:
-            return directory.measure(self._cur, name + self.present[name])
+            return directory.measure(self._cur, name + self.present[name], claimed)
         except OSError as error:
             if error.errno in _SHORTAGE:
                 raise from_os(error, f"cur/{show(name)}") from None
@@ -181,17 +187,19 @@ class Match:
 
     ``gone``: canonical names whose lines must go. ``added``: popcache lines to append. ``whole``: appending and marking
     is not enough, the file must be written anew. ``odd``: there are names that no popcache line can hold.
+    ``notes``: UIDLs of another server that could not be used.
     """
 
-    __slots__ = ("added", "gone", "listing", "odd", "whole")
+    __slots__ = ("added", "gone", "listing", "notes", "odd", "whole")
 
     def __init__(self, cache: popcache.Cache, scan: Scan, journal: popcache.Cache | None) -> None:
         self.gone: set[bytes] = set()
         self.added = b""
         self.odd = False
+        self.notes: tuple[str, ...] = ()
         self.whole = bool(cache.refused or journal is not None or not cache.ordered)
         if journal is not None:
-            _merge(cache, journal)
+            merge(cache, journal)
         infos = list(map(scan.present.get, cache.names))
         if len(infos) != len(scan.present) or scan.doubtful or None in infos or not cache.ordered:
             self._drop_gone(cache, scan)
@@ -201,7 +209,7 @@ class Match:
             infos = list(map(scan.present.get, cache.names))
         table: dict[bytes | None, bytes | None] = {}
         infos = list(map(table.setdefault, infos, infos))  # a handful of values: keep one object of each
-        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes))
+        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes) + self.notes)
 
     def _drop_gone(self, cache: popcache.Cache, scan: Scan) -> None:
         present = scan.present
@@ -230,6 +238,7 @@ class Match:
     def _add_fresh(self, cache: popcache.Cache, scan: Scan) -> None:
         fresh = [name for name in scan.present.keys() - set(cache.names) if maildirname.is_message(name)]
         maildirname.sort_names(fresh)
+        brought = self._brought(fresh, cache, scan)
         lines: list[bytes] = []
         last = cache.names[-1] if cache.names else None
         for name in fresh:
@@ -238,7 +247,7 @@ class Match:
             octets = scan.measure(name)
             if octets is None:
                 continue
-            uidl = uidl_of(name)
+            uidl = brought.get(name) or uidl_of(name)
             if uidl in cache.uidl_set:
                 self._settle(cache)
             cache.names.append(name)
@@ -254,6 +263,16 @@ class Match:
                 self.whole |= popcache.fits(name)
         self.added = b"".join(lines)
 
+    def _brought(self, fresh: list[bytes], cache: popcache.Cache, scan: Scan) -> dict[bytes, bytes]:
+        """UIDLs of another server for these messages: those that can be had."""
+        names = [name for name in fresh if popcache.fits(name)]
+        found, notes = scan.brought(names)
+        chosen, said = choose(names, found, cache.uidl_set)
+        if said:
+            notes += refusals(said)
+        self.notes = tuple(notes)
+        return chosen
+
     def _settle(self, cache: popcache.Cache) -> None:
         """Take back every UIDL that is the hash of some name but not of its own: it belongs to another message."""
         for i, (name, uidl) in enumerate(zip(cache.names, cache.uidls, strict=True)):
@@ -263,7 +282,7 @@ class Match:
         self.whole = True
 
 
-def _merge(cache: popcache.Cache, journal: popcache.Cache) -> None:
+def merge(cache: popcache.Cache, journal: popcache.Cache) -> None:
     """Let the lines of a journal stand before those of the torn popcache it was to replace."""
     found = dict(zip(cache.names, zip(cache.sizes, cache.uidls, strict=True), strict=True))
     saved = dict(zip(journal.names, zip(journal.sizes, journal.uidls, strict=True), strict=True))

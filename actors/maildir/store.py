@@ -14,16 +14,17 @@ import time
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir import cachefile, directory
+from popkernel.actors.maildir import brought, cachefile, directory
 from popkernel.actors.maildir.delivery import Delivery
-from popkernel.actors.maildir.listing import Listing
+from popkernel.actors.maildir.listing import Listing, uidl_of
+from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Match, Scan, split_names
 from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
-from popkernel.proto import maildirname, popcache
+from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from popkernel.actors.maildir.quota import Quota
 
@@ -32,6 +33,9 @@ __all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
 _GUESSES = (b":2,", b":2,S", b"")
 _NOWHERE = b"/"  # an info no file can have: looked for, not there
 _MOST_OWN = 1000  # names of own deliveries remembered; what is beyond is measured like another program's
+_HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
+_QUIT_WAIT = 0.5  # seconds that QUIT waits for it: what it would write down, the next listing sees
+_AS_EVER = Policy()
 _Stamp = tuple[int, int, int]
 
 
@@ -39,7 +43,8 @@ class Maildrop:
     """One maildir. ``root``, ``cur``, ``new`` and ``tmp`` are its directory descriptors.
 
     ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
-    popcache lock; ``hostname`` goes into the names of new messages; ``fault`` is told the name of each step that a crash
+    popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done
+    with mail; ``fault`` is told the name of each step that a crash
     could come after (for tests).
     """
 
@@ -51,9 +56,13 @@ class Maildrop:
         lock_wait: float = 5.0,
         hostname: bytes | str = b"localhost",
         random: Callable[[int], bytes] = os.urandom,
+        policy: Policy = _AS_EVER,
         fault: Callable[[str], None] | None = None,
     ) -> None:
         self.lock_wait = lock_wait
+        self.policy = policy
+        self._held_until = 0.0
+        self._verified: set[bytes] = set()
         self._clock = clock
         self._random = random
         self._fault = fault
@@ -92,6 +101,25 @@ class Maildrop:
         """Let the next ``listing`` read the maildir anew."""
         self._last = None
 
+    def take_lock(self, code: str, wait: float | None = None) -> int:
+        """Take the popcache lock; closing the descriptor gives it back. StoreError ``code`` where another program keeps it.
+
+        This process serves a session and deliveries at once, and waiting stops it all: so after one wait in vain, nobody waits
+        again for half a minute.
+        """
+        wait = self.lock_wait if wait is None else min(wait, self.lock_wait)
+        try:
+            lock = cachefile.acquire(self.root, 0.0 if time.monotonic() < self._held_until else wait, code)
+        except StoreError:
+            self._held_until = time.monotonic() + _HELD
+            raise
+        self._held_until = 0.0
+        return lock
+
+    def uidl_of(self, name: bytes) -> bytes:
+        """Give the UIDL of a message of our own delivery."""
+        return name if self.policy.uidl_from == "filename" and uidlist.valid(name) else uidl_of(name)
+
     def delivered(self, name: bytes) -> None:
         """A message was put into new/, with a popcache line that needs no checking."""
         if len(self._delivered) < _MOST_OWN:
@@ -126,7 +154,7 @@ class Maildrop:
             if last is not None and settled and self._last_state == (cur, new, self._popcache_state()):
                 return last
             self._last = None
-            lock = cachefile.acquire(self.root, self.lock_wait, IN_USE)
+            lock = self.take_lock(IN_USE)
             try:
                 return self._list(lock)
             finally:
@@ -159,13 +187,16 @@ class Maildrop:
     def _list(self, lock: int) -> Listing:
         made = int(self._clock() * 1e9)
         cur, new = self._look("cur"), self._look("new")
-        cache = popcache.parse(cachefile.read(lock))
+        cache = cachefile.load(lock)
         header, count = cache.header, len(cache.names)
         sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
-        if sound and header is not None and header.proves(cur[1:], new[1:], count):
+        # What is trashed only the directory says.
+        if sound and header is not None and not self.policy.hide_trashed and header.proves(cur[1:], new[1:], count):
             listing, clean = Listing(cache.names, cache.sizes, cache.uidls, [None] * count), True
         else:
             listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0))
+            if self.policy.hide_trashed:
+                listing = listing.untrashed()
         if clean:
             self._last, self._last_made = listing, made
             self._last_state = cur, new, self._popcache_state()
@@ -177,6 +208,7 @@ class Maildrop:
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.own, self._delivered = self._delivered, set()
+        scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._doubtful = set()
@@ -184,13 +216,15 @@ class Maildrop:
         seen.count = listing.count
         provable = scan.clean and not match.odd and popcache.settled(seen.made, seen.cur, seen.new)
         dead = removed + len(match.gone)
+        if cache.given_up:
+            listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
             if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
                 cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at)
             else:
                 self._update(lock, match)
-                if provable and header is not None:
+                if provable and header is not None and not header.proves(seen.cur, seen.new, seen.count):
                     cachefile.write_header(lock, seen)
             if journal is not None:
                 cachefile.drop_journal(self.root)
@@ -201,7 +235,7 @@ class Maildrop:
 
     def _update(self, lock: int, match: Match) -> None:
         if match.gone:
-            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock), match.gone))
+            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock) or b"", match.gone))
             self.at("listing:marked")
         if match.added:
             cachefile.append(lock, match.added)
@@ -273,7 +307,8 @@ class Maildrop:
     def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
         """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
 
-        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
+        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise. Where that was only what the file's
+        name says, and wrong, the size is corrected first.
         """
         return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
 
@@ -291,6 +326,10 @@ class Maildrop:
             out, octets = form(self._read(listing, i, size + 1, whole=whole))
             if octets == size:
                 return out
+        if self._doubts(listing, i):
+            self.verify(listing, i)
+            if listing.size(i) != size:
+                return self._read_checked(listing, i, limit, form)
         self.distrust(listing, i)
         raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
 
@@ -308,6 +347,28 @@ class Maildrop:
             self.distrust(listing, i)
             raise from_os(error, f"cur/{show(listing.names[i])}") from None
 
+    def _doubts(self, listing: Listing, i: int) -> bool:
+        """Whether the size listed for message ``i`` may be no more than what its name says."""
+        claimed = maildirname.claimed_sizes(listing.names[i])
+        return claimed is not None and claimed[1] == listing.sizes[i] and listing.names[i] not in self._verified
+
+    def verify(self, listing: Listing, i: int) -> None:
+        """Before a large message goes out: measure it, where nobody has yet, and correct its size. StoreError as ``open_message``."""
+        if not self._doubts(listing, i):
+            return
+        fd = self.open_message(listing, i)
+        try:
+            octets = directory.count(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+        finally:
+            os.close(fd)
+        self._verified.add(listing.names[i])
+        if octets != listing.sizes[i]:
+            listing.correct(i, octets)
+            self.distrust(listing, i)
+
     def distrust(self, listing: Listing, i: int) -> None:
         """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
         self._doubtful.add(listing.name(i))
@@ -319,8 +380,11 @@ class Maildrop:
         """Remove messages for good (QUIT). Returns the indices that could not be removed; already gone counts as removed.
 
         Files first, synced, then their popcache lines: a crash in between leaves lines of no message, which the next
-        listing drops. The other way round it would leave messages that lost their UIDL.
+        listing drops. The other way round it would leave messages that lost their UIDL. Where the site keeps what is deleted, the
+        files get the flag T instead.
         """
+        if self.policy.trash:
+            return self._trash(listing, indices)
         failed: list[int] = []
         doomed: set[bytes] = set()
         freed = 0
@@ -346,12 +410,17 @@ class Maildrop:
         return failed
 
     def _file_size(self, listing: Listing, i: int) -> int:
+        status = self._status(listing, i)
+        return 0 if status is None else status.st_size
+
+    def _status(self, listing: Listing, i: int) -> os.stat_result | None:
         for name in self._candidates(listing, i):
             try:
-                return os.stat(name, dir_fd=self.cur, follow_symlinks=False).st_size
+                return os.stat(name, dir_fd=self.cur, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-        return 0
+        found = self._find(listing, i)
+        return None if found is None else os.stat(found[1], dir_fd=found[0], follow_symlinks=False)
 
     def _unlink(self, listing: Listing, i: int) -> None:
         for name in self._candidates(listing, i):
@@ -370,11 +439,11 @@ class Maildrop:
     def _strike_out(self, doomed: set[bytes]) -> None:
         """Mark the lines of removed messages; compact the file when more than half of its lines are such."""
         try:
-            lock = cachefile.acquire(self.root, self.lock_wait, TEMP)
+            lock = self.take_lock(TEMP, _QUIT_WAIT)
         except StoreError:
             return  # the mail is gone as asked; the next listing finds lines without files and drops them
         try:
-            data = cachefile.read(lock)
+            data = cachefile.read(lock) or b""
             offsets = popcache.line_offsets(data, doomed)
             dead = data.count(b"\n#") + data.startswith(b"#") - (popcache.parse_header(data) is not None) + len(offsets)
             if 2 * dead > data.count(b"\n"):
@@ -390,23 +459,70 @@ class Maildrop:
         finally:
             os.close(lock)
 
+    def _trash(self, listing: Listing, indices: Iterable[int]) -> list[int]:
+        failed = [i for i in indices if not self._flag(listing, i, b"T", gone=True)]
+        self._last = None
+        try:
+            directory.sync(self.cur)
+        except OSError as error:
+            raise from_os(error, "cur") from None
+        return failed
+
     def mark_seen(self, listing: Listing, indices: Iterable[int]) -> None:
         """Give messages the S flag (``:2,S``), other flags kept. Best effort: one that cannot be renamed stays as it is."""
+        if not self.policy.set_seen:
+            return
         for i in indices:
-            info = listing.infos[listing.check(i)]
-            if info is None or info == _NOWHERE:
-                found = self._find(listing, i)
-                if found is None or found[0] != self.cur:
-                    continue
-                info = listing.infos[i]
-            seen = None if info is None else maildirname.with_seen(info)
-            if info is None or seen is None:
-                continue
+            self._flag(listing, i, b"S", gone=False)
+
+    def _flag(self, listing: Listing, i: int, flag: bytes, *, gone: bool) -> bool:
+        """Give a message a flag. False where that could not be; ``gone`` where the message is no more."""
+        name = listing.names[listing.check(i)]
+        for _ in range(2):  # another program may change flags between the look and the rename
             try:
-                if directory.rename_no_replace(self.cur, listing.names[i] + info, listing.names[i] + seen):
-                    listing.infos[i] = seen
+                info, source = listing.infos[i], self.cur
+                if info is None or info == _NOWHERE:
+                    found = self._find(listing, i)
+                    if found is None:
+                        return gone
+                    source, info = found[0], found[1][len(name) :]
+                flagged = maildirname.with_flag(info, flag)
+                if flagged is None:
+                    return False
+                if source != self.cur:
+                    done = directory.move_no_replace(source, name + info, self.cur, name + flagged)
+                else:
+                    done = flagged == info or directory.rename_no_replace(self.cur, name + info, name + flagged)
+                if done:
+                    listing.infos[i] = flagged
+                return done
+            except FileNotFoundError:
+                listing.infos[i] = _NOWHERE
             except OSError:
-                continue
+                return False
+        return False
+
+    def expired(self, listing: Listing, retrieved: Sequence[int]) -> list[int]:
+        """Messages that the site keeps no longer (``expire_days``, RFC 2449 section 6.7), to be removed at QUIT.
+
+        ``retrieved``: a byte a message, 1 for yes. A message is as old as its name or its file says, whichever is younger.
+        """
+        days = self.policy.expire_days
+        if days <= 0:
+            return [i for i, yes in enumerate(retrieved) if yes] if not days else []
+        now = int(self._clock())
+        limit = now - days * 86400
+        old: list[int] = []
+        for i, name in enumerate(listing.names):
+            delivered = int(name.partition(b".")[0])
+            if delivered < limit or delivered > now + 86400:  # the latter is no time at all
+                try:
+                    status = self._status(listing, i)
+                except OSError:
+                    continue
+                if status is not None and status.st_mtime < limit:
+                    old.append(i)
+        return old
 
     # Delivery
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 
 from popkernel.actors.maildir.main import MaildirActor
+from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.store import Maildrop
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, counts, pair
@@ -37,6 +38,7 @@ def _one_life(path: str) -> None:
     mine, its = pair()
     maildir = os.fsencode(path)
     config = {"maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}
+    config |= Policy()._asdict()
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")
     actor.connect()

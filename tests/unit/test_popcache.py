@@ -167,11 +167,41 @@ def test_line_offsets_find_live_lines_only():
 
 
 def test_names():
-    assert maildirname.with_seen(b"") == b":2,S"
-    assert maildirname.with_seen(b":2,") == b":2,S"
-    assert maildirname.with_seen(b":2,RFa") == b":2,FRSa"
-    assert maildirname.with_seen(b":2,FS") is None
-    assert maildirname.with_seen(b":1,x") is None
+    assert maildirname.with_flag(b"", b"S") == b":2,S"
+    assert maildirname.with_flag(b":2,", b"T") == b":2,T"
+    assert maildirname.with_flag(b":2,RFa", b"S") == b":2,FRSa"
+    assert maildirname.with_flag(b":2,FS", b"S") == b":2,FS"
+    assert maildirname.with_flag(b":1,x", b"S") is None
+    assert [maildirname.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [False, True, False, False]
     assert maildirname.escape_host(b"a/b:c d\n") == rb"a\057b\072c\040d\012"
     assert maildirname.escape_host(b"") == b"localhost"
     assert popcache.fits(maildirname.unique_name(5, 255, maildirname.escape_host(b"h\xc3\xa9")))
+
+
+def test_a_size_no_message_has_is_refused():
+    """Such sizes summed over 2^63 ended the actor."""
+    cache = parse(line(A, (1 << 40) + 1) + line(B, 10**17) + line(C, 1 << 40))
+    assert (cache.names, cache.refused) == ([C], 2)
+
+
+def test_a_line_longer_than_any_costs_no_other_and_no_memory():
+    long = b"\0" * (popcache._BLOCK * 3) + b"\n"
+    cache = parse(line(A) + long + line(B) + long)
+    assert (cache.names, cache.refused, cache.given_up) == ([A, B], 2, "")
+
+
+def test_a_file_of_bad_lines_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(popcache, "_BLOCK", 1)
+    cache = parse(line(A) + b"junk\n" * (popcache.MOST_REFUSED + 500) + line(B))
+    assert cache.names == [A]
+    assert "lines that are none" in cache.given_up
+
+
+def test_a_file_of_endless_lines_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(popcache, "MOST_LINES", 3)
+    monkeypatch.setattr(popcache, "_BLOCK", 1)
+    names = [b"%d.x" % (10000 + n) for n in range(50)]
+    cache = parse(b"".join(map(line, names)))
+    assert 3 < len(cache.names) < 50
+    assert cache.refused == 1
+    assert cache.given_up

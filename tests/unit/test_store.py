@@ -578,3 +578,50 @@ def test_remove_says_what_it_could_not(box, monkeypatch):
     monkeypatch.setattr(os, "unlink", guarded)
     assert box.drop.remove(listing, [0, 1]) == [0]
     assert shown(box.drop.listing()) == rows(b"1.a")
+
+
+@pytest.mark.parametrize("size", [512 << 20, (64 << 20) + 1])
+def test_a_huge_popcache_costs_no_session_and_is_said_once(box, size):
+    """A sparse file of 512 MiB once locked its user out: MemoryError."""
+    box.put(b"1.a:2,")
+    box.cache = text(b"1.a")
+    os.truncate(box.path + b"/popcache", size)
+    with box.drop.deliver_begin() as delivery:  # nor any mail
+        delivery.write(MAIL)
+        delivery.commit()
+    os.truncate(box.path + b"/popcache", size)
+    listing = box.drop.listing()
+    assert listing.count == 2
+    assert [note for note in listing.notes if "not believed" in note]
+    assert os.stat(box.path + b"/popcache").st_size < 1000
+    assert not box.again().notes
+
+
+def test_a_popcache_of_junk_costs_no_session(box):
+    box.put(b"1.a:2,")
+    box.cache = b"\n" * (20 << 20)
+    started = time.monotonic()
+    assert shown(box.drop.listing()) == rows(b"1.a")
+    assert time.monotonic() - started < 5
+    assert not popcache.parse(box.cache).refused
+
+
+def test_no_memory_for_the_popcache_costs_no_session(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.cache = text(b"1.a")
+
+    def none(data):
+        raise MemoryError
+
+    monkeypatch.setattr(popcache, "parse", none)
+    listing = box.drop.listing()
+    assert shown(listing) == rows(b"1.a")
+    assert "memory" in listing.notes[0]
+
+
+def test_sizes_of_the_popcache_never_sum_to_more_than_a_message_carries(box):
+    names = [b"%d.a" % n for n in range(12)]
+    for name in names:
+        box.put(name + b":2,")
+    box.cache = b"".join(popcache.format_line(name, 999999999999999999, b"u%d" % i) for i, name in enumerate(names))
+    assert shown(box.drop.listing()) == rows(*names)

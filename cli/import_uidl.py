@@ -1,0 +1,114 @@
+"""``popkernel import-uidl``: UIDLs of another server into the popcaches of many users.
+
+A maildir is its user's, who may have put anything there. So each is worked on by a child of its own, under that user's ids and,
+where this system can, locked in to that maildir; what it says comes back as one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from popkernel.actors.maildir.migrate import bring, source_of
+from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.usertable import NoTableError, read_users
+from popkernel.proto.tables import MailUser
+from popkernel.proto.topology import actor as row_of
+
+OK, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM, CONFIG = 0, 65, 66, 67, 70, 75, 77, 78  # sysexits(3)
+_LOCK_SECONDS = 30.0  # to wait for the popcache lock: nobody else waits for us
+_NOTES = 20  # a user's findings that are printed; a maildir may hold thousands
+_MOST_ANSWER = 1 << 20
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``popkernel import-uidl``."""
+    try:
+        users = read_users(options.user_table, options.subdir)
+    except ValueError as error:
+        print(f"popkernel import-uidl: {error}", file=sys.stderr)
+        return NOINPUT if isinstance(error, NoTableError) else CONFIG
+    unknown = [name for name in options.users if name not in users]
+    for name in unknown:
+        print(f"popkernel import-uidl: {name} is not in {options.user_table}; write the name as it stands there", file=sys.stderr)
+    if unknown:
+        return NOUSER
+    names = list(dict.fromkeys(options.users)) or list(users)
+    program = sandbox.compile_promises(row_of("maildir").promises) if not sandbox.missing() else None
+    sums = {"messages": 0, "kept": 0, "taken": 0, "new": 0}
+    worst, skipped, failed = OK, 0, 0
+    for number, name in enumerate(names, 1):
+        answer = _in_child(users[name], options, program)
+        _tell(f"[{number}/{len(names)}] {name}", answer)
+        worst = worst or answer["code"]
+        failed += answer["code"] != OK
+        skipped += answer["code"] == OK and "messages" not in answer
+        for key in sums:
+            sums[key] += answer.get(key, 0)
+    would = "nothing written: " if options.dry else ""
+    print(f"{would}{len(names)} users, {skipped} with nothing to take over, {failed} failed; {_counts(sums)}")
+    return worst
+
+
+def _counts(of: dict[str, Any]) -> str:
+    return f"{of['messages']} messages: {of['taken']} unique ids taken over, {of['kept']} kept, {of['new']} new"
+
+
+def _tell(who: str, answer: dict[str, Any]) -> None:
+    said = answer.get("said") or _counts(answer)
+    print(f"{who}: {said}", file=sys.stderr if answer["code"] else sys.stdout, flush=True)
+    notes = answer.get("notes", [])
+    for note in notes[:_NOTES]:
+        print(f"{who}: {note}", file=sys.stderr)
+    if len(notes) > _NOTES:
+        print(f"{who}: {answer['findings'] - _NOTES} more such", file=sys.stderr)
+
+
+def _in_child(user: MailUser, options: argparse.Namespace, program: bytes | None) -> dict[str, Any]:
+    """What a child says of this user's maildir: its counts, or what there is to say; with ``code``, sysexits(3)."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            text = json.dumps(_work(user, options, program)).encode()
+            while text:
+                text = text[os.write(writing, text) :]
+        except BaseException:  # noqa: BLE001 - a child has no other way out; its parent says so
+            sys.excepthook(*sys.exc_info())
+            os._exit(SOFTWARE)
+        os._exit(OK)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        text = file.read(_MOST_ANSWER)
+    _, status = os.waitpid(pid, 0)
+    if status or not text:
+        return {"code": SOFTWARE, "said": f"ended with wait status {status}: nothing is known to be changed"}
+    answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+def _work(user: MailUser, options: argparse.Namespace, program: bytes | None) -> dict[str, Any]:
+    try:
+        sandbox.drop_ids(user.uid, user.gid)
+    except sandbox.SandboxError as error:
+        return {"code": NOPERM, "said": str(error)}
+    if not all(os.path.isdir(os.path.join(user.maildir, part)) for part in ("cur", "new", "tmp")):
+        return {"code": OK, "said": "no maildir there, or none that its user may see"}
+    try:
+        drop = Maildrop(os.fsencode(user.maildir), lock_wait=_LOCK_SECONDS)
+        if program is not None:
+            sandbox.unveil([(user.maildir, "rwc")])
+            sandbox.pledge(program)
+        source = options.source or source_of(drop)
+        if source is None:
+            return {"code": OK, "said": "neither dovecot-uidlist nor courierpop3dsizelist is there"}
+        if source == "both":
+            return {"code": DATAERR, "said": "both dovecot-uidlist and courierpop3dsizelist are there; say which with --from"}
+        report = bring(drop, source, force=options.force, dry=options.dry)
+    except StoreError as error:
+        return {"code": NOPERM if error.code == "SYS/PERM" else TEMPFAIL, "said": error.text}
+    notes = [note[:300] for note in report.notes[: _NOTES + 1]]
+    return {"code": OK, **report._asdict(), "notes": notes, "findings": len(report.notes)}

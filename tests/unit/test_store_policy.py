@@ -1,0 +1,437 @@
+"""The maildir store as a site wants it: UIDLs brought along, sizes in names, what DELE and time delete, who waits for a lock."""
+
+import os
+import time
+
+import pytest
+from popkernel.actors.maildir import cachefile, directory
+from popkernel.actors.maildir.core import Session
+from popkernel.actors.maildir.migrate import bring
+from popkernel.actors.maildir.policy import Policy, policy_of
+from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.kernel.config import Config
+from popkernel.proto import maildirname, popcache
+from popkernel.proto import messages as m
+from popkernel.proto.octets import wire_size
+
+from tests.unit.test_store import MAIL, Box, Locked, shown, text, uidl
+from tests.unit.test_uidlist import COURIER_3, DOVECOT_3
+
+DAY = 86400
+
+
+class Site(Box):
+    def __init__(self, path):
+        super().__init__(path)
+
+    def open(self, **policy):
+        self.drop.close()
+        self.drop = Maildrop(self.path, lock_wait=0.05, policy=Policy(**policy))
+        return self.drop.listing()
+
+    def write(self, name, data):
+        with open(os.path.join(self.path, name), "wb") as file:
+            file.write(data)
+
+
+@pytest.fixture
+def box(tmp_path):
+    box = Site(tmp_path)
+    yield box
+    box.drop.close()
+
+
+def uidls(listing):
+    return {listing.name(i): listing.uidl(i) for i in range(listing.count)}
+
+
+def talk(drop, listing, *asked):
+    """What a session answers; all the credit there can be."""
+    session = Session(drop, listing)
+    answers = []
+    for message in asked:
+        session.take(message)
+        while (answer := session.step()) is not None:
+            answers.append(answer)
+            session.credit = 10**9
+    return session, answers
+
+
+def mail_of(answers, number):
+    """(octets said, octets of the wire form) of one message, dots not stuffed in these tests."""
+    said, wire = set(), b""
+    for message, bulk in answers:
+        if type(message) is m.Mail:
+            at = 0
+            for k in range(0, len(message.parts), 4):
+                n, octets, length, _ = message.parts[k : k + 4]
+                if n == number:
+                    said.add(octets)
+                    wire += bulk[at : at + length]
+                at += length
+    return said, wire
+
+
+# UIDLs brought along
+
+
+def test_uidls_of_dovecot_for_mail_without_a_line(box):
+    for name in (b"170000001.M1P1.h", b"170000002.M2P1.h", b"170000003.M3P1.h", b"1700000900.M9.h,S=14,W=17", b"1800000000.new"):
+        box.put(name + b":2,S")
+    box.cache = popcache.format_line(b"170000002.M2P1.h", 21, b"kept")
+    box.write(b"dovecot-uidlist", DOVECOT_3)
+    expected = {
+        b"170000001.M1P1.h": b"000000016b043e24", b"170000002.M2P1.h": b"kept", b"170000003.M3P1.h": b"UID7-1189",
+        b"1700000900.M9.h,S=14,W=17": b"000000046b043e24", b"1800000000.new": uidl(b"1800000000.new"),
+    }  # fmt: skip
+    assert uidls(box.open(uidl_from="dovecot")) == expected
+    os.unlink(box.path + b"/dovecot-uidlist")
+    assert uidls(box.open()) == expected
+
+
+def test_without_the_key_no_file_of_others_counts(box):
+    box.put(b"170000001.M1P1.h:2,S")
+    box.write(b"dovecot-uidlist", DOVECOT_3)
+    assert uidls(box.open()) == {b"170000001.M1P1.h": uidl(b"170000001.M1P1.h")}
+
+
+def test_uidls_of_courier_and_of_names(box):
+    names = [b"1700000001.M1P1.h,S=15", b"1700000002.M2P2.h"]
+    for name in names:
+        box.put(name, where=b"new")
+    box.write(b"courierpop3dsizelist", COURIER_3)
+    assert uidls(box.open(uidl_from="courier")) == {names[0]: names[0], names[1]: b"UID5-1699999999"}
+    os.unlink(box.path + b"/popcache")
+    assert uidls(box.open(uidl_from="filename")) == {name: name for name in names}
+
+
+def test_a_name_that_is_no_uidl_gets_a_new_one_and_is_named_once(box):
+    long = b"1700000001." + b"x" * 70
+    box.put(long + b":2,")
+    box.put(b"1700000002.a b:2,")
+    listing = box.open(uidl_from="filename")
+    assert uidls(listing) == {long: uidl(long), b"1700000002.a b": uidl(b"1700000002.a b")}
+    assert len(listing.notes) == 1 and "gets a new one" in listing.notes[0]
+    assert not box.open(uidl_from="filename").notes
+
+
+def test_two_messages_with_one_brought_uidl(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.write(b"dovecot-uidlist", b"3 V1 N3\n1 Psame :1.a\n2 Psame :2.b\n")
+    listing = box.open(uidl_from="dovecot")
+    assert uidls(listing) == {b"1.a": b"same", b"2.b": uidl(b"2.b")}
+    assert "2.b" in listing.notes[0]
+    assert uidls(box.open()) == uidls(listing)
+
+
+def test_own_deliveries_keep_their_uidl_when_the_popcache_is_lost(box):
+    box.open(uidl_from="filename")
+    with box.drop.deliver_begin() as delivery:
+        delivery.write(MAIL)
+        delivery.commit()
+    before = uidls(box.drop.listing())
+    assert all(name == told for name, told in before.items())
+    os.unlink(box.path + b"/popcache")
+    assert uidls(box.open(uidl_from="filename")) == before
+
+
+# All at once
+
+
+def test_import_keeps_takes_and_makes(box):
+    for name in (b"170000001.M1P1.h:2,", b"170000002.M2P1.h:2,", b"170000003.M3P1.h:2,S", b"180000000.x:2,"):
+        box.put(name)
+    box.put(b"1700000900.M9.h,S=14,W=17", b"Subject: 9\n\nx\n", where=b"new")
+    box.write(b"dovecot-uidlist", DOVECOT_3)
+    box.cache = popcache.format_line(b"170000002.M2P1.h", 21, b"kept") + popcache.format_line(b"5.gone", 5, b"000000016b043e24")
+    before = box.cache, box.names(), box.names(b"new")
+    dry = bring(box.drop, "dovecot", force=False, dry=True)
+    assert (box.cache, box.names(), box.names(b"new")) == before
+    report = bring(box.drop, "dovecot", force=False, dry=False)
+    assert report == dry
+    assert (report.messages, report.kept, report.taken, report.new) == (5, 1, 2, 2)
+    assert "170000001.M1P1.h" in report.notes[0]  # its UIDL is the popcache's for a message that may come back
+    assert not popcache.parse(box.cache).refused
+    assert uidls(box.open()) == {
+        b"170000001.M1P1.h": uidl(b"170000001.M1P1.h"), b"170000002.M2P1.h": b"kept", b"170000003.M3P1.h": b"UID7-1189",
+        b"180000000.x": uidl(b"180000000.x"), b"1700000900.M9.h,S=14,W=17": b"000000046b043e24",
+    }  # fmt: skip
+    written = box.cache
+    again = bring(box.drop, "dovecot", force=False, dry=False)
+    assert (again.kept, again.taken, again.new, box.cache) == (5, 0, 0, written)
+
+
+def test_import_by_force(box):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    box.put(b"3.c:2,")
+    box.cache = popcache.format_line(b"1.a", 21, b"B") + popcache.format_line(b"2.b", 21, b"old") + popcache.format_line(b"3.c", 21, b"C")
+    box.write(b"dovecot-uidlist", b"3 V1 N3\n2 PB :2.b\n")
+    report = bring(box.drop, "dovecot", force=True, dry=False)
+    assert (report.kept, report.taken, report.new) == (1, 1, 1)
+    assert uidls(box.drop.listing()) == {b"1.a": uidl(b"1.a"), b"2.b": b"B", b"3.c": b"C"}
+
+
+def test_import_survives_a_crash_in_the_middle(box):
+    for n in range(9):
+        box.put(b"%d.a:2," % n)
+    box.write(b"dovecot-uidlist", b"3 V1 N3\n" + b"".join(b"%d :%d.a\n" % (n + 1, n) for n in range(9)))
+    expected = {b"%d.a" % n: b"%08x00000001" % (n + 1) for n in range(9)}
+
+    class CrashError(Exception):
+        pass
+
+    steps = []
+    bring(Maildrop(box.path, fault=steps.append), "dovecot", force=False, dry=False)
+    assert "rewrite:truncated" in steps
+    for crash in steps:
+        os.unlink(box.path + b"/popcache")
+
+        def fault(step, crash=crash):
+            if step == crash:
+                raise CrashError
+
+        drop = Maildrop(box.path, fault=fault)
+        with pytest.raises(CrashError):
+            bring(drop, "dovecot", force=False, dry=False)
+        drop.close()
+        os.rename(box.path + b"/dovecot-uidlist", box.path + b"/aside")
+        assert uidls(box.open()) == expected
+        os.rename(box.path + b"/aside", box.path + b"/dovecot-uidlist")
+
+
+def test_import_while_another_program_keeps_the_lock(box):
+    with Locked(box.path), pytest.raises(StoreError, match="locked"):
+        bring(box.drop, "dovecot", force=False, dry=False)
+
+
+# Sizes in names
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (b"1.a,S=10,W=12", (10, 12)), (b"1.a,W=12,S=10", (10, 12)), (b"1.a,S=0,W=0", (0, 0)), (b"1.a,S=10", None), (b"1.a,W=12", None),
+        (b"1.a,S=10,W=9", None), (b"1.a,S=10,W=21", None), (b"1.a,S=x,W=12", None), (b"1.a,S=-1,W=1", None), (b"1.a,S=,W=1", None),
+        (b"1.a,S=1000000000000,W=1000000000000", None), (b"1.aS=10,W=12", None), ("1.a,S=²,W=2".encode(), None),
+    ],
+)  # fmt: skip
+def test_sizes_in_names(name, sizes):
+    assert maildirname.claimed_sizes(name) == sizes
+
+
+LARGE = b"a line of no great length\n" * 8000
+
+
+def named(data, *, lie=0):
+    return b"1700000001.M1.h,S=%d,W=%d" % (len(data), wire_size(data) + lie)
+
+
+def test_a_large_message_whose_name_says_its_sizes_is_not_read_to_be_listed(box, monkeypatch):
+    box.put(named(LARGE) + b":2,S", LARGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "count", lambda *_: pytest.fail("read"))
+        listing = box.drop.listing()
+    assert listing.size(0) == wire_size(LARGE)
+    _, answers = talk(box.drop, listing, m.Retrieve(1, 1, 0))
+    assert mail_of(answers, 1) == ({wire_size(LARGE)}, LARGE.replace(b"\n", b"\r\n"))
+
+
+@pytest.mark.parametrize("data", [LARGE[:78000], LARGE, LARGE * 4, b"\n" * 100_000, LARGE.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize("lie", [-7, 5, 70000])
+def test_a_name_that_lies_costs_no_octet(box, data, lie):
+    name = named(data, lie=lie)
+    if maildirname.claimed_sizes(name) is None:
+        name = b"1700000001.M1.h,S=%d,W=%d" % (len(data), len(data) + 1)
+    box.put(name + b":2,S", data)
+    box.put(b"1700000002.other:2,S")
+    wire = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    listing = box.drop.listing()
+    assert listing.size(0) == maildirname.claimed_sizes(name)[1] != len(wire)
+    talk(box.drop, listing, m.Top(1, 0))
+    session, answers = talk(box.drop, listing, m.Retrieve(1, 2, 0), m.Retrieve(1, 1, 0), m.Delete(1, 1), m.Reset(), m.Delete(1, 2))
+    assert not [a for a, _ in answers if type(a) is m.Missing]
+    said, sent = mail_of(answers, 1)
+    assert said == {len(wire)}
+    assert sent == wire + wire
+    assert (session.messages, session.octets) == (0, 0)
+    assert box.drop.listing().size(0) == len(wire)
+    assert box.again().size(0) == len(wire)
+
+
+def test_a_claim_is_not_believed_of_another_file(box):
+    box.put(named(LARGE) + b":2,S", LARGE + b"more\n")
+    box.put(b"1700000002.M2.h,S=%d,W=%d" % (len(LARGE) - 1, wire_size(LARGE)), LARGE[:-1])  # no line end: POP3 sends one
+    listing = box.drop.listing()
+    assert [listing.size(i) for i in range(1)] == [wire_size(LARGE + b"more\n")]
+    box.put(b"1700000003.M3.h,S=%d,W=%d:2," % (len(LARGE) - 1, wire_size(LARGE) - 2), LARGE[:-1])
+    listing = box.drop.listing()
+    assert listing.size(listing.names.index(b"1700000003.M3.h,S=%d,W=%d" % (len(LARGE) - 1, wire_size(LARGE) - 2))) == wire_size(LARGE)
+
+
+# What deletes
+
+
+def quit_after(box, *asked, **policy):
+    listing = box.open(**policy)
+    session, _ = talk(box.drop, listing, *asked)
+    assert session.finished is not None
+    return session.finished
+
+
+def test_trash_flag_keeps_the_file(box):
+    box.put(b"1.a:2,S")
+    box.put(b"2.b:2,")
+    box.put(b"3.c")
+    before = shown(box.open())
+    policy = {"deletion": "trash-flag", "hide_trashed": True}
+    assert quit_after(box, m.Delete(1, 1), m.Delete(3, 1), m.Quit([]), **policy) == (2, 0)
+    assert box.names() == [b"1.a:2,ST", b"2.b:2,", b"3.c:2,T"]
+    assert shown(box.open(**policy)) == before[1:2]
+    box.age()
+    assert shown(box.drop.listing()) == shown(box.drop.listing()) == before[1:2]
+    os.rename(box.path + b"/cur/1.a:2,ST", box.path + b"/cur/1.a:2,S")  # taken out of the trash: it is the message it was
+    assert shown(box.open(**policy)) == before[:2]
+    assert shown(box.open()) == before
+    assert len(popcache.parse(box.cache).names) == 3
+
+
+def test_trash_flag_with_flags_unknown_changed_gone_or_impossible(box):
+    for name in (b"1.a:2,", b"2.b:2,", b"3.c:2,", b"4.d:1,exp"):
+        box.put(name)
+    box.age()
+    box.drop.listing()
+    listing = box.open(deletion="trash-flag")
+    os.rename(box.path + b"/cur/1.a:2,", box.path + b"/cur/1.a:2,F")
+    os.rename(box.path + b"/cur/2.b:2,", box.path + b"/new/2.b")
+    os.unlink(box.path + b"/cur/3.c:2,")
+    session, answers = talk(box.drop, listing, m.Delete(1, 4), m.Quit([]))
+    assert session.finished == (3, 1)
+    assert box.names() == [b"1.a:2,FT", b"2.b:2,T", b"4.d:1,exp"]
+    assert box.names(b"new") == []
+
+
+def test_trashed_mail_is_seen_unless_hidden(box):
+    box.put(b"1.a:2,T")
+    assert box.open(deletion="trash-flag").count == 1
+    assert box.open(hide_trashed=True).count == 0
+    listing = box.open(hide_trashed=True)
+    assert (listing.count, listing.octets) == (0, 0)
+
+
+def test_no_quit_flags_nothing(box):
+    box.put(b"1.a:2,")
+    talk(box.drop, box.open(deletion="trash-flag", expire_days=0), m.Retrieve(1, 1, 0), m.Delete(1, 1))
+    assert box.names() == [b"1.a:2,"]
+
+
+@pytest.mark.parametrize(("seen", "names"), [(True, [b"1.a:2,S", b"2.b:2,"]), (False, [b"1.a:2,", b"2.b:2,"])])
+def test_set_seen(box, seen, names):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    quit_after(box, m.Retrieve(1, 1, 0), m.Quit([]), set_seen=seen)
+    assert box.names() == names
+
+
+# What time deletes
+
+
+def test_expire_0_takes_what_was_retrieved_and_only_that(box):
+    for n in range(1, 6):
+        box.put(b"%d.m:2," % n, MAIL)
+    box.put(b"6.large:2,", LARGE)
+    listing = box.open(expire_days=0)
+    box.put(b"5.m:2,", MAIL * 2)  # cannot be sent: the message has changed
+    session, answers = talk(box.drop, listing, m.Retrieve(1, 1, 1), m.Top(3, 1), m.Delete(4, 1), m.Retrieve(5, 2, 0), m.Quit([2, 1]))
+    assert [a.number for a, _ in answers if type(a) is m.Missing] == [5]
+    assert session.finished == (4, 0)
+    assert box.names() == [b"3.m:2,", b"5.m:2,"]
+
+
+def test_a_large_message_that_could_not_be_sent_whole_does_not_expire(box):
+    box.put(b"6.large:2,", LARGE)
+    listing = box.open(expire_days=0)
+    box.put(b"6.large:2,", LARGE[:-26])
+    session, answers = talk(box.drop, listing, m.Retrieve(1, 1, 0), m.Quit([]))
+    assert type(answers[-2][0]) is m.Missing
+    assert (session.finished, box.names()) == ((0, 0), [b"6.large:2,"])
+
+
+def test_expire_after_days(box):
+    now = int(time.time())
+    old, young = now - 11 * DAY, now - 9 * DAY
+    cases = {
+        b"%d.old" % old: old, b"%d.young" % young: young, b"%d.name-old" % old: young, b"%d.name-young" % young: old,
+        b"99999999999999.no-time-old": old, b"99999999999999.no-time-young": young,
+    }  # fmt: skip
+    for name, mtime in cases.items():
+        box.put(name + b":2,")
+        os.utime(os.path.join(box.path, b"cur", name + b":2,"), (mtime, mtime))
+    gone = {b"%d.old:2," % old, b"99999999999999.no-time-old:2,"}
+    everything = set(box.names())
+    listing = box.open(expire_days=10)
+    talk(box.drop, listing, m.Retrieve(1, 1, 0))
+    assert set(box.names()) == everything
+    session, _ = talk(box.drop, listing, m.Quit([]))
+    assert session.finished == (2, 0)
+    assert set(box.names()) == everything - gone
+    assert quit_after(box, m.Quit([]), expire_days=-1) == (0, 0)
+    assert quit_after(box, m.Quit([]), expire_days=1, deletion="trash-flag", hide_trashed=True) == (4 - 0, 0)
+    assert all(name.endswith(b"T") for name in box.names())
+
+
+def test_what_could_not_expire_is_no_failure_of_quit(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.put(b"2.b:2,")
+    real = os.unlink
+
+    def guarded(path, **kw):
+        if path == b"1.a:2,S" or path == b"1.a:2,":
+            raise PermissionError(13, "no")
+        return real(path, **kw)
+
+    listing = box.open(expire_days=0)
+    monkeypatch.setattr(os, "unlink", guarded)
+    session, _ = talk(box.drop, listing, m.Retrieve(1, 1, 0), m.Delete(2, 1), m.Quit([]))
+    assert session.finished == (1, 0)
+
+
+def test_the_keys_are_those_of_the_configuration():
+    config = {key: getattr(Config(), key) for key in Policy._fields}
+    assert policy_of(config) == policy_of({}) == Policy()
+
+
+# A lock that another program keeps
+
+
+def test_one_wait_in_vain_is_the_only_one(box, monkeypatch):
+    box.put(b"1.a:2,")
+    box.open()
+    waits = []
+    real = cachefile.acquire
+    monkeypatch.setattr(cachefile, "acquire", lambda root, wait, code: waits.append(wait) or real(root, wait, code))
+    with Locked(box.path):
+        for _ in range(3):
+            with box.drop.deliver_begin() as delivery:
+                delivery.write(MAIL)
+                with pytest.raises(StoreError, match="locked") as caught:
+                    delivery.commit()
+                assert caught.value.code == "SYS/TEMP"
+    assert waits == [0.05, 0.0, 0.0]
+    with box.drop.deliver_begin() as delivery:
+        delivery.write(MAIL)
+        delivery.commit()
+    box.drop.listing()
+    assert waits[-1] == 0.05
+
+
+def test_quit_does_not_wait_long(box, monkeypatch):
+    box.put(b"1.a:2,")
+    listing = box.open()
+    box.drop.lock_wait = 30.0
+    with Locked(box.path):
+        began = time.monotonic()
+        assert box.drop.remove(listing, [0]) == []
+        assert time.monotonic() - began < 5
+    assert text() == b""
