@@ -87,6 +87,7 @@ class Settings(NamedTuple):
     crowd: int = 1000  # maildir actors beyond which sessions are parked after a second of silence
     restart_intensity: int = 5
     restart_seconds: float = 30.0
+    login_delay: int = 0  # seconds between two logins of one user (RFC 2449 section 6.5)
 
 
 class Key(NamedTuple):
@@ -128,6 +129,7 @@ class Core:
         self.idle: dict[str, float] = {}  # user -> since when; in that order
         self.asleep: dict[str, tuple[Key, bytes]] = {}  # parked sessions: the lease is kept, the process may go
         self.roused: set[str] = set()  # those of them that wait for a retiring actor's end
+        self.logins: dict[str, float] = {}  # user -> when last given a maildrop, where logins must lie apart
         self.deaths: dict[str, deque[float]] = {}
 
     # -- logging in
@@ -152,7 +154,14 @@ class Core:
                 Line(4, f"{message.user} is in the authorization table and not in the user table: no login"),
                 Send(key.listener, m.Turned(key.session, "AUTH", "wrong name or password")),
             ]
+        if self._too_soon(message.user, now):
+            text = f"only one login in {self.settings.login_delay} seconds"
+            return [Send(key.listener, m.Turned(key.session, "LOGIN-DELAY", text))]
         return self._open(message.user, row, key, now)
+
+    def _too_soon(self, user: str, now: float) -> bool:
+        """Measured from login to login; one that is refused does not begin the time anew."""
+        return self.settings.login_delay > 0 and now - self.logins.get(user, -1e9) < self.settings.login_delay
 
     def _open(self, user: str, row: MailUser, key: Key, now: float) -> list[Effect]:
         """Give the maildrop to a session, or have it wait for one whose client has gone or for an actor that is to go."""
@@ -173,6 +182,8 @@ class Core:
             return effects
         self.leases[user] = key
         self.sessions[key] = (user, now)
+        if self.settings.login_delay:
+            self.logins[user] = now  # no more of them than users
         maildir.key = key
         maildir.idle_since = None
         self.idle.pop(user, None)

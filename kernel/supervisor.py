@@ -51,7 +51,7 @@ class Supervisor(Actor):
         self.init: Channel | None = None
         self.core = core.Core({}, core.Settings(
             warm_seconds=config.warm_seconds, warm_max=config.warm_max, park_seconds=config.park_seconds, crowd=config.crowd,
-            restart_intensity=config.restart_intensity, restart_seconds=config.restart_seconds,
+            restart_intensity=config.restart_intensity, restart_seconds=config.restart_seconds, login_delay=config.login_delay,
         ))
         self.deliveries = Deliveries(
             self.core,
