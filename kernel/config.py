@@ -116,7 +116,7 @@ class Config:
     login_seconds: int = _key("int", 30, "time a client has to log in", low=1, high=3600)
     idle_seconds: int = _key("int", 600, "time a client may say nothing once logged in", low=10, high=86400)
     login_delay: int = _key("int", 0, "seconds before a user may log in again; 0: at once", high=86400)
-    session_memory: int = _key("int", 256, "KiB of answers a client may leave untaken before more commands are acted on", low=64, high=65536)
+    session_memory: int = _key("int", 256, "KiB of answers a client may leave untaken before more commands count", low=64, high=65536)
     max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
     max_sessions_address: int = _key("int", 100, "sessions at a time of one address; 0: no bound", high=1000000)
     connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000)

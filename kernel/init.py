@@ -36,7 +36,7 @@ _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
-    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user", "login_delay", "session_memory",
+    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user", "session_memory",
     "certs", "key_passphrase_file", "max_sessions_address", "connects_per_minute", "max_handshakes", "max_logins",
     "max_logins_user", "most_errors", "max_commands", "proxy_networks",
     "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
@@ -340,7 +340,9 @@ class Init:
     def _watched(self) -> list[str]:
         """The files that a reload reads, but for the configuration itself: its keys are the operator's to put in force."""
         config = self.config
-        return [config.auth_table, config.user_table, config.cert, config.key, config.block_list, config.oauth_jwks]
+        pairs = [path for pair in config.certs for path in pair]
+        paths = [config.auth_table, config.user_table, config.cert, config.key, *pairs, config.block_list, config.oauth_jwks]
+        return [*paths, config.key_passphrase_file]
 
     def _reread(self) -> None:
         """A reload begins with the configuration: a bad one changes nothing."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from copy import copy
 
 from popkernel.actors.listener.policy import Policy
-from popkernel.proto.pop3 import split
+from popkernel.proto.pop3 import LINE_LIMIT, TOO_LONG, split
 from popkernel.proto.sasl import Challenge, Exchange, arguments
 from popkernel.proto.typed import harmless
 
@@ -21,6 +21,9 @@ def overheard(lines: Iterable[bytes], policy: Policy, state: str, exchange: Exch
             shadow = shadow if isinstance(shadow.respond(line), Challenge) else None
             continue
         verb, rest = split(line)
+        if len(line) > LINE_LIMIT - 2 and verb != b"AUTH":
+            shown.append(TOO_LONG)
+            continue
         if verb != b"AUTH" or state == "transaction":
             shown.append(harmless(line))
             continue
