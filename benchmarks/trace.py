@@ -19,7 +19,7 @@ import threading
 
 from popkernel.kernel.watcher import Watcher
 
-from benchmarks import tracetime
+from benchmarks import tracetime, untapped
 from tests.service import Service, wait_for
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -83,10 +83,13 @@ def count(path):
 def instructions(variant, commands):
     """Instructions of listener and maildir actor, in all, for a session with so many commands; and frames that were seen."""
     with tempfile.TemporaryDirectory() as counts:
-        os.chmod(counts, 0o777)  # noqa: S103  valgrind reports as whoever the actor has become
+        os.chmod(counts, 0o777)
         program = [sys.executable, os.path.join(HERE, "untapped.py"), variant.partition(" ")[0], counts]
-        service = Service(command=program, arguments=["--insecure-no-sandbox"], mail=tracetime.MAIL, verbose=0, **tracetime.SETTINGS)
+        service = Service(
+            command=program, arguments=["--insecure-no-sandbox"], expect_ready=False, mail=tracetime.MAIL, verbose=0, **tracetime.SETTINGS,
+        )
         try:
+            service.wait_log("popkernel: ready:", seconds=untapped.PATIENCE)
             viewer = Viewer(service) if variant in VARIANTS[2:] else None
             session = Session(service)
             pids = [a["pid"] for a in service.status()["actors"] if a["name"].startswith(("listener.", "maildir."))]

@@ -11,6 +11,7 @@ import py_compile
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+PATIENCE = 300.0  # seconds for an actor to start
 removed = []  # "module:line" of each branch that is gone
 
 
@@ -31,7 +32,7 @@ class Untap(ast.NodeTransformer):
     def __init__(self, name):
         self.name = name
 
-    def visit_If(self, node):  # noqa: N802
+    def visit_If(self, node):
         self.generic_visit(node)
         asked = node.test.values[0] if isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And) else node.test
         if not _is_tap(asked):
@@ -39,13 +40,13 @@ class Untap(ast.NodeTransformer):
         removed.append(f"{self.name}:{node.lineno}")
         return node.orelse or ast.Pass()
 
-    def visit_FunctionDef(self, node):  # noqa: N802
+    def visit_FunctionDef(self, node):
         before = _loads(node)
         self.generic_visit(node)
         idle = before - _loads(node)
 
         class Forget(ast.NodeTransformer):
-            def visit_Assign(self, assign):  # noqa: N802
+            def visit_Assign(self, assign):
                 target = assign.targets[0]
                 return ast.Pass() if isinstance(target, ast.Name) and target.id in idle else assign
 
@@ -100,8 +101,10 @@ exec {python} "$@"
 def main():
     """`python untapped.py VARIANT DIRECTORY start ...`: DIRECTORY gets a file a process, with its count."""
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init
+    from popkernel.kernel import init, supervisor
 
+    supervisor._START_PATIENCE = PATIENCE  # valgrind is slow, and slower where others work
+    supervisor.Supervisor._hurry = lambda *_: None
     variant, counts = sys.argv.pop(1), sys.argv.pop(1)
     wrapper = os.path.join(counts, "python")
     with open(wrapper, "w") as file:

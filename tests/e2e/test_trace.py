@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import msgpack
 import pytest
@@ -17,6 +16,7 @@ from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import read
 from popkernel.proto.zmtp import frame_head, preface
 
+from tests.e2e.tracing import Trace, frames_of, session, watcher
 from tests.service import POPKERNEL, ROOT, Service, wait_for
 
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root: other uids")
@@ -26,61 +26,6 @@ needs_root = pytest.mark.skipif(not ROOT, reason="needs root: other uids")
 def service():
     with Service(mail=[b"Subject: one\n\nWORDS OF MAIL\n", b"Subject: two\n\n" + b"x\n" * 100]) as running:
         yield running
-
-
-class Trace:
-    """`popkernel trace ...`, attached."""
-
-    def __init__(self, service, *arguments, stdout=subprocess.PIPE, env=None):
-        self.process = subprocess.Popen(
-            [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, *arguments], stdout=stdout, stderr=subprocess.PIPE, env=env,
-        )
-        self.first = ""
-        while "attached" not in self.first:
-            line = self.process.stderr.readline().decode()
-            assert line, self.first
-            self.first += line
-        self.text = ""
-
-    def until(self, text):
-        """What was told, up to this."""
-        fd = self.process.stdout.fileno()
-        os.set_blocking(fd, False)
-        end = time.monotonic() + 15
-        while text not in self.text:
-            assert time.monotonic() < end, f"{text!r} was not told:\n{self.text}"
-            select.select([fd], [], [], 0.1)
-            self.text += (self.process.stdout.read() or b"").decode()
-        return self.text
-
-    def stop(self, code=0):
-        self.process.terminate()
-        rest = self.process.communicate(timeout=20)
-        assert self.process.returncode == code, rest[1]
-        self.text += (rest[0] or b"").decode()
-        return self.text
-
-
-def session(service, user="alice"):
-    pop = service.pop3(user)
-    pop.stat(), pop.retr(1), pop.quit()
-
-
-def watcher(service, **wish):
-    return Watcher(service.config.run_dir, **wish)
-
-
-def frames_of(viewer, until, seconds=15):
-    """Frames up to one that satisfies `until`."""
-    found = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        frame = viewer.next_frame(0.2)
-        if frame is not None:
-            found.append(frame)
-            if until(frame):
-                return found
-    raise AssertionError(found[-5:])
 
 
 def over(frame):
