@@ -103,8 +103,8 @@ def main():
     from popkernel.cli.main import main as popkernel
     from popkernel.kernel import init, supervisor
 
-    supervisor._START_PATIENCE = PATIENCE  # valgrind is slow, and slower where others work
-    supervisor.Supervisor._hurry = lambda *_: None
+    supervisor._START_PATIENCE = PATIENCE  # noqa: SLF001  valgrind is slow, and slower where others work
+    supervisor.Supervisor._hurry = lambda *_: None  # noqa: SLF001
     variant, counts = sys.argv.pop(1), sys.argv.pop(1)
     wrapper = os.path.join(counts, "python")
     with open(wrapper, "w") as file:

@@ -24,13 +24,13 @@ class Trace:
             self.first += line
         self.text = ""
 
-    def until(self, text):
-        """What was told, up to this."""
+    def until(self, text, count=1):
+        """What was told, up to this, or so many of it."""
         fd = self.process.stdout.fileno()
         os.set_blocking(fd, False)
         end = time.monotonic() + 15
-        while text not in self.text:
-            assert time.monotonic() < end, f"{text!r} was not told:\n{self.text}"
+        while self.text.count(text) < count:
+            assert time.monotonic() < end, f"{text!r} was not told {count} times:\n{self.text}"
             select.select([fd], [], [], 0.1)
             self.text += (self.process.stdout.read() or b"").decode()
         return self.text
