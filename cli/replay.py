@@ -89,7 +89,7 @@ def _update(path: str, recording: Recording, results: list[Result]) -> int:
     real = os.path.realpath(path)
     temporary = f"{real}.new"
     try:
-        status = os.stat(real)
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             print(f"popkernel: {path}: no file that could be updated", file=sys.stderr)
             return os.EX_CANTCREAT
