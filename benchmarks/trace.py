@@ -1,129 +1,134 @@
 """`python -m benchmarks.trace`: what being watched costs, and what having been watched costs.
 
-Three servers: two never traced, of which the second is the control, and one that is watched, then not, then watched again. They
-take turns in short rounds. What is compared is processor time a command of the listener and the maildir actor, as the system
-accounts it (/proc/PID/schedstat), for a machine that does other things too makes the clock on the wall say anything. The control
-says how far two equal servers differ here and now: a difference smaller than its interval is none that was measured.
+The same POP3 session against four servers: one without the tap's branches at all (untapped.py: "never traced"), one that nobody has
+watched, one that was watched and is not any more, one that is. What is compared is instructions a command of the listener and the
+maildir actor, counted by valgrind: a number that other work on the machine does not move, as it moves every clock. Two lengths of
+session, and the difference between them, leave out what a start and a login cost. Each is done twice, to show how far it can be trusted.
 
-Exit code 0: off is within 1 % of never. 1: it is not. 2: the control's own interval is wider than 1 %, so this run can't tell.
+Without valgrind, or with --time, processor time is compared instead (tracetime.py), which a busy machine blurs.
+
+Exit code 0: off is within 1 % of never. 1: it is not. 2: this run can't tell.
 """
 
-import random
+import os
+import shutil
 import socket
-import statistics
 import sys
+import tempfile
 import threading
 
 from popkernel.kernel.watcher import Watcher
 
-from tests.service import Service
+from benchmarks import tracetime, untapped
+from tests.service import Service, wait_for
 
-MAIL = [b"Subject: %d\n\n" % n + b"0123456789abcdef\n" * 120 for n in range(20)]
-ROUNDS = 60
-COMMANDS = 400  # of one server in one round
-SETTINGS = {"allow_plaintext": True, "lmtp": False, "idle_seconds": 3600, "park_seconds": 0}
+HERE = os.path.dirname(os.path.abspath(__file__))
+VARIANTS = ("never traced", "watched by nobody", "watched, off again", "watched")
+SHORT, LONG = 400, 4400  # commands
 LIMIT = 0.01
 
 
-class Client:
-    """A plain logged-in session that asks one thing after the other, and its server's processor time."""
+class Viewer:
+    """Somebody who watches everything and reads all of it."""
 
     def __init__(self, service):
-        self.sock = socket.create_connection((service.plain.host, service.plain.port))
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.seen = 0
+        self._watcher = Watcher(service.config.run_dir)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self):
+        while not self._over.is_set():
+            self.seen += self._watcher.next_frame(0.05) is not None
+
+    def close(self):
+        self._over.set()
+        self._thread.join()
+        self._watcher.close()
+
+
+class Session:
+    """Logged in; one command after the other, each answer awaited."""
+
+    def __init__(self, service):
+        self._sock = socket.create_connection((service.plain.host, service.plain.port), timeout=60)
         for command in (b"", b"USER alice\r\n", b"PASS secret\r\n"):
-            self.sock.sendall(command)
-            assert self.sock.recv(4096).startswith(b"+OK")
-        rows = service.status()["actors"]
-        self.pids = [r["pid"] for r in rows if r["name"].startswith(("listener.", "maildir."))]
+            self._sock.sendall(command)
+            assert self._sock.recv(4096).startswith(b"+OK")
 
-    def ask(self, command, end=b"\r\n"):
-        """Send, and take the whole answer."""
-        self.sock.sendall(command)
-        data = self.sock.recv(65536)
+    def _ask(self, command, end):
+        self._sock.sendall(command)
+        data = self._sock.recv(65536)
         while not data.endswith(end):
-            data += self.sock.recv(65536)
+            data += self._sock.recv(65536)
+        assert data.startswith(b"+OK"), data
 
-    def used(self):
-        """Nanoseconds of processor time so far."""
-        total = 0
-        for pid in self.pids:
-            with open(f"/proc/{pid}/schedstat") as file:
-                total += int(file.read().split()[0])
-        return total
+    def commands(self, many):
+        for n in range(many // 2):
+            self._ask(b"LIST %d\r\n" % (n % 20 + 1), b"\r\n")
+            self._ask(b"RETR %d\r\n" % ((n * 7) % 20 + 1), b"\r\n.\r\n")
 
-    def cost(self):
-        """Microseconds of processor time a command, over one round."""
-        before = self.used()
-        for n in range(COMMANDS // 2):
-            self.ask(b"LIST %d\r\n" % (n % 20 + 1))
-            self.ask(b"RETR %d\r\n" % ((n * 7) % 20 + 1), b"\r\n.\r\n")
-        return (self.used() - before) / COMMANDS / 1000
+    def close(self):
+        self._sock.close()
 
 
-def rounds(clients):
-    """Costs of each client, round by round; who goes first changes."""
-    order = random.Random(1)  # the same order in every run
-    out = [[] for _ in clients]
-    for _ in range(ROUNDS):
-        for index in order.sample(range(len(clients)), len(clients)):
-            out[index].append(clients[index].cost())
-    return out
+def count(path):
+    """Instructions of one process, from valgrind's report."""
+    with open(path) as file:
+        lines = [line for line in file if "refs:" in line]
+    return int(lines[-1].split()[-1].replace(",", ""))
 
 
-def interval(base, other):
-    """Median of the paired ratios less one, and its 95 % interval by resampling."""
-    ratios = [b / a - 1 for a, b in zip(base, other, strict=True)]
-    again = random.Random(2)
-    medians = sorted(statistics.median(again.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return statistics.median(ratios), medians[50], medians[1949]
+def instructions(variant, commands):
+    """Instructions of listener and maildir actor, in all, for a session with so many commands; and frames that were seen."""
+    with tempfile.TemporaryDirectory() as counts:
+        os.chmod(counts, 0o777)
+        program = [sys.executable, os.path.join(HERE, "untapped.py"), variant.partition(" ")[0], counts]
+        service = Service(
+            command=program, arguments=["--insecure-no-sandbox"], expect_ready=False, mail=tracetime.MAIL, verbose=0, **tracetime.SETTINGS,
+        )
+        try:
+            service.wait_log("popkernel: ready:", seconds=untapped.PATIENCE)
+            viewer = Viewer(service) if variant in VARIANTS[2:] else None
+            session = Session(service)
+            pids = [a["pid"] for a in service.status()["actors"] if a["name"].startswith(("listener.", "maildir."))]
+            assert len(pids) == 2
+            session.commands(SHORT)
+            if variant == VARIANTS[2]:
+                viewer.close()
+            service.status()  # nobody has been watching for a while by now
+            session.commands(commands)
+            if variant == VARIANTS[3]:
+                viewer.close()
+            session.close()
+            assert service.stop(60) == 0
+            return sum(wait_for(lambda pid=pid: count(os.path.join(counts, str(pid)))) for pid in pids), viewer.seen if viewer else 0
+        finally:
+            service.close()
+
+
+def each(variant):
+    """Instructions a command."""
+    (short, _), (long, seen) = instructions(variant, SHORT), instructions(variant, LONG)
+    assert bool(seen) == (variant in VARIANTS[2:])
+    return (long - short) / (LONG - SHORT)
 
 
 def main():
     """Print the table."""
-    with (
-        Service(mail=MAIL, verbose=0, **SETTINGS) as a,
-        Service(mail=MAIL, verbose=0, **SETTINGS) as b,
-        Service(mail=MAIL, verbose=0, **SETTINGS) as c,
-    ):
-        clients = [Client(service) for service in (a, b, c)]
-        for client in clients:
-            client.cost()
-        start = rounds(clients)
-        with Watcher(c.config.run_dir) as viewer:
-            clients[2].ask(b"RETR 1\r\n", b"\r\n.\r\n")
-            assert viewer.next_frame(5) is not None
-        clients[2].cost()
-        off = rounds(clients)
-        viewer = Watcher(c.config.run_dir)
-        seen, over = [0], threading.Event()
-
-        def take():
-            while not over.is_set():
-                seen[0] += viewer.next_frame(0.1) is not None
-
-        reader = threading.Thread(target=take)
-        reader.start()
-        on = rounds(clients)
-        over.set()
-        reader.join()
-        lost = viewer.lost
-        viewer.close()
-    print(f"never traced: {statistics.median(start[0]):.1f} us of processor time a command; {ROUNDS} rounds of {COMMANDS} commands each")
-    table = {
-        "control, before": interval(start[0], start[1]),
-        "third server, before": interval(start[0], start[2]),
-        "control, meanwhile": interval(off[0], off[1]),
-        "watched, off again": interval(off[0], off[2]),
-        "watched, on": interval(on[0], on[2]),
-    }
-    for name, (median, low, high) in table.items():
-        print(f"{name:22} {median:+7.2%}   95 %: {low:+.2%} .. {high:+.2%}")
-    print(f"frames seen {seen[0]}, lost {lost}")
-    if any(high - low > LIMIT for name, (_, low, high) in table.items() if name.startswith("control")):
-        print("INCONCLUSIVE: two servers that were never traced differ by more than 1 % on this machine now")
+    if "--time" in sys.argv or not shutil.which("valgrind"):
+        return tracetime.compare()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # on one processor who waits for whom is the same in every run
+    found = {variant: sorted((each(variant), each(variant))) for variant in VARIANTS}
+    never = sum(found[VARIANTS[0]]) / 2
+    print("instructions a command (LIST n, RETR n of 2 KB), listener and maildir actor together, user space; two runs each")
+    for variant, (low, high) in found.items():
+        print(f"{variant:20} {low:9.0f} .. {high:9.0f}   {(low + high) / 2 / never - 1:+7.2%} of never traced")
+    if any(high - low > LIMIT / 2 * never for low, high in list(found.values())[:3]):
+        print("INCONCLUSIVE: two equal runs differ by more than half a per cent")
         return 2
-    return int(table["watched, off again"][0] - table["third server, before"][0] > LIMIT)
+    return int(any(sum(found[variant]) / 2 / never - 1 > LIMIT for variant in VARIANTS[1:3]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """``popkernel replay``: recordings to fresh actors, differences to people."""
 
 import argparse
+import contextlib
 import os
+import stat
 import sys
 
 from popkernel.cli.story import Scene
@@ -32,6 +34,9 @@ def _file(path: str, options: argparse.Namespace) -> int:
         if recording.damage:
             print(f"{path}: {recording.damage}; replayed up to there", file=sys.stderr)
         results = replay(recording, actor=options.actor or "", maildir=options.maildir or "")
+    except IsADirectoryError:
+        print(f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}", file=sys.stderr)
+        return os.EX_NOINPUT
     except OSError as error:
         print(f"popkernel: {path}: {error.strerror}", file=sys.stderr)
         return os.EX_NOINPUT
@@ -53,7 +58,7 @@ def _file(path: str, options: argparse.Namespace) -> int:
 def _tell(path: str, result: Result, recording: Recording) -> None:
     count = len(result.differences)
     verdict = "as recorded" if not count else f"{count} difference{'s' if count > 1 else ''}"
-    print(f"{path}: {result.actor}: {result.compared} messages, {verdict}")
+    print(f"{path}: {result.actor}: {f'{result.compared} messages, {verdict}' if result.compared or count else 'nothing to compare'}")
     for note in result.notes:
         if note != recording.damage:
             print(f"  note: {note}")
@@ -79,17 +84,27 @@ def _utf8() -> bool:
 
 
 def _update(path: str, recording: Recording, results: list[Result]) -> int:
-    """Write the recording anew, in one step."""
+    """Write the recording anew, in one step; as private as it was."""
     frames: list[Frame] = updated(recording, results)
-    temporary = f"{path}.new"
+    real = os.path.realpath(path)
+    temporary = f"{real}.new"
     try:
-        with open(temporary, "wb") as file:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            print(f"popkernel: {path}: no file that could be updated", file=sys.stderr)
+            return os.EX_CANTCREAT
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)), "wb") as file:
             file.write(pack({**recording.header, "topology": topology.digest()}))
             file.writelines(pack(frame) for frame in frames)
             file.write(pack(end(len(frames), 0)))
-        os.replace(temporary, path)
+        os.replace(temporary, real)
+    except FileExistsError:
+        print(f"popkernel: {temporary}: is there already, from an update that was broken off? remove it", file=sys.stderr)
+        return os.EX_CANTCREAT
     except OSError as error:
         print(f"popkernel: {path}: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         return os.EX_CANTCREAT
     print(f"{path}: updated")
     return os.EX_OK

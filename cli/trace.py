@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterable
@@ -80,6 +81,8 @@ class Recorder:
         self._file: BinaryIO | None = None
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            if stat.S_ISREG(os.fstat(fd).st_mode):  # one that was there already may be open to all
+                os.fchmod(fd, 0o600)
         except OSError as error:
             raise _StopError(os.EX_CANTCREAT, f"{path}: {error.strerror}; give another file with --record") from None
         self._file = open(fd, "wb")  # noqa: SIM115  closed by `close`

@@ -100,17 +100,15 @@ class Key(NamedTuple):
 class Maildir:
     """What the kernel knows of a user's maildir actor."""
 
-    __slots__ = ("idle_since", "key", "name", "retiring", "row", "said_hello", "stale", "user", "waiting")
+    __slots__ = ("key", "name", "retiring", "row", "stale", "user", "waiting")
 
     def __init__(self, user: str, row: MailUser) -> None:
         self.user = user
         self.row = row  # as it was when it was forked
         self.name = f"maildir.{user}"
         self.key: Key | None = None  # the session that holds the lease
-        self.idle_since: float | None = None
         self.retiring = False  # told to go: the next session waits for its end
         self.stale = False  # older than the user table: to go as soon as its session is over
-        self.said_hello = False
         self.waiting: Key | None = None  # the session that gets the maildrop once its last one, or this actor, has ended
 
 
@@ -185,7 +183,6 @@ class Core:
         if self.settings.login_delay:
             self.logins[user] = now  # no more of them than users
         maildir.key = key
-        maildir.idle_since = None
         self.idle.pop(user, None)
         effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session, self._park())))
         return effects
@@ -266,7 +263,6 @@ class Core:
         """An actor without a session is kept for a while, within a number."""
         if maildir.stale:
             return self._retire(maildir.user)
-        maildir.idle_since = now
         self.idle[maildir.user] = now
         return self._retire(next(iter(self.idle))) if len(self.idle) > self.settings.warm_max else []
 
@@ -316,13 +312,6 @@ class Core:
         return []
 
     # -- maildir actors
-    def hello(self, name: str) -> list[Effect]:
-        """An actor is locked in and serves."""
-        maildir = self.maildirs.get(name.removeprefix("maildir."))
-        if maildir is not None:
-            maildir.said_hello = True
-        return []
-
     def maildir_gone(self, name: str, now: float) -> list[Effect]:
         """A maildir actor's process is no more: its lease is free, and who waited for its end gets a new one."""
         maildir = self.maildirs.pop(name.removeprefix("maildir."), None)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
+from popkernel.kernel.actorlines import ActorLines
 from popkernel.kernel.blame import Blame
 from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Config
@@ -47,6 +48,7 @@ class Supervisor(Actor):
         config: Config = boot.config["service"]
         self.config = config
         self.log_line = Log(config.log, config.verbose)
+        self.actor_line = ActorLines(self.log_line, self.loop)
         self.processes: dict[str, Process] = {}
         self.init: Channel | None = None
         self.core = core.Core({}, core.Settings(
@@ -214,7 +216,6 @@ class Supervisor(Actor):
         self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
         self.taps.note("Began", process.name, pid=message.pid)
         if process.kind == "maildir.{user}":
-            self.do(self.core.hello(process.name))
             return
         if process.on_hello is not None:
             process.on_hello()
@@ -250,14 +251,15 @@ class Supervisor(Actor):
             self.reload.fail(message.text)
             return
         for line in message.text.split("\n"):
-            self.log_line(ERROR, f"{process.name}: {printable(line)}")
+            self.actor_line(process.name, ERROR, f"{process.name}: {printable(line)}")
         if self.state == "starting":
             self.end_service(message.status, message.text)
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds
         self.broken += 1
-        self.log_line(ERROR, f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended")
+        why = f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended"
+        self.actor_line(process.name, ERROR, why)
         self.taps.note("Broke", process.name, call=message.call, promise=message.promise)
         self.loop.later(1.0, lambda: self._gone_by_now(process))
 
@@ -270,7 +272,7 @@ class Supervisor(Actor):
         """One line, and always with its name, so that no actor can write another's."""
         del fds
         text = message.text if message.text.startswith(f"{process.name}: ") else f"{process.name}: {message.text}"
-        self.log_line(message.level, printable(text))
+        self.actor_line(process.name, message.level, printable(text))
 
     def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
         del fds

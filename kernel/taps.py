@@ -39,7 +39,7 @@ _LISTENERS = 1 << 40  # sessions from here on are a listener's, and one user's; 
 _MOST_KNOWN = 20000  # sessions whose user is remembered
 _DECISIONS = {
     core.Core: (
-        "awaits", "granted", "closed", "ended", "listener_gone", "hello", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
+        "awaits", "granted", "closed", "ended", "listener_gone", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
         "woken", "sleeper_gone",
     ),
     Deliveries: ("recipient", "busy", "maildir_gone", "mda_gone"),

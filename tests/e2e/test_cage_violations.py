@@ -3,6 +3,7 @@
 import poplib
 
 import pytest
+from popkernel.kernel.actorlines import MOST
 
 from tests.e2e.inside.garbage import KINDS, SAYINGS
 from tests.e2e.inside.service import Sabotaged, needs_cage
@@ -98,6 +99,14 @@ def test_a_lie_of_a_maildir_actor_about_others_changes_nothing(hostile, bob, wha
     client.quit()
     lines = [line.partition("popkernel: ")[2] for line in log.splitlines() if "forged" in line and "1970" not in line]
     assert all(line.startswith(("warning: maildir.say-log: ", "error: maildir.say-broke ")) for line in lines)
+
+
+def test_a_flood_of_lines_is_cut(hostile, bob):
+    client = hostile.pop3("say-log-flood")
+    hostile.wait_log(f"flood {MOST - 1}\n")
+    client.quit()
+    hostile.command("status")  # what it said before its end has been read by now
+    assert f"flood {MOST}\n" not in hostile.read_log()
 
 
 @pytest.mark.parametrize("what", PARKED)

@@ -4,19 +4,21 @@ import io
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import msgpack
 import pytest
+from popkernel.kernel.replaying import replay
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import read
 from popkernel.proto.zmtp import frame_head, preface
 
+from tests.e2e.tracing import Trace, frames_of, session, watcher
 from tests.service import POPKERNEL, ROOT, Service, wait_for
 
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root: other uids")
@@ -26,61 +28,6 @@ needs_root = pytest.mark.skipif(not ROOT, reason="needs root: other uids")
 def service():
     with Service(mail=[b"Subject: one\n\nWORDS OF MAIL\n", b"Subject: two\n\n" + b"x\n" * 100]) as running:
         yield running
-
-
-class Trace:
-    """`popkernel trace ...`, attached."""
-
-    def __init__(self, service, *arguments, stdout=subprocess.PIPE, env=None):
-        self.process = subprocess.Popen(
-            [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, *arguments], stdout=stdout, stderr=subprocess.PIPE, env=env,
-        )
-        self.first = ""
-        while "attached" not in self.first:
-            line = self.process.stderr.readline().decode()
-            assert line, self.first
-            self.first += line
-        self.text = ""
-
-    def until(self, text):
-        """What was told, up to this."""
-        fd = self.process.stdout.fileno()
-        os.set_blocking(fd, False)
-        end = time.monotonic() + 15
-        while text not in self.text:
-            assert time.monotonic() < end, f"{text!r} was not told:\n{self.text}"
-            select.select([fd], [], [], 0.1)
-            self.text += (self.process.stdout.read() or b"").decode()
-        return self.text
-
-    def stop(self, code=0):
-        self.process.terminate()
-        rest = self.process.communicate(timeout=20)
-        assert self.process.returncode == code, rest[1]
-        self.text += (rest[0] or b"").decode()
-        return self.text
-
-
-def session(service, user="alice"):
-    pop = service.pop3(user)
-    pop.stat(), pop.retr(1), pop.quit()
-
-
-def watcher(service, **wish):
-    return Watcher(service.config.run_dir, **wish)
-
-
-def frames_of(viewer, until, seconds=15):
-    """Frames up to one that satisfies `until`."""
-    found = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        frame = viewer.next_frame(0.2)
-        if frame is not None:
-            found.append(frame)
-            if until(frame):
-                return found
-    raise AssertionError(found[-5:])
 
 
 def over(frame):
@@ -344,6 +291,67 @@ def test_a_full_disk(service):
     trace.process.communicate(timeout=20)
     assert trace.process.returncode == 74
     assert trace.first.count("No space left on device; the recording ends here") == 1
+    session(service)
+
+
+def test_a_disk_that_is_full_in_the_middle(service, tmp_path):
+    """RLIMIT_FSIZE plays the disk. The recording is cut off and can be replayed; the watching goes on; the server notices nothing."""
+    path = tmp_path / "cut.rec"
+    trace = Trace(service, "--user", "alice", "--record", str(path), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)))
+    session(service)
+    session(service)
+    trace.until("why=quit", 2)
+    trace.process.terminate()
+    error = trace.process.communicate(timeout=20)[1].decode()
+    assert trace.process.returncode == 74
+    assert error.count("the recording ends here, behind ") == 1
+    assert path.stat().st_size == 4000
+    recording = read(path.read_bytes())
+    assert recording.damage.startswith("cut off at octet")
+    assert recording.frames
+    assert not [d for r in replay(recording) for d in r.differences]
+    session(service)
+
+
+@needs_root
+def test_a_disk_that_is_really_full(service, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(tmp_path)], capture_output=True, check=False).returncode:
+        pytest.skip("no mounting here")
+    try:
+        trace = Trace(service, "--record", str(tmp_path / "a.rec"))
+        for _ in range(3):
+            session(service)
+        trace.until("why=quit", 3)
+        trace.process.terminate()
+        error = trace.process.communicate(timeout=20)[1].decode()
+        assert trace.process.returncode == 74
+        assert "No space left on device; the recording ends here" in error
+        assert read((tmp_path / "a.rec").read_bytes()).frames
+        session(service)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_recording_over_a_file_that_all_can_read_is_private(service, tmp_path):
+    path = tmp_path / "open.rec"
+    path.write_bytes(b"x" * 100000)
+    path.chmod(0o644)
+    Trace(service, "auth", "--record", str(path)).stop()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not read(path.read_bytes()).damage
+
+
+def test_a_pipe_whose_reader_goes_ends_it_and_the_recording_is_whole(service, tmp_path):
+    path = tmp_path / "a.rec"
+    trace = Trace(service, "--record", str(path))
+    session(service)
+    trace.until("Connected")
+    trace.process.stdout.close()
+    session(service)
+    assert trace.process.wait(20) == 74
+    with trace.process.stderr as error:
+        assert error.read() == b""
+    assert not read(path.read_bytes()).damage
     session(service)
 
 

@@ -24,6 +24,8 @@ def conversations(service):
     word = WORD.encode()
     wrong = word + b"-wrong"
     sasl = base64.b64encode(b"\0alice\0" + word)
+    token = base64.b64encode(b"user=alice\1auth=Bearer " + word + b"\1\1")
+    parts = [base64.b64encode(b"alice") + b"\r\n", base64.b64encode(word) + b"\r\n"]
     for tls in ("tls", "stls", ""):
         for data in (
             [b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n"],
@@ -35,6 +37,12 @@ def conversations(service):
             [b"USER alice\r\nPASS " + word],
             [b"PASS " + word + b"\r\n" + word + b"\r\nUSER alice " + word + b"\r\nQUIT " + word + b"\r\n"],
             [b"AUTH PLAIN " + sasl + b"\r\n", b"AUTH PLAIN\r\n", sasl + b"\r\n", b"*\r\nQUIT\r\n"],
+            [b"AUTH LOGIN\r\n", *parts, b"AUTH LOGIN " + parts[0], parts[1], b"QUIT\r\n"],
+            [b"auth login\r\n" + b"".join(parts) + b"AUTH " + word + b"\r\nAUTH LOGIN\r\n" + word + b"\r\nQUIT\r\n"],
+            [b"AUTH XOAUTH2 " + token + b"\r\n", b"AUTH OAUTHBEARER\r\n", token + b"\r\nAUTH PLAIN\r\n" + sasl[:9], sasl[9:] + b"\r\nQUIT\r\n"],
+            [word + b"\r\nUSER alice\r\n" + word + b"\r\nPASSWORD " + word + b"\r\nLIST " + word + b"\r\n\xff" + word + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\nPASS " + word * 40, word * 9 + b" ", word + b"\r\n" + word * 30 + b"\r\nQUIT\r\n"],
+            [b"USER alice\r\n", b"P", b"ASS", b" ", *(bytes([octet]) for octet in word), b"\r\nSTAT\r\nQUIT\r\n"],
             [b"APOP alice " + word + b"\r\nXYZ " + word + b"\r\nUSER alice\r\nPASS " + word * 300 + b"\r\nQUIT\r\n"],
             [b"USER alice\r\nPASS " + word + b"\r\nPASS " + word + b"\r\nRETR " + word + b"\r\nSTAT " + word + b"\r\nNOOP\r\nQUIT\r\n"],
         ):
@@ -52,10 +60,22 @@ def talk(service):
                 client.end()
 
 
+def inside_base64(word):
+    """What base64 makes of it wherever it begins in what is encoded, but for the ends, which depend on what is beside it."""
+    return [base64.b64encode(b"x" * shift + word)[4 * bool(shift) : -4] for shift in range(3)]
+
+
 def forms(data):
     """Where it is found, in any of its forms."""
     word = WORD.encode()
-    return [form for form in (word, word.lower(), word.upper(), word[:7], word[7:], base64.b64encode(b"\0alice\0" + word)) if form in data]
+    plain = (word, word.lower(), word.upper(), word[:7], word[7:], word[::-1], word.hex().encode())
+    return [form for form in (*plain, *inside_base64(word)) if form in data]
+
+
+def test_it_would_be_found():
+    for before in (b"", b"a", b"\0alice\0", b"user=alice\1auth=Bearer "):
+        assert forms(base64.b64encode(before + WORD.encode() + b"\1\1"))
+    assert forms(WORD[:9].encode())
 
 
 def test_no_frame_no_recording_no_log_has_it(service, tmp_path):

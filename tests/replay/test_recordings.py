@@ -1,6 +1,8 @@
 """Every recording in this folder is replayed; every known-bad one must fail. A recording dropped in here is a test."""
 
 import pathlib
+import shlex
+import subprocess
 
 import pytest
 from popkernel.actors.listener import maildrop as listener_maildrop
@@ -11,6 +13,7 @@ from popkernel.proto.recording import RecordingError, end, pack, read
 
 from tests.e2e import clients
 from tests.replay import make
+from tests.service import POPKERNEL
 
 HERE = pathlib.Path(__file__).parent
 GOOD = sorted(HERE.glob("*.rec"))
@@ -112,6 +115,45 @@ def test_exit_codes(capsys, tmp_path):
     assert main(["replay", str(POPLIB), "--actor", "carol"]) == 65
     assert "there are: auth, kernel, listener.0" in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "none.rec")]) == 66
+
+
+def test_what_can_be_given_as_a_file(capsys, tmp_path):
+    """Each is judged by itself; the worst is the exit code."""
+    assert main(["replay", str(tmp_path)]) == 66
+    assert f"{tmp_path}: a directory; name the recordings in it, as {tmp_path}/*.rec" in capsys.readouterr().err
+    empty, text = tmp_path / "empty.rec", tmp_path / "text.rec"
+    empty.write_bytes(b"")
+    text.write_bytes(b"Subject: no recording\n" * 100)
+    assert main(["replay", str(empty), str(POPLIB), str(text), str(tmp_path / "none.rec")]) == 66
+    told = capsys.readouterr()
+    assert "poplib.rec: listener.0: 42 messages, as recorded" in told.out
+    assert [line.rpartition(": ")[2] for line in told.err.splitlines()] == ["no popkernel recording"] * 2 + ["No such file or directory"]
+
+
+def test_from_a_pipe(tmp_path):
+    with POPLIB.open("rb") as file, (HERE / "bad" / "lost-dele.rec").open("rb") as bad:
+        good = subprocess.run(f"cat | {shlex.join(POPKERNEL)} replay /dev/stdin", shell=True, stdin=file, capture_output=True, check=False)
+        worse = subprocess.run(
+            f"cat | {shlex.join(POPKERNEL)} replay --update /dev/stdin", shell=True, stdin=bad, capture_output=True, check=False,
+        )
+    assert (good.returncode, good.stderr) == (0, b"")
+    assert worse.returncode == 73
+    assert b"/dev/stdin: no file that could be updated" in worse.stderr
+
+
+def test_an_update_leaves_a_recording_as_private_as_it_was(capsys, tmp_path):
+    real, link = tmp_path / "real.rec", tmp_path / "link.rec"
+    real.write_bytes((HERE / "bad" / "lost-dele.rec").read_bytes())
+    real.chmod(0o600)
+    link.symlink_to(real)
+    (tmp_path / "real.rec.new").write_bytes(b"somebody's")
+    assert main(["replay", "--update", str(link)]) == 73
+    assert "real.rec.new: is there already" in capsys.readouterr().err
+    (tmp_path / "real.rec.new").unlink()
+    assert main(["replay", "--update", str(link)]) == 0
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert main(["replay", str(link)]) == 0
 
 
 def test_update_writes_what_is_said_now(tmp_path):

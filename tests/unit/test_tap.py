@@ -1,5 +1,6 @@
 """The actor's tap by itself: off is off, it never waits, it holds no more than it may, and what it drops it counts."""
 
+import base64
 import socket
 
 import msgpack
@@ -107,6 +108,21 @@ def test_content_is_cut_and_cut_again():
 ])
 def test_what_was_typed(line, shows):
     assert harmless(line) == shows
+
+
+WORDS = (b"s3cret", b"p4ss word", b"\xff\xfe\xfd\xfc", b"-----", "pässwörter".encode(), b"x" * 300, b"=AUTH=")
+FORMS = (b"%s", b"PASS %s", b"pass\t%s", b"AUTH PLAIN %s", b"AUTH LOGIN %s", b"AUTH %s", b"APOP x %s", b"RETR %s", b"TOP 1 %s", b"STAT %s", b"QUIT %s",
+         b"CAPA\r%s", b"USER x %s", b"USER\t%s", b"XCLIENT %s", b"%s USER x", b" USER %s", b"LIST 1\0%s", b"STLS\0%s", b"NOOP  %s ")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_is_no_command_that_is_known_to_be_harmless_is_hidden(form):
+    """Deny by default: also what commands that come one day (AUTH) are followed by, and their further lines."""
+    for word in WORDS:
+        for secret in (word, base64.b64encode(word), base64.b64encode(b"\0alice\0" + word), word.hex().encode() + b"h"):
+            line = harmless(form % secret)
+            assert secret not in line
+            assert len(line) < 30
 
 
 @pytest.mark.parametrize(("data", "shows"), [

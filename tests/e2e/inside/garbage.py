@@ -74,6 +74,7 @@ SAYINGS = {
     "fds": lambda actor: stray_descriptors(actor.kernel),
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
+    "log flood": lambda actor: [actor.kernel.send(m.Log(4, f"flood {n}")) for n in range(3000)],
     "accuse auth": accuse("auth"),
     "accuse spawner": accuse("spawner"),
     "accuse bob": accuse("maildir.bob"),
