@@ -122,11 +122,10 @@ class Routes:
         """What it had not confirmed the sender tries again; what it was not sent goes to the next one."""
         if why:
             self.actor.refuse(channel, why)
-        route: Route = channel.tag
-        self._fail(route, AWAY)
-        self._forget(route)
+        self._lost(channel.tag, AWAY)
 
-    def _fail(self, route: Route, text: str) -> None:
+    def _lost(self, route: Route, text: str) -> None:
+        self._forget(route)  # first: the next copies of what fails now must not come here
         for copy in list(route.copies.values()):
             copy.transaction.failed(copy, text)
             self.resume(copy.transaction.owner)
@@ -162,7 +161,6 @@ class Routes:
         self.actor.log(4, f"maildir.{route.user} has answered nothing for {self.patience} s")
         first = next(iter(route.copies.values()), None)
         route.channel.close()
-        self._fail(route, SLOW)
-        self._forget(route)
+        self._lost(route, SLOW)
         if first is not None and route.user not in self.wanting:
             self.ask(route.user, first)
