@@ -191,6 +191,8 @@ class Transaction:
             self._ended(copy, text, taken=taken)
         elif self.whole:
             self.more()
+        if not self.open:
+            self._chunks = []  # copies and message hold one another, until the collector comes by
 
     def _ended(self, copy: Copy, text: str, *, taken: bool) -> None:
         """Of a large message. What a leader can't have, its followers can't be made of."""
