@@ -27,7 +27,7 @@ SLOW = "4.4.1 the mailbox takes too long, try again later"
 class Copy:
     """A message for one recipient. Of a large one each user's first is the leader: its content is sent, `followers` are made of it."""
 
-    __slots__ = ("address", "asked", "followers", "index", "leader", "number", "route", "transaction", "unwritten", "user")
+    __slots__ = ("address", "asked", "followers", "index", "leader", "number", "route", "transaction", "unwritten", "user", "wanted")
 
     def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
         self.transaction = transaction
@@ -40,6 +40,7 @@ class Copy:
         self.leader: Copy | None = None
         self.followers: deque[Copy] = deque()  # not yet asked for
         self.asked = 0  # followers that are being made
+        self.wanted = False  # it waits for a route, or for its turn on it
 
 
 class Transaction:
@@ -160,7 +161,7 @@ class Transaction:
 
     def _take_up(self, copy: Copy, route: Route) -> None:
         copy.number = self._number()
-        copy.route = route
+        copy.route, copy.wanted = route, False
         route.take(copy)
 
     def accepted(self, copy: Copy, message: m.Accepted) -> None:

@@ -31,6 +31,7 @@ _EARLY = 20  # recipients of a message whose maildir actors are made ready while
 _ANSWER_SECONDS = 300  # a maildir actor may take for a message: half of what RFC 5321 section 4.5.3.2.6 has clients wait
 _SWEEP = 1.0  # seconds between two looks at the deadlines
 _MOST_KNOWN = 20000  # recipients whose owner is remembered
+_OTHER_FDS = 32  # besides connections and channels: listening sockets, the kernel's channel, a tap
 _MUCH = 4 << 20  # octets of mail after which memory is given back as soon as there is a quiet second
 _BUSY = "4.3.2 the mailbox is not available now, try again later"
 
@@ -91,9 +92,11 @@ class Mda(Actor):
             sock.setblocking(False)
             self.listening.append(sock)
         self.lock()
+        room = self.nofile - _OTHER_FDS  # fewer than asked for where the system's hard limit is low
+        self.limits.most = min(self.limits.most, room // 2)
+        self.routes.most = min(self.routes.most, room - self.limits.most)
         self.connect()
-        for sock in self.listening:
-            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+        self._listen()
         self.loop.later(_SWEEP, self._sweep)
         self.run()
 
@@ -146,6 +149,10 @@ class Mda(Actor):
         return self.number
 
     # -- clients
+    def _listen(self) -> None:
+        for sock in self.listening:
+            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(16):
             try:
@@ -153,6 +160,9 @@ class Mda(Actor):
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self.log(3, f"no more LMTP connections can be taken: {os.strerror(error.errno)}")
+                    for waiting in self.listening:  # who waits is still there in a second, and would be reported until then
+                        self.loop.remove(waiting.fileno())
+                    self.loop.later(1.0, self._listen)
                 return
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
@@ -219,7 +229,8 @@ class Mda(Actor):
                 client.transaction.done()
             elif kind is Cancelled:
                 self._cancel(client)
-        client.deadline = self.loop.now + (_ANSWER_SECONDS if lmtp.state == "answering" else self.seconds)
+        ours = lmtp.state == "answering" or (client.transaction is not None and client.transaction.paused)
+        client.deadline = self.loop.now + (_ANSWER_SECONDS if ours else self.seconds)
         self._flush(client)
 
     def _flush(self, client: Client) -> bool:
@@ -265,6 +276,8 @@ class Mda(Actor):
         transaction, client.transaction = client.transaction, None
         if transaction is not None:
             routes = {copy.route for copy in transaction.open if copy.route is not None}
+            for copy in [c for c in transaction.open if c.wanted]:
+                self.routes.withdraw(copy)
             transaction.cancel()
             for route in routes:
                 self.routes.tidy(route)

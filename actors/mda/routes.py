@@ -12,8 +12,6 @@ from popkernel.proto.topology import edge
 
 __all__ = ["Routes"]
 
-_MOST_ROUTES = 3000  # channels kept; idle ones beyond that are closed
-
 
 class Routes:
     """`ask(user, copy)`: ask the kernel for a channel to that user's actor. `resume(owner)`: go on with a copy's client, soon."""
@@ -24,11 +22,13 @@ class Routes:
         self.resume = resume
         self.by_user: dict[str, Route] = {}
         self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
+        self.most = 3000  # channels kept; idle ones beyond that are closed
         self.patience = edge("mda", "maildir.{user}").deadline
 
     # -- copies
     def want(self, copy: Copy) -> None:
         """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
+        copy.wanted = True
         route = self.by_user.get(copy.user)
         if route is not None:
             self._set_off(route.ask(copy))
@@ -37,6 +37,14 @@ class Routes:
         waiting.append(copy)
         if len(waiting) == 1:
             self.ask(copy.user, copy)
+
+    def withdraw(self, copy: Copy) -> None:
+        """It is wanted no more. Else who comes and goes would fill the queue of an actor that does nothing."""
+        copy.wanted = False
+        route = self.by_user.get(copy.user)
+        for queue in (*(route.waiting if route is not None else ()), self.wanting.get(copy.user, [])):
+            if copy in queue:
+                queue.remove(copy)
 
     def found(self, user: str) -> None:
         """The kernel has said where that user's actor is."""
@@ -68,7 +76,7 @@ class Routes:
             earlier.leaving = True
             self._elsewhere(earlier)
             self.tidy(earlier)
-        if len(self.by_user) > _MOST_ROUTES:
+        if len(self.by_user) > self.most:
             self._drop_idle()
         self._set_off(route.go())
 
@@ -82,7 +90,7 @@ class Routes:
         return route
 
     def _drop_idle(self) -> None:
-        for route in [r for r in self.by_user.values() if not r.owes and not r.copies][: _MOST_ROUTES // 4]:
+        for route in [r for r in self.by_user.values() if not r.owes and not r.copies][: self.most // 4 + 1]:
             self._forget(route)
             route.channel.close()
 

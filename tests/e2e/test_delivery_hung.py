@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.e2e.delivery_help import Raw, lmtp, messages, pop_all
+from tests.e2e.delivery_help import Raw, lmtp, messages, pop_all, rss
 from tests.service import Service, wait_for
 
 SECONDS = 2
@@ -156,3 +156,29 @@ def test_hung_again_and_again_under_load():
         assert service.read_log().count("is not alive") == 2
         there = [int(text.split(b"Subject: ")[1].split()[0]) for text in messages(service, "alice").values()]
         assert set(there) == sent
+
+
+def test_who_stops_his_own_actor_and_comes_and_goes():
+    """The mda keeps nothing of it: an actor that does not read is sent nothing more, and what waits goes with its client."""
+    with Service(mail=()) as service:
+        assert accepted(service)[:3] == b"250"
+        mda, pid = service.actor("mda")["pid"], service.actor("maildir.alice")["pid"]
+        before = rss(mda)
+        with stopped(pid):
+            for _ in range(150):
+                with Raw(service) as raw:
+                    raw.say(b"LHLO t\r\nMAIL FROM:<>\r\n", b"250", b"250")
+                    raw.send(b"RCPT TO:<alice+x>\r\n" * 200 + b"RCPT TO:<bob>\r\nDATA\r\n")
+                    raw.expect(*[b"250"] * 201, b"354")
+                    raw.sock.settimeout(0.02)
+                    with contextlib.suppress(TimeoutError):
+                        raw.send(LARGE[:200000])
+            for _ in range(150):
+                with Raw(service) as raw:
+                    raw.envelope("alice")
+                    raw.say(b"DATA\r\n", b"354")
+                    raw.send(LARGE[:100000] + b"\r\n.\r\n")
+            assert rss(mda) < before + (12 << 20), (before, rss(mda))
+            assert accepted(service, "bob", LARGE)[:3] == b"250"
+        assert accepted(service, mail=LARGE)[:3] == b"250"
+        assert service.actor("maildir.alice")["pid"] == pid
