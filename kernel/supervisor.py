@@ -283,13 +283,15 @@ class Supervisor(Actor):
         self.kill(accused)
 
     def _accused(self, accuser: Process, name: str) -> Process | None:
-        """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
+        """Whom an actor may accuse: one that speaks to it by the table, and does; a maildir actor only the listener of its session."""
         if accuser.kind == "maildir.{user}":
             if name == "listener":
                 maildir = self.core.maildirs.get(accuser.name.removeprefix("maildir."))
                 name = maildir.key.listener if maildir is not None and maildir.key is not None else ""
             elif not name.startswith("mda"):
                 return None
+        if accuser.kind == "mda" and self.deliveries.holders.get(name.removeprefix("maildir.")) != accuser.name:
+            return None  # it has no channel to that one
         accused = self.processes.get(name)
         if accused is None or not any((e.source, e.target) == (accused.kind, accuser.kind) for e in EDGES):
             return None

@@ -1,6 +1,7 @@
 """A service in which nobody waits long: `impatient.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short.
 
-`impatient.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it.
+`impatient.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it, and that
+bob's actor, to which it has none, breaks the rules.
 """
 
 import os
@@ -20,6 +21,7 @@ def accuse():
     from popkernel.proto import messages as m
 
     def sweep(self):
+        self.actor.tell(m.Refused("maildir.bob>mda", "maildir.bob", "a lie"))
         for user in self.by_user:
             self.actor.tell(m.Recipient(self.actor._question(user), user, 0, look=False, lost=True))
 

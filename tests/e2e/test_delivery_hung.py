@@ -97,13 +97,16 @@ def test_an_mda_that_accuses_the_living():
     with impatient("accuse", warm_seconds=600) as service:
         assert accepted(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
-        session = service.pop3("alice")
+        session, other = service.pop3("alice"), service.pop3("bob")
         count, end = 1, time.monotonic() + 2 * SECONDS + 2
         while time.monotonic() < end:
             count += accepted(service)[:3] == b"250"
         assert service.actor("maildir.alice")["pid"] == pid
         assert session.stat()[0] == 1
         session.quit()
+        assert "a lie" in service.read_log()
+        assert other.noop().startswith(b"+OK"), "who has no channel to the mda is not ended by its word"
+        other.quit()
         assert "is not alive" not in service.read_log()
         assert len(messages(service, "alice")) == count > 10
 
