@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from popkernel.kernel.log import ERROR, printable
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
-from popkernel.proto.topology import EDGES, edge
+from popkernel.proto.topology import EDGES
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
@@ -26,7 +26,6 @@ class Blame:
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._supervisor = supervisor
-        self._asked: set[str] = set()  # names of those that are being looked into
 
     def refused(self, accuser: Process, message: m.Refused, fds: list[int]) -> None:
         """An actor says that a peer of its broke the rules."""
@@ -48,24 +47,11 @@ class Blame:
         return len(accused.accusers) >= _ACCUSERS
 
     def late(self, accuser: Process, message: m.Late, fds: list[int]) -> None:
-        """An actor says that a peer of its does not answer: if it does not answer the kernel either, it hangs, and is ended."""
+        """An actor says that a peer of its does not answer: see whether it is alive (hung.py)."""
         del fds
-        s = self._supervisor
         accused = self._accused(accuser, message.peer)
-        if accused is None or accused.name in self._asked or accused.state == "starting":
-            return
-        self._asked.add(accused.name)
-        before = accused.counters
-        accused.channel.send(m.Report())
-        seconds = edge("kernel", accused.kind).deadline
-
-        def judge() -> None:
-            self._asked.discard(accused.name)
-            if s.processes.get(accused.name) is accused and accused.counters is before:
-                s.log_line(ERROR, f"{accused.name} answers neither {accuser.name} nor the kernel ({seconds} s): it hangs; ended")
-                s.kill(accused)
-
-        s.loop.later(seconds, judge)
+        if accused is not None:
+            self._supervisor.hung.suspect(accused)
 
     def _accused(self, accuser: Process, name: str) -> Process | None:
         """Whom an actor may accuse: one that speaks to it by the table; a maildir actor only the listener of its session."""
@@ -76,6 +62,8 @@ class Blame:
                 name = maildir.key.listener if maildir is not None and maildir.key is not None else ""
             elif not name.startswith("mda"):
                 return None
+        if accuser.kind == "mda" and s.deliveries.holders.get(name.removeprefix("maildir.")) != accuser.name:
+            return None  # it has no channel to that one
         accused = s.processes.get(name)
         if accused is None or not any((e.source, e.target) == (accused.kind, accuser.kind) for e in EDGES):
             return None

@@ -147,6 +147,7 @@ class Config:
     lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
     lmtp_seconds: int = _key("int", 300, "time an LMTP client may say nothing", low=5, high=3600)
     lmtp_connections: int = _key("int", 200, "LMTP connections at a time", low=1, high=4000)
+    lmtp_connections_user: int = _key("int", 50, "LMTP connections of one user who is neither root nor of mta_users", low=1, high=4000)
     message_octets: int = _key("int", 1 << 28, "largest message taken by LMTP, in octets", low=1 << 16, high=1 << 40)
     mta_users: tuple[str, ...] = _key("users", (), "who besides root may deliver to everybody: users' names, or uid:gid")
     subaddress: str = _key("separators", "+", "what begins a detail in an address (alice+list@...); empty: nothing does")

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
-__all__ = ["Core", "Effect", "Forget", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn"]
-
+__all__ = ["Core", "Effect", "Forget", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn", "Suspect"]
 
 _MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
 
@@ -61,6 +60,12 @@ class Kill(NamedTuple):
     name: str
 
 
+class Suspect(NamedTuple):
+    """Somebody waits for that actor in vain, or has: end it should it not be alive (hung.py)."""
+
+    name: str
+
+
 class Line(NamedTuple):
     """A line for the log; level as in syslog(3)."""
 
@@ -75,7 +80,7 @@ class Restart(NamedTuple):
     seconds: float
 
 
-Effect = Send | Join | Spawn | Rouse | Forget | Kill | Line | Restart
+Effect = Send | Join | Spawn | Rouse | Forget | Kill | Suspect | Line | Restart
 
 
 class Settings(NamedTuple):

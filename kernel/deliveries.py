@@ -36,6 +36,8 @@ class Deliveries:
             return [core.Send(mda, m.Maildrop(request, user, fresh=False))]
         if message.lost and self.holders.get(user) == mda:
             del self.holders[user]
+            if user in self.core.maildirs:  # its channel has ended, it has not: perhaps it was given up
+                return [core.Suspect(f"maildir.{user}"), *self._give(mda, request, user, row, now)]
         return self._give(mda, request, user, row, now)
 
     def _give(self, mda: str, request: int, user: str, row: MailUser, now: float) -> list[core.Effect]:
@@ -47,7 +49,7 @@ class Deliveries:
             maildir = self.core.maildirs[user]
         elif maildir.retiring:
             self.waiting.setdefault(user, []).append((mda, request))
-            return []
+            return [core.Suspect(maildir.name)]
         elif maildir.row != row:
             return [_no(mda, request, "4.3.2", "the mailbox is being moved, try again later")]
         if self.holders.get(user) == mda:

@@ -240,6 +240,7 @@ class Init:
         self.again = again
         self.version = version
         self.ids = ids
+        self.trusted = sorted({0, os.geteuid(), *mta_uids(config)})  # as the kernel has them: until the next start
         self.run_dir = run_dir
         self.listening = listening
         self.loop = Loop()
@@ -479,6 +480,7 @@ class Init:
             fds += unix + tcp
             return common | {
                 "unix_fds": unix, "tcp_fds": tcp, "seconds": config.lmtp_seconds, "most": config.lmtp_connections,
+                "each": config.lmtp_connections_user, "trusted": self.trusted,
                 "message_octets": config.message_octets, "version": self.version,
             }
         if message.actor == "listener":

@@ -19,6 +19,7 @@ from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
+from popkernel.kernel.hung import Hung
 from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
@@ -69,6 +70,7 @@ class Supervisor(Actor):
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
+        self.hung = Hung(self.loop, self._hangs)
         self.parking = Parking(self.loop, self.core, self.do)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
@@ -359,6 +361,9 @@ class Supervisor(Actor):
                 case core.Kill(name):
                     if name in self.processes:
                         self.kill(self.processes[name])
+                case core.Suspect(name):
+                    if name in self.processes:
+                        self.hung.suspect(self.processes[name])
                 case core.Line(level, text):
                     self.log_line(level, text)
 
@@ -390,6 +395,11 @@ class Supervisor(Actor):
         else:
             spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
         its.close()
+
+    def _hangs(self, process: Process, seconds: int) -> None:
+        if self.processes.get(process.name) is process:
+            self.log_line(ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended")
+            self.kill(process)
 
     def kill(self, process: Process) -> None:
         """Have its parent end it: only the parent can be sure whose the process number is."""

@@ -219,12 +219,12 @@ EDGES: tuple[Edge, ...] = (
     ),
     # Delivery.
     Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop, *_WATCHED), _REPORT, deadline=_ALIVE, depth=4096),
-    Edge("mda", "kernel", (*_SPAWNED, m.Recipient, m.Late), {"Recipient": ("Maildrop", "NoMaildrop")}, deadline=10, depth=4096),
+    Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, deadline=10, depth=4096),
     Edge(
         "mda",
         "maildir.{user}",
-        (m.Post, m.Deliver, m.Content, m.Commit, m.Abort),
-        dict.fromkeys(("Post", "Content", "Commit"), ("Accepted", "Rejected")),
+        (m.Post, m.Deliver, m.Content, m.Again, m.Commit, m.Abort),
+        dict.fromkeys(("Post", "Content", "Again", "Commit"), ("Accepted", "Rejected")),
         octets=320 * KIB,
         deadline=300,
         depth=4096,

@@ -17,18 +17,20 @@ __all__ = ["Deliveries", "trace_fields"]
 # Perhaps another directory lies there by now.
 _AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))
 _MOST_FIELDS = 64
+_PIECE = 256 * 1024  # octets
 
 
 class _Open:
     """A large message that is coming in."""
 
-    __slots__ = ("delivery", "octets", "recipient", "sender", "started")
+    __slots__ = ("delivery", "head", "octets", "recipient", "sender", "started")
 
     def __init__(self, delivery: Delivery, sender: str, recipient: str) -> None:
         self.delivery = delivery
         self.sender = sender
         self.recipient = recipient
         self.started = False
+        self.head = 0  # octets of the fields that were put on
         self.octets = 0
 
 
@@ -59,6 +61,9 @@ class Deliveries:
                 self._begin(channel, key, message)
             case m.Content():
                 self._content(channel, key, message)
+            case m.Again(number, of):
+                if (channel.fd, of) in self.open:  # else it was rejected, and all that was to be made of it with it
+                    channel.send(self._again(number, self.open[channel.fd, of], message.recipient))
             case m.Commit(number):
                 if key in self.open:
                     channel.send(self._finish(number, self.open.pop(key)))
@@ -107,7 +112,9 @@ class Deliveries:
         data = message.data
         if not one.started:
             one.started = True
-            data = trace_fields(one.sender, one.recipient, data) + data
+            fields = trace_fields(one.sender, one.recipient, data)
+            one.head = len(fields)
+            data = fields + data
         try:
             one.delivery.write(data)
             one.octets += len(data)
@@ -116,6 +123,23 @@ class Deliveries:
             channel.send(self._rejected(message.delivery, one.delivery, error))
             return
         channel.send(m.Accepted(message.delivery, len(message.data), safe=False))
+
+    def _again(self, number: int, one: _Open, recipient: str) -> m.Accepted | m.Rejected:
+        """Another file of what came in, with fields of its own on top: content comes once, however many it is for."""
+        delivery: Delivery | None = None
+        try:
+            delivery = self._new()
+            at, octets = one.head, 0
+            while piece := one.delivery.read(_PIECE, at):
+                at += len(piece)
+                if not octets:
+                    piece = trace_fields(one.sender, recipient, piece) + piece
+                delivery.write(piece)
+                octets += len(piece)
+            self._commit(delivery, octets)
+        except StoreError as error:
+            return self._rejected(number, delivery, error)
+        return m.Accepted(number, 0, safe=True)
 
     def _finish(self, number: int, one: _Open) -> m.Accepted | m.Rejected:
         try:

@@ -1,43 +1,33 @@
 """One message on its way through the mda: a copy for each recipient, each with an answer of its own. Sans I/O.
 
 A small message waits here until it is whole and then goes to each maildir actor in one; a large one is passed on as it comes,
-no faster than the slowest of its maildir actors takes it in. What a maildir actor is sent, and how, is the shell's business
-(main.py): it gives `Route`s, and calls `routed`, `accepted`, `rejected` and `lost`.
+no faster than the slowest of its maildir actors takes it in, and once only to each of them: the copies for that user's other
+recipients are made there. What a maildir actor is sent, and how, is the shell's business (routes.py): it gives `Route`s, and
+calls `routed`, `accepted`, `failed` and `late`.
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from popkernel.actors.mda.route import Route
 from popkernel.proto import messages as m
 
-__all__ = ["SMALL", "Copy", "Route", "Transaction"]
+__all__ = ["AWAY", "SLOW", "SMALL", "Copy", "Transaction"]
 
 SMALL = 128 * 1024  # octets of a message that goes in one
 WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its file
 AT_ONCE = 16  # copies of one small message that are under way together
+AGAIN = 4  # copies of one large message that a maildir actor is asked for together
 
-_AWAY = "4.3.0 the mailbox is not available now, try again later"
-_SLOW = "4.4.1 the mailbox takes too long, try again later"
-
-
-class Route:
-    """A channel to a user's maildir actor, and what is under way on it. `send(message, bulk)` sends."""
-
-    __slots__ = ("channel", "copies", "leaving", "send", "user")
-
-    def __init__(self, user: str, send: Callable[[tuple[Any, ...], bytes], None]) -> None:
-        self.user = user
-        self.send = send
-        self.channel: Any = None
-        self.copies: dict[int, Copy] = {}
-        self.leaving = False  # nothing new on it; to be closed when nothing is under way
+AWAY = "4.3.0 the mailbox is not available now, try again later"
+SLOW = "4.4.1 the mailbox takes too long, try again later"
 
 
 class Copy:
-    """A message for one recipient."""
+    """A message for one recipient. Of a large one each user's first is the leader: its content is sent, `followers` are made of it."""
 
-    __slots__ = ("address", "index", "number", "route", "transaction", "unwritten", "user")
+    __slots__ = ("address", "asked", "followers", "index", "leader", "number", "route", "transaction", "unwritten", "user", "wanted")
 
     def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
         self.transaction = transaction
@@ -47,14 +37,18 @@ class Copy:
         self.number = 0  # of the delivery, once it is under way
         self.route: Route | None = None
         self.unwritten = 0  # octets on their way into the file
+        self.leader: Copy | None = None
+        self.followers: deque[Copy] = deque()  # not yet asked for
+        self.asked = 0  # followers that are being made
+        self.wanted = False  # it waits for a route, or for its turn on it
 
 
 class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner", "routing",
-        "sender", "size", "whole",
+        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner",
+        "routing", "sender", "size", "whole",
     )
 
     def __init__(
@@ -70,9 +64,10 @@ class Transaction:
         self.whole = False
         self.size = 0
         self.active = 0  # small: copies under way
-        self.routing = 0  # large: copies that wait for their route
+        self.routing = 0  # large: leaders that wait for their route, or their turn on it
         self._chunks: list[bytes] = []
         self._early: list[tuple[int, str, bool]] = []  # answers there were before the client could have them
+        self._leaders: list[Copy] = []
         self._todo: deque[Copy] = deque()
         self._number = number
         self._want = want
@@ -89,7 +84,7 @@ class Transaction:
         """Whether the client must wait before it sends more."""
         if not self.large:
             return False
-        return bool(self.routing) or any(copy.unwritten > WINDOW for copy in self.open)
+        return bool(self.routing) or any(copy.unwritten > WINDOW for copy in self._leaders)
 
     # -- the client
     def content(self, data: bytes) -> None:
@@ -100,7 +95,7 @@ class Transaction:
             if self.size > SMALL:
                 self._grow_large()
             return
-        for copy in list(self.open):
+        for copy in list(self._leaders):
             self._pass_on(copy, data)
 
     def done(self) -> None:
@@ -109,9 +104,8 @@ class Transaction:
         if self.large:
             for index, text, taken in self._early:
                 self._answer(index, text, taken)
-            for copy in list(self.open):
-                if copy.route is not None:
-                    copy.route.send(m.Commit(copy.number), b"")
+            for copy in list(self._leaders):
+                self._settle(copy)
             return
         if len(self._chunks) != 1:
             self._chunks = [b"".join(self._chunks)]
@@ -129,31 +123,32 @@ class Transaction:
     def cancel(self) -> None:
         """The client broke off, or takes it back."""
         for copy in list(self.open):
-            route = copy.route
-            if route is not None:
-                route.copies.pop(copy.number, None)
-                if self.large:
-                    route.send(m.Abort(copy.number), b"")
+            self._abort(copy)
         self.open.clear()
+        self._leaders.clear()
         self._todo.clear()
         self._chunks = []
 
     def late(self) -> None:
         """It takes too long: who has not answered by now will not be waited for."""
         for copy in list(self.open):
-            if self.whole or copy.route is None or copy.unwritten > WINDOW:
-                if copy.route is not None and self.large:
-                    copy.route.send(m.Abort(copy.number), b"")
-                self._end(copy, _SLOW, taken=False)
+            hangs = copy.leader is None and (copy.route is None or copy.unwritten > WINDOW)
+            if copy in self.open and (self.whole or hangs):
+                self._abort(copy)
+                self._end(copy, SLOW, taken=False)
+
+    def _abort(self, copy: Copy) -> None:
+        if copy.route is not None:
+            copy.route.drop(copy)
+            if self.large and copy.leader is None:
+                copy.route.send(m.Abort(copy.number), b"")
 
     # -- the maildir actors
     def routed(self, copy: Copy, route: Route) -> None:
-        """There is a route for that copy: off it goes."""
+        """There is a route for that copy, and room on it: off it goes."""
         if copy not in self.open:
             return
-        copy.number = self._number()
-        copy.route = route
-        route.copies[copy.number] = copy
+        self._take_up(copy, route)
         if not self.large:
             route.send(m.Post(copy.number, self.sender, copy.address, b""), self._chunks[0])
             return
@@ -164,13 +159,18 @@ class Transaction:
         if not self.routing:
             self._chunks = []
 
+    def _take_up(self, copy: Copy, route: Route) -> None:
+        copy.number = self._number()
+        copy.route, copy.wanted = route, False
+        route.take(copy)
+
     def accepted(self, copy: Copy, message: m.Accepted) -> None:
         """Content is in the file, or all of it safe."""
         copy.unwritten -= message.octets
         if message.safe:
             self._end(copy, "2.0.0 safe", taken=True)
 
-    def failed(self, copy: Copy, text: str = _AWAY) -> None:
+    def failed(self, copy: Copy, text: str = AWAY) -> None:
         """The copy was refused, or there is no route for it, or its maildir actor is gone. `text` begins with the status."""
         if copy in self.open:
             self._end(copy, text, taken=False)
@@ -178,23 +178,61 @@ class Transaction:
     def _end(self, copy: Copy, text: str, *, taken: bool) -> None:
         self.open.discard(copy)
         if copy.route is not None:
-            copy.route.copies.pop(copy.number, None)
-        elif self.large:
+            copy.route.drop(copy)
+        elif self.large and copy.leader is None:
             self.routing -= 1
             if not self.routing:
                 self._chunks = []
         self.active -= not self.large
         if self.whole:
             self._answer(copy.index, text, taken)
-            self.more()
         else:
             self._early.append((copy.index, text, taken))
+        if self.large:
+            self._ended(copy, text, taken=taken)
+        elif self.whole:
+            self.more()
+        if not self.open:
+            self._chunks = []  # copies and message hold one another, until the collector comes by
+
+    def _ended(self, copy: Copy, text: str, *, taken: bool) -> None:
+        """Of a large message. What a leader can't have, its followers can't be made of."""
+        leader = copy.leader
+        if leader is None:
+            self._leaders.remove(copy)
+            if not taken:
+                for follower in [c for c in self.open if c.leader is copy]:
+                    self._end(follower, text, taken=False)
+        elif leader in self.open:
+            leader.asked -= copy.route is not None
+            self._settle(leader)
 
     def _grow_large(self) -> None:
         self.large = True
-        self.routing = len(self.copies)
+        leaders: dict[str, Copy] = {}
         for copy in self.copies:
+            leader = leaders.setdefault(copy.user, copy)
+            if leader is not copy:
+                copy.leader = leader
+                leader.followers.append(copy)
+        self._leaders = list(leaders.values())
+        self.routing = len(self._leaders)
+        for copy in leaders.values():
             self._want(copy)
+
+    def _settle(self, leader: Copy) -> None:
+        """The message is whole: the followers are made, a few at a time; then the leader, of which they are made, is done with."""
+        route = leader.route
+        if route is None or not self.whole:
+            return
+        while leader.followers and leader.asked < AGAIN:
+            copy = leader.followers.popleft()
+            if copy in self.open:
+                leader.asked += 1
+                self._take_up(copy, route)
+                route.send(m.Again(copy.number, leader.number, copy.address), b"")
+        if not leader.asked:
+            route.send(m.Commit(leader.number), b"")
 
     def _pass_on(self, copy: Copy, data: bytes) -> None:
         if copy.route is not None:

@@ -3,22 +3,27 @@
 It has no user table and sees no file: whose a recipient is, and whether that sender may deliver there, the kernel says, who
 also makes the channel to that user's maildir actor. What the kernel said holds until that channel ends or the kernel says
 `Anew`, so that mail to a mailbox that gets much of it costs no question. Who the sender is, the system says: the uid at the
-other end of the unix socket.
+other end of the unix socket. The channels are routes.py's.
 """
 
 import errno
 import os
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
-from popkernel.actors.mda.core import Copy, Route, Transaction
+from popkernel.actors.mda.core import Copy, Transaction
+from popkernel.actors.mda.limits import TCP, Limits
+from popkernel.actors.mda.route import Route
+from popkernel.actors.mda.routes import Routes
 from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt, watch
+from popkernel.kernel.channel import Channel, Message, watch
 from popkernel.kernel.control import peer_uid
 from popkernel.kernel.loop import READ, WRITE
+from popkernel.kernel.memory import give_back
 from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
 from popkernel.proto.lmtp import Cancelled, Content, Done, Lmtp, Rcpt
+from popkernel.proto.topology import edge
 from popkernel.proto.typed import lmtp_commands
 
 _CHUNK = 64 * 1024  # octets read from a client at once
@@ -26,17 +31,27 @@ _EARLY = 20  # recipients of a message whose maildir actors are made ready while
 _ANSWER_SECONDS = 300  # a maildir actor may take for a message: half of what RFC 5321 section 4.5.3.2.6 has clients wait
 _SWEEP = 1.0  # seconds between two looks at the deadlines
 _MOST_KNOWN = 20000  # recipients whose owner is remembered
-_MOST_ROUTES = 3000  # channels kept; idle ones beyond that are closed
+_OTHER_FDS = 32  # besides connections and channels: listening sockets, the kernel's channel, a tap
+_MUCH = 4 << 20  # octets of mail after which memory is given back as soon as there is a quiet second
+_BUSY = "4.3.2 the mailbox is not available now, try again later"
+
+
+class Ask(NamedTuple):
+    """Who wants to know something of the kernel: a client about its recipient, or a user's copies. Until when."""
+
+    asker: "Client | str"
+    due: float
 
 
 class Client:
     """An LMTP connection."""
 
-    __slots__ = ("asking", "deadline", "events", "half", "id", "lmtp", "out", "sock", "transaction", "uid")
+    __slots__ = ("asking", "counted", "deadline", "events", "half", "id", "lmtp", "out", "sock", "transaction", "uid")
 
     def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp, number: int) -> None:
         self.sock = sock
         self.id = number  # for who watches
+        self.counted = False
         self.half = False  # what came last did not end with a line
         self.uid = uid
         self.lmtp = lmtp
@@ -55,14 +70,16 @@ class Mda(Actor):
         config = boot.config
         self.hostname: str = config["hostname"]
         self.seconds = int(config["seconds"])
-        self.most = int(config["most"])
+        self.limits = Limits(int(config["most"]), int(config["each"]), config["trusted"])
         self.message_octets = int(config["message_octets"])
         self.clients: set[Client] = set()
         self.listening: list[socket.socket] = []
-        self.routes: dict[str, Route] = {}
+        self.routes = Routes(self, self._ask, self._resume)
         self.known: dict[tuple[int, str], str] = {}  # (sender's uid, address) -> user
-        self.asked: dict[int, Client | str] = {}  # request -> who wants to know: a client about its recipient, a user's copies
-        self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
+        self.asked: dict[int, Ask] = {}  # by request, the oldest first
+        self.patience = edge("mda", "kernel").deadline
+        self.taken = 0  # octets that clients sent since memory was last given back
+        self.taken_before = 0
         self.number = 0
         self.serial = 0  # of connections
         self.stopping = False
@@ -75,9 +92,11 @@ class Mda(Actor):
             sock.setblocking(False)
             self.listening.append(sock)
         self.lock()
+        room = self.nofile - _OTHER_FDS  # fewer than asked for where the system's hard limit is low
+        self.limits.most = min(self.limits.most, room // 2)
+        self.routes.most = min(self.routes.most, room - self.limits.most)
         self.connect()
-        for sock in self.listening:
-            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+        self._listen()
         self.loop.later(_SWEEP, self._sweep)
         self.run()
 
@@ -105,19 +124,22 @@ class Mda(Actor):
             copy = channel.tag.copies.get(message[0]) if message else None
             owner = None if copy is None else copy.transaction.owner
         elif isinstance(message, (m.Recipient, m.Maildrop, m.NoMaildrop)):
-            owner = self.asked.get(message.request)
+            ask = self.asked.get(message.request)
+            owner = ask.asker if ask is not None else None
             if isinstance(owner, str):
-                owner = next((copy.transaction.owner for copy in self.wanting.get(owner, ())), None)
+                owner = next((copy.transaction.owner for copy in self.routes.wanting.get(owner, ())), None)
         return owner.id if isinstance(owner, Client) else 0
 
     def settings(self) -> dict[str, Any]:
         return {
             "hostname": self.hostname,
             "seconds": self.seconds,
-            "most": self.most,
+            "most": self.limits.most,
+            "each": self.limits.each,
+            "trusted": sorted(self.limits.trusted),
             "message_octets": self.message_octets,
             "number": self.number,
-            "routes": list(self.routes),
+            "routes": list(self.routes.by_user),
             "known": [[uid, address, user] for (uid, address), user in self.known.items()],
         }
 
@@ -127,6 +149,10 @@ class Mda(Actor):
         return self.number
 
     # -- clients
+    def _listen(self) -> None:
+        for sock in self.listening:
+            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(16):
             try:
@@ -134,6 +160,9 @@ class Mda(Actor):
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self.log(3, f"no more LMTP connections can be taken: {os.strerror(error.errno)}")
+                    for waiting in self.listening:  # who waits is still there in a second, and would be reported until then
+                        self.loop.remove(waiting.fileno())
+                    self.loop.later(1.0, self._listen)
                 return
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
@@ -142,7 +171,7 @@ class Mda(Actor):
                     sock.close()
                     continue
             else:
-                uid = -1
+                uid = TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._begin(sock, uid)
 
@@ -153,9 +182,11 @@ class Mda(Actor):
         if watch.tap is not None:
             note("Connected", client.id, {"uid": uid}, way="in", peer="client")
         self.loop.add(sock.fileno(), lambda events: self._ready(client, events))
-        if len(self.clients) > self.most:
+        refusal = self.limits.take(uid)
+        client.counted = not refusal
+        if refusal:
             client.lmtp.take_out()
-            client.lmtp.end("4.3.2 too many connections, try again later")
+            client.lmtp.end(refusal)
         self._progress(client)
 
     def _ready(self, client: Client, events: int) -> None:
@@ -175,6 +206,7 @@ class Mda(Actor):
                 return
             if watch.tap is not None:
                 self._typed(client, data)
+            self.taken += len(data)
             client.lmtp.feed(data)
         self._progress(client)
 
@@ -197,7 +229,8 @@ class Mda(Actor):
                 client.transaction.done()
             elif kind is Cancelled:
                 self._cancel(client)
-        client.deadline = self.loop.now + (_ANSWER_SECONDS if lmtp.state == "answering" else self.seconds)
+        ours = lmtp.state == "answering" or (client.transaction is not None and client.transaction.paused)
+        client.deadline = self.loop.now + (_ANSWER_SECONDS if ours else self.seconds)
         self._flush(client)
 
     def _flush(self, client: Client) -> bool:
@@ -231,6 +264,8 @@ class Mda(Actor):
         if client not in self.clients:
             return
         self.clients.discard(client)
+        if client.counted:
+            self.limits.leave(client.uid)
         self._cancel(client)
         self.asked.pop(client.asking, None)
         self.loop.remove(client.sock.fileno())
@@ -241,36 +276,59 @@ class Mda(Actor):
         transaction, client.transaction = client.transaction, None
         if transaction is not None:
             routes = {copy.route for copy in transaction.open if copy.route is not None}
+            for copy in [c for c in transaction.open if c.wanted]:
+                self.routes.withdraw(copy)
             transaction.cancel()
             for route in routes:
-                self._tidy(route)
+                self.routes.tidy(route)
 
     def _sweep(self) -> None:
         """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer anyway."""
         self.loop.later(_SWEEP, self._sweep)
-        for client in [c for c in self.clients if c.deadline < self.loop.now]:
-            if client.asking:
-                self.asked.pop(client.asking, None)
-                self._judged(client, "4.3.2 the mailbox is not available now, try again later", user="")
-            elif client.transaction is not None and (client.lmtp.state == "answering" or client.transaction.paused):
+        self._silent_kernel()
+        self.routes.sweep()
+        for client in [c for c in self.clients if c.deadline < self.loop.now and not c.asking]:
+            if client.transaction is not None and (client.lmtp.state == "answering" or client.transaction.paused):
                 client.transaction.late()
                 self._progress(client)
             else:
                 client.lmtp.end("4.4.2 you have said nothing for too long")
                 self._flush(client)
-                if client in self.clients:
-                    self._over(client)
+                self._over(client)
+        if self.taken > _MUCH and self.taken == self.taken_before:
+            self.taken = 0
+            give_back()
+        self.taken_before = self.taken
+
+    def _silent_kernel(self) -> None:
+        """Questions that it has not answered in time are answered for it. What it says later of a channel still counts."""
+        for request, ask in list(self.asked.items()):
+            if ask.due > self.loop.now:
+                break
+            del self.asked[request]
+            if isinstance(ask.asker, Client):
+                self._judged(ask.asker, _BUSY, user="")
+            else:
+                self.routes.refused(ask.asker, _BUSY)
 
     # -- recipients
     def _recipient(self, client: Client, address: str) -> None:
         user = self.known.get((client.uid, address))
-        if user is not None and user in self.routes:
+        if user is not None and user in self.routes.by_user:
             self._judged(client, "", user=user, resume=False)
             return
         look = client.transaction is not None and len(client.transaction.copies) >= _EARLY
-        client.asking = self.next_number()
-        self.asked[client.asking] = client
+        client.asking = self._question(client)
         self.tell(m.Recipient(client.asking, address, client.uid, look=look, lost=False))
+
+    def _question(self, asker: Client | str) -> int:
+        number = self.next_number()
+        self.asked[number] = Ask(asker, self.loop.now + self.patience)
+        return number
+
+    def _ask(self, user: str, copy: Copy) -> None:
+        """For a channel to that user's actor, in the name of who sent that copy."""
+        self.tell(m.Recipient(self._question(user), copy.address, copy.transaction.owner.uid, look=False, lost=True))
 
     def _judged(self, client: Client, refusal: str, *, user: str, resume: bool = True) -> None:
         """The kernel's word, of now or before, on the client's recipient."""
@@ -293,7 +351,7 @@ class Mda(Actor):
                 client.transaction = None
             self._resume(client)
 
-        return Transaction(client, client.lmtp.sender or "", self.next_number, self._want, answer)
+        return Transaction(client, client.lmtp.sender or "", self.next_number, self.routes.want, answer)
 
     def _resume(self, client: Client) -> None:
         """Something a client waited for has come: go on with it, before the loop waits again."""
@@ -308,122 +366,32 @@ class Mda(Actor):
     def _maildrop(self, message: m.Maildrop, fds: list[int]) -> None:
         user = message.user
         if message.fresh:
-            self._join(user, fds[0])
-        asker = self.asked.pop(message.request, None)
+            self.routes.join(user, fds[0])
+        ask = self.asked.pop(message.request, None)
+        if ask is None:
+            return
+        asker = ask.asker
         if isinstance(asker, Client):
             if len(self.known) >= _MOST_KNOWN:
                 self.known.clear()
             self.known[asker.uid, asker.lmtp.recipients[-1]] = user
             self._judged(asker, "", user=user)
-        elif asker is not None:
-            self._found(asker)
+        else:
+            self.routes.found(asker)
 
     def _no_maildrop(self, message: m.NoMaildrop, fds: list[int]) -> None:
         del fds
-        asker = self.asked.pop(message.request, None)
+        ask = self.asked.pop(message.request, None)
         text = f"{message.status} {message.text}"
-        if isinstance(asker, Client):
-            self._judged(asker, text, user="")
-        elif asker is not None:
-            for copy in self.wanting.pop(asker, ()):
-                copy.transaction.failed(copy, text)
-                self._resume(copy.transaction.owner)
+        if ask is not None and isinstance(ask.asker, Client):
+            self._judged(ask.asker, text, user="")
+        elif ask is not None:
+            self.routes.refused(str(ask.asker), text)
 
     def _anew(self, message: m.Anew, fds: list[int]) -> None:
         """The user table has changed."""
         del message, fds
         self.known.clear()
-
-    # -- routes
-    def _want(self, copy: Copy) -> None:
-        """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
-        route = self.routes.get(copy.user)
-        if route is not None:
-            copy.transaction.routed(copy, route)
-            return
-        waiting = self.wanting.setdefault(copy.user, [])
-        waiting.append(copy)
-        if len(waiting) == 1:
-            request = self.next_number()
-            self.asked[request] = copy.user
-            self.tell(m.Recipient(request, copy.address, copy.transaction.owner.uid, look=False, lost=True))
-
-    def _found(self, user: str) -> None:
-        route = self.routes.get(user)
-        for copy in self.wanting.pop(user, ()):
-            if route is None:
-                copy.transaction.failed(copy)
-                self._resume(copy.transaction.owner)
-            else:
-                copy.transaction.routed(copy, route)
-                if copy.transaction.large:
-                    self._resume(copy.transaction.owner)
-
-    def _join(self, user: str, fd: int) -> None:
-        """A channel to that user's maildir actor; one to an earlier actor is over."""
-        earlier = self.routes.pop(user, None)
-        route = self.routes[user] = Route(user, lambda message, bulk: self._send(route, message, bulk))
-        route.channel = Channel(self.loop, adopt(fd), self.boot.name, f"maildir.{user}", self._on_maildir, self._on_maildir_gone)
-        route.channel.tag = route
-        if earlier is not None:
-            earlier.leaving = True
-            self._tidy(earlier)
-        if len(self.routes) > _MOST_ROUTES:
-            self._drop_idle()
-
-    def _drop_idle(self) -> None:
-        for route in [r for r in self.routes.values() if not r.copies][: _MOST_ROUTES // 4]:
-            self._forget(route)
-            route.channel.close()
-
-    @staticmethod
-    def _send(route: Route, message: Message, bulk: bytes) -> None:
-        if bulk:
-            route.channel.send_bulk(message, bulk)
-        else:
-            route.channel.send(message)
-
-    def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        del fds
-        route: Route = channel.tag
-        if type(message) is m.Leaving:
-            route.leaving = True
-            self._forget(route)
-        else:
-            copy = route.copies.get(message[0])
-            if copy is None:
-                return  # given up meanwhile
-            if type(message) is m.Accepted:
-                if message.octets > max(copy.unwritten, copy.transaction.size):
-                    channel.close()
-                    self._on_maildir_gone(channel, "credit for more than it was sent")
-                    return
-                copy.transaction.accepted(copy, message)
-                if copy.transaction.large and not message.safe:
-                    self._resume(copy.transaction.owner)
-            elif type(message) is m.Rejected:
-                copy.transaction.failed(copy, f"{message.status} {message.text}")
-                self._resume(copy.transaction.owner)
-        self._tidy(route)
-
-    def _on_maildir_gone(self, channel: Channel, why: str) -> None:
-        """What it had not confirmed the sender tries again."""
-        if why:
-            self.refuse(channel, why)
-        route: Route = channel.tag
-        self._forget(route)
-        for copy in list(route.copies.values()):
-            copy.transaction.failed(copy)
-            self._resume(copy.transaction.owner)
-
-    def _forget(self, route: Route) -> None:
-        if self.routes.get(route.user) is route:
-            del self.routes[route.user]
-
-    @staticmethod
-    def _tidy(route: Route) -> None:
-        if route.leaving and not route.copies:
-            route.channel.close()
 
     # -- the end
     def stop(self, seconds: int) -> None:

@@ -6,8 +6,7 @@ Mail is what it works on, so it plays what was recorded with its payload; of oth
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.mda import main
-from popkernel.actors.mda.core import Route
+from popkernel.actors.mda import main, routes
 from popkernel.kernel.loop import READ
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
 from popkernel.proto.recording import Frame, RecordingError
@@ -72,7 +71,7 @@ def _flushed(flush: Any, client: main.Client, take_out: Any) -> bool:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of the mda, from its Settings on."""
-    with stage.set_up(main):
+    with stage.set_up(main, routes, give_back=lambda: None):
         mda = _enter(stage, name, settings, frames[0].turn / 1e9)
         clients: dict[int, main.Client] = {}
         begun: set[int] = set()
@@ -99,18 +98,18 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
 
 def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Mda:
     try:
-        mda = _Mda(boot_of(name, {key: settings[key] for key in ("hostname", "seconds", "most", "message_octets")}))
+        config = {key: settings[key] for key in ("hostname", "seconds", "most", "message_octets")}
+        before = {"each": config["most"], "trusted": [0]}  # of recordings from before connections were counted by user
+        mda = _Mda(boot_of(name, config | {key: settings.get(key, before[key]) for key in before}))
         mda.number = settings["number"]
         mda.known = {(uid, address): user for uid, address, user in settings["known"]}
-        routes = settings["routes"]
+        users = settings["routes"]
     except (KeyError, TypeError, ValueError):
         raise RecordingError("the mda's settings are other ones now: record it anew") from None
     mda.stage = stage
     stage.enter(mda, start)
-    for user in routes:
-        route = mda.routes[user] = Route(user, lambda message, bulk, user=user: mda._send(mda.routes[user], message, bulk))  # type: ignore[misc]  # noqa: SLF001
-        route.channel = stage.channel(stage.loop, None, name, f"maildir.{user}", mda._on_maildir, mda._on_maildir_gone)  # noqa: SLF001
-        route.channel.tag = route
+    for user in users:
+        mda.routes.open(user, stage.channel(stage.loop, None, name, f"maildir.{user}", mda.routes.hear, mda.routes.gone))  # type: ignore[arg-type]
     stage.loop.later(main._SWEEP, mda._sweep)  # noqa: SLF001
     return mda
 

@@ -57,6 +57,18 @@ def test_exit_codes(service):
     assert "is the server running?" in said
 
 
+def test_trouble_with_the_mailbox_is_tried_again(service):
+    tmp = f"{service.site.mail_users['bob'].maildir}/tmp"
+    os.chmod(tmp, 0)
+    try:
+        code, said = deliver(service, "-u", "bob")
+    finally:
+        os.chmod(tmp, 0o700)
+    assert code == 75
+    assert "451 4.3.0" in said
+    assert deliver(service, "-u", "bob")[0] == 0
+
+
 @pytest.mark.skipif(not ROOT, reason="only root can be several users")
 def test_by_its_own_user_and_by_others(service):
     uid = service.site.mail_users["alice"].uid

@@ -3,6 +3,7 @@
 The sender below is what a mail server is: it keeps a message until it has seen 250, and tries again until then.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -117,18 +118,50 @@ def test_kill_maildir_at_every_step(body, step):
         assert sender.until_accepted("alice", 0, body) == 1
 
 
-@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-def test_kill_mda_at_every_step(body):
+def test_kill_maildir_while_it_makes_copies():
+    """A large message for several addresses of one user: each that was answered with 250 is there whole, and no other is half there."""
+    with faulty() as service:
+        mail, points, taken = Sender.mail(1, LARGE), 0, []
+        addresses = [f"alice+{i}" for i in range(4)]
+        for point in range(20, MOST_POINTS, 3):
+            answers = []
+            with contextlib.suppress(OSError), Lmtp(socket_path(service), timeout=30) as client:
+                client.ehlo_or_helo_if_needed()
+                client.mail(f"die-{point}@maildir")
+                assert [client.rcpt(f"{address}.{point}")[0] for address in addresses] == [250] * 4
+                client.docmd("DATA")
+                client.send(mail + b".\r\n")
+                for _ in addresses:
+                    answers.append(client.getreply()[0])
+            assert set(answers) <= {250, 450, 451}, answers
+            taken += [f"{address}.{point}" for address, code in zip(addresses, answers) if code == 250]
+            if answers == [250] * 4:
+                break
+            points += 1
+        there = {text.split(b"\n")[1].split()[1].decode(): text for text in messages(service, "alice").values()}
+        assert all(without_trace(text) == mail.replace(b"\r\n", b"\n") for text in there.values())
+        assert set(taken) <= set(there)
+        assert len(there) == len(messages(service, "alice"))
+        print(f"\nmaildir actor killed at {points} points, {len(taken)} copies accepted, {len(there)} there")
+        assert points >= 10
+        assert 4 < len(taken) < len(addresses) * points
+
+
+@pytest.mark.parametrize(("body", "step", "most"), [
+    (SMALL, 2, 7), (LARGE, 5, 7),  # a singleton's restarts take their time
+    pytest.param(SMALL, 1, MOST_POINTS, marks=pytest.mark.soak), pytest.param(LARGE, 1, MOST_POINTS, marks=pytest.mark.soak),
+], ids=["small", "large", "small all", "large all"])
+def test_kill_mda_at_every_step(body, step, most):
     with faulty() as service:
         sender = Sender(service)
         points = 0
-        for point in range(1, MOST_POINTS, 2 if body is SMALL else 5):  # a singleton's restarts take their time
+        for point in range(1, MOST_POINTS, step):
             pid = service.process.pid  # init stays
             if sender.until_accepted("bob", point, body, sender=f"die-{point}@mda") == 1:
                 break
             points += 1
             assert service.process.pid == pid
-            if points >= 7:
+            if points >= most:
                 break
         print(f"\nmda killed at {points} points, {sender.check()} messages came twice")
         assert points >= 6

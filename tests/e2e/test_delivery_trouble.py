@@ -134,6 +134,50 @@ def test_popcache_locked_by_another_program():
         assert accepted(service)
 
 
+@pytest.mark.slow
+def test_popcache_locked_for_half_a_minute():
+    """A mail server tries again and again, and gets each time an answer and a reason; the mail is there moments after the lock is free."""
+    with Service(mail=()) as service:
+        assert accepted(service)
+        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            began, tries = time.monotonic(), 0
+            while time.monotonic() - began < 30:
+                tried = time.monotonic()
+                answer = refusal(service)
+                tries += 1
+                assert answer[:9] == b"451 4.3.0", answer
+                assert b"locked by another program" in answer
+                assert time.monotonic() - tried < 8, "the sender must not wait for the lock as long as its holder likes"
+            assert tries >= 4
+            assert len(messages(service, "alice")) == 1
+            assert left_in_tmp(service, "alice") == []
+            pid = service.actor("maildir.alice")["pid"]
+        freed = time.monotonic()
+        assert accepted(service)
+        assert time.monotonic() - freed < 5
+        assert service.actor("maildir.alice")["pid"] == pid, "an actor that waits for a lock is not one that hangs"
+        assert len(messages(service, "alice")) == 2
+        assert len(messages(service, "bob")) == tries
+
+
+@pytest.mark.slow
+def test_many_wait_for_a_locked_popcache():
+    """A queue of small ones, each of which waits for the lock, is answered one by one; nobody takes the actor for dead."""
+    with Service(mail=()) as service:
+        assert accepted(service)
+        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file, Raw(service) as raw:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            raw.envelope(*[f"alice+{i}" for i in range(6)])
+            raw.say(b"DATA\r\n", b"354")
+            raw.send(MAIL + b".\r\n")
+            answers = [raw.answer() for _ in range(6)]
+            assert {a[:9] for a in answers} == {b"451 4.3.0"}
+        assert accepted(service)
+        assert "is not alive" not in service.read_log()
+        assert left_in_tmp(service, "alice") == []
+
+
 def test_garbage_popcache():
     with Service(mail=()) as service:
         assert accepted(service)

@@ -1,6 +1,6 @@
 """kernel/deliveries.py: who may deliver to whom, one channel a user and mda, and actors that come and go meanwhile."""
 
-from popkernel.kernel.core import Core, Join, Send, Settings, Spawn
+from popkernel.kernel.core import Core, Join, Send, Settings, Spawn, Suspect
 from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.recipients import Rules
 from popkernel.proto import messages as m
@@ -34,7 +34,7 @@ def test_the_first_has_an_actor_and_a_channel_made_the_next_has_it():
         Spawn("maildir.alice", ALICE), Join("mda", m.Maildrop(1, "alice", fresh=True), "maildir.alice", m.Receive("mda")),
     ]
     assert deliveries.recipient("mda", asked(request=2), 0.0) == [Send("mda", m.Maildrop(2, "alice", fresh=False))]
-    assert kinds(deliveries.recipient("mda", asked(request=3, lost=True), 0.0)) == [Join]
+    assert kinds(deliveries.recipient("mda", asked(request=3, lost=True), 0.0)) == [Suspect, Join], "its channel has ended, it has not"
     assert core.idle == {"alice": 0.0}
 
 
@@ -60,7 +60,7 @@ def test_an_actor_that_goes_is_waited_for():
     core, deliveries = world(warm_seconds=10)
     deliveries.recipient("mda", asked(), 0.0)
     assert core.sweep(10.0) == [Send("maildir.alice", m.Retire())]
-    assert deliveries.recipient("mda", asked(request=2), 10.0) == []
+    assert deliveries.recipient("mda", asked(request=2), 10.0) == [Suspect("maildir.alice")], "should it never go"
     core.maildir_gone("maildir.alice", 11.0)
     assert kinds(deliveries.maildir_gone("maildir.alice", 11.0)) == [Spawn, Join]
 
@@ -100,7 +100,7 @@ def test_a_moved_mailbox():
     core.granted(m.Granted("listener.0", 7, "alice"), 0.0)
     core.users = {"alice": ALICE._replace(maildir="/elsewhere")}
     assert core.retire_all() == []
-    assert status(deliveries.recipient("mda", asked(lost=True), 1.0)) == "4.3.2"
+    assert status(deliveries.recipient("mda", asked(), 1.0)) == "4.3.2"
     assert status(deliveries.recipient("mda", asked("bob"), 1.0)) == "5.1.1"
 
 

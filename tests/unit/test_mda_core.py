@@ -1,7 +1,8 @@
 """actors/mda/core.py: a copy a recipient, credit, answers once each and in whatever order they come."""
 
 import pytest
-from popkernel.actors.mda.core import AT_ONCE, SMALL, WINDOW, Route, Transaction
+from popkernel.actors.mda.core import AGAIN, AT_ONCE, SMALL, WINDOW, Transaction
+from popkernel.actors.mda.route import MOST_POSTS, MOST_STREAMS, Route
 from popkernel.proto import messages as m
 
 
@@ -33,7 +34,7 @@ class World:
         if copy.user in self.held:
             self.wanted.append(copy)
         else:
-            self.transaction.routed(copy, self.route(copy.user))
+            self.route(copy.user).ask(copy)
 
     def answer(self, index, text, taken):
         assert index not in self.answers
@@ -63,14 +64,133 @@ def test_an_empty_message():
 
 
 def test_few_copies_are_under_way_together():
+    users = [f"u{i}" for i in range(50)]
+    world = World(users)
+    world.transaction.content(b"x\n")
+    world.transaction.done()
+    assert len(world.sent) == AT_ONCE
+    for user in users:
+        assert world.transaction.active <= AT_ONCE
+        world.safe(user)
+    assert len(world.sent) == len(world.answers) == 50
+
+
+def test_a_mailbox_is_given_few_at_a_time_and_the_others_in_their_order():
     world = World(["a"] * 50)
     world.transaction.content(b"x\n")
     world.transaction.done()
-    assert len(world.sent["a"]) == AT_ONCE
+    route = world.route("a")
     while len(world.answers) < 50:
-        assert world.transaction.active <= AT_ONCE
-        world.safe("a")
-    assert len(world.sent["a"]) == 50
+        assert len(route.copies) == min(MOST_POSTS, 50 - len(world.answers))
+        world.transaction.accepted(next(iter(route.copies.values())), m.Accepted(0, 2, safe=True))
+        route.go()
+    assert [s[0].recipient for s in world.sent["a"]] == [f"a+{i}@x" for i in range(50)]
+    assert (route.posts, route.streams) == (0, 0)
+
+
+class Stuck:
+    waiting = True
+
+
+def test_nothing_new_while_the_actor_has_not_taken_what_it_was_sent():
+    world = World(["a", "b"])
+    world.route("a").channel = Stuck()
+    world.transaction.content(b"x\n")
+    world.transaction.done()
+    assert (world.sent["a"], len(world.sent["b"])) == ([], 1)
+    assert world.route("a").owes
+    world.route("a").channel = None
+    assert [c.user for c in world.route("a").go()] == ["a"]
+
+
+def large(world):
+    world.transaction.content(b"x" * (SMALL + 1))
+    return world
+
+
+def test_large_ones_wait_for_their_turn_and_small_ones_not_for_them():
+    worlds = [World(["a"]) for _ in range(MOST_STREAMS + 2)]
+    route = worlds[0].route("a")
+    for world in worlds:
+        world.routes["a"] = route
+        large(world)
+    assert [w.transaction.paused for w in worlds] == [False] * MOST_STREAMS + [True] * 2
+    small = World(["a"])
+    small.routes["a"] = route
+    small.transaction.content(b"small")
+    small.transaction.done()
+    assert type(worlds[0].sent["a"][-1][0]) is m.Post
+    worlds[3].transaction.cancel()
+    worlds[-2].transaction.cancel()  # gives up while it waits
+    assert [c.transaction for c in route.go()] == [worlds[-1].transaction]
+    assert not worlds[-1].transaction.paused
+    assert route.streams == MOST_STREAMS
+
+
+def kinds(world, user):
+    return [type(s[0]).__name__ for s in world.sent[user]]
+
+
+def test_a_large_message_goes_once_to_each_user():
+    world = large(World(["a", "b", "a", "a", "a", "a", "a"]))
+    transaction = world.transaction
+    transaction.content(b"y")
+    assert kinds(world, "a") == kinds(world, "b") == ["Deliver", "Content", "Content"]
+    transaction.done()
+    assert kinds(world, "b")[3:] == ["Commit"]
+    assert kinds(world, "a")[3:] == ["Again"] * AGAIN
+    first = world.sent["a"][0][0].delivery
+    route = world.route("a")
+    assert all(s[0].of == first for s in world.sent["a"][3:])
+    while len(route.copies) > 1:
+        follower = next(c for c in route.copies.values() if c.leader)
+        assert "Commit" not in kinds(world, "a"), "what copies are made from is kept until the last is made"
+        transaction.accepted(follower, m.Accepted(follower.number, 0, safe=True))
+    assert kinds(world, "a")[3:] == ["Again"] * 5 + ["Commit"]
+    assert [s[0].recipient for s in world.sent["a"] if type(s[0]) is m.Again] == [f"a+{i}@x" for i in range(2, 7)]
+    assert sorted(world.answers) == [2, 3, 4, 5, 6]
+    world.safe("a")
+    world.safe("b")
+    assert world.answers == {i: ("2.0.0", True) for i in range(7)}
+    assert not transaction.open
+    assert (route.copies, route.streams) == ({}, 0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_who_can_not_have_the_first_can_not_have_the_others(whole):
+    world = large(World(["a", "b", "a", "a"]))
+    if whole:
+        world.transaction.done()
+    world.transaction.failed(world.transaction.copies[0], "4.3.1 full")
+    if not whole:
+        assert not world.answers
+        world.transaction.done()
+    assert world.answers == dict.fromkeys([0, 2, 3], ("4.3.1", False))
+    assert world.route("a").copies == {}
+    world.safe("b")
+    assert not world.transaction.open
+
+
+def test_one_refused_copy_is_one_refused_copy():
+    world = large(World(["a", "a", "a"]))
+    world.transaction.done()
+    world.transaction.failed(world.transaction.copies[1], "5.2.2 full")
+    world.transaction.accepted(world.transaction.copies[2], m.Accepted(3, 0, safe=True))
+    assert kinds(world, "a")[-1] == "Commit"
+    world.safe("a")
+    assert world.answers == {0: ("2.0.0", True), 1: ("5.2.2", False), 2: ("2.0.0", True)}
+
+
+def test_late_in_the_middle_of_copies():
+    world = large(World(["a", "a", "b"]))
+    world.transaction.late()
+    assert len(world.transaction.open) == 3, "it is the client that lets wait"
+    world.transaction.done()
+    world.safe("b")
+    world.transaction.late()
+    assert kinds(world, "a")[-1] == "Abort"
+    assert world.answers == {0: ("4.4.1", False), 1: ("4.4.1", False), 2: ("2.0.0", True)}
+    assert world.route("a").copies == {}
 
 
 def test_a_large_message_is_passed_on_within_the_window():

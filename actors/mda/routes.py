@@ -1,0 +1,174 @@
+"""The mda's channels to the maildir actors: made by the kernel, one a user, each given up where its actor answers no more."""
+
+from collections.abc import Callable
+from typing import Any
+
+from popkernel.actors.mda.core import AWAY, SLOW, Copy
+from popkernel.actors.mda.route import Route
+from popkernel.kernel.actor import Actor
+from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.proto import messages as m
+from popkernel.proto.topology import edge
+
+__all__ = ["Routes"]
+
+
+class Routes:
+    """`ask(user, copy)`: ask the kernel for a channel to that user's actor. `resume(owner)`: go on with a copy's client, soon."""
+
+    def __init__(self, actor: Actor, ask: Callable[[str, Copy], None], resume: Callable[[Any], None]) -> None:
+        self.actor = actor
+        self.ask = ask
+        self.resume = resume
+        self.by_user: dict[str, Route] = {}
+        self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
+        self.most = 3000  # channels kept; idle ones beyond that are closed
+        self.patience = edge("mda", "maildir.{user}").deadline
+
+    # -- copies
+    def want(self, copy: Copy) -> None:
+        """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
+        copy.wanted = True
+        route = self.by_user.get(copy.user)
+        if route is not None:
+            self._set_off(route.ask(copy))
+            return
+        waiting = self.wanting.setdefault(copy.user, [])
+        waiting.append(copy)
+        if len(waiting) == 1:
+            self.ask(copy.user, copy)
+
+    def withdraw(self, copy: Copy) -> None:
+        """It is wanted no more. Else who comes and goes would fill the queue of an actor that does nothing."""
+        copy.wanted = False
+        route = self.by_user.get(copy.user)
+        for queue in (*(route.waiting if route is not None else ()), self.wanting.get(copy.user, [])):
+            if copy in queue:
+                queue.remove(copy)
+
+    def found(self, user: str) -> None:
+        """The kernel has said where that user's actor is."""
+        route = self.by_user.get(user)
+        for copy in self.wanting.pop(user, ()):
+            if route is None:
+                copy.transaction.failed(copy)
+                self.resume(copy.transaction.owner)
+            else:
+                self._set_off(route.ask(copy))
+
+    def refused(self, user: str, text: str) -> None:
+        """The kernel has said that there is none, or has said nothing. `text` begins with the status."""
+        for copy in self.wanting.pop(user, ()):
+            copy.transaction.failed(copy, text)
+            self.resume(copy.transaction.owner)
+
+    def _set_off(self, copies: list[Copy]) -> None:
+        for copy in copies:
+            if copy.transaction.large:
+                self.resume(copy.transaction.owner)
+
+    # -- channels
+    def join(self, user: str, fd: int) -> None:
+        """A channel to that user's maildir actor; one to an earlier actor is over."""
+        earlier = self.by_user.pop(user, None)
+        route = self.open(user, Channel(self.actor.loop, adopt(fd), self.actor.boot.name, f"maildir.{user}", self.hear, self.gone))
+        if earlier is not None:
+            earlier.leaving = True
+            self._elsewhere(earlier)
+            self.tidy(earlier)
+        if len(self.by_user) > self.most:
+            self._drop_idle()
+        self._set_off(route.go())
+
+    def open(self, user: str, channel: Channel) -> Route:
+        """A route over that channel, in force from now on."""
+        route = self.by_user[user] = Route(user, lambda message, bulk: self._send(route, message, bulk))
+        route.channel = channel
+        route.heard = self.actor.loop.now
+        channel.tag = route
+        channel.on_drained = lambda: self.tidy(route)
+        return route
+
+    def _drop_idle(self) -> None:
+        for route in [r for r in self.by_user.values() if not r.owes and not r.copies][: self.most // 4 + 1]:
+            self._forget(route)
+            route.channel.close()
+
+    @staticmethod
+    def _send(route: Route, message: Message, bulk: bytes) -> None:
+        if bulk:
+            route.channel.send_bulk(message, bulk)
+        else:
+            route.channel.send(message)
+
+    def hear(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        """A maildir actor says something."""
+        del fds
+        route: Route = channel.tag
+        route.heard = self.actor.loop.now
+        if type(message) is m.Leaving:
+            route.leaving = True
+            self._forget(route)
+        else:
+            copy = route.copies.get(message[0])
+            if copy is None:
+                return  # given up meanwhile
+            if type(message) is m.Accepted:
+                if message.octets > max(copy.unwritten, copy.transaction.size):
+                    channel.close()
+                    self.gone(channel, "credit for more than it was sent")
+                    return
+                copy.transaction.accepted(copy, message)
+                if copy.transaction.large and not message.safe:
+                    self.resume(copy.transaction.owner)
+            elif type(message) is m.Rejected:
+                copy.transaction.failed(copy, f"{message.status} {message.text}")
+                self.resume(copy.transaction.owner)
+        self.tidy(route)
+
+    def gone(self, channel: Channel, why: str) -> None:
+        """What it had not confirmed the sender tries again; what it was not sent goes to the next one."""
+        if why:
+            self.actor.refuse(channel, why)
+        self._lost(channel.tag, AWAY)
+
+    def _lost(self, route: Route, text: str) -> None:
+        self._forget(route)  # first: the next copies of what fails now must not come here
+        for copy in list(route.copies.values()):
+            copy.transaction.failed(copy, text)
+            self.resume(copy.transaction.owner)
+
+    def _forget(self, route: Route) -> None:
+        if self.by_user.get(route.user) is route:
+            del self.by_user[route.user]
+        self._elsewhere(route)
+
+    def _elsewhere(self, route: Route) -> None:
+        for copy in route.dismiss():
+            if copy in copy.transaction.open:
+                self.want(copy)
+
+    def tidy(self, route: Route) -> None:
+        """Something on it is over: whose turn is it, or was that all?"""
+        self._set_off(route.go())
+        if route.leaving and not route.copies:
+            route.channel.close()
+
+    # -- deadlines
+    def sweep(self) -> None:
+        """Give up those that owe an answer and have said nothing for as long as the table allows."""
+        now = self.actor.loop.now
+        for route in [*self.by_user.values()]:
+            if not route.owes:
+                route.heard = now
+            elif now - route.heard > self.patience:
+                self._give_up(route)
+
+    def _give_up(self, route: Route) -> None:
+        """Its mail is tried again later. The kernel hears that the channel is lost, and sees for itself whether the actor is alive."""
+        self.actor.log(4, f"maildir.{route.user} has answered nothing for {self.patience} s")
+        first = next(iter(route.copies.values()), None)
+        route.channel.close()
+        self._lost(route, SLOW)
+        if first is not None and route.user not in self.wanting:
+            self.ask(route.user, first)

@@ -1,0 +1,40 @@
+"""Actors that may hang: asked whether they are alive, and ended where they say nothing.
+
+Whoever waits for an actor in vain gives up by the table's deadline, and the kernel hears of it. That word ends nobody: an actor that
+answers Report lives, whatever is said of it. What is ended loses nothing; who needs it gets a new one.
+"""
+
+from collections.abc import Callable
+
+from popkernel.kernel.loop import Loop
+from popkernel.kernel.process import Process
+from popkernel.proto import messages as m
+from popkernel.proto.topology import edge
+
+__all__ = ["Hung"]
+
+_START_SECONDS = 20  # more, for one that has not yet said hello
+
+
+class Hung:
+    """The actors under suspicion. `hangs(process, seconds)` is called for one that has said nothing for so long."""
+
+    def __init__(self, loop: Loop, hangs: Callable[[Process, int], None]) -> None:
+        self._loop = loop
+        self._hangs = hangs
+        self._asked: set[Process] = set()
+
+    def suspect(self, process: Process) -> None:
+        """Ask it for its counters; where none come within the edge's deadline, it hangs. Asking twice is asking once."""
+        if process in self._asked:
+            return
+        self._asked.add(process)
+        seconds = edge("kernel", process.kind).deadline + _START_SECONDS * (process.hello is None)
+        before = process.counters
+        process.channel.send(m.Report())
+        self._loop.later(seconds, lambda: self._judge(process, before, seconds))
+
+    def _judge(self, process: Process, before: m.Counters, seconds: int) -> None:
+        self._asked.discard(process)
+        if process.counters is before:  # every answer is an object of its own
+            self._hangs(process, seconds)

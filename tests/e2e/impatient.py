@@ -1,0 +1,53 @@
+"""A service in which nobody waits long: `impatient.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short.
+
+`impatient.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it, and that
+bob's actor, to which it has none, breaks the rules.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def shorten(seconds):
+    from popkernel.proto import topology
+
+    topology.EDGES = tuple(row._replace(deadline=min(row.deadline, seconds)) for row in topology.EDGES)
+
+
+def accuse():
+    from popkernel.actors.mda.routes import Routes
+    from popkernel.proto import messages as m
+
+    def sweep(self):
+        self.actor.tell(m.Refused("maildir.bob>mda", "maildir.bob", "a lie"))
+        for user in self.by_user:
+            self.actor.tell(m.Recipient(self.actor._question(user), user, 0, look=False, lost=True))
+
+    Routes.sweep = sweep
+
+
+def inside(seconds, accuses):
+    """In a singleton's fresh interpreter, before it becomes that."""
+    shorten(seconds)
+    if accuses and sys.argv[1].startswith("mda"):
+        accuse()
+    from popkernel.kernel import boot
+
+    boot.main()
+
+
+def main():
+    seconds = int(sys.argv[1])
+    accuses = sys.argv[2] == "accuse"
+    shorten(seconds)
+    from popkernel.cli.main import main as popkernel
+    from popkernel.kernel import init
+
+    init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import impatient; impatient.inside({seconds}, {accuses})"]
+    return popkernel(sys.argv[2 + accuses :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

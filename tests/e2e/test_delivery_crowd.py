@@ -1,0 +1,189 @@
+"""Much mail for one mailbox at once, many recipients of large mail, and one who wants all connections for himself."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+
+import pytest
+from popkernel.actors.mda.route import MOST_STREAMS
+
+from tests.e2e.delivery_help import Lmtp, Raw, bodies, connected_as, left_in_tmp, lmtp, messages, peak, rss, socket_path
+from tests.service import ROOT, Service, wait_for
+
+LINE = b"a line of a large message, of which there are many\r\n"
+LARGE = b"Subject: large\r\n\r\n" + LINE * (300 * 1024 // len(LINE))
+MAIL = b"Subject: x\r\n\r\nbody\r\n"
+
+
+def unix(mail):
+    return mail.replace(b"\r\n", b"\n")
+
+
+def digest(mail):
+    return hashlib.sha256(mail).hexdigest()
+
+
+def pids(service):
+    return {a["name"]: a["pid"] for a in service.status()["actors"] if a["name"].startswith(("mda", "maildir"))}
+
+
+def test_a_large_message_for_a_thousand_addresses_of_one_user():
+    with Service(mail=()) as service, Raw(service) as raw:
+        assert raw.deliver(MAIL[:-2], "alice", "bob") != []
+        before = {name: peak(pid) for name, pid in pids(service).items()}
+        raw.envelope(*[f"alice+{i}@example.org" for i in range(500)], "bob", *["alice"] * 500, "bob+2")
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(LARGE + b".\r\n")
+        answers = [raw.answer()[:9] for _ in range(1002)]
+        assert set(answers) == {b"250 2.0.0"}
+        grown = {name: (peak(pid) - before[name]) >> 10 for name, pid in pids(service).items()}
+        print(f"\ngrown by KiB: {grown}")
+        assert max(grown.values()) < 8 * 1024
+        found = list(messages(service, "alice").values())[1:]
+        heads = {text.partition(b"Subject: ")[0] for text in found}
+        assert heads == {b"Return-Path: <s@example.org>\nDelivered-To: %s\n" % a for a in (b"alice", *(b"alice+%d@example.org" % i for i in range(500)))}
+        assert {digest(text) for text in bodies(service, "alice")[1:]} == {digest(unix(LARGE))}
+        assert len(found) == 1000
+        assert [digest(text) for text in bodies(service, "bob")[1:]] == [digest(unix(LARGE))] * 2
+        assert left_in_tmp(service, "alice") == []
+
+
+@pytest.mark.parametrize("many", [100])
+def test_many_large_messages_for_one_mailbox_at_once(many):
+    """More than its actor could hold open: the others wait for their turn, and small ones do not wait for them."""
+    with Service(mail=()) as service, contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(Raw(service)) for _ in range(many)]
+        failures = []
+        half = LARGE[: len(LARGE) // 2]
+        begun = threading.Barrier(many + 1)
+        go = threading.Event()
+
+        def send(raw, number):
+            try:
+                raw.envelope("alice")
+                raw.say(b"DATA\r\n", b"354")
+                raw.send(b"Number: %d\r\n" % number + half)
+                begun.wait(60)
+                go.wait(60)
+                raw.send(LARGE[len(half) :] + b".\r\n")
+                raw.expect(b"250")
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=send, args=(raw, i)) for i, raw in enumerate(raws)]
+        for thread in threads:
+            thread.start()
+        begun.wait(60)
+        wait_for(lambda: len(left_in_tmp(service, "alice")) == MOST_STREAMS)
+        with lmtp(service) as client:
+            assert client.sendmail("a@b", ["alice"], MAIL) == {}, "those who dawdle keep no small message waiting"
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert not failures, failures[:3]
+        texts = bodies(service, "alice")
+        assert {digest(text.partition(b"\n")[2]) for text in texts if text.startswith(b"Number")} == {digest(unix(LARGE))}
+        assert {int(text.split()[1]) for text in texts if text.startswith(b"Number")} == set(range(many))
+        assert len(texts) == many + 1
+
+
+def test_large_messages_to_the_same_users_in_different_order():
+    """More of them than may be under way to one mailbox, each wanting several: none waits for ever for another."""
+    with Service(mail=(), message_octets=1 << 24) as service:
+        failures = []
+
+        def send(k):
+            users = ["alice", "bob", "carol"][k % 3 :] + ["alice", "bob", "carol"][: k % 3]
+            try:
+                with lmtp(service) as client:
+                    for _ in range(2):
+                        assert client.sendmail("a@b", users, LARGE) == {}
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=send, args=(k,)) for k in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failures, failures[:3]
+        assert [len(messages(service, user)) for user in ("alice", "bob", "carol")] == [80] * 3
+
+
+def test_quota_in_the_middle_of_the_copies():
+    with Service(mail=(), quota_users=[f"alice={len(unix(LARGE)) * 3 + 1000}"]) as service, Raw(service) as raw:
+        raw.envelope(*[f"alice+{i}" for i in range(10)], "bob")
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(LARGE + b".\r\n")
+        answers = [raw.answer()[:9] for _ in range(11)]
+        assert answers[-1] == b"250 2.0.0"
+        assert answers.count(b"250 2.0.0") == 4
+        assert answers.count(b"552 5.2.2") == 7
+        assert len(messages(service, "alice")) == 3
+        assert left_in_tmp(service, "alice") == []
+
+
+def test_memory_is_given_back():
+    with Service(mail=()) as service:
+        with lmtp(service) as client:
+            assert client.sendmail("a@b", ["alice", "bob", "carol"], MAIL) == {}
+        pid = service.actor("mda")["pid"]
+        before = rss(pid)
+        with contextlib.ExitStack() as stack:
+            raws = [stack.enter_context(Raw(service)) for _ in range(150)]
+            for raw in raws:
+                raw.envelope("alice")
+                raw.say(b"DATA\r\n", b"354")
+                raw.send(b"x" * (120 * 1024))
+            wait_for(lambda: rss(pid) > before + 150 * 110 * 1024)
+            high = rss(pid)
+            for raw in raws:
+                raw.send(b"\r\n.\r\n")
+            for raw in raws:
+                raw.expect(b"250")
+        wait_for(lambda: rss(pid) < before + (4 << 20), seconds=10)
+        print(f"\nmda: {before >> 10} KiB, {high >> 10} with 150 messages in it, {rss(pid) >> 10} afterwards")
+
+
+def greeting(sock):
+    with sock:
+        sock.settimeout(10)
+        return sock.recv(200)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can be several users")
+def test_one_user_can_not_have_all_connections():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"lmtp_connections": 20, "lmtp_connections_user": 4, "mta_users": ["64777:64777"], "lmtp_listen": [f"127.0.0.1:{port}"]}
+    with Service(mail=(), **settings) as service, contextlib.ExitStack() as stack:
+        path = socket_path(service)
+
+        def fill(connect, most):
+            """As many as there are; the answer to one more."""
+            for _ in range(most):
+                sock = stack.enter_context(connect())
+                sock.settimeout(10)
+                assert sock.recv(200).startswith(b"220")
+            return greeting(connect())
+
+        def by_tcp():
+            return socket.create_connection(("127.0.0.1", port))
+
+        alice, bob = (service.site.mail_users[user].uid for user in ("alice", "bob"))
+        refused = b"421 4.3.2 too many connections of yours"
+        assert fill(lambda: connected_as(path, alice), 4).startswith(refused)
+        assert fill(lambda: connected_as(path, bob), 1)[:3] == b"220", "another one has his own"
+        assert fill(by_tcp, 10).startswith(refused)
+        with Raw(service, uid=64777) as raw:
+            assert raw.deliver(MAIL[:-2], "alice")[0].startswith(b"250"), "the mail server always gets in"
+        with lmtp(service) as client:
+            assert client.sendmail("a@b", ["bob"], MAIL) == {}
+        stack.close()
+        wait_for(lambda: greeting(connected_as(path, alice)).startswith(b"220"))
+        with Lmtp("127.0.0.1", port) as client:
+            assert client.sendmail("a@b", ["carol"], MAIL) == {}
+        assert os.getuid() == 0
