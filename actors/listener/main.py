@@ -194,7 +194,7 @@ class Listener(Actor):
         client = self.awaiting.pop(session, None)
         if client is not None:
             client.session.login = None
-            self.tell(m.LoginFailed(client.session.user, client.session.address, code or "refused"))
+            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, code or "refused"))
             client.session.denied(code, text)
             self._progress(client)
 
@@ -269,7 +269,7 @@ class Listener(Actor):
         client.channel.close()
         client.channel = None
         if client.session.state == "login":
-            self.tell(m.LoginFailed(client.session.user, client.session.address, message.code or "refused"))
+            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, message.code or "refused"))
             client.session.denied(message.code, message.text)
         else:
             client.session.maildir_gone()

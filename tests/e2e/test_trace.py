@@ -144,7 +144,7 @@ def test_filters(service):
         assert {f.name for f in frames_of(edge, lambda f: f.way == "in" and f.name == "Login")} <= {"Settings", "Login"}
         assert {f.name for f in frames_of(ready, lambda f: f.way == "in" and f.name == "Ready")} <= {"Settings", "Ready"}
     pop = service.pop3()
-    number = service.status()["sessions"][0]["session"]
+    number = session_number(service.status()["sessions"][0]["session"])
     with watcher(service, session=number) as one:
         session(service, "bob")
         pop.noop()

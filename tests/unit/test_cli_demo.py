@@ -125,7 +125,7 @@ def test_demo_makes_serves_and_removes(started, capsys):
     assert not os.path.exists(os.path.dirname(auth_table))
     shown = capsys.readouterr().out
     assert f"curl -k --user alice:secret pop3s://127.0.0.1:{flags[1]}/1 " in shown
-    assert f"popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
+    assert f" -m popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
 
 
 def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_demo_refuses_a_place_nobody_can_reach(started, tmp_path, capsys):
 def test_a_port_that_is_taken(started, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["demo", "--tls-port", str(port)]) == os.EX_OSERR
+        assert main(["demo", "--tls-port", str(port)]) == os.EX_UNAVAILABLE
     assert capsys.readouterr().err == f"popkernel: 127.0.0.1:{port}: the port is taken; give another with --tls-port\n"
-    assert main(["demo", "--tls-port", "0"]) == os.EX_OSERR
+    assert main(["demo", "--tls-port", "0"]) == os.EX_USAGE
     assert not started()
