@@ -36,11 +36,9 @@ class Look:
     def _read(self, events: int) -> None:
         del events
         part = os.read(self._pipe, 4096)
-        self._said += part
-        if part and len(self._said) < _MOST_SAID:
-            return
-        self._close()
-        self._over(self._said.decode(errors="replace").splitlines())
+        self._said += part[: _MOST_SAID - len(self._said)]
+        if not part:
+            self._close()
 
     def _close(self) -> None:
         self._loop.remove(self._pipe)
@@ -48,16 +46,23 @@ class Look:
         self._pipe = -1
 
     def reaped(self, pid: int) -> None:
-        """That process number is nobody's any more."""
-        if pid == self.pid:
-            self.pid = 0
+        """That process has ended, and its number is nobody's any more: what it said is all there is."""
+        if pid != self.pid:
+            return
+        self.pid = 0
+        if self._pipe >= 0:
+            with contextlib.suppress(BlockingIOError):
+                while self._pipe >= 0:
+                    self._read(0)
+        self._over(self._said.decode(errors="replace").splitlines())
 
     def end(self) -> None:
         """Look no further. Nothing is said, and nobody is waited for: it may hang on a disk that is gone."""
         if self._pipe >= 0:
             self._close()
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)  # our child, not reaped yet
+            self.pid = 0
 
 
 def _be_looker(pipe: int, table: str, subdir: str) -> NoReturn:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from popkernel.kernel.log import ERROR, NOTICE, WARNING
+from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
 from popkernel.kernel.usertable import roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
@@ -37,8 +37,8 @@ class Asker:
 
     def looked(self, why: str, line: str) -> None:
         """Init has found a broken mailbox, or, where there is no `line`, has finished. `why`: after a start or a reload."""
-        if line:
-            self._supervisor.log_line(WARNING, line)
+        log = self._supervisor.log_line
+        log(*((WARNING, line) if line else (DEBUG, "mailboxes looked at")))
         if why == "reload" and line:
             self._mailboxes.append(line)
         elif why == "reload":
