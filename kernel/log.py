@@ -125,8 +125,11 @@ class Log:
 
 
 def _out(line: str) -> None:
+    data = line.encode(errors="replace")
+    if len(data) >= _WHOLE:
+        data = data[: _WHOLE - 1].decode(errors="ignore").encode()  # no half of a letter
     with contextlib.suppress(OSError):  # nobody is there any more; the mail goes on
-        os.write(2, line.encode(errors="replace")[: _WHOLE - 1] + b"\n")
+        os.write(2, data + b"\n")
 
 
 def say(level: int, text: str, form: str = "text") -> None:
