@@ -141,8 +141,9 @@ def _accept(frames: Sequence[bytes], run_dir: str) -> dict[str, Any]:
     if not answer["ok"]:
         said = "\n".join(_plain(line) for line in str(answer.get("error") or "the server gave no reason").split("\n"))
         code = answer.get("code")
-        ours = isinstance(code, int) and code in {row.code for row in EXITS.values()}
-        raise ControlError(said, code if ours else os.EX_UNAVAILABLE)
+        if not isinstance(code, int) or code not in {row.code for row in EXITS.values()}:
+            code = EXITS["unavailable"].code
+        raise ControlError(said, code)
     return answer
 
 

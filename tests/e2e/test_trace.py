@@ -15,6 +15,7 @@ import msgpack
 import pytest
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import read
+from popkernel.proto.sessionname import session_number
 from popkernel.proto.zmtp import frame_head, preface
 
 from tests.service import POPKERNEL, ROOT, Service, wait_for
