@@ -72,7 +72,11 @@ def _toml_value(value: Any, kind: str) -> str:
 
 def _exits(names: str) -> str:
     rows = sorted(EXITS[name] for name in names.split())
-    return "\n".join(textwrap.fill(f"{row.code}  {row.said}", 100, initial_indent="  ", subsequent_indent=" " * 6) for row in rows)
+    return _rows([(row.code, row.said) for row in rows])
+
+
+def _rows(rows: list[tuple[int, str]]) -> str:
+    return "\n".join(textwrap.fill(f"{code}  {said}", 100, initial_indent="  ", subsequent_indent=" " * 6) for code, said in rows)
 
 
 def _epilog(examples: str, exits: str, files: str = "") -> str:
@@ -309,6 +313,17 @@ def _passwd(commands: Any) -> None:
     parser.set_defaults(run="popkernel.cli.passwd:run")
 
 
+# What mail servers make of a code decides: on any but 75 they send the mail back.
+_DELIVER_EXITS = [
+    (EXITS["usage"].code, EXITS["usage"].said),
+    (EXITS["data"].code, "the message is too large, or an address is none"),
+    (EXITS["nouser"].code, EXITS["nouser"].said),
+    (EXITS["unavailable"].code, "refused for good: the mailbox is full, for example"),
+    (EXITS["tempfail"].code, "try again later: the server is away, the disk is full, the configuration cannot be read"),
+    (EXITS["noperm"].code, "not permitted: another user's mailbox"),
+]
+
+
 def _deliver(commands: Any) -> None:
     parser = commands.add_parser(
         "deliver",
@@ -322,11 +337,11 @@ def _deliver(commands: Any) -> None:
             action "pop" mda "popkernel deliver -u %{user.username}" virtual <users> userbase <users>
             "|/usr/local/bin/popkernel deliver"
             """,
-            "usage data nouser unavailable tempfail noperm",
+            "",
             """
             RUN_DIR/lmtp.sock  where the running server takes mail
             """,
-        ),
+        ).replace("  0   done\n", "  0   done\n" + _rows(_DELIVER_EXITS)),
     )
     what = "whose mailbox: a name of the user table, or an address (default: $USER)"
     parser.add_argument("-u", dest="user", metavar="USER", help=what)

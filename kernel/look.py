@@ -80,4 +80,6 @@ def _be_looker(pipe: int, table: str, subdir: str) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         raise
     finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
         os._exit(status)

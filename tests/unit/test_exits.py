@@ -27,6 +27,7 @@ def test_the_unit_tries_again_only_what_may_mend_itself():
 
 def test_the_manual_page_has_the_table():
     section = read("docs/popkernel.8").partition(".Sh EXIT STATUS\n")[2].partition(".Sh ")[0]
+    assert ".Cm deliver\n" in section
     for row in EXITS.values():
         assert f".It {row.code}\n{row.said[0].upper()}{row.said[1:]}.\n" in section
 
