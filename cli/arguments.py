@@ -10,24 +10,11 @@ import textwrap
 from typing import Any, NoReturn
 
 from popkernel.kernel.config import Config, default_run_dir, keys, load
+from popkernel.kernel.exits import EXITS
+from popkernel.proto.sessionname import session_number
 
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
-
-_EXIT = {
-    "usage": "64  wrong usage",
-    "data": "65  a file or an input cannot be used as it is",
-    "nouser": "67  no such user",
-    "noinput": "66  a file is missing or cannot be read",
-    "unavailable": "69  the server does not run, or something it needs is missing",
-    "software": "70  an error of popkernel's own",
-    "oserr": "71  the system refused something, a port for example",
-    "cantcreat": "73  a file cannot be written",
-    "ioerr": "74  reading or writing failed",
-    "tempfail": "75  try again later",
-    "noperm": "77  not permitted",
-    "config": "78  the configuration or a table has errors",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,10 +70,19 @@ def _toml_value(value: Any, kind: str) -> str:
     return str(value) if kind == "int" else value and f'"{value}"'
 
 
+def _exits(names: str) -> str:
+    rows = sorted(EXITS[name] for name in names.split())
+    return _rows([(row.code, row.said) for row in rows])
+
+
+def _rows(rows: list[tuple[int, str]]) -> str:
+    return "\n".join(textwrap.fill(f"{code}  {said}", 100, initial_indent="  ", subsequent_indent=" " * 6) for code, said in rows)
+
+
 def _epilog(examples: str, exits: str, files: str = "") -> str:
     """Join the closing parts of a help text."""
     parts = ["examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  ")]
-    parts.append("exit codes:\n  0   done\n" + "\n".join("  " + _EXIT[name] for name in exits.split()))
+    parts.append("exit codes:\n  0   done\n" + _exits(exits))
     if files:
         parts.append("files:\n" + textwrap.indent(textwrap.dedent(files).strip(), "  "))
     return "\n\n".join(parts)
@@ -129,6 +125,13 @@ def _add_run_dir(parser: argparse.ArgumentParser) -> None:
     _complete(parser.add_argument("--run-dir", metavar="DIR", help=what), DIRECTORY)
 
 
+def _add_which_server(parser: argparse.ArgumentParser) -> None:
+    """Which running server a command is for; see cli/rundir.py."""
+    what = "the server's configuration, for its run_dir; --run-dir wins over it"
+    _complete(parser.add_argument("-f", dest="toml_path", type=os.path.abspath, metavar="CONFIG.toml", help=what), FILE)
+    _add_run_dir(parser)
+
+
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Add what ``start`` and ``check`` have in common: the flags of the original server, and ours."""
     add = parser.add_argument
@@ -165,6 +168,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "syslog", "stderr"),
         help="where the log goes; auto (the default): standard error on a terminal, else syslog, facility mail",
     )
+    add("--log-format", choices=("text", "json"), help="for people, or one JSON object a line (default text)")
     add(
         "--insecure-no-sandbox",
         action="store_true",
@@ -197,7 +201,7 @@ def _start(commands: Any) -> None:
             popkernel start -f /etc/popkernel.toml --daemon
             popkernel start -f /etc/popkernel.toml -vv --log stderr
             """,
-            "usage unavailable software oserr noperm config",
+            "usage data noinput unavailable software oserr cantcreat noperm config",
             """
             RUN_DIR/control.sock  what `popkernel status`, `stop` and `reload` talk to
             """,
@@ -225,12 +229,12 @@ def _status(commands: Any) -> None:
         epilog=_epilog(
             """
             popkernel status
-            popkernel status --json | jq '.actors[] | {name, pid, promises, unveiled}'
+            popkernel status -f /etc/popkernel.toml --json | jq '.actors[] | {name, pid, promises, unveiled}'
             """,
-            "usage unavailable tempfail noperm",
+            "usage unavailable software ioerr tempfail noperm config",
         ),
     )
-    _add_run_dir(parser)
+    _add_which_server(parser)
     parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
     parser.set_defaults(run="popkernel.cli.control:status")
 
@@ -240,9 +244,11 @@ def _stop(commands: Any) -> None:
         "stop",
         help="end the running server",
         description="End the running server politely, and wait up to 30 seconds until it is gone.",
-        epilog=_epilog("popkernel stop\npopkernel stop --run-dir /run/popkernel-two", "usage unavailable tempfail noperm"),
+        epilog=_epilog(
+            "popkernel stop\npopkernel stop -f /etc/popkernel-two.toml", "usage unavailable software ioerr tempfail noperm config",
+        ),
     )
-    _add_run_dir(parser)
+    _add_which_server(parser)
     parser.set_defaults(run="popkernel.cli.control:stop")
 
 
@@ -250,11 +256,15 @@ def _reload(commands: Any) -> None:
     parser = commands.add_parser(
         "reload",
         help="read tables, certificate and key anew; open sessions go on",
-        description="Read tables, certificate and key anew. Open sessions go on. If any of them has errors, nothing\n"
-        "changes and the errors are printed.",
-        epilog=_epilog("popkernel check -f /etc/popkernel.toml && popkernel reload", "usage unavailable tempfail noperm config"),
+        description="Read configuration, tables, certificate and key anew. Open sessions go on. If any of them has errors,\n"
+        "nothing changes and the errors are printed. Changed keys that count only from the next start on are named, and\n"
+        "up to ten mailboxes that cannot be served.",
+        epilog=_epilog(
+            "popkernel check -f /etc/popkernel.toml && popkernel reload -f /etc/popkernel.toml",
+            "usage data noinput unavailable software ioerr tempfail noperm config",
+        ),
     )
-    _add_run_dir(parser)
+    _add_which_server(parser)
     parser.set_defaults(run="popkernel.cli.control:reload")
 
 
@@ -264,13 +274,14 @@ def _check(commands: Any) -> None:
         help="look for everything that would go wrong, without starting",
         description="Look at the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
         "sandbox, as `start` with the same flags would. Run it as the user who starts the server.\n"
-        "Each finding is one line: file:line: what; mend.",
+        "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as `start` ends\n"
+        "with it; a mailbox that cannot be served keeps `start` from nothing, and is an error here.",
         epilog=_epilog(
             """
             popkernel check -f /etc/popkernel.toml
             popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
             """,
-            "usage config",
+            "usage data noinput unavailable oserr cantcreat noperm config",
         ).replace("0   done", "0   nothing found, or warnings only"),
     )
     add_server_flags(parser)
@@ -304,6 +315,17 @@ def _passwd(commands: Any) -> None:
     parser.set_defaults(run="popkernel.cli.passwd:run")
 
 
+# What mail servers make of a code decides: on any but 75 they send the mail back.
+_DELIVER_EXITS = [
+    (EXITS["usage"].code, EXITS["usage"].said),
+    (EXITS["data"].code, "the message is too large, or an address is none"),
+    (EXITS["nouser"].code, EXITS["nouser"].said),
+    (EXITS["unavailable"].code, "refused for good: the mailbox is full, for example"),
+    (EXITS["tempfail"].code, "try again later: the server is away, the disk is full, the configuration cannot be read"),
+    (EXITS["noperm"].code, "not permitted: another user's mailbox"),
+]
+
+
 def _deliver(commands: Any) -> None:
     parser = commands.add_parser(
         "deliver",
@@ -317,16 +339,16 @@ def _deliver(commands: Any) -> None:
             action "pop" mda "popkernel deliver -u %{user.username}" virtual <users> userbase <users>
             "|/usr/local/bin/popkernel deliver"
             """,
-            "usage data nouser unavailable tempfail noperm",
+            "",
             """
             RUN_DIR/lmtp.sock  where the running server takes mail
             """,
-        ),
+        ).replace("  0   done\n", "  0   done\n" + _rows(_DELIVER_EXITS)),
     )
     what = "whose mailbox: a name of the user table, or an address (default: $USER)"
     parser.add_argument("-u", dest="user", metavar="USER", help=what)
     parser.add_argument("--sender", metavar="ADDR", help="whom to name in Return-Path where the message has none (default: $SENDER)")
-    _add_run_dir(parser)
+    _add_which_server(parser)
     parser.set_defaults(run="popkernel.cli.deliver:run")
 
 
@@ -376,12 +398,11 @@ def _topology(commands: Any) -> None:
 
 
 def _session(text: str) -> int:
-    """A session as `trace` shows it (1.17), or as `status` does, in one number."""
-    turn, dot, number = text.partition(".")
+    """A session as `trace`, `status` and the log show it."""
     try:
-        return (int(turn) << 40) + int(number) if dot else int(turn)
+        return session_number(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no session: give 1.17, or the number that `popkernel status` shows") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no session: give it as status, trace and the log show it, 1.17") from None
 
 
 def _trace(commands: Any) -> None:
@@ -400,13 +421,13 @@ def _trace(commands: Any) -> None:
             popkernel trace --format json --for 60 | jq -r 'select(.took_seconds > 0.1) | .name'
             popkernel trace maildir.alice --record alice.rec --with-maildir
             """,
-            "usage unavailable software cantcreat ioerr tempfail noperm",
+            "usage unavailable software cantcreat ioerr tempfail noperm config",
         ),
     )
     add = parser.add_argument
     add("actor", metavar="ACTOR", nargs="?", help="only this actor: listener.0, or listener for all of them, maildir.USER, kernel ...")
     add("--user", metavar="USER", help="only sessions, deliveries and the maildir actor of this user")
-    add("--session", metavar="ID", type=_session, default=0, help="only this session, as trace or status show it")
+    add("--session", metavar="ID", type=_session, default=0, help="only this session, as status, trace and the log show it: 1.17")
     add("--edge", metavar="FROM:TO", help="only messages between these two, for example listener:auth")
     add("--type", metavar="NAME,...", default=[], type=lambda text: [n for n in text.split(",") if n], help="only messages of these names")
     add("--format", choices=("pretty", "json", "mermaid"), default="pretty", help="for people, programs, or as a diagram (default pretty)")
@@ -416,7 +437,7 @@ def _trace(commands: Any) -> None:
     add("--count", metavar="N", type=int, help="detach after so many lines")
     add("--for", dest="seconds", metavar="SECONDS", type=float, help="detach after so long")
     add("--payload", action="store_true", help="mail content too; root only")
-    _add_run_dir(parser)
+    _add_which_server(parser)
     parser.set_defaults(run="popkernel.cli.trace:run")
 
 
@@ -454,7 +475,7 @@ def _demo(commands: Any) -> None:
             popkernel demo
             popkernel demo --dir /tmp/popsite --tls-port 2995 --stls-port 2110
             """,
-            "usage unavailable oserr cantcreat",
+            "usage unavailable software oserr cantcreat noperm config",
         ),
     )
     what = "make the site here, and keep it (default: a temporary directory, removed at the end)"

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import shlex
 import ssl
 import stat
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ def _read_chain(path: str, errors: list[Finding]) -> tuple[list[x509.Certificate
         chain = x509.load_pem_x509_certificates(data)
     except ValueError:
         what = "a certificate in it is damaged"
-        errors.append(Finding(path, lines[0], what, f"see which: openssl storeutl -noout -text -certs {path}"))
+        errors.append(Finding(path, lines[0], what, f"see which: openssl storeutl -noout -text -certs {shlex.quote(path)}"))
         return [], []
     return chain, lines
 
@@ -125,9 +126,9 @@ def _read_key(path: str, phrase: bytes | None, errors: list[Finding]) -> Any:
     if found.st_mode & 0o027:
         # Reading by the group stays allowed: Debian's group ssl-cert works so.
         mode = stat.S_IMODE(found.st_mode)
-        errors.append(Finding(path, 0, f"mode {mode:04o} leaves the private key open", f"chmod g-w,o-rwx {path}"))
+        errors.append(Finding(path, 0, f"mode {mode:04o} leaves the private key open", f"chmod g-w,o-rwx {_itself(path)}"))
     if found.st_uid not in {0, os.geteuid()}:
-        errors.append(Finding(path, 0, f"the private key belongs to uid {found.st_uid}", f"chown root {path}"))
+        errors.append(Finding(path, 0, f"the private key belongs to uid {found.st_uid}", f"chown root {_itself(path)}"))
     try:
         return serialization.load_pem_private_key(data, phrase)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -138,6 +139,11 @@ def _read_key(path: str, phrase: bytes | None, errors: list[Finding]) -> Any:
         mend = "write the key that belongs to the certificate here"
         errors.append(Finding(path, 1, "no private key in PEM form, or a damaged one", mend))
     return None
+
+
+def _itself(path: str) -> str:
+    """The file for a command line: chmod(1) and chown(1) would follow a link, so what it leads to is named."""
+    return shlex.quote(os.path.realpath(path))
 
 
 def _check_times(

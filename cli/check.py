@@ -9,39 +9,48 @@ import errno
 import json
 import os
 import pwd
+import shlex
 import socket
 import stat
 from collections.abc import Iterable
 from contextlib import closing
-from typing import NamedTuple
 
-from popkernel.cli.arguments import config_from
 from popkernel.cli.certificate import check_certificate, check_names
 from popkernel.cli.control import ControlError, ask
-from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.kernel.config import COMMAND_LINE, Address, Config, ConfigError, actor_ids, gather, keys, mta_uids
+from popkernel.kernel.exits import EXITS
+from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
+from popkernel.kernel.rundir import problem as run_dir_problem
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
 
+_USAGE, _DATA, _NOINPUT, _UNAVAILABLE, _OSERR, _NOPERM, _CONFIG = (
+    EXITS[name].code for name in ("usage", "data", "noinput", "unavailable", "oserr", "noperm", "config")
+)
 
-class Report(NamedTuple):
-    """What was found."""
 
-    errors: list[Finding]
-    warnings: list[Finding]
+class Report:
+    """What was found, and the code that `start` would end with: that of the first error, in the order in which it meets them."""
 
-    def merge(self, other: "Report") -> None:
-        """Take over another report's findings."""
-        self.errors.extend(other.errors)
-        self.warnings.extend(other.warnings)
+    def __init__(self) -> None:
+        self.errors: list[Finding] = []
+        self.warnings: list[Finding] = []
+        self.code = os.EX_OK
+
+    def error(self, finding: Finding, code: int) -> None:
+        """One more error."""
+        self.code = self.code or code
+        self.errors.append(finding)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``popkernel check``."""
-    report = Report([], [])
-    try:
-        report.merge(check(config_from(options)))
-    except ConfigError as error:
-        report.errors.extend(error.findings)
+    given = vars(options)
+    config, findings = gather({key.name: given.get(key.name) for key in keys()}, options.toml_path)
+    report = Report()
+    for finding in findings:
+        report.error(finding, _USAGE if all(f.path.startswith(COMMAND_LINE) for f in findings) else _CONFIG)
+    check(config, report)
     if options.json:
         found = {
             "errors": [finding._asdict() for finding in report.errors],
@@ -55,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             print(_shown(f"warning: {finding}"))
         if not report.errors and not report.warnings:
             print("nothing found")
-    return os.EX_CONFIG if report.errors else os.EX_OK
+    return report.code
 
 
 def _shown(line: str) -> str:
@@ -63,60 +72,65 @@ def _shown(line: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
-def check(config: Config) -> Report:
-    """Look at everything a configuration points to."""
-    report = Report([], [])
-    report.merge(check_tables(config))
-    pairs = [(config.cert, config.key), *config.certs]
+def check(config: Config, report: Report | None = None) -> Report:
+    """Look at everything a configuration points to, in the order in which a start comes to it; what it does not name is left out."""
+    report = report or Report()
+    _check_sandbox(config, report)
+    _check_ids(config, report)
+    _check_run_dir(config, report)
+    _check_ports(config, report)
+    check_tables(config, report)
+    pairs = [pair for pair in [(config.cert, config.key), *config.certs] if all(pair)]
     for cert, key in dict.fromkeys(pairs):
-        report.merge(Report(*check_certificate(cert, key, file_of(config.key_passphrase_file))))
+        errors, warnings = check_certificate(cert, key, file_of(config.key_passphrase_file))
+        for finding in errors:
+            report.error(finding, _CONFIG)
+        report.warnings.extend(warnings)
     report.warnings.extend(check_names(pairs) if config.certs else [])
-    report.merge(_check_ids(config))
-    report.merge(_check_ports(config))
-    report.merge(_check_sandbox(config))
     if config.allow_plaintext:
         what = "clients may log in without TLS: passwords and mail can be read on the way"
         report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
     return report
 
 
-def check_tables(config: Config) -> Report:
+def check_tables(config: Config, report: Report) -> None:
     """Look at both tables, at each alone and at what one has and the other has not, and at every maildir."""
-    report = Report([], [])
-    auth_data = _read_table(config.auth_table, report)
     user_data = _read_table(config.user_table, report)
+    auth_data = _read_table(config.auth_table, report)
     if auth_data is not None:
         report.warnings.extend(_secrecy(config.auth_table, "hashes"))
     # No table at all has been said already; an empty one would be a finding of its own.
-    auth, auth_findings = ({}, []) if auth_data is None else parse_auth(auth_data, config.auth_table)
     users, user_findings = ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
-    report.errors.extend(auth_findings + user_findings)
+    auth, auth_findings = ({}, []) if auth_data is None else parse_auth(auth_data, config.auth_table)
+    for finding in user_findings + auth_findings:
+        report.error(finding, _DATA)
     # A line that did not parse would show up as missing too: say that only once it does parse.
     if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
         report.warnings.extend(_missing(auth, users, config.auth_table, auth_data, config.user_table))
         report.warnings.extend(_missing(users, auth, config.user_table, user_data, config.auth_table))
     if user_data is not None:
-        report.merge(_check_maildirs(config, users, user_data))
-    return report
+        _check_maildirs(config, users, user_data, report)
 
 
 def _read_table(path: str, report: Report) -> bytes | None:
+    if not path:
+        return None
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                report.errors.append(Finding(path, 0, "no regular file", "name the table itself"))
+                report.error(Finding(path, 0, "no regular file", "name the table itself"), _NOINPUT)
                 return None
             return file.read(MAX_TABLE + 1)
     except OSError as error:
         mend = "name the file that is meant, and run this as the user who starts the server"
-        report.errors.append(Finding(path, 0, error.strerror or str(error), mend))
+        report.error(Finding(path, 0, error.strerror or str(error), mend), _NOINPUT)
         return None
 
 
 def _secrecy(path: str, holds: str) -> Iterable[Finding]:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o007:
-        yield Finding(path, 0, f"mode {mode:04o} lets every user at the {holds}", f"chmod o-rwx {path}")
+        yield Finding(path, 0, f"mode {mode:04o} lets every user at the {holds}", f"chmod o-rwx {shlex.quote(os.path.realpath(path))}")
 
 
 def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_data: bytes, there_path: str) -> Iterable[Finding]:
@@ -152,91 +166,45 @@ def _actor_uids(config: Config) -> dict[int, str]:
         return {}
 
 
-def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes) -> Report:
-    report = Report([], [])
+def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, report: Report) -> None:
     path = config.user_table
     lines = _lines(data) if users else {}
     owner_of: dict[str, str] = {}
-    reachable: dict[tuple[str, int, int], str] = {}
+    ways = Ways()
     actors = _actor_uids(config)
+    named = 0
     for name, user in users.items():
         line = lines.get(name, 0)
         if user.uid in actors:
             what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
-            report.errors.append(Finding(path, line, what, "give the mail a uid of its own"))
-        problem = _maildir_problem(user, reachable)
+            report.error(Finding(path, line, what, "give the mail a uid of its own"), _DATA)
+            named += 1
+        problem = mailbox_problem(user, ways)
         if problem:
-            what, mend = problem
-            report.errors.append(Finding(path, line, f"user {name}: {user.maildir}: {what}", mend))
+            report.error(Finding(path, line, f"user {name}: {user.maildir}: {problem[0]}", problem[1]), _DATA)
+            named += 1
         twin = owner_of.setdefault(user.maildir, name)
         if twin != name:
             what = f"user {name} has the same maildir as {twin}: {user.maildir}"
             report.warnings.append(Finding(path, line, what, "give each user a maildir of its own"))
-        if len(report.errors) > MAX_FINDINGS:
+        if named > MAX_FINDINGS:
             report.errors[-1] = Finding(path, 0, "more users' maildirs have errors", "mend the ones above first")
             break
-    return report
 
 
-def _maildir_problem(user: MailUser, reachable: dict[tuple[str, int, int], str]) -> tuple[str, str] | None:
-    """Say what keeps a maildir from being served, and the mend; None for nothing."""
-    if os.geteuid() not in {0, user.uid}:
-        return f"only root can serve the mail of uid {user.uid}", "start it as root"
-    parent = os.path.dirname(user.maildir)
-    key = (parent, user.uid, user.gid)
-    if key not in reachable:
-        reachable[key] = _blocked(parent, user)
-    if reachable[key]:
-        return f"uid {user.uid} cannot enter {reachable[key]}", f"chmod o+x {reachable[key]}"
-    owner = f"-o {user.uid} -g {user.gid}"
-    try:
-        found = os.stat(user.maildir)
-    except FileNotFoundError:
-        return "there is no such directory", f"install -d {owner} -m 0700 {user.maildir}"
-    except OSError as error:
-        return error.strerror or str(error), "run this as root, or mend the path"
-    if not stat.S_ISDIR(found.st_mode):
-        return "is no directory", "name the maildir itself, and its subdirectory with -e"
-    if found.st_uid != user.uid:
-        return f"belongs to uid {found.st_uid}, not {user.uid}", f"chown -R {user.uid}:{user.gid} {user.maildir}"
-    if found.st_mode & 0o700 != 0o700:
-        return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", f"chmod u+rwx {user.maildir}"
-    for sub in ("tmp", "new", "cur"):
-        path = os.path.join(user.maildir, sub)
-        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
-            return f"{sub} is no directory", f"move {path} away; it is made anew"
-    return None
-
-
-def _blocked(directory: str, user: MailUser) -> str:
-    """Find the first directory on the way that a user's uid and gid may not pass through; "" for none."""
-    way = [directory]
-    while way[-1] != os.path.dirname(way[-1]):
-        way.append(os.path.dirname(way[-1]))
-    for path in reversed(way):
-        try:
-            found = os.stat(path)
-        except OSError:
-            # Missing, or not to be seen by whoever runs this: the look at the maildir itself says so.
-            return ""
-        bit = 0o100 if found.st_uid == user.uid else 0o010 if found.st_gid == user.gid else 0o001
-        if not found.st_mode & bit:
-            return path
-    return ""
-
-
-def _check_ids(config: Config) -> Report:
-    """Look at the actors' users, and at whether the starter may become the mail users."""
-    report = Report([], [])
+def _check_ids(config: Config, report: Report) -> None:
+    """Look at the actors' and the mail servers' users, and at whether the starter may become the mail users."""
+    ids: dict[str, tuple[int, int]] = {}
     try:
         ids = actor_ids(config)
+        mta_uids(config)
     except ConfigError as error:
-        report.errors.extend(error.findings)
-        return report
+        for finding in error.findings:
+            report.error(finding, _CONFIG)
     if os.geteuid() != 0:
         what = "without root every actor has your own uid, and only your own maildirs can be served"
         report.warnings.append(Finding("configuration", 0, what, "start it as root to part the actors"))
-        return report
+        return
     for actor, (uid, _gid) in ids.items():
         try:
             home = pwd.getpwuid(uid).pw_dir
@@ -246,14 +214,20 @@ def _check_ids(config: Config) -> Report:
             what = f"uid {uid} owns its home directory {home}"
             mend = "give the actor a user that owns no file, with the home directory /var/empty"
             report.warnings.append(Finding(f"{actor}_user", 0, what, mend))
-    return report
+
+
+def _check_run_dir(config: Config, report: Report) -> None:
+    found = run_dir_problem(config.run_dir)
+    if found is not None:
+        code, what, mend = found
+        report.error(Finding(config.run_dir, 0, what, mend), code)
 
 
 _TAKEN = "the port is taken by another program"
+_LOW = "ports below 1024 are root's"
 
 
-def _check_ports(config: Config) -> Report:
-    report = Report([], [])
+def _check_ports(config: Config, report: Report) -> None:
     addresses = [*config.listen, *config.listen_starttls, *config.lmtp_listen]
     problems = [(address, _bind_problem(address)) for address in addresses]
     taken = [(address, problem) for address, problem in problems if problem]
@@ -261,8 +235,7 @@ def _check_ports(config: Config) -> Report:
         # Its own ports, most likely: a second start would be refused for the run directory first.
         taken = [(address, problem) for address, problem in taken if problem[0] != _TAKEN]
     for address, (what, mend) in taken:
-        report.errors.append(Finding(str(address), 0, what, mend))
-    return report
+        report.error(Finding(str(address), 0, what, mend), _NOPERM if what == _LOW else _UNAVAILABLE)
 
 
 def _bind_problem(address: Address) -> tuple[str, str] | None:
@@ -281,7 +254,7 @@ def _bind_problem(address: Address) -> tuple[str, str] | None:
 
 _BIND_MENDS = {
     errno.EADDRINUSE: (_TAKEN, "end it (`ss -ltnp` shows it), or choose another port"),
-    errno.EACCES: ("ports below 1024 are root's", "start as root, or choose a port from 1024 on"),
+    errno.EACCES: (_LOW, "start as root, or choose a port from 1024 on"),
     errno.EADDRNOTAVAIL: ("this machine has no such address", "give one of its own, or 0.0.0.0 or [::] for all"),
     errno.EAFNOSUPPORT: ("this system has no IPv6", "leave the address out"),
 }
@@ -295,11 +268,15 @@ def _serving(run_dir: str) -> bool:
     return True
 
 
-def _check_sandbox(config: Config) -> Report:
+def _check_sandbox(config: Config, report: Report) -> None:
     from popkernel.kernel.sandbox.lock import missing
 
     found = [_finding_of(line) for line in missing()]
-    return Report([], found) if config.insecure_no_sandbox else Report(found, [])
+    if config.insecure_no_sandbox:
+        report.warnings.extend(found)
+        return
+    for finding in found:
+        report.error(finding, _OSERR)
 
 
 def _finding_of(line: str) -> Finding:

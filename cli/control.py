@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from popkernel.kernel.config import control_path, default_run_dir
+from popkernel.cli.rundir import run_dir_of
+from popkernel.kernel.config import control_path
+from popkernel.kernel.exits import EXITS
 
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 30.0
@@ -73,7 +75,7 @@ def ask(run_dir: str, command: str, seconds: float = ANSWER_SECONDS) -> dict[str
 
     Raises:
         ControlError: no server (69), no permission (77), no answer in time (75), no sensible answer (70), or the
-            server's own refusal (78 for "reload", else 69).
+            server's own refusal (with the code it gives, else 69).
         ConfigError: the run directory's path is too long.
 
     """
@@ -99,7 +101,7 @@ def ask(run_dir: str, command: str, seconds: float = ANSWER_SECONDS) -> dict[str
     finally:
         client.close()
         context.term()
-    return _accept(frames, run_dir, command)
+    return _accept(frames, run_dir)
 
 
 def _probe(run_dir: str, path: str) -> None:
@@ -125,7 +127,7 @@ def _probe(run_dir: str, path: str) -> None:
         raise ControlError(f"{path}: {error}; try again", code) from None
 
 
-def _accept(frames: Sequence[bytes], run_dir: str, command: str) -> dict[str, Any]:
+def _accept(frames: Sequence[bytes], run_dir: str) -> dict[str, Any]:
     """Take the answer apart."""
     import msgpack
 
@@ -138,15 +140,17 @@ def _accept(frames: Sequence[bytes], run_dir: str, command: str) -> dict[str, An
         raise ControlError(what, os.EX_SOFTWARE)
     if not answer["ok"]:
         said = "\n".join(_plain(line) for line in str(answer.get("error") or "the server gave no reason").split("\n"))
-        raise ControlError(said, os.EX_CONFIG if command == "reload" else os.EX_UNAVAILABLE)
+        code = answer.get("code")
+        if not isinstance(code, int) or code not in {row.code for row in EXITS.values()}:
+            code = EXITS["unavailable"].code
+        raise ControlError(said, code)
     return answer
 
 
 def _tell(options: argparse.Namespace, command: Any) -> int:
     """Run a command and put its failure into words and an exit code."""
-    run_dir = os.path.abspath(options.run_dir) if options.run_dir else default_run_dir()
     try:
-        command(run_dir, options)
+        command(run_dir_of(options), options)
     except ControlError as error:
         for line in str(error).split("\n"):
             print(f"popkernel: {line}", file=sys.stderr)
@@ -155,8 +159,13 @@ def _tell(options: argparse.Namespace, command: Any) -> int:
 
 
 def _reload(run_dir: str, _options: argparse.Namespace) -> None:
-    ask(run_dir, "reload")
+    answer = ask(run_dir, "reload")
     print("reloaded")
+    later, mailboxes = (found if isinstance(found := answer.get(name), list) else [] for name in ("next_start", "mailboxes"))
+    for key in later:
+        print(f"only from the next start on: {_plain(key)}")
+    for line in mailboxes:
+        print(f"warning: {_plain(line)}", file=sys.stderr)
 
 
 def _stop(run_dir: str, _options: argparse.Namespace) -> None:

@@ -11,7 +11,8 @@ import socket
 import sys
 from typing import BinaryIO, NoReturn
 
-from popkernel.kernel.config import default_run_dir
+from popkernel.cli.rundir import run_dir_of
+from popkernel.kernel.config import ConfigError
 
 OK, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 65, 67, 69, 75, 77  # sysexits(3)
 _CHUNK = 128 * 1024  # octets
@@ -29,14 +30,21 @@ class _NotTakenError(Exception):
 def run(options: argparse.Namespace) -> int:
     """Run ``popkernel deliver``."""
     user = options.user or os.environ.get("USER") or os.environ.get("LOGNAME") or _own_name()
-    run_dir = os.path.abspath(options.run_dir) if options.run_dir else default_run_dir()
     sender = options.sender if options.sender is not None else os.environ.get("SENDER", "")
     try:
-        deliver(f"{run_dir}/lmtp.sock", sender, user, sys.stdin.buffer)
+        deliver(f"{_run_dir(options)}/lmtp.sock", sender, user, sys.stdin.buffer)
     except _NotTakenError as error:
         print(f"popkernel deliver: {user}: {error}", file=sys.stderr)
         return error.code
     return OK
+
+
+def _run_dir(options: argparse.Namespace) -> str:
+    """A configuration that is not to be read now is no reason to send mail back."""
+    try:
+        return run_dir_of(options)
+    except ConfigError as error:
+        raise _NotTakenError(TEMPFAIL, str(error)) from None
 
 
 def _own_name() -> str:

@@ -6,6 +6,7 @@ make_site() and what belongs to it are at home in samplesite.py, and can be had 
 import argparse
 import errno
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -26,7 +27,9 @@ from popkernel.cli.samplesite import (
     make_certificate,
     make_site,
 )
+from popkernel.cli.typed import as_typed
 from popkernel.kernel.config import Config, ConfigError, load
+from popkernel.kernel.exits import EXITS
 
 __all__ = ["FIRST_UID", "HOST", "PASSWORD", "SAMPLE_MAIL", "Site", "free_ports", "make_certificate", "make_site", "run"]
 
@@ -37,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
     """Run ``popkernel demo``: make the site, say how to read it, serve it, remove it."""
     for port, flag in ((options.tls_port, "--tls-port"), (options.stls_port, "--stls-port")):
         problem = _port_problem(port)
-        if problem:
-            print(f"popkernel: {HOST}:{port}: {problem}; give another with {flag}", file=sys.stderr)
-            return os.EX_OSERR
+        if problem is not None:
+            print(f"popkernel: {HOST}:{port}: {problem[1]}; give another with {flag}", file=sys.stderr)
+            return EXITS[problem[0]].code
     temporary = options.dir is None
     try:
         directory = tempfile.mkdtemp(prefix="popkernel-demo.") if temporary else os.path.abspath(options.dir)
@@ -106,7 +109,7 @@ def _serve(config: Config, parent: int) -> NoReturn:
 
         code = int(start(config))
     except ConfigError as error:
-        code = os.EX_CONFIG
+        code = EXITS["config"].code
         for finding in error.findings:
             print(f"popkernel: {finding}", file=sys.stderr)
     except BaseException:  # noqa: BLE001 - whatever it is, it is shown, and the process ends here
@@ -128,17 +131,19 @@ def _end_with(parent: int) -> None:
         os._exit(os.EX_TEMPFAIL)
 
 
-def _port_problem(port: int) -> str:
-    """Try to bind a port of the demo; "" when it is free."""
+def _port_problem(port: int) -> tuple[str, str] | None:
+    """Try to bind a port of the demo: the fault, by its name in EXITS, and what is said; None when it is free."""
     if not 1 <= port <= 65535:
-        return "no port from 1 to 65535"
+        return "usage", "no port from 1 to 65535"
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            return "the port is taken" if error.errno == errno.EADDRINUSE else str(error.strerror)
-    return ""
+            if error.errno == errno.EACCES:
+                return "noperm", "ports below 1024 are root's"
+            return "unavailable", "the port is taken" if error.errno == errno.EADDRINUSE else str(error.strerror)
+    return None
 
 
 def _prepare(directory: str, options: argparse.Namespace) -> Config:
@@ -185,6 +190,6 @@ Read it from another terminal:
   curl -k --user alice:{PASSWORD} pop3s://{tls}/            # a line for each message
   curl -k --user alice:{PASSWORD} pop3s://{tls}/1           # the first message
   curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any other command
-  curl --cacert {config.cert} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
-  popkernel status --run-dir {config.run_dir}
+  curl --cacert {shlex.quote(config.cert)} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
+  {as_typed()} status --run-dir {shlex.quote(config.run_dir)}
 Ctrl-C ends it."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from popkernel.cli.story import Scene
 from popkernel.proto.recording import Frame
+from popkernel.proto.sessionname import session_name
 from popkernel.proto.shown import is_cut
 
-__all__ = ["HIDDEN", "Json", "Mermaid", "Pretty", "session_name"]
+__all__ = ["HIDDEN", "Json", "Mermaid", "Pretty"]
 
 _MOST_TEXT = 60  # characters of one field's text, where people read it
 _MOST_ITEMS = 12  # of a list
@@ -38,11 +39,6 @@ _NOTES = {
     "Refused": "{by} refused what {peer} said: {reason}", "Broke": "{peer} broke its promises: {call} would need {promise}",
     "Lost": "{frames} frames lost: they came faster than they were read",
 }
-
-
-def session_name(session: int) -> str:
-    """A session's number in short: the listener's turn, then its own count. `popkernel status` has both in one number."""
-    return f"{session >> 40}.{session & ((1 << 40) - 1)}"
 
 
 def _plain(text: str) -> str:
@@ -169,9 +165,9 @@ class Json:
             "actor": f.actor,
             "way": f.way,
             "name": f.name,
-            "session": f.session,
+            "session": session_name(f.session) if f.session else None,
             "octets": f.octets,
-            "fields": f.fields,
+            "fields": {k: session_name(v) if k == "session" and isinstance(v, int) else v for k, v in f.fields.items()},
         }
         if scene.question:
             row |= {"answers": scene.question, "took_seconds": scene.took / 1e9}

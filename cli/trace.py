@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
+from popkernel.cli.rundir import run_dir_of
 from popkernel.cli.story import Scene, Story
 from popkernel.cli.tell import HIDDEN, Json, Mermaid, Pretty
-from popkernel.kernel.config import default_run_dir
 from popkernel.kernel.snapshot import SnapshotError, take
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import Frame, end, header, pack
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _check(options)
         with Watcher(
-            os.path.abspath(options.run_dir) if options.run_dir else default_run_dir(),
+            run_dir_of(options),
             actor=options.actor or "",
             user=options.user or "",
             session=options.session,

@@ -17,8 +17,8 @@ class ActorLines:
         self._loop = loop
         self._said: dict[str, int] = {}
 
-    def __call__(self, name: str, level: int, text: str) -> None:
-        """A line of an actor's, or one it caused; the window's end tells how many were too many."""
+    def __call__(self, name: str, level: int, text: str, words_of: str = "") -> None:
+        """A line of an actor's, or one it caused in the words of another; the window's end tells how many were too many."""
         if level > self._log.most:
             return
         said = self._said.get(name, 0)
@@ -26,7 +26,7 @@ class ActorLines:
         if not said:
             self._loop.later(WINDOW, lambda: self._over(name))
         if said < MOST:
-            self._log(level, text)
+            self._log(level, text, words_of or name)
 
     def _over(self, name: str) -> None:
         dropped = self._said.pop(name) - MOST

@@ -32,7 +32,8 @@ class Blame:
         del fds
         s = self._supervisor
         s.refused += 1
-        s.actor_line(accuser.name, ERROR, f"{accuser.name} refused a message on {printable(message.edge)}: {printable(message.reason)}")
+        text = f"{accuser.name} refused a message on {printable(message.edge)}: {printable(message.reason)}"
+        s.actor_line(accuser.name, ERROR, text, "kernel")
         s.taps.note("Refused", message.peer, reason=message.reason, by=accuser.name)
         accused = self._accused(accuser, message.peer)
         if accused is not None and self._believed(accuser, accused):

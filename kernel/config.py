@@ -20,6 +20,7 @@ from popkernel.proto.tables import Finding
 
 MAX_SOCKET_PATH = 100
 """Octets: sun_path holds 104 on OpenBSD and 108 on Linux, with a NUL; the sockets beside this one have longer names."""
+_MOST_TOML_ERRORS = 20
 COMMAND_LINE = "command line"
 """What a finding names as its file when a flag is meant."""
 FLAGS = {
@@ -42,10 +43,12 @@ __all__ = [
     "actor_ids",
     "control_path",
     "default_run_dir",
+    "gather",
     "keys",
     "load",
     "make_user_command",
     "mta_uids",
+    "run_dir_in",
 ]
 
 
@@ -109,6 +112,7 @@ class Config:
     allow_plaintext: bool = _key("bool", False, "let clients log in without TLS")
     daemon: bool = _key("bool", False, "detach from the terminal once ready")
     log: str = _key("choice", "auto", "where the log goes", choices=("auto", "syslog", "stderr"))
+    log_format: str = _key("choice", "text", "how the log's lines are written", choices=("text", "json"))
     insecure_no_sandbox: bool = _key("bool", False, "serve although this system cannot lock the actors in")
     listener_user: str = _key("user", "_pop3d", "who faces the network: a user's name, or uid:gid")
     auth_user: str = _key("user", "_popauth", "who checks passwords: a user's name, or uid:gid")
@@ -187,8 +191,18 @@ def load(flags: Mapping[str, Any], toml_path: str | None = None) -> Config:
         ConfigError: with everything that is wrong, each with file, line and mend.
 
     """
-    findings: list[Finding] = []
-    text, file_values = _read_toml(toml_path) if toml_path else ("", {})
+    config, findings = gather(flags, toml_path)
+    if findings:
+        raise ConfigError(findings)
+    return config
+
+
+def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Config, list[Finding]]:
+    """Build what can be built of the configuration, and say all that is wrong with it; what is wrong is left at its default.
+
+    Arguments as for load().
+    """
+    text, file_values, findings = _read_toml(toml_path) if toml_path else ("", {}, [])
     values: dict[str, Any] = {}
     known = {key.name: key for key in keys()}
     for name, value in file_values.items():
@@ -203,33 +217,59 @@ def load(flags: Mapping[str, Any], toml_path: str | None = None) -> Config:
     values.setdefault("run_dir", default_run_dir())
     values.setdefault("hostname", socket.gethostname() or "localhost")
     config = Config(**values)
+    if findings and not file_values and toml_path:  # a file that can't be read lacks everything, and that is said
+        return config, findings
     findings += _whole(config, _Places(toml_path, text, file_values, flags), {f.path for f in findings})
+    return config, findings
+
+
+def run_dir_in(toml_path: str) -> str:
+    """The run directory that a configuration names, or the default; whatever else it holds need not be right.
+
+    Raises:
+        ConfigError: the file cannot be read, or its run_dir is wrong.
+
+    """
+    text, file_values, findings = _read_toml(toml_path)
+    values: dict[str, Any] = {"run_dir": default_run_dir()}
+    if "run_dir" in file_values:
+        key = next(key for key in keys() if key.name == "run_dir")
+        _take(key, file_values["run_dir"], (toml_path, _line_of(text, "run_dir")), values, findings)
     if findings:
         raise ConfigError(findings)
-    return config
+    return str(values["run_dir"])
 
 
 def _flag(name: str) -> str:
     return FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
-def _read_toml(path: str) -> tuple[str, dict[str, Any]]:
+def _read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
+    """Text, values, and what is wrong with the file; a line that is no TOML is left out, and the rest read on."""
+    findings: list[Finding] = []
     try:
         with open(path, "rb") as file:
             text = file.read(1 << 20).decode("utf-8")
-        return text, tomllib.loads(text)
     except OSError as error:
         mend = "name the file that is meant, and let its reader be the one who starts popkernel"
-        raise ConfigError([Finding(path, 0, error.strerror or "cannot be read", mend)]) from None
+        return "", {}, [Finding(path, 0, error.strerror or "cannot be read", mend)]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Finding(path, line, "the file is not UTF-8", "save it as UTF-8")]) from None
-    except tomllib.TOMLDecodeError as error:
-        said = str(error)
-        place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
-        line = int(place[1]) if place and place[1] else text.count("\n") + 1
-        what = said[: place.start()] if place else said
-        raise ConfigError([Finding(path, line, what, "write it as TOML: key = value, texts in quotes")]) from None
+        return "", {}, [Finding(path, line, "the file is not UTF-8", "save it as UTF-8")]
+    lines = text.split("\n")
+    while len(findings) < _MOST_TOML_ERRORS:
+        try:
+            return text, tomllib.loads("\n".join(lines)), findings
+        except tomllib.TOMLDecodeError as error:
+            said = str(error)
+            place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
+            number = int(place[1]) if place and place[1] else len(lines) - lines[::-1].index(next(filter(str.strip, reversed(lines)), ""))
+            what = said[: place.start()] if place else said
+            findings.append(Finding(path, number, what, "write it as TOML: key = value, texts in quotes"))
+            if not lines[number - 1].strip():
+                break
+            lines[number - 1] = ""
+    return text, {}, findings
 
 
 def _line_of(text: str, name: str) -> int:
@@ -428,6 +468,10 @@ class _Places(NamedTuple):
     file_values: Mapping[str, Any]
     flags: Mapping[str, Any]
 
+    def tried(self, name: str) -> bool:
+        """Whether it stands in the file, on a line that could not be read: that has been said already."""
+        return re.search(rf"^[ \t]*{name}[ \t]*=", self.text, re.MULTILINE) is not None
+
     def of(self, name: str) -> tuple[str, int]:
         if self.flags.get(name) is None and name in self.file_values:
             return self.toml_path or "", _line_of(self.text, name)
@@ -440,7 +484,7 @@ def _whole(config: Config, places: _Places, said: set[str]) -> list[Finding]:
     """Check what no single key shows: what is missing, and what does not go together."""
     findings: list[Finding] = []
     for name in ("auth_table", "user_table", "cert", "key"):
-        given = places.flags.get(name) is not None or name in places.file_values
+        given = places.flags.get(name) is not None or name in places.file_values or places.tried(name)
         if not given:
             what = "no " + name.replace("_", " ").replace("auth ", "authorization ")
             mend = f"give {_flag(name)} FILE, or {name} in the file of -f"

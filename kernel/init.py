@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -21,9 +20,12 @@ import msgpack
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
-from popkernel.kernel.log import complain
+from popkernel.kernel.exits import EXITS
+from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
+from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.passphrase import Held, file_of
+from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.watching import Watching
 from popkernel.proto import messages as m
@@ -31,7 +33,9 @@ from popkernel.proto.topology import actor as row_of
 
 __all__ = ["run"]
 
-SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = 70, 71, 69, 77, 78, 73  # sysexits(3)
+SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = (
+    EXITS[name].code for name in ("software", "oserr", "unavailable", "noperm", "config", "cantcreat")
+)
 _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
@@ -53,14 +57,7 @@ _SESSIONS = (  # what a session is told, or goes by
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
-
-
-class StartError(Exception):
-    """The service can't start. `status`: sysexits(3)."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+_LOOK_SECONDS = 1.0  # how long `start --daemon` stays for what is wrong with mailboxes, once the service is ready
 
 
 def run(
@@ -85,10 +82,10 @@ def run(
             run_dir.tidy()
             raise
     except StartError as error:
-        complain(str(error))
+        say(ERROR, str(error), config.log_format)
         return error.status
     except ConfigError as error:
-        complain(str(error))
+        say(ERROR, str(error), config.log_format)
         return CONFIG
     init = Init(config, again, version, ids, run_dir, listening)
     init.on_ready = on_ready
@@ -100,70 +97,6 @@ def _check_sandbox(config: Config) -> None:
     lacks = sandbox.missing()
     if lacks and not config.insecure_no_sandbox:
         raise StartError(OSERR, "actors can't be locked in here: " + "; ".join(lacks))
-
-
-class RunDir:
-    """The run directory and its lock: one service a directory."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.lock = -1
-        for _ in range(100):  # an earlier service that ends just now removes the lock and the directory under us
-            with contextlib.suppress(FileNotFoundError):
-                if self._take():
-                    break
-        else:
-            raise StartError(CANTCREAT, f"{path}: another process removes it again and again; give another --run-dir")
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
-
-    def _take(self) -> bool:
-        """Make the directory, open the lock and take it; False where it was removed before it was ours."""
-        path = self.path
-        try:
-            os.makedirs(path, mode=0o711, exist_ok=True)
-            self._check_owner()
-            lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another directory with --run-dir") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise StartError(
-                UNAVAILABLE, f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
-            ) from None
-        mine, there = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
-        if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
-            self.lock = lock
-            return True
-        os.close(lock)
-        return False
-
-    def _check_owner(self) -> None:
-        """Who owns the directory can put his own sockets in it: so it is ours or root's, and not everybody's."""
-        state = os.stat(self.path)
-        if state.st_uid not in (0, os.geteuid()):
-            raise StartError(NOPERM, f"{self.path} belongs to uid {state.st_uid}; give a directory of your own with --run-dir")
-        if state.st_mode & 0o002:
-            raise StartError(NOPERM, f"{self.path} can be written by everybody; chmod o-w it, or give another --run-dir")
-
-    def tidy(self) -> None:
-        """Nothing is left behind; but the kernel, which does this when init was killed, may not remove the directory itself.
-
-        The lock goes last, while it is still held.
-        """
-        for name in ("control.sock", "lmtp.sock", "lock"):
-            with contextlib.suppress(OSError):
-                os.unlink(f"{self.path}/{name}")
-        with contextlib.suppress(OSError):
-            for name in os.listdir(self.path):
-                if name.startswith("rehearsal-"):  # of a spawner that was ended in the middle of it
-                    shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
-            os.rmdir(self.path)
 
 
 def _control_socket(path: str) -> socket.socket:
@@ -255,6 +188,7 @@ class Init:
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
         self.reread_again = False  # a SIGHUP came meanwhile
         self.watching = Watching(self.loop, self._watched, self._reread)
+        self.look: Look | None = None
 
     def serve(self, control: socket.socket) -> int:
         """Fork the kernel, then obey it."""
@@ -275,16 +209,21 @@ class Init:
         self.kernel = Channel(self.loop, mine, "init", "kernel", self._on_kernel, self._on_kernel_gone)
         if not self.config.insecure_no_sandbox:
             row = row_of("init")
-            sandbox.report_broken(lambda call, promise: complain(f"init broke its promises: {call} would need {promise!r}; ended"))
+            sandbox.report_broken(lambda call, promise: self._say(ERROR, f"init broke its promises: {call} would need {promise!r}; ended"))
             sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=True))
         self.loop.run()
+        if self.look is not None:
+            self.look.end()
         self._wait_for_children()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second one must not turn a clean end into a death while Python goes down
         self.run_dir.tidy()
         if self.status:
-            complain(self.text or f"ended with status {self.status}")
+            self._say(ERROR, self.text or f"ended with status {self.status}")
         return self.status
+
+    def _say(self, level: int, text: str) -> None:
+        say(level, text, self.config.log_format)
 
     def _become_kernel(self, channel: socket.socket, control: socket.socket) -> NoReturn:
         from popkernel.kernel.supervisor import Supervisor
@@ -375,6 +314,8 @@ class Init:
             self.watching.set(on=self.config.watch)
         self.before = None
         notify("READY=1")
+        if good:
+            self._look("reload", self._tell_mailboxes)
         if self.reread_again:
             self.reread_again = False
             self._reread()
@@ -388,6 +329,8 @@ class Init:
             if pid == 0:
                 return
             name = self.children.pop(pid, "")
+            if self.look is not None:
+                self.look.reaped(pid)
             if name == "kernel":
                 if self.kernel is not None:
                     self.kernel.read()  # its last word, with the exit code, may be there and not yet taken
@@ -415,11 +358,38 @@ class Init:
             self.status, self.text = message.status, message.text
 
     def _running(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-        notify(f"READY=1\nSTATUS={text}\nMAINPID={os.getpid()}")
+        self._say(NOTICE, text)
+        notify(f"READY=1\nSTATUS=popkernel: {text}\nMAINPID={os.getpid()}")
         self.watching.set(on=self.config.watch)
-        if self.on_ready is not None:
-            self.on_ready()
+        self._look("start", self._mailboxes_at_start)
+        self.loop.later(_LOOK_SECONDS, self._ready)
+
+    def _ready(self) -> None:
+        """Whoever started us may go on: the service is whole, and what is wrong with mailboxes is said, or takes long."""
+        on_ready, self.on_ready = self.on_ready, None
+        if on_ready is not None:
+            on_ready()
+
+    # -- mailboxes
+    def _look(self, why: str, over: Callable[[str, list[str]], None]) -> None:
+        """At the mailboxes of the table in force. One look at a time: a later table makes an earlier look idle."""
+        if self.look is not None:
+            self.look.end()
+        self.look = Look(self.loop, self.config.user_table, self.config.subdir, lambda lines: over(why, lines))
+
+    def _mailboxes_at_start(self, why: str, lines: list[str]) -> None:
+        if destination(self.config.log) == "syslog" and (self.on_ready is not None or not self.config.daemon):
+            for line in lines:  # whoever started us reads no log, but standard error
+                self._say(WARNING, line)
+        self._tell_mailboxes(why, lines)
+        self._ready()
+
+    def _tell_mailboxes(self, why: str, lines: list[str]) -> None:
+        """The kernel writes them into the log, and tells whoever asked for a reload."""
+        if self.kernel is not None and not self.kernel.gone:
+            for line in lines:
+                self.kernel.send(m.Signal(f"MAILBOX {why} {line}"))
+            self.kernel.send(m.Signal(f"LOOKED {why}"))
 
     def _on_kernel_gone(self, channel: Channel, why: str) -> None:
         """The kernel ended, or broke the rules; either way all is over."""

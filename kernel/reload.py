@@ -1,9 +1,9 @@
 """A reload is a replacement: who serves needs no file, and a bad file changes nothing."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from popkernel.kernel.log import ERROR, NOTICE
+from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
 from popkernel.kernel.usertable import roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
@@ -11,16 +11,56 @@ from popkernel.proto.tables import MailUser
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["Reload"]
+__all__ = ["Asker", "Reload"]
+
+_LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
+
+
+class Asker:
+    """Whoever asked for a reload, if anyone did: told how it went, once init has looked at the mailboxes of the new table."""
+
+    def __init__(self, supervisor: "Supervisor", answer: Callable[[dict[str, Any]], None] | None, later: list[str]) -> None:
+        """`later`: changed keys that count from the next start on."""
+        self._supervisor = supervisor
+        self._answer = answer
+        self._later = later
+        self._mailboxes: list[str] = []
+
+    def refuse(self, code: int, error: str) -> None:
+        """Nothing has changed, and why; `code` is what the command ends with, sysexits(3)."""
+        self._give({"ok": False, "error": error, "code": code})
+
+    def wait(self) -> None:
+        """It is done; the answer follows when the mailboxes have been looked at, or when that takes long."""
+        if self._answer is not None:
+            self._supervisor.loop.later(_LOOK_SECONDS, self.done)
+
+    def looked(self, why: str, line: str) -> None:
+        """Init has found a broken mailbox, or, where there is no `line`, has finished. `why`: after a start or a reload."""
+        log = self._supervisor.log_line
+        log(*((WARNING, line) if line else (DEBUG, "mailboxes looked at")))
+        if why == "reload" and line:
+            self._mailboxes.append(line)
+        elif why == "reload":
+            self.done()
+
+    def done(self) -> None:
+        """Say so, once."""
+        self._give({"ok": True, "next_start": self._later, "mailboxes": self._mailboxes})
+
+    def _give(self, said: dict[str, Any]) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(said)
 
 
 class Reload:
     """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
 
-    def __init__(self, supervisor: "Supervisor", users: dict[str, MailUser], answer: Callable[[str], None] | None) -> None:
+    def __init__(self, supervisor: "Supervisor", users: dict[str, MailUser], asker: Asker) -> None:
         self.supervisor = supervisor
         self.users = users
-        self.answer = answer
+        self.asker = asker
         self.names: list[str] = []
         self.ready: set[str] = set()
 
@@ -56,10 +96,10 @@ class Reload:
                 process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
         s.send(s.mda, m.Anew())
         s.do(s.core.retire_all())
-        self._finish("")
+        self._finish()
         s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, code: int) -> None:
         """One of the new can't serve: all the new go, the old never noticed."""
         s = self.supervisor
         for name in self.names:
@@ -68,8 +108,8 @@ class Reload:
                 process.state = "stopping"
                 s.kill(process)
         s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
-        self._finish(why)
+        self._finish(why, code)
 
-    def _finish(self, error: str) -> None:
+    def _finish(self, error: str = "", code: int = 0) -> None:
         self.supervisor.reload = None
-        self.supervisor.reloaded(error, self.answer)
+        self.supervisor.reloaded(self.asker, error, code)

@@ -1,18 +1,18 @@
-"""What the kernel tells the operator: `popkernel status`, and the line of a session in the log."""
+"""What the kernel tells the operator: `popkernel status`, and what the log has of a session and of a login that failed."""
 
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.channel import counts
-from popkernel.kernel.log import printable
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
+from popkernel.proto.sessionname import session_name
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["session_line", "status"]
+__all__ = ["login_failed", "session_over", "status"]
 
 
 def status(s: "Supervisor") -> dict[str, Any]:
@@ -32,10 +32,10 @@ def status(s: "Supervisor") -> dict[str, Any]:
         })
     now = s.loop.now
     sessions = [
-        {"listener": key.listener, "session": key.session, "user": user, "seconds": round(now - since, 1)}
+        {"session": session_name(key.session), "listener": key.listener, "user": user, "seconds": round(now - since, 1)}
         for key, (user, since) in s.core.sessions.items()
     ]
-    leases = [{"user": user, "listener": key.listener, "session": key.session} for user, key in s.core.leases.items()]
+    leases = [{"user": user, "session": session_name(key.session), "listener": key.listener} for user, key in s.core.leases.items()]
     return {
         "ok": True, "pid": os.getppid(), "version": s.boot.config["version"], "uptime": round(time.monotonic() - s.started, 1),
         "addresses": s.boot.config["addresses"], "users": len(s.core.users), "state": s.state, "actors": rows,
@@ -50,10 +50,15 @@ def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
     return s.boot.config["ids"].get(process.kind, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
 
 
-def session_line(e: m.Ended) -> str:
-    """A session in one line."""
-    return (
-        f"session: user={printable(e.user) or '-'} address={e.address} end={printable(e.why)!r} commands={e.commands}"
-        f" octets_in={e.octets_in} octets_out={e.octets_out} retrieved={e.retrieved} deleted={e.deleted}"
-        f" seconds={e.milliseconds / 1000:.3f}"
-    )
+def session_over(e: m.Ended) -> dict[str, Any]:
+    """The log's fields of a session; octets as they travelled, in clear."""
+    return {
+        "address": e.address, "session": session_name(e.session), "why": e.why, "user": e.user, "commands": e.commands,
+        "octets_in": e.octets_in, "octets_out": e.octets_out, "retrieved": e.retrieved, "deleted": e.deleted,
+        "milliseconds": e.milliseconds,
+    }
+
+
+def login_failed(e: m.LoginFailed) -> dict[str, Any]:
+    """The log's fields of a failure; what the client chose, its user's name, stands last (packaging/fail2ban matches the others)."""
+    return {"address": e.address, "session": session_name(e.session), "why": e.why, "user": e.user}

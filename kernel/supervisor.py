@@ -25,8 +25,8 @@ from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
 from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.recipients import Rules
-from popkernel.kernel.reload import Reload
-from popkernel.kernel.status import session_line, status
+from popkernel.kernel.reload import Asker, Reload
+from popkernel.kernel.status import login_failed, session_over, status
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.kernel.usertable import NoTableError, read_users, roots_of
@@ -38,6 +38,7 @@ from popkernel.proto.topology import edge
 
 __all__ = ["Supervisor"]
 
+CONFIG = 78  # sysexits(3)
 _START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 
 
@@ -48,7 +49,7 @@ class Supervisor(Actor):
         super().__init__(boot, many=True)
         config: Config = boot.config["service"]
         self.config = config
-        self.log_line = Log(config.log, config.verbose)
+        self.log_line = Log(config.log, config.verbose, config.log_format)
         self.actor_line = ActorLines(self.log_line, self.loop)
         self.processes: dict[str, Process] = {}
         self.init: Channel | None = None
@@ -76,7 +77,8 @@ class Supervisor(Actor):
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
-        self.asked: Callable[[str], None] | None = None  # who asked for a reload that init has not yet begun
+        self.asked: Callable[[dict[str, Any]], None] | None = None  # who asked for a reload that init has not yet begun
+        self.asker = Asker(self, None, [])  # of the last reload, or of the start
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
@@ -189,22 +191,29 @@ class Supervisor(Actor):
         if word == "TERM":
             self.stop(10)
             return
-        answer, self.asked = self.asked, None
+        if word in ("MAILBOX", "LOOKED"):
+            self.asker.looked(*rest.partition(" ")[::2])
+            return
+        asked, self.asked = self.asked, None
+        asker = Asker(self, asked, rest.split(", ") if word == "HUP" and rest else [])
         if word == "HUP":
             if rest:
                 self.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
-            self.begin_reload(answer)
+            self.begin_reload(asker)
             return
         self.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
-        if answer is not None:
-            answer(rest)
+        asker.refuse(CONFIG, rest)
 
-    def reloaded(self, error: str, answer: Callable[[str], None] | None) -> None:
+    def reloaded(self, asker: Asker, error: str, code: int = 0) -> None:
         """A reload is over; init, which has read the configuration for it, keeps that or goes back, and whoever asked is told."""
         assert self.init is not None
         self.init.send(m.Signal("NOT" if error else "DONE"))
-        if answer is not None:
-            answer(error)
+        if error:
+            asker.refuse(code, error)
+            return
+        self.asker.done()
+        self.asker = asker
+        asker.wait()
 
     def _hello(self, process: Process, message: m.Hello, fds: list[int]) -> None:
         if process.hello is not None:
@@ -227,10 +236,10 @@ class Supervisor(Actor):
             self.state = "running"
             assert self.init is not None
             took = time.monotonic() - self.started
-            text = f"popkernel: ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
+            text = f"ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
             self.init.send(m.Running(text[:2000]))
             if not self.log_line.seen:
-                self.log_line(NOTICE, text.removeprefix("popkernel: "))
+                self.log_line(NOTICE, text)
 
     def wire(self, process: Process) -> None:
         """Join a new auth with every listener, a new listener with auth, once both serve."""
@@ -250,10 +259,10 @@ class Supervisor(Actor):
     def _failed(self, process: Process, message: m.Failed, fds: list[int]) -> None:
         del fds
         if self.reload is not None and process.name in self.reload.names:
-            self.reload.fail(message.text)
+            self.reload.fail(message.text, message.status)
             return
         for line in message.text.split("\n"):
-            self.actor_line(process.name, ERROR, f"{process.name}: {printable(line)}")
+            self.actor_line(process.name, ERROR, line)
         if self.state == "starting":
             self.end_service(message.status, message.text)
 
@@ -273,8 +282,7 @@ class Supervisor(Actor):
     def _logs(self, process: Process, message: m.Log, fds: list[int]) -> None:
         """One line, and always with its name, so that no actor can write another's."""
         del fds
-        text = message.text if message.text.startswith(f"{process.name}: ") else f"{process.name}: {message.text}"
-        self.actor_line(process.name, message.level, printable(text))
+        self.actor_line(process.name, message.level, printable(message.text.removeprefix(f"{process.name}: ")))
 
     def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
         del fds
@@ -305,12 +313,11 @@ class Supervisor(Actor):
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
         self.do(self.core.ended(process.name, message))
-        if message.user or self.log_line.most >= DEBUG:
-            self.log_line(INFO if message.user else DEBUG, session_line(message))
+        self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
 
     def _login_failed(self, process: Process, message: m.LoginFailed, fds: list[int]) -> None:
         del process, fds
-        self.log_line(NOTICE, f"login failed: user={printable(message.user)} address={message.address} reason={printable(message.why)}")
+        self.log_line.event(NOTICE, "login failed", login_failed(message))
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
@@ -437,7 +444,7 @@ class Supervisor(Actor):
         if self.state == "stopping":
             self._next_stop()
         elif self.reload is not None and process.name in self.reload.names:
-            self.reload.fail(f"{process.name} ended: {how}")
+            self.reload.fail(f"{process.name} ended: {how}", SOFTWARE)
         elif row_of(process.name).singleton and not expected:
             self._restart(process, how)
 
@@ -532,24 +539,25 @@ class Supervisor(Actor):
                 self.kill(process)
 
     # -- reload
-    def begin_reload(self, answer: Callable[[str], None] | None) -> None:
-        """Replace auth and listeners by new ones that read the new files; `answer("")` when done, else with what was wrong."""
+    def begin_reload(self, asker: Asker) -> None:
+        """Replace auth and listeners by new ones that read the new files."""
         if self.reload is not None or self.state != "running":
-            self.reloaded("not now: the service is " + ("reloading" if self.reload else self.state), answer)
+            self.reloaded(asker, "not now: the service is " + ("reloading" if self.reload else self.state) + "; try again", TEMPFAIL)
             return
         try:
             users = read_users(self.config.user_table, self.config.subdir)
         except ValueError as error:
             self.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
-            self.reloaded(str(error), answer)
+            self.reloaded(asker, str(error), 66 if isinstance(error, NoTableError) else 65)
             return
-        self.reload = Reload(self, users, answer)
+        self.reload = Reload(self, users, asker)
         self.reload.begin()
 
-    def _ask_reload(self, answer: Callable[[str], None]) -> None:
+    def _ask_reload(self, answer: Callable[[dict[str, Any]], None]) -> None:
         """It begins with init, which reads the configuration anew and says HUP or NOT."""
         if self.reload is not None or self.asked is not None or self.state != "running":
-            answer("not now: the service is " + (self.state if self.state != "running" else "reloading") + "; try again")
+            now = self.state if self.state != "running" else "reloading"
+            Asker(self, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
             return
         self.asked = answer
         assert self.init is not None
@@ -568,7 +576,7 @@ class Supervisor(Actor):
             answer({"ok": True})
             self.loop.later(0.0, lambda: self.stop(10))
         elif name == "reload":
-            self._ask_reload(lambda error: answer({"ok": not error, **({"error": error} if error else {})}))
+            self._ask_reload(answer)
         else:
             answer({"ok": False, "error": "no such command"})
 

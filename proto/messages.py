@@ -141,6 +141,7 @@ class Late(NamedTuple):
 class LoginFailed(NamedTuple):
     """For the log, one line a failure."""
 
+    session: Session
     user: Annotated[str, Field("str", 0, 255)]
     address: Address
     why: Text
@@ -406,6 +407,7 @@ class Exited(NamedTuple):
 class Signal(NamedTuple):
     """Init's word: TERM (end), HUP and the keys that wait for the next start, NOT and what is wrong with the configuration.
 
+    Then, after "start" or "reload": MAILBOX, that word and what is wrong with one; LOOKED and that word when that was all.
     The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays).
     """
 

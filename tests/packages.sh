@@ -23,6 +23,19 @@ mail_servers() {
 }
 mail_servers
 
+# fail2ban-regex for tests/e2e/test_fail2ban.py: unpacked, for an installed fail2ban would be a service that bans.
+fail2ban() {
+    unpacked=${POPKERNEL_FAIL2BAN:-/var/tmp/popkernel-tests/fail2ban}
+    if command -v fail2ban-regex >/dev/null 2>&1 || [ -e "$unpacked/usr/bin/fail2ban-regex" ]; then
+        return
+    fi
+    fetched=$(mktemp -d) && chmod 755 "$fetched"
+    (cd "$fetched" && apt-get download -qq fail2ban >/dev/null 2>&1 && mkdir -p "$unpacked" && dpkg -x fail2ban_*.deb "$unpacked") ||
+        echo "tests: left out, not to be had from apt-get: fail2ban"
+    rm -rf "$fetched"
+}
+fail2ban
+
 missing=
 for name in curl fetchmail mpop; do
     command -v "$name" >/dev/null 2>&1 || missing="$missing $name"

@@ -47,7 +47,9 @@ class Service:
         os.set_blocking(self.process.stderr.fileno(), False)
         if expect_ready:
             try:
-                self.wait_log("popkernel: ready:")
+                self.wait_log("ready: ")
+                if verbose >= 2:  # then its processes are those that stay
+                    self.wait_log("mailboxes looked at")
             except BaseException:
                 self.close()
                 raise

@@ -86,7 +86,7 @@ class Listener(Front):
             self._login_over(session)
             client.session.login = None
             client.asked_at = 0.0
-            self.tell(m.LoginFailed(client.session.user, client.session.address, code or "refused"))
+            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, code or "refused"))
             client.session.denied(code, text)
             self._progress(client)
 
@@ -167,7 +167,7 @@ class Listener(Front):
         client.channel.close()
         client.channel = None
         if client.session.state == "login":
-            self.tell(m.LoginFailed(client.session.user, client.session.address, message.code or "refused"))
+            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, message.code or "refused"))
             client.session.denied(message.code, message.text)
         else:
             client.session.maildir_gone()

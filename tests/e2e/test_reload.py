@@ -138,6 +138,10 @@ BAD = {
 }
 
 
+# As a start ends with them; the certificate, the key and the configuration: 78.
+CODES = {what: 66 if what.endswith("gone") else 65 for what, (which, _) in BAD.items() if which in ("auth_table", "user_table")}
+
+
 def test_bad_files_change_nothing():
     with serve(mail=[b"Subject: 1\n\nx\n"]) as service, Raw(service) as client:
         assert client.login("bob").startswith(b"+OK")
@@ -152,7 +156,7 @@ def test_bad_files_change_nothing():
             else:
                 write(path, change(good))
             result = service.command("reload", check=False)
-            assert result.returncode == 78, (what, result)
+            assert result.returncode == CODES.get(what, 78), (what, result)
             assert path in result.stderr and "; " in result.stderr, (what, result.stderr)  # where, and the mend
             service.signal(signal.SIGHUP)
             log = service.wait_log("not reloaded, what is in force stays", count=2 * count)
@@ -174,7 +178,7 @@ def test_bad_files_change_nothing():
 def test_what_waits_for_the_next_start_is_named():
     with serve(mail=()) as service:
         rewrite(service.toml, lambda text: text + "listeners = 3\nidle_seconds = 700\n")
-        service.command("reload")
+        assert service.command("reload").stdout == "reloaded\nonly from the next start on: listeners\n"
         log = service.wait_log("reloaded:")
         assert "in force only after the next start: listeners" in log and "idle_seconds" not in log
 

@@ -16,6 +16,7 @@ import pytest
 from popkernel.kernel.replaying import replay
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import read
+from popkernel.proto.sessionname import session_number
 from popkernel.proto.zmtp import frame_head, preface
 
 from tests.e2e.tracing import Trace, frames_of, session, watcher
@@ -91,7 +92,7 @@ def test_filters(service):
         assert {f.name for f in frames_of(edge, lambda f: f.way == "in" and f.name == "Login")} <= {"Settings", "Login"}
         assert {f.name for f in frames_of(ready, lambda f: f.way == "in" and f.name == "Ready")} <= {"Settings", "Ready"}
     pop = service.pop3()
-    number = service.status()["sessions"][0]["session"]
+    number = session_number(service.status()["sessions"][0]["session"])
     with watcher(service, session=number) as one:
         session(service, "bob")
         pop.noop()

@@ -130,9 +130,23 @@ def test_reload(serve, tmp_path, capsys):
     assert capsys.readouterr().out == "reloaded\n"
 
 
+def test_reload_tells_what_does_not_count_yet_and_which_mailboxes_are_broken(serve, tmp_path, capsys):
+    serve({"reload": {"ok": True, "next_start": ["listeners", "warm_max"], "mailboxes": ["user bob: /b\x1b: is no directory; y"]}})
+    assert tell("reload", tmp_path) == 0
+    said = capsys.readouterr()
+    assert said.out == "reloaded\nonly from the next start on: listeners\nonly from the next start on: warm_max\n"
+    assert said.err == "warning: user bob: /b?: is no directory; y\n"
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 256, "65", True, [65]])
+def test_a_refusal_with_no_code_of_ours(serve, tmp_path, code):
+    serve({"reload": {"ok": False, "error": "x", "code": code}})
+    assert tell("reload", tmp_path) == os.EX_UNAVAILABLE
+
+
 def test_reload_refused(serve, tmp_path, capsys):
-    serve({"reload": {"ok": False, "error": "/a:3: user a again; remove one\n/a:4: \x1bx; y"}})
-    assert tell("reload", tmp_path) == os.EX_CONFIG
+    serve({"reload": {"ok": False, "error": "/a:3: user a again; remove one\n/a:4: \x1bx; y", "code": 65}})
+    assert tell("reload", tmp_path) == os.EX_DATAERR
     assert capsys.readouterr().err == "popkernel: /a:3: user a again; remove one\npopkernel: /a:4: ?x; y\n"
 
 

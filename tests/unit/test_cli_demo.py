@@ -17,6 +17,7 @@ from popkernel.cli import demo
 from popkernel.cli.check import check
 from popkernel.cli.demo import SAMPLE_MAIL, make_site
 from popkernel.cli.main import main
+from popkernel.cli.typed import as_typed
 from popkernel.proto.tables import parse_auth, parse_users
 
 
@@ -125,7 +126,7 @@ def test_demo_makes_serves_and_removes(started, capsys):
     assert not os.path.exists(os.path.dirname(auth_table))
     shown = capsys.readouterr().out
     assert f"curl -k --user alice:secret pop3s://127.0.0.1:{flags[1]}/1 " in shown
-    assert f"popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
+    assert f" -m popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
 
 
 def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
@@ -219,7 +220,43 @@ def test_demo_refuses_a_place_nobody_can_reach(started, tmp_path, capsys):
 def test_a_port_that_is_taken(started, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["demo", "--tls-port", str(port)]) == os.EX_OSERR
+        assert main(["demo", "--tls-port", str(port)]) == os.EX_UNAVAILABLE
     assert capsys.readouterr().err == f"popkernel: 127.0.0.1:{port}: the port is taken; give another with --tls-port\n"
-    assert main(["demo", "--tls-port", "0"]) == os.EX_OSERR
+    assert main(["demo", "--tls-port", "0"]) == os.EX_USAGE
     assert not started()
+
+
+def test_suggested_commands_work_as_typed(monkeypatch, tmp_path):
+    program = tmp_path / "my bin" / "popkernel"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    assert as_typed().endswith(" -m popkernel")  # it can't be run
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert as_typed() == f"'{program}'"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["my bin/popkernel"])
+    assert as_typed() == f"'{program}'"  # another terminal is somewhere else
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert as_typed() == "popkernel"
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(program, other)
+    monkeypatch.setenv("PATH", f"{other}:{program.parent}")  # another popkernel comes first
+    assert as_typed() == f"'{program}'"
+
+
+@pytest.mark.parametrize("program", [[os.path.join(os.path.dirname(sys.executable), "popkernel")], [sys.executable, "-m", "popkernel"]])
+def test_the_printed_status_command_runs(program, tmp_path):
+    if not os.path.exists(program[0]):
+        pytest.skip(f"no {program[0]}")
+    env = {**os.environ, "PATH": "/usr/bin:/bin"}
+    with subprocess.Popen([*program, "demo", *ports()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as server:
+        line = _until(server.stdout, " status ")[-1]
+        _until(server.stderr, "ready: ")
+        result = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        server.terminate()
+        server.communicate(timeout=20)
+    assert result.returncode == 0, result
+    assert "listener.0" in result.stdout

@@ -1,0 +1,150 @@
+"""What keeps a mailbox from being served, and mends that mend it and touch nothing else."""
+
+import os
+import shutil
+import stat
+import subprocess
+
+import pytest
+from popkernel.kernel import mailboxes
+from popkernel.kernel.mailboxes import Ways, mailbox_problem, warnings
+from popkernel.proto.tables import MailUser
+
+ROOT = os.geteuid() == 0
+UID, GID = (64150, 64151) if ROOT else (os.geteuid(), os.getegid())
+needs_root = pytest.mark.skipif(not ROOT, reason="other owners need root")
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A user whose maildir has a name that a shell takes apart unless it is quoted; it is not there yet."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")  # pytest's directories are 0700: another test's matter
+    (tmp_path / "elsewhere").mkdir()
+    return MailUser(UID, GID, str(tmp_path / "bob's $(touch pwned); mail"))
+
+
+def problem(user):
+    return mailbox_problem(user, Ways())
+
+
+def make(user, *subs, owner=None):
+    for path in (user.maildir, *(os.path.join(user.maildir, sub) for sub in subs)):
+        os.mkdir(path, 0o700)
+        os.chown(path, *(owner or (UID, GID)))
+
+
+def mend(user, tmp_path):
+    """Type the mend into a shell."""
+    what, command = problem(user)
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True, timeout=20)
+    assert not (tmp_path / "pwned").exists()
+    return what
+
+
+def test_a_sound_one(user):
+    make(user)
+    assert problem(user) is None
+    for sub in ("tmp", "new", "cur"):
+        os.mkdir(f"{user.maildir}/{sub}", 0o700)
+        os.chown(f"{user.maildir}/{sub}", UID, GID)
+    assert problem(user) is None
+
+
+def test_missing(user, tmp_path):
+    assert mend(user, tmp_path) == "there is no such directory"
+    assert problem(user) is None
+    assert stat.S_IMODE(os.stat(user.maildir).st_mode) == 0o700
+
+
+def test_a_file_or_a_link_that_leads_nowhere(user, tmp_path):
+    os.symlink("nowhere", user.maildir)
+    what, command = problem(user)
+    assert what == "is a link that leads nowhere"
+    subprocess.run(["sh", "-ec", command.partition(", ")[0]], cwd=tmp_path, check=True)
+    assert not os.path.lexists(user.maildir)
+    with open(user.maildir, "w"):
+        assert problem(user)[0] == "is no directory"
+
+
+@pytest.mark.parametrize("sub", ["", "new"])
+def test_shut_to_its_owner(user, tmp_path, sub):
+    make(user, "tmp", "new", "cur")
+    os.chmod(os.path.join(user.maildir, sub), 0o500)
+    what, command = problem(user)
+    assert what == f"{sub + ': ' if sub else ''}mode 0500 shuts its owner out"
+    subprocess.run(["sh", "-ec", command.partition(", as uid")[0]], cwd=tmp_path, check=True)
+    assert problem(user) is None
+
+
+def test_what_stands_in_the_place_of_a_subdirectory(user):
+    make(user)
+    os.symlink("/etc", f"{user.maildir}/cur")
+    what, command = problem(user)
+    assert what == "cur is no directory" and command.startswith("move '")
+
+
+@needs_root
+@pytest.mark.parametrize("where", ["", "cur"])
+def test_another_s_is_given_and_nothing_else_with_it(user, tmp_path, where):
+    """The mend follows no link out of the maildir, and takes no third user's file."""
+    make(user, "tmp", "new", "cur", owner=(0, 0))
+    if where:
+        os.chown(user.maildir, UID, GID)
+    theirs = tmp_path / "elsewhere" / "theirs"
+    theirs.touch()
+    os.symlink(theirs, f"{user.maildir}/cur/link")
+    os.symlink(tmp_path / "elsewhere", f"{user.maildir}/cur/directory")
+    (tmp_path / "third").touch()
+    os.chown(tmp_path / "third", 64199, 64199)
+    os.link(tmp_path / "third", f"{user.maildir}/cur/third")
+    with open(f"{user.maildir}/cur/1.x", "w"):
+        pass
+    assert f"belongs to uid 0, not {UID}" in mend(user, tmp_path)
+    assert problem(user) is None
+    assert os.stat(f"{user.maildir}/cur/1.x").st_uid == UID
+    assert (theirs.stat().st_uid, theirs.parent.stat().st_uid, (tmp_path / "third").stat().st_uid) == (0, 0, 64199)
+
+
+@needs_root
+def test_nothing_is_given_whole_that_is_no_maildir(user, tmp_path):
+    """A table may name /etc by mistake."""
+    make(user, "secrets", owner=(0, 0))
+    _, command = problem(user)
+    assert command.startswith("name this user's own maildir") and "-R" not in command and "find" not in command
+    link = tmp_path / "link"
+    link.symlink_to(user.maildir)
+    assert problem(user._replace(maildir=str(link)))[1].startswith("name the maildir itself")
+
+
+@pytest.mark.skipif(ROOT, reason="root can serve everyone")
+def test_an_ordinary_user_s_own_only(user):
+    assert "only root can serve" in problem(user._replace(uid=UID + 1))[0]
+
+
+@needs_root
+def test_a_way_that_is_shut(tmp_path):
+    path = tmp_path / "a b"
+    path.mkdir(0o700)
+    # whatever of pytest's own directories shuts the way first: quoted if need be, and root's home is left alone
+    what, command = mailbox_problem(MailUser(UID, GID, str(path / "x")), Ways())
+    assert what.startswith(f"uid {UID} cannot enter /") and command.startswith("chmod o+x /")
+    assert mailboxes._let_through("/srv/a b") == "chmod o+x '/srv/a b', or keep the mail elsewhere"
+    assert "chmod" not in mailboxes._let_through("/root") + mailboxes._let_through("/root/mail")
+
+
+@pytest.mark.parametrize(("broken", "lines"), [(0, 0), (10, 10), (11, 11), (50, 11)])
+def test_ten_are_named(tmp_path, monkeypatch, broken, lines):
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    table = tmp_path / "users"
+    with table.open("w") as file:
+        for number in range(60):
+            path = tmp_path / f"u{number}"
+            file.write(f"u{number} {UID}:{GID}:{path}\n")
+            if number >= broken:
+                path.mkdir(0o700)
+                os.chown(path, UID, GID)
+    said = list(warnings(str(table), ""))
+    assert len(said) == lines
+    if broken > 10:
+        assert said[-1] == f"and {broken - 10} more mailboxes can't be served; see `popkernel check`"
+    shutil.rmtree(tmp_path)
