@@ -1,7 +1,7 @@
 """Clients that do a server no good, many in one process: run by test_floods.py, `python flood.py KIND COUNT ADDRESSES PORT`.
 
 KIND: silent (connects, says nothing), drip (an octet a second), guess (one wrong password after another). They come from ADDRESSES
-addresses of 127/8, connect anew a second after they were closed, and all go when standard input ends. `up N` is printed once N of them,
+addresses of 127/8, connect anew ten seconds after they were closed, and all go when standard input ends. `up N` is printed once N of them,
 all there are, have been connected or turned away; at the end `made N answered N`.
 """
 
@@ -14,6 +14,7 @@ import time
 
 _NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT, ip(7): the port is chosen when the other end is known
 _AT_ONCE = 200  # connected between two looks at those that are there
+_RETRY = 10.0  # seconds after which one that was closed comes again
 
 
 class Flood:
@@ -44,7 +45,7 @@ class Flood:
         sock = self.open.pop(n)
         self.selector.unregister(sock)
         sock.close()
-        heapq.heappush(self.due, (time.monotonic() + 1.0, n))
+        heapq.heappush(self.due, (time.monotonic() + _RETRY, n))
 
     def read(self, n):
         sock = self.open[n]
