@@ -126,7 +126,7 @@ class Config:
     connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000)
     max_handshakes: int = _key("int", 1000, "TLS handshakes at a time; 0: no bound", high=1000000)
     max_logins: int = _key("int", 100, "logins at a time, four times as many waiting; 0: no bound", high=100000)
-    max_logins_user: int = _key("int", 10, "logins of one user at a time; 0: no bound", high=100000)
+    max_logins_user: int = _key("int", 10, "logins of one user from one address at a time; 0: no bound", high=100000)
     most_errors: int = _key("int", 50, "bad commands before a session is ended", low=1, high=10000)
     max_commands: int = _key("int", 0, "commands before a session is ended; 0: no bound", high=1000000000)
     proxy_networks: tuple[str, ...] = _key("networks", (), "who must begin each connection with a PROXY header, and may name the client")

@@ -66,7 +66,8 @@ _GERMAN = {
     "the server is going down, try again later": "der Server wird beendet, bitte später noch einmal versuchen",
     # bounds
     "too many logins at once, try again": "zu viele Anmeldungen zugleich, bitte noch einmal versuchen",
-    "too many logins of this user at once, try again": "zu viele Anmeldungen dieses Benutzers zugleich, bitte noch einmal versuchen",
+    "too many logins of this user from your address at once, try again":
+        "zu viele Anmeldungen dieses Benutzers von Ihrer Adresse zugleich, bitte noch einmal versuchen",
     "too many connections, try again later": "zu viele Verbindungen, bitte später noch einmal versuchen",
     "too many connections from your address": "zu viele Verbindungen von Ihrer Adresse",
     "too many connections a minute from your address, try again later":

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Other people's POP3 clients for tests/e2e/test_clients.py, from Debian: installed where they are missing and can be.
+# Other people's POP3 clients for tests/e2e/test_clients.py and tools for test_outside_tools.py, from Debian: installed where they are missing and can be.
 # Exit 0 always: a client that is not there is a test that is skipped, and says so. getmail6 comes by pip, with the dev extra.
 
 # The mail servers of tests/e2e/test_mta_*.py and swaks. Postfix can't be installed beside OpenSMTPD: it is fetched and unpacked.
@@ -37,9 +37,10 @@ fail2ban() {
 fail2ban
 
 missing=
-for name in curl fetchmail mpop; do
+for name in curl fetchmail mpop nmap; do
     command -v "$name" >/dev/null 2>&1 || missing="$missing $name"
 done
+command -v testssl >/dev/null 2>&1 || command -v testssl.sh >/dev/null 2>&1 || missing="$missing testssl.sh"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "tests: left out, for want of their packages:$missing"

@@ -15,12 +15,14 @@ _MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one t
 _WAITING = 4  # logins that may wait, for each that may be under way: 100 and 400 are 15 s of bcrypt of cost 10 on two cores
 _SPARE = 5.0  # seconds that a client has to get somewhere before it makes room for another, when there is none
 
+_Who = tuple[str, str]  # a user, and where they come from
+
 TOO_MANY = "too many connections, try again later"
 TOO_MANY_ADDRESS = "too many connections from your address"
 TOO_FAST = "too many connections a minute from your address, try again later"
 TOO_MANY_HANDSHAKES = "too many TLS handshakes at once, try again"
 TOO_MANY_LOGINS = "too many logins at once, try again"
-TOO_MANY_LOGINS_USER = "too many logins of this user at once, try again"
+TOO_MANY_LOGINS_USER = "too many logins of this user from your address at once, try again"
 
 
 class Bounds(NamedTuple):
@@ -33,6 +35,7 @@ class Bounds(NamedTuple):
     handshakes: int = 0
     logins: int = 0
     logins_user: int = 0
+    """Of one user from one address: of the user alone, whoever guesses could lock them out."""
     per_minute: int = 0
     """Connections of one address; as many may come at once."""
 
@@ -81,9 +84,9 @@ class Limits:
         self._shaking: dict[int, float] = {}
         self._addresses: dict[str, int] = {}
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when; the longest untouched first
-        self._begun: dict[int, str] = {}  # logins under way: user by session
-        self._queue: OrderedDict[int, str] = OrderedDict()  # those that wait
-        self._users: dict[str, int] = {}  # logins by user, begun or waiting
+        self._begun: dict[int, _Who] = {}  # logins under way, by session
+        self._queue: OrderedDict[int, _Who] = OrderedDict()  # those that wait
+        self._users: dict[_Who, int] = {}  # how many of each, begun or waiting
 
     # -- connections
     def come(self, host: str, now: float) -> str:
@@ -143,7 +146,12 @@ class Limits:
 
     # -- TLS
     def shake(self, session: int, now: float) -> str:
-        """A handshake begins: "" and counted, or why not."""
+        """A client has sent the first of its handshake, or more of it: "" and counted once, or why not.
+
+        Not to be asked before: a client that says nothing costs what a connection costs, and is bound as one.
+        """
+        if session in self._shaking:
+            return ""
         if self.bounds.handshakes and len(self._shaking) >= self.bounds.handshakes:
             return TOO_MANY_HANDSHAKES
         self._shaking[session] = now
@@ -162,19 +170,20 @@ class Limits:
         return _longest(self._shaking, now)
 
     # -- logins
-    def login(self, session: int, user: str) -> str | None:
+    def login(self, session: int, user: str, host: str) -> str | None:
         """A client has said who it is: "" where auth may be asked now, None where it is to wait, or why it is refused.
 
         Who waits comes out of some later `logged_in`; a session has one login at a time.
         """
         bounds = self.bounds
-        if bounds.logins_user and self._users.get(user, 0) >= bounds.logins_user:
+        who = (user, group(host, bounds.prefix_v6))
+        if bounds.logins_user and self._users.get(who, 0) >= bounds.logins_user:
             return TOO_MANY_LOGINS_USER
         waits = bool(bounds.logins) and len(self._begun) >= bounds.logins
         if waits and len(self._queue) >= bounds.logins * _WAITING:
             return TOO_MANY_LOGINS
-        (self._queue if waits else self._begun)[session] = user
-        self._users[user] = self._users.get(user, 0) + 1
+        (self._queue if waits else self._begun)[session] = who
+        self._users[who] = self._users.get(who, 0) + 1
         return None if waits else ""
 
     def logged_in(self, session: int) -> int | None:
@@ -182,26 +191,26 @@ class Limits:
 
         Also to be called for one that still waits, and harmless for one that never was.
         """
-        user = self._queue.pop(session, None)
-        if user is not None:
-            self._forget(user)
+        who = self._queue.pop(session, None)
+        if who is not None:
+            self._forget(who)
             return None
-        user = self._begun.pop(session, None)
-        if user is None:
+        who = self._begun.pop(session, None)
+        if who is None:
             return None
-        self._forget(user)
+        self._forget(who)
         if not self._queue:
             return None
         following, its = self._queue.popitem(last=False)
         self._begun[following] = its
         return following
 
-    def _forget(self, user: str) -> None:
-        there = self._users[user] - 1
+    def _forget(self, who: _Who) -> None:
+        there = self._users[who] - 1
         if there:
-            self._users[user] = there
+            self._users[who] = there
         else:
-            del self._users[user]
+            del self._users[who]
 
 
 def _longest(since: dict[int, float], now: float) -> int | None:

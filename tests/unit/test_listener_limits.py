@@ -78,6 +78,7 @@ def test_the_rates_of_many_addresses_are_forgotten_in_time(monkeypatch):
 def test_handshakes():
     limits = Limits(Bounds(handshakes=1))
     assert limits.shake(1, 10.0) == ""
+    assert limits.shake(1, 12.0) == ""
     assert limits.shake(2, 11.0) == "too many TLS handshakes at once, try again"
     assert limits.spare_handshake(14.9) is None
     assert limits.spare_handshake(15.0) == 1
@@ -103,9 +104,9 @@ def test_who_has_not_logged_in_makes_room():
 
 def test_logins_wait_in_order_within_a_bound():
     limits = Limits(Bounds(logins=2))
-    assert [limits.login(n, f"u{n}") for n in range(2)] == ["", ""]
-    assert [limits.login(n, f"u{n}") for n in range(2, 10)] == [None] * 8
-    assert limits.login(10, "u10") == "too many logins at once, try again"
+    assert [limits.login(n, f"u{n}", A) for n in range(2)] == ["", ""]
+    assert [limits.login(n, f"u{n}", A) for n in range(2, 10)] == [None] * 8
+    assert limits.login(10, "u10", A) == "too many logins at once, try again"
     assert limits.logged_in(5) is None  # its client went while it waited
     assert limits.logged_in(99) is None
     assert [limits.logged_in(n) for n in (1, 0, 2)] == [2, 3, 4]
@@ -119,19 +120,21 @@ def test_logins_wait_in_order_within_a_bound():
 
 def test_logins_of_one_user():
     limits = Limits(Bounds(logins=1, logins_user=2))
-    assert limits.login(1, "alice") == ""
-    assert limits.login(2, "alice") is None
-    assert limits.login(3, "alice") == "too many logins of this user at once, try again"
-    assert limits.login(4, "bob") is None
+    assert limits.login(1, "alice", A) == ""
+    assert limits.login(2, "alice", A) is None
+    assert limits.login(3, "alice", A) == "too many logins of this user from your address at once, try again"
+    assert limits.login(33, "alice", B) is None
+    assert limits.logged_in(33) is None
+    assert limits.login(4, "bob", A) is None
     assert limits.logged_in(1) == 2
-    assert limits.login(5, "alice") is None
+    assert limits.login(5, "alice", A) is None
 
 
 def test_zero_is_no_bound():
     limits = Limits(Bounds(sessions=0))
     assert not any(limits.come(A, 0.0) for _ in range(1000))
     assert not any(limits.shake(n, 0.0) for n in range(1000))
-    assert not any(limits.login(n, "alice") for n in range(1000))
+    assert not any(limits.login(n, "alice", A) for n in range(1000))
 
 
 def test_several_listeners_share():
@@ -167,7 +170,7 @@ class Whole(RuleBasedStateMachine):
     @rule(user=st.sampled_from(["alice", "bob", "carol", "dave"]))
     def login(self, user):
         self.next += 1
-        said = self.limits.login(self.next, user)
+        said = self.limits.login(self.next, user, A)
         if said == "":
             self.begun[self.next] = user
         elif said is None:
@@ -192,10 +195,10 @@ class Whole(RuleBasedStateMachine):
         limits = self.limits
         assert limits.sessions == len(self.there) == sum(limits._addresses.values()) <= 6
         assert all(0 < n <= 3 for n in limits._addresses.values())
-        assert limits._begun == self.begun
-        assert list(limits._queue.items()) == self.waiting
+        assert limits._begun == {n: (u, A) for n, u in self.begun.items()}
+        assert list(limits._queue.items()) == [(n, (u, A)) for n, u in self.waiting]
         users = [*self.begun.values(), *(w[1] for w in self.waiting)]
-        assert limits._users == {u: users.count(u) for u in users}
+        assert limits._users == {(u, A): users.count(u) for u in users}
         assert all(n <= 2 for n in limits._users.values())
 
 

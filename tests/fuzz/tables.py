@@ -1,0 +1,37 @@
+"""No octets make a table parser raise; what it takes is within bounds, what it refuses is told by line, and no secret stands in a finding."""
+
+from popkernel.proto.tables import MAX_FINDINGS, MAX_ID, MAX_NAME, parse_auth, parse_users
+
+
+def one(data):
+    hashes, findings = parse_auth(data, "/t")
+    for name, value in hashes.items():
+        assert 0 < len(name.encode()) <= MAX_NAME
+        assert len(value) == 60
+        assert value.startswith(b"$2")
+        assert name.isprintable()
+    told(findings, data)
+    users, findings = parse_users(data, "/t", "Maildir" if len(data) % 2 else "")
+    for user in users.values():
+        assert 0 < user.uid <= MAX_ID
+        assert 0 <= user.gid <= MAX_ID
+        assert user.maildir.startswith("/")
+        assert "\0" not in user.maildir
+        assert ".." not in user.maildir.split("/")
+    told(findings, data)
+
+
+def told(findings, data):
+    assert len(findings) <= MAX_FINDINGS + 1
+    for finding in findings:
+        assert 0 <= finding.line <= data.count(b"\n") + 1
+        assert HASH[7:].decode() not in str(finding)
+        assert "s3cr3t" not in str(finding)
+
+
+HASH = b"$2b$04$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+SEEDS = [
+    b"alice " + HASH + b"\nbob: " + HASH + b"\n# note\n\n \t x@example.org\t" + HASH + b"\n",
+    b"alice 1000:1000:/var/mail/alice\nbob: 1001:1001:/var/mail/b c\n# note\nx 0:0:/\ny 1:1:relative\n",
+    b"\xef\xbb\xbfalice s3cr3t\nalice {SHA}x\nalice $1$x\r\n\0",
+]
