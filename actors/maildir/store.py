@@ -208,7 +208,8 @@ class Maildrop:
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.own, self._delivered = self._delivered, set()
-        scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
+        if self.policy.uidl_from != "none":
+            scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._doubtful = set()
