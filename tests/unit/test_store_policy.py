@@ -291,6 +291,7 @@ def test_trash_flag_keeps_the_file(box):
     assert shown(box.open(**policy)) == before[1:2]
     box.age()
     assert shown(box.drop.listing()) == shown(box.drop.listing()) == before[1:2]
+    assert shown(box.open(**policy)) == before[1:2]  # proven unchanged, which says nothing of flags
     os.rename(box.path + b"/cur/1.a:2,ST", box.path + b"/cur/1.a:2,S")  # taken out of the trash: it is the message it was
     assert shown(box.open(**policy)) == before[:2]
     assert shown(box.open()) == before
