@@ -44,9 +44,14 @@ class Session:
         self._gone = sum(listing.size(i) for i, yes in enumerate(deleted) if yes)  # octets of what is marked
         self.finished: tuple[int, int] | None = None  # (removed, failed) once QUIT is done
 
+    @property
+    def octets(self) -> int:
+        """Of the messages not marked, all together."""
+        return self._listing.octets - self._gone
+
     def ready(self) -> m.Ready:
         """What the session begins with."""
-        return m.Ready(self.messages, self._listing.octets - self._gone)
+        return m.Ready(self.messages, self.octets)
 
     # -- asleep
     def park(self) -> bytes | None:
@@ -263,12 +268,12 @@ class Session:
                 self.messages -= 1
                 self._gone += self._listing.size(number - 1)
         for at in range(0, len(refused) or 1, 8192):
-            yield m.Deleted(first, many, refused[at : at + 8192], self.messages, self._listing.octets - self._gone), None
+            yield m.Deleted(first, many, refused[at : at + 8192], self.messages, self.octets), None
 
     def _reset(self) -> Iterator[_Answer]:
         self.deleted = bytearray(self._listing.count)
         self.messages, self._gone = self._listing.count, 0
-        yield m.Totals(self.messages, self._listing.octets - self._gone), None
+        yield m.Totals(self.messages, self.octets), None
 
     def _quit(self, taken: list[int]) -> Iterator[_Answer]:
         """Remove, then answer; flags after that, for nobody waits for them."""
