@@ -90,6 +90,9 @@ def check(config: Config, report: Report | None = None) -> Report:
     if config.allow_plaintext:
         what = "clients may log in without TLS: passwords and mail can be read on the way"
         report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
+    if config.deletion == "trash-flag" and not config.hide_trashed:
+        what = 'deletion = "trash-flag" alone: clients see again what they have deleted'
+        report.warnings.append(Finding("configuration", 0, what, "set hide_trashed = true too"))
     return report
 
 

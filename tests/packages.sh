@@ -2,13 +2,15 @@
 # Other people's POP3 clients for tests/e2e/test_clients.py and tools for test_outside_tools.py, from Debian: installed where they are missing and can be.
 # Exit 0 always: a client that is not there is a test that is skipped, and says so. getmail6 comes by pip, with the dev extra.
 
-# The mail servers of tests/e2e/test_mta_*.py and swaks. Postfix can't be installed beside OpenSMTPD: it is fetched and unpacked.
+# The mail servers of tests/e2e/test_mta_*.py and test_migration.py, and swaks.
+# Postfix can't be installed beside OpenSMTPD: it is fetched and unpacked.
 mail_servers() {
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-        command -v smtpd >/dev/null 2>&1 && command -v swaks >/dev/null 2>&1 || echo "tests: left out, for want of their packages: opensmtpd swaks postfix"
+        command -v smtpd >/dev/null 2>&1 && command -v swaks >/dev/null 2>&1 && command -v dovecot >/dev/null 2>&1 ||
+            echo "tests: left out, for want of their packages: opensmtpd swaks postfix dovecot-pop3d"
         return
     fi
-    for pair in swaks:swaks smtpd:opensmtpd; do
+    for pair in swaks:swaks smtpd:opensmtpd dovecot:dovecot-pop3d; do
         command -v "${pair%%:*}" >/dev/null 2>&1 && continue
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${pair##*:}" >/dev/null 2>&1 ||
             echo "tests: left out, not to be had from apt-get: ${pair##*:}"

@@ -281,7 +281,9 @@ class Session:
             for number in range(max(1, first), min(first + many, self._listing.count + 1)):
                 self.retrieved[number - 1] = 1
         marked = [i for i, yes in enumerate(self.deleted) if yes]
-        expired = [i for i in self._drop.expired(self._listing, self.retrieved) if not self.deleted[i]]
+        expired = []
+        if self._drop.policy.expire_days >= 0:
+            expired = [i for i in self._drop.expired(self._listing, self.retrieved) if not self.deleted[i]]
         failed: list[int] = []
         if marked or expired:
             try:
@@ -291,9 +293,9 @@ class Session:
         owed = sum(self.deleted[i] for i in failed)  # what nobody asked to go is no failure of the client's QUIT
         self.finished = (len(marked) + len(expired) - len(failed), owed)
         yield m.Bye(*self.finished), None
-        going = set(expired)
-        kept = [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i] and i not in going]
-        self._drop.mark_seen(self._listing, kept)
+        for i in expired:
+            self.deleted[i] = 1
+        self._drop.mark_seen(self._listing, [i for i, yes in enumerate(self.retrieved) if yes and not self.deleted[i]])
 
 
 def runs(marked: bytearray) -> list[int]:

@@ -55,7 +55,8 @@ class Scan:
     ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them all new mail but ``own``, which
     this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
     still be so as long as neither directory changes. ``lied``: names whose sizes in them are not believed.
-    ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with them.
+    ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with its file;
+    None where none are wanted.
     """
 
     __slots__ = ("_cur", "_fresh_host", "_new", "_random", "brought", "clean", "doubtful", "lied", "notes", "own", "present", "unreadable")
@@ -67,7 +68,7 @@ class Scan:
         self._random = random
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
-        self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] = lambda _: ({}, [])
+        self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
         self.own: frozenset[bytes] | set[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
@@ -171,7 +172,8 @@ class Scan:
 
     def measure(self, name: bytes) -> int | None:
         """Octets of a present message; None when it is none, is gone or cannot be read."""
-        claimed = None if name in self.lied else maildirname.claimed_sizes(name)
+        # Asked here: most names say nothing, and a function not called is a page not copied.
+        claimed = maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None
         try:
             return directory.measure(self._cur, name + self.present[name], claimed)
         except OSError as error:
@@ -238,7 +240,7 @@ class Match:
     def _add_fresh(self, cache: popcache.Cache, scan: Scan) -> None:
         fresh = [name for name in scan.present.keys() - set(cache.names) if maildirname.is_message(name)]
         maildirname.sort_names(fresh)
-        brought = self._brought(fresh, cache, scan)
+        brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
         lines: list[bytes] = []
         last = cache.names[-1] if cache.names else None
         for name in fresh:
@@ -266,7 +268,7 @@ class Match:
     def _brought(self, fresh: list[bytes], cache: popcache.Cache, scan: Scan) -> dict[bytes, bytes]:
         """UIDLs of another server for these messages: those that can be had."""
         names = [name for name in fresh if popcache.fits(name)]
-        found, notes = scan.brought(names)
+        found, notes = scan.brought(names) if scan.brought is not None else ({}, [])
         chosen, said = choose(names, found, cache.uidl_set)
         if said:
             notes += refusals(said)

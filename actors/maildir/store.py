@@ -208,7 +208,8 @@ class Maildrop:
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.own, self._delivered = self._delivered, set()
-        scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
+        if self.policy.uidl_from != "none":
+            scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._doubtful = set()
@@ -307,8 +308,7 @@ class Maildrop:
     def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
         """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
 
-        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise. Where that was only what the file's
-        name says, and wrong, the size is corrected first.
+        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
         """
         return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
 
@@ -326,10 +326,6 @@ class Maildrop:
             out, octets = form(self._read(listing, i, size + 1, whole=whole))
             if octets == size:
                 return out
-        if self._doubts(listing, i):
-            self.verify(listing, i)
-            if listing.size(i) != size:
-                return self._read_checked(listing, i, limit, form)
         self.distrust(listing, i)
         raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
 

@@ -160,6 +160,16 @@ def test_plain_text_is_warned_of(site, capsys):
     assert any("without TLS" in line for line in found(site, "--allow-plaintext", capsys=capsys)[1])
 
 
+def test_deleting_what_is_seen_again_is_warned_of(site, capsys):
+    toml = os.path.join(site.directory, "popkernel.toml")
+    with open(toml, "a") as file:
+        file.write('deletion = "trash-flag"\n')
+    assert any("hide_trashed = true" in line for line in found(site, capsys=capsys)[1])
+    with open(toml, "a") as file:
+        file.write("hide_trashed = true\n")
+    assert not any("hide_trashed" in line for line in found(site, capsys=capsys)[1])
+
+
 @pytest.fixture
 def pair(tmp_path):
     """Write a chain and a key, and give what check_certificate() says as texts."""
