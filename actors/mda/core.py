@@ -16,8 +16,10 @@ from popkernel.proto import messages as m
 __all__ = ["AWAY", "SLOW", "SMALL", "Copy", "Transaction"]
 
 SMALL = 128 * 1024  # octets of a message that goes in one
+FRAME = 32 * 1024  # octets of a large message that are worth a frame
 WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its file
 AT_ONCE = 16  # copies of one small message that are under way together
+_MOST_CHUNKS = 64  # pieces in which content waits
 AGAIN = 4  # copies of one large message that a maildir actor is asked for together
 
 AWAY = "4.3.0 the mailbox is not available now, try again later"
@@ -47,8 +49,8 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_want", "active", "copies", "large", "open", "owner",
-        "routing", "sender", "size", "whole",
+        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_unsent", "_want", "active", "copies", "large", "open",
+        "owner", "routing", "sender", "size", "whole",
     )
 
     def __init__(
@@ -69,6 +71,7 @@ class Transaction:
         self._early: list[tuple[int, str, bool]] = []  # answers there were before the client could have them
         self._leaders: list[Copy] = []
         self._todo: deque[Copy] = deque()
+        self._unsent = 0  # large: octets of chunks that are not yet sent on
         self._number = number
         self._want = want
         self._answer = answer
@@ -90,11 +93,20 @@ class Transaction:
     def content(self, data: bytes) -> None:
         """More of the message."""
         self.size += len(data)
-        if not self.large:
-            self._chunks.append(data)
-            if self.size > SMALL:
-                self._grow_large()
-            return
+        self._chunks.append(data)
+        if self.large:
+            self._unsent += len(data)
+            if self._unsent >= FRAME:
+                self._send_on()
+        elif self.size > SMALL:
+            self._grow_large()
+        if len(self._chunks) > _MOST_CHUNKS:
+            self._chunks = [b"".join(self._chunks)]
+
+    def _send_on(self) -> None:
+        """In frames that are worth it: who sends octet by octet fills no queue."""
+        data = b"".join(self._chunks)
+        self._chunks, self._unsent = [], 0
         for copy in list(self._leaders):
             self._pass_on(copy, data)
 
@@ -102,6 +114,8 @@ class Transaction:
         """It is whole."""
         self.whole = True
         if self.large:
+            if self._unsent:
+                self._send_on()
             for index, text, taken in self._early:
                 self._answer(index, text, taken)
             for copy in list(self._leaders):

@@ -1,7 +1,7 @@
 """actors/mda/core.py: a copy a recipient, credit, answers once each and in whatever order they come."""
 
 import pytest
-from popkernel.actors.mda.core import AGAIN, AT_ONCE, SMALL, WINDOW, Transaction
+from popkernel.actors.mda.core import AGAIN, AT_ONCE, FRAME, SMALL, WINDOW, Transaction
 from popkernel.actors.mda.route import MOST_POSTS, MOST_STREAMS, Route
 from popkernel.proto import messages as m
 
@@ -134,7 +134,7 @@ def kinds(world, user):
 def test_a_large_message_goes_once_to_each_user():
     world = large(World(["a", "b", "a", "a", "a", "a", "a"]))
     transaction = world.transaction
-    transaction.content(b"y")
+    transaction.content(b"y" * FRAME)
     assert kinds(world, "a") == kinds(world, "b") == ["Deliver", "Content", "Content"]
     transaction.done()
     assert kinds(world, "b")[3:] == ["Commit"]
@@ -214,6 +214,23 @@ def test_a_large_message_is_passed_on_within_the_window():
         assert b"".join(s[1] for s in world.sent[user]) == b"x" * (SMALL + 1) + b"y" * (WINDOW - SMALL)
         world.safe(user)
     assert world.answers == {0: ("2.0.0", True), 1: ("2.0.0", True)}
+
+
+def test_who_sends_octet_by_octet_fills_neither_memory_nor_queues():
+    world = World(["a", "b"])
+    transaction = world.transaction
+    for i in range(SMALL + 3 * FRAME + 5):
+        transaction.content(b"%d" % (i % 10))
+        assert len(transaction._chunks) <= 64
+        for user in world.sent:
+            for copy in world.route(user).copies.values():
+                transaction.accepted(copy, m.Accepted(copy.number, copy.unwritten, safe=False))
+    transaction.done()
+    for user in "ab":
+        contents = [s[1] for s in world.sent[user] if type(s[0]) is m.Content]
+        assert b"".join(contents) == (b"0123456789" * 30000)[: SMALL + 3 * FRAME + 5]
+        assert len(contents) <= 70
+        assert kinds(world, user)[-1] == "Commit"
 
 
 def test_one_that_fails_early_is_answered_at_the_end_and_sent_no_more():
