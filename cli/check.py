@@ -19,6 +19,7 @@ from popkernel.cli.arguments import config_from
 from popkernel.cli.certificate import check_certificate
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids
+from popkernel.proto.networks import parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
 
 
@@ -67,6 +68,8 @@ def check(config: Config) -> Report:
     report = Report([], [])
     report.merge(check_tables(config))
     report.merge(Report(*check_certificate(config.cert, config.key)))
+    report.merge(_check_keys(config))
+    report.merge(_check_blocked(config))
     report.merge(_check_ids(config))
     report.merge(_check_ports(config))
     report.merge(_check_sandbox(config))
@@ -93,6 +96,37 @@ def check_tables(config: Config) -> Report:
         report.warnings.extend(_missing(users, auth, config.user_table, user_data, config.auth_table))
     if user_data is not None:
         report.merge(_check_maildirs(config, users, user_data))
+    return report
+
+
+def _check_keys(config: Config) -> Report:
+    """Look at the issuer's keys: whoever can write them can log in as anybody."""
+    report = Report([], [])
+    data = _read_table(config.oauth_jwks, report) if config.oauth_issuer else None
+    if data is not None:
+        from popkernel.actors.auth.tokens import parse_jwks
+
+        keys, findings = parse_jwks(data, config.oauth_jwks)
+        report.errors.extend(findings)
+        mode = stat.S_IMODE(os.stat(config.oauth_jwks).st_mode)
+        if mode & 0o022:
+            what = f"mode {mode:04o} lets others than its owner put in keys, and so log in as anybody"
+            report.warnings.append(Finding(config.oauth_jwks, 0, what, f"chmod go-w {config.oauth_jwks}"))
+        if not findings and len(keys) > 1 and any(key.kid is None for key in keys):
+            what = "a key has no `kid`: every token is tried with each"
+            report.warnings.append(Finding(config.oauth_jwks, 0, what, "have the issuer name its keys"))
+    return report
+
+
+def _check_blocked(config: Config) -> Report:
+    report = Report([], [])
+    data = _read_table(config.block_list, report) if config.block_list else None
+    if data is not None:
+        networks, findings = parse_networks(data, config.block_list)
+        report.errors.extend(findings)
+        if networks.contains("127.0.0.1") or networks.contains("::1"):
+            what = "this machine itself is blocked"
+            report.warnings.append(Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant"))
     return report
 
 
