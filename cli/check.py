@@ -22,6 +22,7 @@ from popkernel.kernel.exits import EXITS
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.rundir import problem as run_dir_problem
+from popkernel.proto.networks import parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
 
 _USAGE, _DATA, _NOINPUT, _UNAVAILABLE, _OSERR, _NOPERM, _CONFIG = (
@@ -87,6 +88,8 @@ def check(config: Config, report: Report | None = None) -> Report:
             report.error(finding, _CONFIG)
         report.warnings.extend(warnings)
     report.warnings.extend(check_names(pairs) if config.certs else [])
+    _check_keys(config, report)
+    _check_blocked(config, report)
     if config.allow_plaintext:
         what = "clients may log in without TLS: passwords and mail can be read on the way"
         report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
@@ -113,6 +116,35 @@ def check_tables(config: Config, report: Report) -> None:
         report.warnings.extend(_missing(users, auth, config.user_table, user_data, config.auth_table))
     if user_data is not None:
         _check_maildirs(config, users, user_data, report)
+
+
+def _check_keys(config: Config, report: Report) -> None:
+    """Look at the issuer's keys: whoever can write them can log in as anybody."""
+    data = _read_table(config.oauth_jwks, report) if config.oauth_issuer else None
+    if data is not None:
+        from popkernel.actors.auth.tokens import parse_jwks
+
+        keys, findings = parse_jwks(data, config.oauth_jwks)
+        for finding in findings:
+            report.error(finding, _DATA)
+        mode = stat.S_IMODE(os.stat(config.oauth_jwks).st_mode)
+        if mode & 0o022:
+            what = f"mode {mode:04o} lets others than its owner put in keys, and so log in as anybody"
+            report.warnings.append(Finding(config.oauth_jwks, 0, what, f"chmod go-w {shlex.quote(config.oauth_jwks)}"))
+        if not findings and len(keys) > 1 and any(key.kid is None for key in keys):
+            what = "a key has no `kid`: every token is tried with each"
+            report.warnings.append(Finding(config.oauth_jwks, 0, what, "have the issuer name its keys"))
+
+
+def _check_blocked(config: Config, report: Report) -> None:
+    data = _read_table(config.block_list, report) if config.block_list else None
+    if data is not None:
+        networks, findings = parse_networks(data, config.block_list)
+        for finding in findings:
+            report.error(finding, _DATA)
+        if networks.contains("127.0.0.1") or networks.contains("::1"):
+            what = "this machine itself is blocked"
+            report.warnings.append(Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant"))
 
 
 def _read_table(path: str, report: Report) -> bytes | None:

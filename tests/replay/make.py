@@ -114,6 +114,27 @@ def attack(service, tmp):
         raw.end()
 
 
+def waits(service, tmp):
+    """Guessing until it has to wait, and until nobody looks any more; somebody known there logs in meanwhile."""
+    service.pop3("bob").quit()
+    clients = []
+    for number in range(12):
+        clients.append(service.pop3(login=False))
+        clients[-1].user(f"user{number}")
+        if number < 7:
+            try:
+                clients[-1].pass_("guess")
+            except Exception:
+                pass
+        else:
+            clients[-1]._putcmd("PASS guess")
+    service.pop3("bob").quit()
+    for pop in clients[7:]:
+        pop._getline()
+    for pop in clients:
+        pop.quit()
+
+
 def guesses(service, tmp):
     """Who is not there, and who has another password, cost the same and are told the same; two want one mailbox."""
     for user, word in (("nobody", "secret"), ("alice", "wrong"), ("alice", "")):
@@ -151,6 +172,7 @@ SCENARIOS = {
     "killed": Scenario(killed, EVERYBODY, ends(2)),
     "attack": Scenario(attack, ALICE, ends()),
     "guesses": Scenario(guesses, EVERYBODY, ends(5)),
+    "waits": Scenario(waits, EVERYBODY, ends(14), {"penalty_seconds": 1}),
     "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
 }
 

@@ -288,3 +288,51 @@ def test_certificates_that_are_none(pair):
 
 def test_free_ports_differ():
     assert len(set(demo.free_ports())) == 2
+
+
+def with_file(site, key, data, mode=0o644, more=""):
+    """A file of the site, and the key that names it."""
+    path = os.path.join(site.directory, key)
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chmod(path, mode)
+    with open(os.path.join(site.directory, "popkernel.toml"), "a") as file:
+        file.write(f'{more}\n{key} = "{path}"\n')
+    return path
+
+
+OAUTH = 'oauth_issuer = "https://issuer"\noauth_audience = "pop3"'
+
+
+def jwks(**more):
+    import jwt
+
+    key = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key()))
+    return json.dumps({"keys": [key | more, key | {"kid": "other"}]}).encode()
+
+
+def test_the_issuer_s_keys(site, capsys):
+    path = with_file(site, "oauth_jwks", jwks(kid="one"), more=OAUTH)
+    errors, warnings = found(site, capsys=capsys)
+    assert not errors and not any(path in line for line in warnings)
+    os.chmod(path, 0o666)
+    assert any(path in line and "log in as anybody; chmod go-w" in line for line in found(site, capsys=capsys)[1])
+    with open(path, "wb") as file:
+        file.write(jwks())
+    assert any(path in line and "no `kid`" in line for line in found(site, capsys=capsys)[1])
+    with open(path, "wb") as file:
+        file.write(b'{"keys": [{"kty": "oct", "k": "SECRET"}]}')
+    errors, _ = found(site, capsys=capsys)
+    assert len(errors) == 1 and f"{path}:0: key 1 is a shared secret" in errors[0] and "SECRET" not in errors[0]
+    os.unlink(path)
+    assert any(line.startswith(f"{path}:0: No such file") for line in found(site, capsys=capsys)[0])
+
+
+def test_a_block_list(site, capsys):
+    path = with_file(site, "block_list", b"# bad\n192.0.2.0/24\n198.51.100.1/24\n")
+    errors, _ = found(site, capsys=capsys)
+    assert errors == [f"{path}:3: '198.51.100.1/24' has bits beyond its length; write 198.51.100.0/24, or the address alone"]
+    with open(path, "wb") as file:
+        file.write(b"127.0.0.0/8\n")
+    errors, warnings = found(site, capsys=capsys)
+    assert not errors and any(f"{path}:0: this machine itself is blocked" in line for line in warnings)

@@ -176,3 +176,26 @@ def test_the_command_that_makes_a_user(monkeypatch):
     assert "--system" in config_module.make_user_command("_pop3d")
     monkeypatch.setattr(config_module.sys, "platform", "openbsd7")
     assert config_module.make_user_command("_x") == "useradd -L daemon -s /sbin/nologin -d /var/empty _x"
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ('oauth_issuer = "https://i"\n', "oauth_audience, oauth_jwks is missing"),
+        ('oauth_audience = "pop3"\n', "oauth_issuer, oauth_jwks is missing"),
+        ('oauth_issuer = "https://i"\noauth_jwks = "/jwks"\n', "oauth_audience is missing"),
+        ('oauth_scope = "mail"\n', "oauth_issuer, oauth_audience, oauth_jwks is missing"),
+        ('oauth_user_claim = "sub"\n', "oauth_issuer, oauth_audience, oauth_jwks is missing"),
+        ('oauth_issuer = "https://i"\noauth_jwks = "/jwks"\noauth_audience = "p"\noauth_user_claim = ""\n', "oauth_user_claim is empty"),
+        ('oauth_issuer = "a b"\noauth_jwks = "/jwks"\noauth_audience = "p"\n', "is no word"),
+    ],
+)
+def test_tokens_in_part(tmp_path, text, lacks):
+    found = findings(toml_path=toml(tmp_path, text))
+    assert lacks in found[0] and "c.toml:" in found[0] and "; " in found[0]
+
+
+def test_tokens_whole_and_none(tmp_path):
+    whole = 'oauth_issuer = "https://i"\noauth_jwks = "/jwks"\noauth_audience = "p"\n'
+    assert load(FLAGS, toml(tmp_path, whole)).oauth_user_claim == "email"
+    assert load(FLAGS, toml(tmp_path, 'oauth_issuer = ""\noauth_scope = ""\n')).oauth_issuer == ""
