@@ -64,6 +64,16 @@ _GERMAN = {
     "the mailbox is not available now, try again": "das Postfach ist gerade nicht erreichbar, bitte noch einmal versuchen",
     "the mailbox can't be opened": "das Postfach lässt sich nicht öffnen",
     "the server is going down, try again later": "der Server wird beendet, bitte später noch einmal versuchen",
+    "too many logins at once, try again later": "zu viele Anmeldungen zugleich, bitte später noch einmal versuchen",
+    "only one login in {} seconds": "nur eine Anmeldung in {} Sekunden",
+    "mechanisms follow": "die Verfahren folgen",
+    "unknown mechanism": "dieses Verfahren gibt es hier nicht",
+    "malformed response": "die Antwort ist nicht wohlgeformt",
+    "authentication cancelled": "Anmeldung abgebrochen",
+    "nobody logs in for somebody else here": "niemand meldet sich hier für andere an",
+    "a token is needed": "ein Token fehlt",
+    "no STLS behind UTF8": "kein STLS nach UTF8",
+    "UTF8 it is": "UTF8 gilt",
     # bounds
     "too many logins at once, try again": "zu viele Anmeldungen zugleich, bitte noch einmal versuchen",
     "too many logins of this user from your address at once, try again":

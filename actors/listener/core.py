@@ -80,7 +80,7 @@ class Session(Login):
             self.commands += 1
             if most and self.commands >= most and self.state not in _LAST_STATES:
                 self._end_run()
-                self._line(self._no("too many commands"))
+                self._line(self._refusal("too many commands"))
                 self._close("too many commands")
         return self.commands > before
 
@@ -133,12 +133,12 @@ class Session(Login):
     def maildir_gone(self) -> None:
         """The maildir actor is no more: this session can't go on, and nothing is removed."""
         if self.state not in ("authorization", "sasl") and not self.closing:
-            self._end_with(self._no("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
+            self._end_with(self._refusal("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
 
     def stopping(self) -> None:
         """The service ends: say so, unless QUIT is being answered."""
         if self.state != "update":
-            self._end_with(self._no("the server is going down, try again later", "SYS/TEMP"), "the service ends")
+            self._end_with(self._refusal("the server is going down, try again later", "SYS/TEMP"), "the service ends")
 
     def timed_out(self) -> None:
         """The client was silent too long (RFC 1939 section 3: closed, nothing removed, no answer sent)."""

@@ -159,7 +159,7 @@ class Login(Maildrop):
     def refused(self, text: str) -> None:
         """One connection too many: that is all it is told, in the place of the greeting."""
         self.out.clear()
-        self._end_with(self._no(text, "SYS/TEMP"), text)
+        self._end_with(self._refusal(text, "SYS/TEMP"), text)
 
     def denied(self, code: str, text: str) -> None:
         """Auth says no, or could not be asked, or the maildrop can't be had."""

@@ -265,7 +265,7 @@ class Maildrop(Replies):
         if len(owed) == 3:  # begun, and now it can't be finished: nothing but an end of the connection says so
             self._end_with(b"", "a message could not be read to its end")
             return
-        self._put(self._no(message.text, message.code))
+        self._put(self._refusal(message.text, message.code))
 
     def _sizes(self, message: m.Sizes) -> None:
         self.owed_credit += m.bulk_octets(message)
@@ -283,7 +283,7 @@ class Maildrop(Replies):
             if owed[1] != first or not 1 <= len(rows) <= _ROWS_AHEAD:
                 raise ValueError("an answer for another message")
             self._owed.popleft()
-            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else self._no(_NO_SUCH))
+            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else self._refusal(_NO_SUCH))
             if len(known) > _MOST_KNOWN:
                 known.clear()
             known.update((n, row) for n, row in enumerate(rows, first) if row)
@@ -308,7 +308,7 @@ class Maildrop(Replies):
         while self._owed and self._owed[0] == ("dele", n) and n < message.first + message.many:
             self._owed.popleft()
             if n in refused:
-                self._put(self._no(_NO_SUCH))
+                self._put(self._refusal(_NO_SUCH))
             else:
                 self.deleted += 1
                 self._known[m.List].pop(n, None)
@@ -329,7 +329,7 @@ class Maildrop(Replies):
         self._expect("quit")
         self._owed.popleft()
         if message.failed:
-            self._put(self._no(f"{message.failed} messages could not be removed", "SYS/TEMP"))
+            self._put(self._refusal(f"{message.failed} messages could not be removed", "SYS/TEMP"))
         else:
             self._put(reply(ok("bye"), self.tongue))
         self.deleted = message.removed

@@ -16,7 +16,6 @@ from popkernel.proto.topology import edge
 _ASKS = 2  # auths that are asked about one login, should the first end before it answers
 _REPORT_SECONDS = 0.1  # how long the log may wait for the line of a session
 _MOST_REPORTS = 64
-_AUTH_LATE = "can't check passwords now, try again"
 
 
 class Listener(Front):
@@ -58,7 +57,7 @@ class Listener(Front):
         self.auth = Channel(self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
         for client in list(self.awaiting.values()):
             if client.asked >= _ASKS:  # it may be this very login that ends them
-                self._no(client.session.id, "SYS/TEMP", _AUTH_LATE)
+                self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
             elif client.asked and client.session.login is not None:
                 self._ask(client, client.session.login)
 
@@ -118,7 +117,7 @@ class Listener(Front):
             self.refuse(channel, why)
 
     def _log_in(self, client: Client, login: m.Login) -> None:
-        turn = self.limits.login(login.session, login.user)
+        turn = self.limits.login(login.session, login.user, client.host)
         self.awaiting[login.session] = client
         if turn:
             self._no(login.session, "SYS/TEMP", turn)
@@ -202,7 +201,7 @@ class Listener(Front):
             elif client.session.id in self.awaiting:
                 if self.loop.now - client.asked_at > self.auth_patience:
                     self._unanswered(client)
-                    self._no(client.session.id, "SYS/TEMP", _AUTH_LATE)
+                    self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
             elif client.channel is not None and self.loop.now - client.asked_at > self.maildir_patience:
                 self._unanswered(client)
                 client.channel.close()

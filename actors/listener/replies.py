@@ -68,7 +68,7 @@ class Replies:
         """Say one line whose text may be translated."""
         self._say(reply(line, self.tongue))
 
-    def _no(self, text: str, code: str = "") -> bytes:
+    def _refusal(self, text: str, code: str = "") -> bytes:
         """The line of a refusal."""
         return reply(err(text, code), self.tongue)
 
@@ -99,9 +99,9 @@ class Replies:
     def _bad(self, text: str, code: str = "") -> None:
         self._errors += 1
         self._end_run()
-        self._say(self._no(text, code))
+        self._say(self._refusal(text, code))
         if self._errors > self._policy.most_errors:
-            self._say(self._no("too many errors"))
+            self._say(self._refusal("too many errors"))
             self._close("too many errors")
 
     def _close(self, why: str) -> None:

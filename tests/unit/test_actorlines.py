@@ -6,8 +6,9 @@ from popkernel.kernel.actorlines import MOST, WINDOW, ActorLines
 class Log(list):
     most = 5
 
-    def __call__(self, level, text):
+    def __call__(self, level, text, actor):
         self.append(text)
+        assert actor in ("auth", "listener.0")
 
 
 class Loop:

@@ -12,7 +12,7 @@ from popkernel.proto.texts import LANGUAGES, language, reply, translate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Where a text is given: function or class by name, and which of its arguments it is.
-GIVEN = {"_bad": 0, "ok": 0, "err": 0, "denied": 1, "_no": 2, "Turned": 2, "Denied": 2, "Missing": 2, "Unready": 1, "StoreError": 1}
+GIVEN = {"_bad": 0, "ok": 0, "err": 0, "denied": 1, "_no": 2, "_refusal": 0, "Failure": 1, "Turned": 2, "Denied": 2, "Missing": 2, "Unready": 1, "StoreError": 1}
 # Texts of deliveries: they go to mail servers.
 NOT_POP3 = {"actors/maildir/delivery.py", "actors/maildir/quota.py", "actors/maildir/deliveries.py", "actors/maildir/reception.py"}
 
@@ -22,7 +22,7 @@ def sources():
         for name in sorted(os.listdir(f"{ROOT}/{folder}")):
             if name.endswith(".py") and f"{folder}/{name}" not in NOT_POP3:
                 yield f"{folder}/{name}"
-    yield from ("kernel/core.py", "proto/pop3.py")
+    yield from ("kernel/core.py", "proto/pop3.py", "proto/sasl.py")
 
 
 def shapes(node):
