@@ -10,6 +10,7 @@ from typing import NoReturn
 import popkernel
 from popkernel.kernel import init
 from popkernel.kernel.config import Config
+from popkernel.kernel.log import WARNING, say
 from popkernel.kernel.passphrase import Held, ask, file_of
 
 
@@ -28,6 +29,8 @@ def _detached(config: Config, again: Callable[[], Config] | None, phrase: Held |
     What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
     (--log stderr, into a file most likely) goes there directly, then and later.
     """
+    if config.log != "stderr" and sys.platform == "linux" and not os.path.exists("/dev/log"):
+        say(WARNING, "there is no syslog here (/dev/log), so the log will be lost; run one, or give --log stderr 2>>FILE")
     said_in, said_out = os.pipe()
     ready_in, ready_out = os.pipe()
     pid = os.fork()

@@ -46,7 +46,7 @@ class Wish:
         self.payload = request.get("payload", False)
         self.decisions = request.get("decisions", False)
         if type(self.session) is not int or not 0 <= self.session < 1 << 63:
-            raise WishError("a session is a number, as `popkernel status` shows it")
+            raise WishError("a session is a number: 1.17, as status shows it, is (1 << 40) + 17")
         if self.edge and (len(self.edge) != 2 or not all(self.edge)):
             raise WishError("an edge is FROM:TO, for example listener:auth")
         if type(types) is not list or len(types) > _MOST_TYPES or not all(type(t) is str and len(t) <= _MOST_NAME for t in types):

@@ -6,9 +6,9 @@ from popkernel.kernel.actorlines import MOST, WINDOW, ActorLines
 class Log(list):
     most = 5
 
-    def __call__(self, level, text, actor):
+    def __call__(self, level, text, actor="kernel"):
         self.append(text)
-        assert actor in ("auth", "listener.0")
+        assert actor in ("auth", "listener.0", "kernel")
 
 
 class Loop:
