@@ -51,7 +51,7 @@ def test_a_maildir_actor_that_hangs(mail):
             assert accepted(service, "bob")[:3] == b"250"
             answer = accepted(service, mail=mail)
             assert answer[:3] in (b"450", b"451"), answer
-            assert SECONDS < time.monotonic() - began < SECONDS + 4
+            assert SECONDS - 1 < time.monotonic() - began < SECONDS + 8, "looked at once a second"
             wait_for(lambda: gone(pid))
         log = service.wait_log("maildir.alice is not alive")
         assert "maildir.alice has answered nothing" in log
@@ -119,7 +119,7 @@ def test_a_kernel_that_does_not_answer_about_a_recipient():
             began = time.monotonic()
             (answer,) = raw.say(b"RCPT TO:<alice>\r\n", b"451")
             assert answer.startswith(b"451 4.3.2 ")
-            assert SECONDS <= time.monotonic() - began < SECONDS + 4
+            assert SECONDS <= time.monotonic() - began < SECONDS + 8
         raw.say(b"RCPT TO:<alice>\r\nDATA\r\n", b"250", b"354")
         raw.say(b"late, and there\r\n.\r\n", b"250")
         with lmtp(service) as client:
