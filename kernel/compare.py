@@ -11,7 +11,6 @@ __all__ = ["Difference", "Result", "compare", "rewritten"]
 _CONTEXT = 4  # frames shown before a difference
 # What is no function of what was recorded: octets that a client typed hold its password; the others are counted by a process.
 _NOT_COMPARED = {"Ended": ("octets_in",), "Counters": ("messages_in", "messages_out")}
-_NEARLY = {"milliseconds": 2}  # the loop's clock is recorded in nanoseconds and rounded anew
 _NOT_PLAYED = ("Hello",)  # said before the first frame, by the sandbox
 
 
@@ -102,10 +101,7 @@ def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any]) -> list[st
     lines: list[str] = []
     for key in [*recorded, *(k for k in now if k not in recorded)]:
         one, other = recorded.get(key, "(no such field)"), now.get(key, "(no such field)")
-        near = _NEARLY.get(key)
         if key in _NOT_COMPARED.get(name, ()) or one == other:
-            continue
-        if near is not None and type(one) is int and type(other) is int and abs(one - other) <= near:
             continue
         lines += [f"{key}: recorded {one!r}", f"{' ' * len(key)}  now      {other!r}"]
     return lines

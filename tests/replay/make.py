@@ -141,6 +141,19 @@ def parked(service, tmp):
     pop.stat(), pop.quit()
 
 
+def timeouts(service, tmp):
+    """Who says nothing, who says half a line, who logs in too slowly; and one who hurries."""
+    silent, half, slow = (awkward.RawClient(service, how, timeout=20) for how in ("", "stls", "tls"))
+    half.send(b"USER al")
+    slow.send(b"USER alice\r\n")
+    slow.line()
+    pop = service.pop3("bob")
+    for client in (silent, half, slow):
+        client.end()
+        client.sock.close()
+    pop.noop(), pop.quit()
+
+
 EVERYBODY = ()
 SCENARIOS = {
     "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
@@ -151,6 +164,7 @@ SCENARIOS = {
     "killed": Scenario(killed, EVERYBODY, ends(2)),
     "attack": Scenario(attack, ALICE, ends()),
     "guesses": Scenario(guesses, EVERYBODY, ends(5)),
+    "timeouts": Scenario(timeouts, EVERYBODY, ends(4), {"login_seconds": 1, "park_seconds": 1, "warm_seconds": 1}),
     "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
 }
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from popkernel.actors.listener import core as listener_core
+from popkernel.actors.listener import main as listener_main
 from popkernel.actors.maildir import core as maildir_core
 from popkernel.cli.main import main
 from popkernel.kernel.replaying import replay
@@ -105,6 +106,13 @@ def test_a_lease_given_twice_is_caught(monkeypatch):
 
     monkeypatch.setattr(core.Core, "_open", forgets)
     assert "Core.granted decides otherwise" in text_of(results_of(HERE / "guesses.rec"))
+
+
+def test_a_login_timer_that_runs_longer_is_caught(monkeypatch):
+    arm = listener_main.Listener._arm
+    monkeypatch.setattr(listener_main.Listener, "_arm", lambda self, client, seconds: arm(self, client, seconds + 0.02))
+    text = text_of(results_of(HERE / "timeouts.rec"))
+    assert "Ended to kernel is not said any more" in text
 
 
 # -- the command
