@@ -171,7 +171,7 @@ class Actor:
         if isinstance(watch.tap, ActorTap):
             watch.tap.close()
         watch.tap = ActorTap(self.loop, adopt(fds[0]), self.boot.name, self.session_of, payload=message.payload)
-        watch.tap.note("Settings", 0, self.settings())
+        watch.tap.note("Settings", 0, {**self.settings(), "timers": True})
 
     def _unwatch(self, message: m.Unwatch, fds: list[int]) -> None:
         del message, fds

@@ -11,7 +11,7 @@ __all__ = ["Difference", "Result", "compare", "rewritten"]
 _CONTEXT = 4  # frames shown before a difference
 # What is no function of what was recorded: octets that a client typed hold its password; the others are counted by a process.
 _NOT_COMPARED = {"Ended": ("octets_in",), "Counters": ("messages_in", "messages_out")}
-_NEARLY = {"milliseconds": 2}  # the loop's clock is recorded in nanoseconds and rounded anew
+_OF_ALL = {"Counters": ("sessions",)}  # not compared either where some sessions could not be played
 _NOT_PLAYED = ("Hello",)  # said before the first frame, by the sandbox
 
 
@@ -57,7 +57,7 @@ def compare(actor: str, frames: Sequence[Frame], said: Sequence[Said], *, skippe
     last = frames[-1].turn if frames else 0
     out: list[Difference] = []
     for stream in [*recorded, *(s for s in now if s not in recorded)]:
-        out += _stream(actor, frames, recorded.get(stream, []), now.get(stream, []), last, cut_off=cut_off)
+        out += _stream(actor, frames, recorded.get(stream, []), now.get(stream, []), last, cut_off=cut_off, partly=bool(skipped))
     return sorted(out, key=lambda d: d.where)
 
 
@@ -67,14 +67,16 @@ def _named_alike(recorded: dict[tuple[str, int], Any], now: dict[tuple[str, int]
     return {((names[s], s) if p == "listener" and s in names else (p, s)): v for (p, s), v in now.items()}
 
 
-def _stream(actor: str, frames: Sequence[Frame], indices: list[int], said: list[Said], last: int, *, cut_off: bool) -> list[Difference]:
+def _stream(
+    actor: str, frames: Sequence[Frame], indices: list[int], said: list[Said], last: int, *, cut_off: bool, partly: bool,
+) -> list[Difference]:
     out: list[Difference] = []
     for index, one in zip(indices, said, strict=False):
         frame = frames[index]
         if frame.name != one.name:
             lines = [f"recorded: {frame.name} {frame.fields}", f"now:      {one.name} {one.fields}"]
             return [*out, Difference(actor, index, f"another message to {frame.peer}", lines, _before(frames, index))]
-        lines = _fields(frame.name, frame.fields, one.fields)
+        lines = _fields(frame.name, frame.fields, one.fields, partly=partly)
         if lines:
             out.append(Difference(actor, index, f"{frame.name} to {frame.peer}", lines, _before(frames, index)))
     for index in indices[len(said) :]:
@@ -98,14 +100,12 @@ def _before(frames: Sequence[Frame], index: int) -> list[Frame]:
     return list(frames[max(0, index - _CONTEXT) : index])
 
 
-def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any], *, partly: bool) -> list[str]:
+    ignored = _NOT_COMPARED.get(name, ()) + (_OF_ALL.get(name, ()) if partly else ())
     lines: list[str] = []
     for key in [*recorded, *(k for k in now if k not in recorded)]:
         one, other = recorded.get(key, "(no such field)"), now.get(key, "(no such field)")
-        near = _NEARLY.get(key)
-        if key in _NOT_COMPARED.get(name, ()) or one == other:
-            continue
-        if near is not None and type(one) is int and type(other) is int and abs(one - other) <= near:
+        if key in ignored or one == other:
             continue
         lines += [f"{key}: recorded {one!r}", f"{' ' * len(key)}  now      {other!r}"]
     return lines

@@ -31,7 +31,7 @@ class Timer:
 class Loop:
     """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
 
-    __slots__ = ("_calls", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now")
+    __slots__ = ("_calls", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
 
     def __init__(self, *, many: bool = False) -> None:
         self._many = many and hasattr(select, "epoll")
@@ -41,6 +41,7 @@ class Loop:
         self._soon: list[Callable[[], None]] = []
         self._sequence = count()
         self._running = False
+        self.on_timer: Callable[[], None] | None = None  # told before a timer's call, while somebody watches
         self.now = time.monotonic()  # seconds; read once a turn, good enough for every deadline here
 
     def add(self, fd: int, call: _Callback, events: int = READ) -> None:
@@ -87,6 +88,8 @@ class Loop:
         while self._timers and self._timers[0][0] <= self.now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
+                if self.on_timer is not None:
+                    self.on_timer()
                 timer.call()
         while self._soon:
             todo, self._soon = self._soon, []

@@ -31,7 +31,7 @@ _HIDDEN = (Watch, Unwatch)  # the watching itself
 class ActorTap:
     """Set as `watch.tap` while somebody watches."""
 
-    __slots__ = ("_closed", "_encode", "_held", "_loop", "_lost", "_scheduled", "_session_of", "_sock", "_waiting", "payload")
+    __slots__ = ("_closed", "_encode", "_held", "_loop", "_lost", "_scheduled", "_session_of", "_sock", "_timed", "_waiting", "payload")
 
     def __init__(self, loop: Loop, sock: socket.socket, me: str, session_of: Callable[[Channel, Message], int], *, payload: bool) -> None:
         self._loop = loop
@@ -43,8 +43,10 @@ class ActorTap:
         self._scheduled = False  # a flush at the end of this turn
         self._waiting = False  # for the socket to take more
         self._closed = False
+        self._timed = -1.0
         self.payload = payload
         sock.setblocking(False)
+        loop.on_timer = self._timer
 
     def __call__(self, way: str, channel: Channel, message: Message) -> None:
         """A message that passed."""
@@ -59,6 +61,12 @@ class ActorTap:
     def note(self, name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0) -> None:
         """Something that is no message: what a client typed, a clock that was read. `fields` must be fit to be shown."""
         self._put(way, peer, name, session, octets, fields)
+
+    def _timer(self) -> None:
+        """A replay's timers fire when they did here; one note a turn of the loop."""
+        if self._timed != self._loop.now:
+            self._timed = self._loop.now
+            self._put("note", "", "Timer", 0, 0, {})
 
     def _put(self, way: str, peer: str, name: str, session: int, octets: int, fields: dict[str, Any]) -> None:
         if self._closed:
@@ -121,6 +129,7 @@ class ActorTap:
             self._sock.close()
         if watch.tap is self:
             watch.tap = None
+            self._loop.on_timer = None
 
 
 def note(name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0) -> None:

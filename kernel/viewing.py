@@ -17,9 +17,9 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _MESSAGES = {c.__name__.lower(): c.__name__ for e in EDGES for c in e.messages if e.target != "tap"}
 _NOTES = (
     "Began", "Ended", "Restart", "Lease", "LeaseOver", "Refused", "Broke", "Settings", "State", "Decision", "Connected", "Typed", "Secured",
-    "Reply", "Gone", "Unsent", "Checked", "Full", "Clock", "Random",
+    "Reply", "Gone", "Unsent", "Checked", "Full", "Clock", "Random", "Timer",
 )
-_ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Anew", "Clock", "Random"})  # concern every session of an actor
+_ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Anew", "Clock", "Random", "Timer"})  # concern every session of an actor
 _NAMES = _MESSAGES | {n.lower(): n for n in _NOTES}
 
 

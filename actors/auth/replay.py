@@ -36,8 +36,8 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             _join(stage, auth, listener)
         waiting: dict[tuple[str, int], deque[m.Login]] = {}
         for stage.at, frame in enumerate(frames):
-            stage.clock(frames)
             try:
+                stage.clock(frames)
                 _play(stage, auth, waiting, frame)
                 stage.loop.settle()
             except LeftError:

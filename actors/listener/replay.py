@@ -117,8 +117,8 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             begun.add(frame.session)
             if frame.session in stage.skipped:
                 continue
-            stage.clock(frames)
             try:
+                stage.clock(frames)
                 _play(stage, listener, frames, frame)
                 stage.loop.settle()
             except LeftError:

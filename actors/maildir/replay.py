@@ -58,11 +58,10 @@ def _play_all(stage: Stage, frames: Sequence[Frame]) -> None:
         if frame.session and frame.session not in begun:
             stage.skipped.add(frame.session)
             continue
-        stage.clock(frames)
-        if frame.way != "in":
-            continue
         try:
-            stage.tell(frame)
-            stage.loop.settle()
+            stage.clock(frames)
+            if frame.way == "in":
+                stage.tell(frame)
+                stage.loop.settle()
         except LeftError:
             return

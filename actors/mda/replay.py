@@ -83,10 +83,10 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             begun.add(frame.session)
             if frame.session in stage.skipped:
                 continue
-            stage.clock(frames)
-            if frame.way != "in":
-                continue
             try:
+                stage.clock(frames)
+                if frame.way != "in":
+                    continue
                 if frame.peer == "client":
                     _client(mda, clients, frame)
                 else:

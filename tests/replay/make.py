@@ -162,6 +162,37 @@ def parked(service, tmp):
     pop.stat(), pop.quit()
 
 
+def restarts(service, tmp):
+    """Singletons are killed and come again; a delivery waits for a session, and a session for a delivery's actor."""
+    before = service.pop3()
+    for name in ("auth", "mda", "listener", "spawner"):
+        pid = service.actor(name)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: (service.actor(name) or {}).get("pid") not in (None, 0, pid))  # noqa: B023
+    before.close()
+    wait_for(lambda: all(a["state"] in ("serving", "running") for a in service.status()["actors"]))
+    mda = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+    mda.sendmail("sender@example.org", ["alice"], b"Subject: new\r\n\r\nDelivered.\r\n")
+    mda.quit()
+    first, second = service.pop3("alice"), service.pop3("bob")
+    wait_for(lambda: not any(a["name"].startswith("maildir.") for a in service.status()["actors"]))  # both sessions sleep
+    second.close()
+    first.stat(), first.quit()
+
+
+def timeouts(service, tmp):
+    """Who says nothing, who says half a line, who logs in too slowly; and one who hurries."""
+    silent, half, slow = (awkward.RawClient(service, how, timeout=20) for how in ("", "stls", "tls"))
+    half.send(b"USER al")
+    slow.send(b"USER alice\r\n")
+    slow.line()
+    pop = service.pop3("bob")
+    for client in (silent, half, slow):
+        client.end()
+        client.sock.close()
+    pop.noop(), pop.quit()
+
+
 EVERYBODY = ()
 SCENARIOS = {
     "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
@@ -173,6 +204,8 @@ SCENARIOS = {
     "attack": Scenario(attack, ALICE, ends()),
     "guesses": Scenario(guesses, EVERYBODY, ends(5)),
     "waits": Scenario(waits, EVERYBODY, ends(14), {"penalty_seconds": 1}),
+    "restarts": Scenario(restarts, EVERYBODY, ends(2), {"park_seconds": 1, "warm_seconds": 1}),
+    "timeouts": Scenario(timeouts, EVERYBODY, ends(4), {"login_seconds": 1, "park_seconds": 1, "warm_seconds": 1}),
     "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
 }
 

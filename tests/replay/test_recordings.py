@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 from popkernel.actors.listener import maildrop as listener_maildrop
+from popkernel.actors.listener import main as listener_main
 from popkernel.actors.maildir import core as maildir_core
 from popkernel.cli.main import main
+from popkernel.kernel import taps
 from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import RecordingError, end, pack, read
 
@@ -61,6 +63,11 @@ def test_every_kind_of_actor_is_replayed():
     assert played == {"listener", "auth", "maildir", "mda", "kernel"}
 
 
+def test_every_decision_of_the_kernel_is_replayed():
+    made = {f.fields["method"] for path in GOOD for f in read(path.read_bytes()).frames if f.name == "Decision"}
+    assert {name for names in taps._DECISIONS.values() for name in names} - made <= {"busy"}  # it needs a delivery in just that moment
+
+
 @pytest.mark.parametrize("path", BAD, ids=name)
 def test_known_bad(path, updated):
     assert text_of(results_of(path))
@@ -104,6 +111,13 @@ def test_a_lease_given_twice_is_caught(monkeypatch):
 
     monkeypatch.setattr(core.Core, "_open", forgets)
     assert "Core.granted decides otherwise" in text_of(results_of(HERE / "guesses.rec"))
+
+
+def test_a_login_timer_that_runs_longer_is_caught(monkeypatch):
+    arm = listener_main.Listener._arm
+    monkeypatch.setattr(listener_main.Listener, "_arm", lambda self, client, seconds: arm(self, client, seconds + 0.02))
+    text = text_of(results_of(HERE / "timeouts.rec"))
+    assert "Ended to kernel is not said any more" in text
 
 
 # -- the command
