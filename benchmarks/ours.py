@@ -22,7 +22,7 @@ class Ours(Server):
             "auth_table": auth, "user_table": users, "cert": site.cert, "key": site.key,
             "listen": [f"{HOST}:{self.tls}"], "listen_starttls": [f"{HOST}:{self.plain}"],
             "run_dir": os.path.join(site.directory, "run"), "hostname": "localhost", "log": "stderr",
-            "allow_plaintext": True, "lmtp": False, "max_sessions": 20000, **site.actor_users(), **settings,
+            "allow_plaintext": True, "lmtp": False, "max_sessions": 20000, "max_sessions_address": 0, "max_logins": 0, "max_logins_user": 0, **site.actor_users(), **settings,
         }
         toml = os.path.join(site.directory, "popkernel.toml")
         with open(toml, "w") as file:
