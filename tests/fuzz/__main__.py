@@ -43,7 +43,7 @@ def guided(name, seconds, corpus):
             write_failure(name, data)
             raise
 
-    options = [f"-max_total_time={seconds}", f"-max_len={MOST}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048"]
+    options = [f"-max_total_time={seconds}", f"-max_len={MOST}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048", f"-artifact_prefix={known}/"]
     atheris.Setup([sys.argv[0], *options, corpus, known], test)
     atheris.Fuzz()
 

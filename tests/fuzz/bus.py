@@ -1,5 +1,6 @@
 """No octets make a decoder or the frame reader raise anything but refusal; what a decoder takes it can encode, and takes again as the same."""
 
+import msgpack
 from popkernel.proto.codec import BadMessageError, Codec
 from popkernel.proto.schema import fields_of
 from popkernel.proto.topology import EDGES
@@ -8,15 +9,37 @@ CODECS = [Codec(edge.source, edge.target) for edge in EDGES]
 
 
 def one(data):
-    """The first octet chooses the edge."""
-    codec = CODECS[data[0] % len(CODECS)] if data else CODECS[0]
+    """The first octet chooses the edge; at 128 and over, what follows is made into an array of good msgpack first."""
+    codec = CODECS[data[0] % 128 % len(CODECS)] if data else CODECS[0]
+    octets = data[1:] if data[:1] < b"\x80" else msgpack.packb(list(values(data[1:])))
     try:
-        message = codec.decode(data[1:])
+        message = codec.decode(octets)
     except BadMessageError as error:
         assert len(str(error)) < 300
         return
     octets = codec.encode(message)
     assert codec.decode(octets) == message
+
+
+def values(data):
+    """A value for each octet or few, chosen by the first's two high bits: small integers, large ones, texts and octets, lists."""
+    at = 0
+    while at < len(data):
+        kind, small = data[at] >> 6, data[at] & 63
+        if kind == 0:
+            yield small - 2
+            at += 1
+        elif kind == 1:
+            yield [None, True, False, 1.5, 2**63 - 1, 2**63, -(2**63), {}][small % 8] if small < 32 else 1 << small
+            at += 1
+        elif kind == 2:
+            part = data[at + 1 : at + 1 + small]
+            yield part if small & 1 else part.decode("utf-8", "replace") * (50 if small > 60 else 1)
+            at += 1 + small
+        else:
+            part = data[at + 1 : at + 1 + small]
+            yield list(part) if small & 1 else [part] if small & 2 else [part.decode("utf-8", "replace")]
+            at += 1 + small
 
 
 def least(field):
@@ -34,4 +57,4 @@ def every_message():
             yield bytes((number,)) + codec.encode(kind(*fields))
 
 
-SEEDS = list(every_message())
+SEEDS = [*every_message(), *(bytes((128 + n, 3, 3, 0x82, 97, 98, 3, 0x42, 0xC3, 1, 2, 3)) for n in range(len(CODECS)))]
