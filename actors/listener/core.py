@@ -137,7 +137,7 @@ class Session(Login):
 
     def stopping(self) -> None:
         """The service ends: say so, unless QUIT is being answered."""
-        if self.state != "update":
+        if self.state not in _LAST_STATES:
             self._end_with(self._refusal("the server is going down, try again later", "SYS/TEMP"), "the service ends")
 
     def timed_out(self) -> None:

@@ -43,6 +43,7 @@ class Client:
         "octets_in",
         "out",
         "session",
+        "shaking",
         "sock",
         "started",
         "timer",
@@ -58,6 +59,7 @@ class Client:
         self.asked_at = 0.0  # when what another actor has not yet answered was asked, or when it last went on answering; 0: nothing is
         self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
         self.handshake = False
+        self.shaking = False  # the client has begun with it
         self.channel: Channel | None = None
         self.out: list[bytes] = []
         self.unsent = 0
@@ -182,15 +184,6 @@ class Front(Door):
     def _start_tls(self, client: Client) -> None:
         if client.events and client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
-        limits = self.limits
-        if limits.shake(client.session.id, self.loop.now):
-            slow = limits.spare_handshake(self.loop.now)
-            if slow is not None:
-                self._over(self.clients[slow], "made room for another handshake")
-            why = limits.shake(client.session.id, self.loop.now)
-            if why:
-                self._over(client, why)
-                return
         try:
             client.sock = self.tls.wrap_socket(client.sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
@@ -201,6 +194,8 @@ class Front(Door):
 
     def _shake(self, client: Client) -> None:
         assert isinstance(client.sock, ssl.SSLSocket)
+        if not client.shaking and not self._may_shake(client):
+            return
         try:
             client.sock.do_handshake()
         except ssl.SSLWantReadError:
@@ -214,9 +209,22 @@ class Front(Door):
             return
         self._shaken(client, client.sock.version() or "")
 
+    def _may_shake(self, client: Client) -> bool:
+        """A handshake counts from the client's first octet on: who says nothing keeps nobody from theirs."""
+        limits, session, now = self.limits, client.session.id, self.loop.now
+        why = limits.shake(session, now)
+        slow = limits.spare_handshake(now) if why else None
+        if slow is not None:
+            self._over(self.clients[slow], "made room for another handshake")
+            why = limits.shake(session, now)
+        if why:
+            self._over(client, why)
+        client.shaking = not why
+        return not why
+
     def _shaken(self, client: Client, version: str) -> None:
         """TLS is on."""
-        client.handshake = False
+        client.handshake = client.shaking = False
         self.limits.shaken(client.session.id)
         if watch.tap is not None:
             note("Secured", client.session.id, {"version": version}, way="in", peer="client")

@@ -146,7 +146,7 @@ class Listener(Front):
                 self.limits.entered(session.id)
                 self._arm(client, self.policy.idle_seconds)
                 session.ready(message)
-            else:
+            elif session.entered:
                 self._bad_maildir(client, "ready twice")
                 return
         elif type(message) is m.Unready:
