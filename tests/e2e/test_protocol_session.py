@@ -24,7 +24,7 @@ EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 U
 @pytest.fixture(scope="module")
 def service():
     users = {name: "secret" for name in ("alice", "bob", "carol", "dave")} | {"spaced": SPACED, "long": "p" * 72}
-    with Service(users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0) as running:
+    with Service(users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0, penalty_seconds=0) as running:
         yield running
 
 

@@ -73,6 +73,10 @@ def test_as_the_standard_library_sees_it(made, asked):
             assert ours.contains(address) == any(ipaddress.ip_address(address) in n for n in networks)
 
 
+def test_neighbours_and_overlaps_become_one():
+    assert len(Networks(map(parse_network, ("10.0.0.128/25", "10.0.0.0/25", "10.0.0.7", "10.0.1.0", "10.0.1.2", "::/0", "::1")))) == 3
+
+
 def test_quick_to_load_and_to_ask():
     data = b"".join(b"10.%d.%d.%d\n" % (n >> 16, n >> 8 & 255, n & 255) for n in range(0, 200_000, 2))
     began = time.process_time()

@@ -96,10 +96,14 @@ def test_other_files_by_another_configuration(watched):
     """And back again, where that configuration was refused: or else the two would take turns for ever."""
     (watched.folder / "other").write_bytes(b"x\n")
     watched.names = ["other", "users", ""]
+    watched.watching.taken()
     assert watched.rest(3) == 0
     watched.names = ["auth", "users", "cert"]
     assert watched.rest(10) == 0
-    watched.write("auth", b"new\n")
+    watched.names = ["other", "users", ""]
+    watched.watching.taken()
+    watched.write("auth", b"new\n")  # just then: it is not lost
+    watched.names = ["auth", "users", "cert"]
     assert watched.rest(2) == 1
 
 
