@@ -20,7 +20,7 @@ from popkernel.kernel.control import Client
 from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.freeze import freeze
 from popkernel.kernel.loop import Loop
-from popkernel.kernel.viewing import Viewer, Wish, WishError, named
+from popkernel.kernel.viewing import Viewer, Wish, WishError, named, row_of
 from popkernel.proto import messages as m
 from popkernel.proto import topology
 from popkernel.proto.codec import BadMessageError
@@ -37,6 +37,12 @@ _WATCHED = frozenset(e.source for e in topology.EDGES if e.target == "tap")  # r
 _TURN = 256 * 1024  # octets read from one actor's tap before others get their turn
 _LISTENERS = 1 << 40  # sessions from here on are a listener's, and one user's; below, an LMTP connection's, for any number of them
 _MOST_KNOWN = 20000  # sessions whose user is remembered
+_DEEPEST = 8  # fields within fields; who made them may be anybody by now, and what shows them walks through them
+_NOTES = frozenset({"Settings", "Checked", "Full", "Clock", "Random", "Timer", "Unsent"})  # others are the kernel's own
+_PEERS = {
+    row: frozenset({"client", *(end for e in topology.EDGES if row in (e.source, e.target) for end in (e.source, e.target))})
+    for row in _WATCHED
+}
 _DECISIONS = {
     core.Core: (
         "awaits", "granted", "closed", "ended", "listener_gone", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
@@ -44,6 +50,11 @@ _DECISIONS = {
     ),
     Deliveries: ("recipient", "busy", "maildir_gone", "mda_gone"),
 }
+
+
+def _too_deep(value: Any, left: int) -> bool:
+    inner = value.values() if type(value) is dict else value
+    return left == 0 or any(_too_deep(v, left - 1) for v in inner if type(v) is dict or type(v) is list)
 
 
 class TapEnd:
@@ -86,8 +97,9 @@ class TapEnd:
     def _take(self, message: Message) -> None:
         assert isinstance(message, m.Tapped)
         fields = msgpack.unpackb(message.fields, max_ext_len=0)
-        if type(fields) is not dict or message.way not in ("in", "out", "note"):
-            raise BadMessageError("Tapped.fields: not a map")
+        if type(fields) is not dict or _too_deep(fields, _DEEPEST):
+            raise BadMessageError("Tapped.fields: no map, or too deep a one")
+        self._check(message.way, message.peer, message.name)
         frame = {
             "time": message.time, "turn": message.turn, "actor": self._process.name, "way": message.way, "peer": message.peer,
             "name": message.name, "session": message.session, "octets": message.octets, "fields": fields,
@@ -97,6 +109,15 @@ class TapEnd:
         if message.name == "Settings" and message.way == "note":
             self.settings = frame
         self._taps.pass_on(frame)
+
+    def _check(self, way: str, peer: str, name: str) -> None:
+        """It may show what passes at itself, and no events that only the kernel can know."""
+        if way == "note":
+            good = name in _NOTES and not peer
+        else:
+            good = way in ("in", "out") and row_of(peer) in _PEERS[self._process.kind]
+        if not good:
+            raise BadMessageError(f"Tapped: {way} {name} of {peer!r} is nothing that it can show")
 
     def close(self) -> None:
         """The end. Twice is once."""
@@ -264,7 +285,7 @@ class Taps:
     def pass_on(self, frame: dict[str, Any]) -> None:
         """To all who want it."""
         session, fields = frame["session"], frame["fields"]
-        if session >= _LISTENERS and type(fields.get("user")) is str and fields["user"]:
+        if session >= _LISTENERS and not frame["actor"].startswith("maildir.") and type(fields.get("user")) is str and fields["user"]:
             self._known[session] = fields["user"]
             if len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]

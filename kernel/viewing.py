@@ -7,7 +7,7 @@ from popkernel.kernel.control import Client
 from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of
 
-__all__ = ["Viewer", "Wish", "WishError", "named"]
+__all__ = ["Viewer", "Wish", "WishError", "named", "row_of"]
 
 _MOST_NAME = 255
 _MOST_TYPES = 64
@@ -80,17 +80,18 @@ class Wish:
         if self.user and name.startswith("maildir.") and name != f"maildir.{self.user}":
             return False
         if self.edge:
-            return any(named(end, name) or end == _row(name) for end in self.edge)
+            return any(named(end, name) or end == row_of(name) for end in self.edge)
         return True
 
     def on_edge(self, source: str, target: str) -> bool:
         """Whether a message from `source` to `target` (instances or rows) is on the asked edge."""
         if not self.edge:
             return True
-        return all(named(asked, name) or asked == _row(name) for asked, name in zip(self.edge, (source, target), strict=True))
+        return all(named(asked, name) or asked == row_of(name) for asked, name in zip(self.edge, (source, target), strict=True))
 
 
-def _row(name: str) -> str:
+def row_of(name: str) -> str:
+    """The row of an instance; itself for what is none."""
     try:
         return kind_of(name)
     except KeyError:

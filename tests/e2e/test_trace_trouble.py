@@ -16,11 +16,13 @@ PLAN = {
     "garbage": {"maildir.garbles": "kernel wrong type", "maildir.babbles": "other unknown code", "maildir.lies": "say hello twice"},
     "deadly": {"maildir.forks": ["fork"]},
 }
+TAPS = ("deep", "no map", "note", "others")
+PLAN["garbage"] |= {f"maildir.tap-{what.replace(' ', '-')}": f"say tap {what}" for what in TAPS}
 
 
 @pytest.fixture(scope="module")
 def hostile():
-    users = dict.fromkeys(("garbles", "babbles", "lies", "forks", "bob"), "secret")
+    users = dict.fromkeys(("garbles", "babbles", "lies", "forks", "bob", *(f"tap-{what.replace(' ', '-')}" for what in TAPS)), "secret")
     with Sabotaged(PLAN, users=users, mail=MAIL) as service:
         yield service
 
@@ -40,6 +42,21 @@ def test_a_refused_message_is_shown_with_its_reason(hostile, user, says):
     assert f"{user}'s maildrop: lease given to session" in told
     reason = next(line for line in told.splitlines() if says in line).partition(says)[2]
     assert reason or says.endswith("again")
+
+
+@pytest.mark.parametrize("what", TAPS)
+def test_an_actor_that_shows_what_cannot_be_is_ended_and_nobody_else(hostile, what):
+    user = f"tap-{what.replace(' ', '-')}"
+    kernel = next(a["pid"] for a in hostile.status()["actors"] if a["name"] == "kernel")
+    trace = Trace(hostile)
+    client = hostile.pop3(user)
+    trace.until(f"• kernel refused what maildir.{user} said: Tapped")
+    told = trace.until(f"{user}'s maildrop: lease of session")
+    client.close()
+    trace.stop()
+    assert "forged" not in told
+    assert hostile.whole("bob")
+    assert next(a["pid"] for a in hostile.status()["actors"] if a["name"] == "kernel") == kernel
 
 
 def test_a_broken_promise_is_shown_with_the_call(hostile, tmp_path):

@@ -5,6 +5,7 @@ import socket
 import sys
 
 import msgpack
+from popkernel.kernel.channel import watch
 from popkernel.proto import messages as m
 from popkernel.proto.zmtp import PREFACE, frame_head
 
@@ -62,6 +63,14 @@ def twice(actor):
     actor.kernel.send(m.Hello(os.getpid(), "none", ""))
 
 
+def tapped(way, peer, name, fields):
+    """To whoever watches, past what the tap itself would show."""
+    if watch.tap is not None:
+        data = watch.tap._encode(m.Tapped(1, 1, way, peer, name, 0, 0, 0, fields))
+        watch.tap._held += frame_head(len(data)) + data
+        watch.tap.flush()
+
+
 def accuse(name):
     return lambda actor: actor.kernel.send(m.Refused("x", name, "a lie"))
 
@@ -75,6 +84,10 @@ SAYINGS = {
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
     "log flood": lambda actor: [actor.kernel.send(m.Log(4, f"flood {n}")) for n in range(3000)],
+    "tap deep": lambda actor: tapped("in", "kernel", "Open", b"\x81\xa1a" * 900 + b"\xc0"),
+    "tap no map": lambda actor: tapped("in", "kernel", "Open", b"\x93\x01\x02\x03"),
+    "tap note": lambda actor: tapped("note", "auth", "Ended", b"\x81\xa3how\xadsignal forged"),
+    "tap others": lambda actor: tapped("in", "auth", "Granted", b"\x81\xa4user\xa6forged"),
     "accuse auth": accuse("auth"),
     "accuse spawner": accuse("spawner"),
     "accuse bob": accuse("maildir.bob"),
