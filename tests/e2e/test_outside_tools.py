@@ -56,6 +56,7 @@ def nmap(address, *scripts):
     return ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NMAP is None, reason="needs nmap")
 def test_nmap_sees_what_capa_says_and_good_ciphers_only():
     with Service(tls_min="1.2", mail=[], verbose=0) as service:
