@@ -113,7 +113,7 @@ class RawClient:
         self.cafile = service.site.cert
         try:
             self.sock.connect((where.host, where.port))
-            self.sock.sendall(before)
+            self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)  # in one segment with the ClientHello
             self._begin(tls, user, password)
         except BaseException:
             self.close()
