@@ -65,7 +65,7 @@ class Supervisor(Actor):
         self.taps = Taps(self)
         self.blame = Blame(self)
         self.restarts: dict[str, int] = {}
-        self.generation = 0
+        self.launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
         self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
         self.state = "starting"
@@ -119,9 +119,9 @@ class Supervisor(Actor):
         """Have init start a singleton; its name. What it sends before it serves waits in its channel."""
         if not name:
             name = kind if number is None else f"{kind}.{number}"
-            if name in self.processes:
-                self.generation += 1
-                name += f"~{self.generation}"
+            self.launched[name] = self.launched.get(name, 0) + 1
+            if self.launched[name] > 1:
+                name += f"~{self.launched[name]}"
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
         process = Process(name, channel, "init")
@@ -475,9 +475,7 @@ class Supervisor(Actor):
         if name not in in_force or name in self.processes:  # a reload has put another in its place meanwhile
             return
         if kind == "spawner":
-            self.spawner = self.launch(kind, roots_of(dict(self.core.users)))
-        elif kind == "auth":
-            self.auth = self.launch(kind)
+            self.launch(kind, roots_of(dict(self.core.users)), name=name)
         else:
             self.launch(kind, name=name)
 

@@ -122,6 +122,7 @@ class Door(Actor):
         """By the client's own address: whether it is served."""
         host = plain(host)
         if self.blocked.contains(host):
+            self.log(6, f"{host}: connection closed: it is in the block list")
             sock.close()
             return
         why = self.limits.come(host, self.loop.now)
