@@ -61,7 +61,7 @@ def test_a_listener_that_ends_itself(service, what):
             log = service.wait_log(ENDS_IT[what], count=count + 1, seconds=40)
             after = wait_for(lambda: singletons(service), until=lambda now: {*before} == {*now} and evil_of(before, now))
         (evil,) = evil_of(before, after)
-        assert (before["auth"] != after["auth"]) == (what == "refuse flood")  # which was believed, twice
+        assert (before["auth"] != after["auth"]) == (what == "refuse flood")  # which was believed for a while
         assert leases(service) <= held and "giving up" not in log
         for listener, client in clients.items():
             if listener != evil:

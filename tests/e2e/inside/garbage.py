@@ -98,7 +98,7 @@ LISTENER = {
     "fail others": lambda actor: actor.kernel.send(m.LoginFailed(1, "forged\nlogin failed: user=forged", "192.0.2.66:1", "AUTH")),
     "await flood": flood(lambda actor: [m.Awaiting(n) for n in range(1 << 50, (1 << 50) + 101_000)]),
     "late flood": flood(lambda actor: [m.Late(name) for name in ("auth", "kernel", "init", "spawner", "mda", "maildir.user0", "nobody", "listener.0", "listener.1")] * 3000),
-    "refuse flood": flood(lambda actor: [m.Refused("x", "auth", "a lie")] * 3000),
+    "refuse flood": lambda actor: refuse(actor),
     "refuse others": flood(lambda actor: [m.Refused("x", name, "a lie") for name in (*(f"maildir.user{n}" for n in range(30)), "listener.0", "listener.1", "kernel", "spawner")]),
     "counters": flood(lambda actor: [m.Counters(1, 2, 3)] * 5000),
     "login flood": lambda actor: actor.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
@@ -112,6 +112,12 @@ AUTH = {
     "grant nobody": lambda actor: actor.kernel.send(m.Granted(actor.asker, actor.evil.session, "dave-who-is-not")),
     "grant again": lambda actor: again(actor),
 }
+
+
+def refuse(actor):
+    """Every auth there is, until somebody puts an end to it."""
+    actor.kernel.send_all([m.Refused("x", "auth", "a lie")] * 300)
+    actor.loop.later(0.1, lambda: refuse(actor))
 
 
 def again(actor):
