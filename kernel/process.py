@@ -16,7 +16,8 @@ class Process:
     """An actor that runs, or is about to."""
 
     __slots__ = (
-        "accusers", "channel", "counters", "hello", "ids", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state",
+        "accusations", "accusers", "channel", "condemned", "counters", "hello", "ids", "kind", "met", "name", "on_hello", "parent", "pid",
+        "restarts", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
@@ -32,6 +33,9 @@ class Process:
         self.restarts = 0
         self.since = 0.0
         self.accusers: dict[str, float] = {}  # maildir actors that said it broke the rules, and when
+        self.accusations: list[float] = []  # when it said that of a singleton
+        self.condemned = False  # its end has been ordered on somebody's word
+        self.met = ""  # who was last given a channel to it
         self.on_hello: Callable[[], None] | None = None
 
 

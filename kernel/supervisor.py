@@ -385,6 +385,7 @@ class Supervisor(Actor):
         for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
             process = self.processes.get(name)
             if process is not None:
+                process.met = one
                 process.channel.send(message, [end.fileno()])
             end.close()
 
