@@ -159,7 +159,7 @@ class Taps:
                 "wall": time.time_ns(),
                 "monotonic": time.monotonic_ns(),
                 "watches": wish.asked(),
-                "running": [p.name for p in self._kernel.processes.values()],
+                "running": [p.name for p in self._kernel.processes.values() if p.state != "ahead"],
                 "awaits": self._awaited(wish),
                 **self._maildir(wish),
             }
@@ -190,7 +190,7 @@ class Taps:
 
     def _check(self, wish: Wish) -> None:
         """Refuse what can never be seen, and say what could."""
-        names = ["kernel", "init", *self._kernel.processes]
+        names = ["kernel", "init", *(p.name for p in self._kernel.processes.values() if p.state != "ahead")]
         if wish.actor and not any(named(wish.actor, name) for name in names):
             user = wish.actor.removeprefix("maildir.")
             known = user != wish.actor and user in self._kernel.core.users
