@@ -3,7 +3,7 @@
 The number that travels in messages holds both: the listener's turn above bit 40, its own count below.
 """
 
-__all__ = ["GENERATION", "listener_name", "session_name", "session_number"]
+__all__ = ["GENERATION", "listener_name", "session_name", "session_number", "session_of"]
 
 _COUNT = 40  # bits
 GENERATION = 1 << _COUNT
@@ -18,6 +18,17 @@ def session_name(session: int) -> str:
 def listener_name(session: int) -> str:
     """What a listener is called that serves this one session (isolation = "connection")."""
     return f"listener.{session_name(session)}"
+
+
+def session_of(name: str) -> int:
+    """The one session that a listener of that name serves; 0 for any other actor."""
+    head, _, rest = name.partition(".")
+    if head != "listener" or "." not in rest:
+        return 0
+    try:
+        return session_number(rest)
+    except ValueError:
+        return 0
 
 
 def session_number(name: str) -> int:

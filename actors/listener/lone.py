@@ -68,6 +68,9 @@ class Lone(Listener):
         del nofile
         self.boot.config["die_with_parent"]()
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "alone": True}
+
     # -- answers that do not come: looked after only while one is owed, for there may be ten thousand of these processes
     def _progress(self, client: Client) -> None:
         super()._progress(client)

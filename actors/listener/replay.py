@@ -79,6 +79,7 @@ class _Listener(main.Listener):
     """The shell itself, but for what belongs to the system."""
 
     stage: Stage
+    alone = False  # it ends with its client
 
     def _start_tls(self, client: front.Client) -> None:
         client.handshake = True
@@ -95,6 +96,7 @@ class _Listener(main.Listener):
             self.limits.come(host, self.loop.now)
         with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
             super()._admit(sock, host, port, tls=tls, refused=refused)
+        self.draining = self.draining or self.alone
 
     def read_keys(self) -> Any:
         return None, []
@@ -140,6 +142,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     # Who came in is in the recording; whose turn it is to log in is decided again.
     listener.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))
     listener.stage = stage
+    listener.alone = bool(settings.get("alone"))
     stage.enter(listener, start)
     if auth:
         listener.auth = stage.channel(stage.loop, None, name, auth, listener._on_auth, listener._on_auth_gone)  # type: ignore[assignment]  # noqa: SLF001
