@@ -243,6 +243,7 @@ class Channel:
     def read(self) -> None:
         """Take what is there. Also called by an owner who must know now (the kernel, before it judges auth's word)."""
         while not self.gone:
+            room = _SCRATCH
             try:
                 if self._takes_fds:
                     size, ancillary, _, _ = self.sock.recvmsg_into([_SCRATCH], _FDS, socket.MSG_CMSG_CLOEXEC)
@@ -250,7 +251,8 @@ class Channel:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             self._fds += memoryview(data[: len(data) & ~3]).cast("i").tolist()
                 else:
-                    size = self.sock.recv_into(_SCRATCH)
+                    room = self._reader.room() or _SCRATCH
+                    size = self.sock.recv_into(room)
             except OSError as error:
                 if error.errno not in _AGAIN:
                     self._fail("")
@@ -259,7 +261,7 @@ class Channel:
                 self._fail("")
                 return
             try:
-                frames = self._reader.feed(_SCRATCH[:size])
+                frames = self._reader.feed(_SCRATCH[:size]) if room is _SCRATCH else self._reader.took(size)
             except ZmtpError as error:
                 self._fail(str(error))
                 return
@@ -269,10 +271,10 @@ class Channel:
             if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
                 self._fail("descriptors that no message carries")
                 return
-            if size < len(_SCRATCH) and not self._takes_fds:
+            if size < len(room) and not self._takes_fds:
                 return
 
-    def _take(self, frame: bytes) -> bool:
+    def _take(self, frame: bytes | bytearray) -> bool:
         """Hand one message on; whether the channel is still there after that."""
         try:
             message = self._decode(frame)

@@ -101,7 +101,7 @@ class Client:
             self.close()
             return
         for frame in frames:
-            self._server.ask(self, frame)
+            self._server.ask(self, bytes(frame))
 
     def answer(self, answer: dict[str, Any]) -> None:
         """Send an answer, if there is still somebody to take it."""

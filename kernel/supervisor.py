@@ -279,7 +279,7 @@ class Supervisor(Actor):
         del fds
         self.broken += 1
         why = f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended"
-        self.actor_line(process.name, ERROR, why)
+        self.actor_line(process.name, ERROR, why, "kernel")
         self.taps.note("Broke", process.name, call=message.call, promise=message.promise)
         self.loop.later(1.0, lambda: self._gone_by_now(process))
 

@@ -132,7 +132,7 @@ class Watcher:
                 return None
             try:
                 data = self._sock.recv(1 << 20)
-                self._frames += self._reader.feed(data)
+                self._frames += map(bytes, self._reader.feed(data))
             except (ConnectionResetError, TimeoutError):
                 data = b""
             except ZmtpError as error:

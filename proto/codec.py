@@ -68,7 +68,7 @@ class Codec:
             raise BadMessageError(f"{type(message).__name__}: more octets than {self.name} takes")
         return [head, data]
 
-    def decode(self, data: bytes | memoryview) -> tuple[Any, ...]:
+    def decode(self, data: bytes | bytearray | memoryview) -> tuple[Any, ...]:
         """The message, whole and within its bounds; else BadMessageError, which never quotes what came."""
         if len(data) > self.octets:
             raise BadMessageError(f"{len(data)} octets are more than {self.name} takes")

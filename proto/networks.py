@@ -11,7 +11,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 
 from popkernel.proto.tables import MAX_FINDINGS, Finding
 
-__all__ = ["MAX_NETWORKS", "Network", "Networks", "host_of", "parse_network", "parse_networks", "prefix_of"]
+__all__ = ["MAX_NETWORKS", "Network", "Networks", "host_of", "parse_network", "parse_networks", "plain", "prefix_of"]
 
 MAX_NETWORKS = 16 * 1024 * 1024
 """Octets of a file: half a million networks and more. Whoever reads one reads at most one octet more."""
@@ -94,6 +94,12 @@ class Networks:
         value = int(found)
         at = bisect_right(self._starts[found.version], value) - 1
         return at >= 0 and value <= self._ends[found.version][at]
+
+
+def plain(address: str) -> str:
+    """An address as logs and bans have it: IPv4 inside of IPv6 is IPv4, all else stays as it is."""
+    found = _address(address) if ":" in address else None
+    return str(found) if isinstance(found, IPv4Address) else address
 
 
 def prefix_of(address: str, ipv6_bits: int = 64) -> str:

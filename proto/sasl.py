@@ -13,12 +13,17 @@ from base64 import b64decode, b64encode
 from collections.abc import Collection
 from typing import NamedTuple
 
-__all__ = ["AUTH_LINE_LIMIT", "MECHANISMS", "Challenge", "Credentials", "Exchange", "Failure", "Step", "arguments"]
+from popkernel.proto.pop3 import LINE_LIMIT
+
+__all__ = ["AUTH_LINE_LIMIT", "MALFORMED", "MECHANISMS", "Challenge", "Credentials", "Exchange", "Failure", "Step", "arguments"]
 
 MECHANISMS = ("PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER")
 TOKENS = ("XOAUTH2", "OAUTHBEARER")  # their secret is a bearer token, no password
 AUTH_LINE_LIMIT = 12 * 1024  # octets with CRLF: base64 of a token of 8 KiB and its frame; other lines stay at 255
 MOST_USER, MOST_PASSWORD, MOST_TOKEN = 255, 1000, 8192  # octets
+MALFORMED = b"[malformed]"  # what `harmless` shows of a response that is
+_SHOWN = b"secret"  # and of a good one's secret
+_LINE = LINE_LIMIT - 2
 _MALFORMED = "malformed response"
 _TOKEN = rb"[A-Za-z0-9._~+/-]{1,8192}=*"  # b64token, RFC 6750 section 2.1
 _XOAUTH2 = re.compile(rb"user=([^\x01]+)\x01auth=[Bb][Ee][Aa][Rr][Ee][Rr] +(%b)\x01\x01" % _TOKEN)
@@ -108,16 +113,17 @@ class Exchange:
     def harmless(self, line: bytes) -> bytes:
         """What a trace may show in the place of `line`, which `begin` (its initial response) or `respond` is about to be given.
 
-        The exchange treats it as it treats the line itself: the same step, user and texts, with a secret that is none.
+        The exchange treats it as it treats the line itself: the same step, user and texts, with a secret that is none; and it is too
+        long for a command if the line is.
         """
         if self._state == "told" or line in (b"*", b"=", b""):
             return b"" if self._state == "told" and line != b"*" else line
         data = _decoded(line)
         parsed = None if data is None else self._parse(data)
         if parsed is None:
-            return b"[malformed]"
+            return MALFORMED
         user, secret, other = parsed
-        return b64encode(self._written(user.encode(), bool(secret), other))
+        return b64encode(self._written(user.encode(), _SHOWN if len(line) <= _LINE else _SHOWN * 32, empty=not secret, other=other))
 
     # -- the steps
     def _over(self, failure: Failure) -> Failure:
@@ -172,18 +178,18 @@ class Exchange:
             return (user, b"", False) if user else None
         return (self._user, data, False) if 0 < len(data) <= MOST_PASSWORD and b"\0" not in data else None
 
-    def _written(self, user: bytes, secret: bool, other: bool) -> bytes:
-        """A response of this mechanism, as `_parse` takes it, whose secret is the word "secret"."""
+    def _written(self, user: bytes, secret: bytes, *, empty: bool, other: bool) -> bytes:
+        """A response of this mechanism, as `_parse` takes it, with that secret."""
         match self._mechanism:
             case "PLAIN":
-                return b"%b\0%b\0secret" % (b"another" if other else b"", user)
+                return b"%b\0%b\0%b" % (b"another" if other else b"", user, secret)
             case "LOGIN":
-                return b"secret" if secret else user
+                return user if empty else secret
             case "XOAUTH2":
-                return b"user=%b\1auth=Bearer secret\1\1" % user
+                return b"user=%b\1auth=Bearer %b\1\1" % (user, secret)
             case _:
                 name = user.replace(b"=", b"=3D").replace(b",", b"=2C")
-                return b"n,a=%b,\1%b\1" % (name, b"auth=Bearer secret\1" if secret else b"")
+                return b"n,a=%b,\1%b\1" % (name, b"" if empty else b"auth=Bearer %b\1" % secret)
 
 
 def _challenge(text: bytes) -> Challenge:

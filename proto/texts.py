@@ -13,7 +13,7 @@ that refuses a login or a message to a client which did not say UTF8; this one r
 import re
 from functools import lru_cache
 
-__all__ = ["DEFAULT", "LANGUAGES", "language", "reply", "translate"]
+__all__ = ["DEFAULT", "LANGUAGES", "language", "named_language", "reply", "translate"]
 
 DEFAULT = "en"
 LANGUAGES = {"en": "English", "de": "Deutsch"}
@@ -155,12 +155,20 @@ def language(argument: bytes, tongue: str) -> tuple[bytes, str]:
     if not asked:
         rows = "".join(f"{tag} {name}\r\n" for tag, name in LANGUAGES.items())
         return reply(b"+OK languages follow\r\n", tongue) + rows.encode() + b".\r\n", tongue
-    if len(asked) > _MOST_TAG or b" " in asked or not asked.isascii():
+    wanted = named_language(asked)
+    if wanted is None:
         return reply(b"-ERR usage: LANG [language]\r\n", tongue), tongue
-    wanted = _lookup(asked.decode().lower())
     if not wanted:
         return reply(b"-ERR no such language\r\n", tongue), tongue
     return f"+OK {wanted} {_CHANGED[wanted]}\r\n".encode(), wanted
+
+
+def named_language(argument: bytes) -> str | None:
+    """The language that an argument of LANG names: "" for one there is not, None for what is no language tag."""
+    asked = argument.strip(b" ")
+    if len(asked) > _MOST_TAG or b" " in asked or not asked.isascii():
+        return None
+    return _lookup(asked.decode().lower())
 
 
 def _lookup(tag: str) -> str:

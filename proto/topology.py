@@ -148,6 +148,7 @@ ACTORS: tuple[Actor, ...] = (
         singleton=False,
         restart="temporary",
         shutdown=10,
+        memory=1536 * MIB,  # a million messages take half of it
     ),
     Actor(
         "mda",

@@ -13,6 +13,7 @@ _MORE, _LONG, _COMMAND = 1, 2, 4
 _long = Struct(">BQ")
 _GREETING = 64
 _MOST_COMMAND = 512
+_LARGE = 65536  # octets of a frame from which on it is put together in its own place, and nowhere before
 _SIGNATURE = b"\xff\0\0\0\0\0\0\0\1\x7f"
 
 
@@ -38,7 +39,7 @@ class ZmtpError(ValueError):
 class Reader:
     """Octets in, frames out. `limit`: the largest frame, in octets. `types`: socket types the peer may be of."""
 
-    __slots__ = ("_buffer", "_need", "_ready", "_resumed", "commands", "limit", "types")
+    __slots__ = ("_buffer", "_frame", "_have", "_need", "_ready", "_resumed", "commands", "limit", "types")
 
     def __init__(self, limit: int, types: tuple[bytes, ...] = (b"PAIR",)) -> None:
         self.limit = limit
@@ -47,16 +48,27 @@ class Reader:
         self._buffer = b""
         self._ready = self._resumed = False
         self._need = 0  # octets of buffer below which there is no use in looking again
+        self._frame: bytearray | None = None  # a large frame on its way in; `_have` of it are here
+        self._have = 0
 
     @property
     def empty(self) -> bool:
         """Whether nothing half-read is held: then the channel can be handed to somebody else."""
-        return not self._buffer
+        return not self._buffer and self._frame is None
 
-    @property
-    def wanted(self) -> int:
-        """Octets still missing of a large frame, 0 where unknown."""
-        return max(0, self._need - len(self._buffer))
+    def room(self) -> memoryview | None:
+        """Where what is missing of a large frame belongs, for who can put it there; then `took`, not `feed`."""
+        return None if self._frame is None else memoryview(self._frame)[self._have :]
+
+    def took(self, octets: int) -> list[bytes | bytearray]:
+        """So many octets were put into `room`: the frame, if it is whole by now."""
+        frame = self._frame
+        assert frame is not None
+        self._have += octets
+        if self._have < len(frame):
+            return []
+        self._frame = None
+        return [frame]
 
     def resume(self) -> None:
         """Begin where an earlier holder of the channel left off: behind the preface, unless the peer has said nothing so far.
@@ -65,8 +77,14 @@ class Reader:
         """
         self._resumed = True
 
-    def feed(self, data: bytes | memoryview) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes | bytearray]:
         """All message frames that are whole by now. ZmtpError where the peer broke the rules."""
+        room = self.room()
+        if room is not None:
+            part = min(len(room), len(data))
+            room[:part] = data[:part]
+            first = self.took(part)
+            return first + self.feed(data[part:]) if part < len(data) else first
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._need:
@@ -81,7 +99,7 @@ class Reader:
             if not self._ready:
                 self._buffer = bytes(data)
                 return []
-        frames: list[bytes] = []
+        frames: list[bytes | bytearray] = []
         end = len(data)
         while position + 2 <= end:
             flags = data[position]
@@ -106,9 +124,15 @@ class Reader:
         if position == end:
             self._buffer = b""
             return
-        self._buffer = bytes(data[position:])
         if end - position >= 9 and data[position] & _LONG:
-            self._need = 9 + int.from_bytes(data[position + 1 : position + 9], "big")
+            size = int.from_bytes(data[position + 1 : position + 9], "big")
+            if size >= _LARGE and not data[position] & _COMMAND:
+                self._frame, self._have = bytearray(size), end - position - 9
+                self._frame[: self._have] = data[position + 9 :]
+                self._buffer = b""
+                return
+            self._need = 9 + size
+        self._buffer = bytes(data[position:])
 
     def _odd(self, data: bytes | memoryview, position: int, flags: int) -> tuple[int, int]:
         """Start and end of a long frame or a command; (0, 0) where its head is not whole."""

@@ -6,6 +6,7 @@ Feed it (`received`, `ready`, `denied`, `answered`, `maildir_gone`), then take `
 This floor reads lines; login.py is how a client comes in, maildrop.py what it can do then, replies.py keeps the answers in order.
 """
 
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from popkernel.actors.listener.overheard import overheard
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto import messages as m
 from popkernel.proto.pop3 import GREETING, LINE_LIMIT, TOO_LONG, split
+from popkernel.proto.sasl import Exchange
 
 __all__ = ["Session"]
 
@@ -31,12 +33,13 @@ _TRANSACTION = {**TRANSACTION, **EITHER}
 class Session(Login):
     """A connection from greeting to end."""
 
-    __slots__ = ("_waiting", "commands", "octets_sent", "typed")
+    __slots__ = ("_shadow", "_waiting", "commands", "octets_sent", "typed")
 
     def __init__(self, session: int, policy: Policy, address: str, *, tls: bool) -> None:
         super().__init__(session, policy, address, tls=tls)
         self.commands = self.octets_sent = 0
         self.typed: list[bytes] = []  # while it is watched: what has come, without anything that could be a secret
+        self._shadow: Exchange | None = None  # the AUTH under way behind what was typed last
         self._waiting = 0  # octets that came since no line waited
         self._say(GREETING)
 
@@ -47,8 +50,16 @@ class Session(Login):
             before = len(self._reader.lines)
             self._waiting = self._waiting + len(data) if before else len(data)
             self._reader.feed(data)
-            if self.shown is not None:
-                self.typed += overheard(islice(self._reader.lines, before, None), self._policy, self.state, self.exchange)
+            if self.shown is None:
+                self._shadow = None
+            else:
+                new, state = islice(self._reader.lines, before, None), self.state
+                if not before:
+                    self._shadow = copy(self.exchange) if state == "sasl" else None
+                elif state != "transaction":
+                    state = "login"  # what waits comes first, and may be one
+                typed, self._shadow = overheard(new, self._policy, state, self._shadow, tls=self.tls)
+                self.typed += typed
             self.go_on()
 
     def take_typed(self) -> list[bytes]:

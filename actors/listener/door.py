@@ -16,7 +16,7 @@ from popkernel.actors.listener.tls import Served, TlsError, serve
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
-from popkernel.proto.networks import Networks, parse_network, parse_networks
+from popkernel.proto.networks import Networks, parse_network, parse_networks, plain
 from popkernel.proto.proxyheader import ProxyError
 
 __all__ = ["Door"]
@@ -135,6 +135,7 @@ class Door(Actor):
 
     def _enter(self, sock: socket.socket, host: str, port: int, tls: bool) -> None:
         """By the client's own address: whether it is served."""
+        host = plain(host)
         if self.blocked.contains(host):
             sock.close()
             return

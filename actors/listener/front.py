@@ -182,7 +182,10 @@ class Front(Door):
         if client.events and client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
         try:
-            client.sock = self.tls.wrap_socket(client.sock, server_side=True, do_handshake_on_connect=False)
+            # An end of TCP alone is no end of TLS (RFC 8446 section 6.1): nothing could be answered behind it.
+            client.sock = self.tls.wrap_socket(
+                client.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False,
+            )
         except OSError:
             self._over(client, "connection lost")
             return
@@ -233,6 +236,9 @@ class Front(Door):
     def _ready(self, client: Client, events: int) -> None:
         if client.handshake:
             self._shake(client)
+            return
+        if client.eof and events & ~(READ | WRITE):  # an end of both directions, told again and again until it is heard
+            self._over(client, "connection lost")
             return
         if events & WRITE:
             self._progress(client)

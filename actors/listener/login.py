@@ -130,16 +130,18 @@ class Login(Maildrop):
         self.starttls = False
         self.tls = True
         self.user = ""
-        self.tongue = DEFAULT
+        self._speak(DEFAULT)
         self._reader.clear()
 
     def _lang(self, rest: bytes) -> None:
         """RFC 6856 section 3."""
         self._end_run()
-        answer, self.tongue = language(rest, self.tongue)
+        answer, tongue = language(rest, self.tongue)
         if answer.startswith(b"-ERR"):
             self._errors += 1
         self._say(answer)
+        if tongue != self.tongue:
+            self._speak(tongue)
 
     def _utf8(self, rest: bytes) -> None:
         """RFC 6856 section 2; taken in both states, for clients send it in both. See texts.py for what it changes."""

@@ -201,8 +201,12 @@ class Maildrop(Replies):
         """An answer, in the order of the questions. ValueError for one that answers nothing asked."""
         if self.closing:
             return  # asked before this session had to end
-        self._ANSWERS[type(message)](self, message)
-        self._settle()
+        asked, self.tongue = self.tongue, self._spoken
+        try:
+            self._ANSWERS[type(message)](self, message)
+            self._settle()
+        finally:
+            self._spoken, self.tongue = self.tongue, asked
 
     def _expect(self, *kinds: str) -> tuple[Any, ...]:
         """What the client waits for first must be one of `kinds`."""

@@ -119,6 +119,7 @@ class Listener(Front):
     def _log_in(self, client: Client, login: m.Login) -> None:
         turn = self.limits.login(login.session, login.user, client.host)
         self.awaiting[login.session] = client
+        client.asked = 0
         if turn:
             self._no(login.session, "SYS/TEMP", turn)
         elif turn is not None:

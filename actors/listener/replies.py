@@ -18,7 +18,7 @@ class Replies:
     """The answers to one client, and the end of the connection, which has its place among them."""
 
     __slots__ = (
-        "_errors", "_owed", "_policy", "_run", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell",
+        "_errors", "_owed", "_policy", "_run", "_spoken", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell",
         "tongue", "why",
     )
 
@@ -27,7 +27,8 @@ class Replies:
         self.out: list[bytes] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
         self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
-        self.tongue = DEFAULT  # the language of texts
+        self.tongue = DEFAULT  # the language of texts, for commands from now on
+        self._spoken = DEFAULT  # and for the answer that the maildir actor owes next
         self.closing = False  # close when `out` is gone
         self.why = ""
         self.messages = self.octets = 0  # undeleted ones
@@ -64,6 +65,14 @@ class Replies:
             )
             self.shown += [piece for piece in pieces if piece]
 
+    def _speak(self, tongue: str) -> None:
+        """Another language, in its turn."""
+        self.tongue = tongue
+        if self._owed:
+            self._owed.append(("tongue", tongue))
+        else:
+            self._spoken = tongue
+
     def _line(self, line: bytes) -> None:
         """Say one line whose text may be translated."""
         self._say(reply(line, self.tongue))
@@ -92,6 +101,8 @@ class Replies:
                 self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
             elif kind == "close":
                 self.closing = True
+            elif kind == "tongue":
+                self.tongue = owed[0][1]  # `answered` has it in its hands
             else:
                 return
             owed.popleft()

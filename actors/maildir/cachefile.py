@@ -29,7 +29,7 @@ JOURNAL = b"popcache.new"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
-_LARGEST = 64 << 20  # octets: half a million messages; a listing of more does not fit into an actor's memory
+_LARGEST = 192 << 20  # octets: a million and a half messages; a listing of more does not fit into an actor's memory
 _TAIL = 4096  # octets that the last line fits into
 
 

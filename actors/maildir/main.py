@@ -19,6 +19,7 @@ from popkernel.kernel.memory import give_back
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 
+_ALIVE_SECONDS = 2.0  # between two signs of life while a mailbox is listed
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
 
@@ -38,6 +39,7 @@ class MaildirActor(Actor):
         self.reception = Reception(self)
         self.park_seconds = 0
         self.silent_since = 0.0
+        self.said_alive = time.monotonic()
         self.parking: Timer | None = None
         self.handlers |= {m.Open: self._open, m.Wake: self._wake, m.Retire: self._retire, m.Receive: self.reception.receive}
 
@@ -50,6 +52,7 @@ class MaildirActor(Actor):
             self.drop = Maildrop(
                 self.path, hostname=config["hostname"], clock=self.clock, random=random_octets, policy=policy_of(config),
             )
+            self.drop.alive = self._alive
             paths = [(self.path, "rwc")]
         except StoreError as error:
             self.trouble = error
@@ -61,6 +64,13 @@ class MaildirActor(Actor):
 
     def sessions(self) -> int:
         return int(self.session is not None)
+
+    def _alive(self) -> None:
+        """A large mailbox that nobody has listed before takes minutes: meanwhile the kernel is to see that this does not hang."""
+        now = time.monotonic()
+        if now - self.said_alive > _ALIVE_SECONDS:
+            self.said_alive = now
+            self._report(m.Report(), [])
 
     # -- watched
     def session_of(self, channel: Channel, message: Message) -> int:

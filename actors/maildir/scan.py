@@ -56,10 +56,12 @@ class Scan:
     this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
     still be so as long as neither directory changes. ``lied``: names whose sizes in them are not believed.
     ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with its file;
-    None where none are wanted.
+    None where none are wanted. ``alive``: called now and then while messages are measured, which may take minutes.
     """
 
-    __slots__ = ("_cur", "_fresh_host", "_new", "_random", "brought", "clean", "doubtful", "lied", "notes", "own", "present", "unreadable")
+    __slots__ = (
+        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "lied", "notes", "own", "present", "unreadable",
+    )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
         self._cur = cur
@@ -68,6 +70,7 @@ class Scan:
         self._random = random
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
+        self.alive: Callable[[], None] | None = None
         self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
         self.own: frozenset[bytes] | set[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
@@ -172,6 +175,8 @@ class Scan:
 
     def measure(self, name: bytes) -> int | None:
         """Octets of a present message; None when it is none, is gone or cannot be read."""
+        if self.alive is not None:
+            self.alive()
         # Asked here: most names say nothing, and a function not called is a page not copied.
         claimed = maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None
         try:

@@ -75,6 +75,7 @@ class Maildrop:
         self._last_made = 0
         self._looked: tuple[int, tuple[int, int]] = (0, (0, 0))
         self.quota: Quota | None = None  # to be told of removals
+        self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
         self.cur = self.new = self.tmp = -1
         self.root = directory.open_root(os.fsencode(path))
         try:
@@ -207,6 +208,7 @@ class Maildrop:
         journal = cachefile.read_journal(self.root)
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
+        scan.alive = self.alive
         scan.own, self._delivered = self._delivered, set()
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)

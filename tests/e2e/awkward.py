@@ -99,17 +99,27 @@ def top(raw: bytes, count: int) -> bytes:
 
 
 class RawClient:
-    """POP3 as octets. `tls`: "tls" at once, "stls" by STLS, "" not at all."""
+    """POP3 as octets. `tls`: "tls" at once, "stls" by STLS, "" not at all. `source`: the address to come from; `before`: to say first of all."""
 
-    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0):
+    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b""):
         where = service.tls if tls == "tls" else service.plain
-        self.sock = socket.socket()
+        self.sock = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
         self.sock.settimeout(timeout)
+        if source:
+            self.sock.bind((source, 0))
         if buffer:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.sock.connect((where.host, where.port))
         self.data = bytearray()
         self.cafile = service.site.cert
+        try:
+            self.sock.connect((where.host, where.port))
+            self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)  # in one segment with the ClientHello
+            self._begin(tls, user, password)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, tls, user, password):
         if tls == "tls":
             self.secure()
         self.greeting = self.line()

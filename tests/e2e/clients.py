@@ -1,6 +1,7 @@
 """Other people's POP3 clients, each fetching a whole mailbox from a service; and what each makes of a message by itself.
 
-Every client is told to alter as little as it can. What it alters all the same is in `gives`, with the reason.
+Every client is told to alter as little as it can. What it alters all the same is in `gives`, with the reason. `auth`, in each client's own
+words, is how it is to say who it is (AUTHENTICATIONS has all that each knows and the server speaks); `secret` then a password or a token.
 """
 
 import os
@@ -47,10 +48,11 @@ def with_poplib(service, user, mode, _tmp, count):
     return found
 
 
-def curl(service, user, mode, tmp, count):
-    """All messages on one connection."""
+def curl(service, user, mode, tmp, count, auth="", secret="secret"):
+    """All messages on one connection. `auth`: further options."""
     address, scheme = (service.tls, "pop3s") if mode == "tls" else (service.plain, "pop3")
-    command = ["curl", "-sS", "-q", "--ssl-reqd", "--cacert", service.site.cert, "--user", f"{user}:secret"]
+    who = ["--user", user, "--oauth2-bearer", secret] if "OAUTHBEARER" in auth else ["--user", f"{user}:{secret}"]
+    command = ["curl", "-sS", "-q", "--ssl-reqd", "--cacert", service.site.cert, *who, *auth.split()]
     for n in range(1, count + 1):
         command += [f"{scheme}://{address}/{n}", "-o", str(tmp / f"{n}")]
         (tmp / f"{n}").write_bytes(b"")  # curl makes no file for a message of no octets
@@ -58,28 +60,28 @@ def curl(service, user, mode, tmp, count):
     return [(tmp / f"{n}").read_bytes() for n in range(1, count + 1)]
 
 
-def mpop(service, user, mode, tmp, count):
+def mpop(service, user, mode, tmp, count, auth="user", secret="secret"):
     """Delivers to a maildir."""
     del count
     address = service.tls if mode == "tls" else service.plain
     for part in ("cur", "new", "tmp"):
         (tmp / "m" / part).mkdir(parents=True)
     _run([
-        "mpop", "-C", "/dev/null", f"--host={address.host}", f"--port={address.port}", f"--user={user}", "--passwordeval=echo secret",
-        "--auth=user", "--tls=on", f"--tls-starttls={'off' if mode == 'tls' else 'on'}", f"--tls-trust-file={service.site.cert}",
+        "mpop", "-C", "/dev/null", f"--host={address.host}", f"--port={address.port}", f"--user={user}", f"--passwordeval=echo {secret}",
+        f"--auth={auth}", "--tls=on", f"--tls-starttls={'off' if mode == 'tls' else 'on'}", f"--tls-trust-file={service.site.cert}",
         "--received-header=off", "--keep=on", "--quiet", f"--delivery=maildir,{tmp}/m", f"--uidls-file={tmp}/uidls",
     ])
     return [path.read_bytes() for path in (tmp / "m" / "new").iterdir()]
 
 
-def fetchmail(service, user, mode, tmp, count):
+def fetchmail(service, user, mode, tmp, count, auth="any", secret="secret"):
     """Hands each message to a shell that keeps it. No ssl option with a TLS-only login means STLS."""
     del count
     address = service.tls if mode == "tls" else service.plain
     (tmp / "out").mkdir()
     rc = tmp / "fetchmailrc"
     rc.write_text(
-        f"set invisible\npoll {address.host} service {address.port} protocol pop3 user {user} password secret "
+        f"set invisible\npoll {address.host} service {address.port} protocol pop3 auth {auth} user {user} password {secret} "
         f"{'ssl' if mode == 'tls' else 'sslproto TLS1.3+'} sslcertfile {service.site.cert} sslcertck sslcommonname localhost "
         f"keep no rewrite no stripcr pass8bits mda \"sh -c 'cat > {tmp}/out/$$'\"\n",
     )
@@ -91,7 +93,7 @@ def fetchmail(service, user, mode, tmp, count):
     return [path.read_bytes() for path in (tmp / "out").iterdir()]
 
 
-def getmail(service, user, mode, tmp, count):
+def getmail(service, user, mode, tmp, count, auth="", secret="secret"):
     """Hands each message to a shell that keeps it, as it delivers to no maildir as root. It knows no STLS."""
     del count, mode
     address = service.tls
@@ -99,7 +101,7 @@ def getmail(service, user, mode, tmp, count):
     rc = tmp / "getmailrc"
     rc.write_text(
         f"[retriever]\ntype = SimplePOP3SSLRetriever\nserver = {address.host}\nport = {address.port}\n"
-        f"username = {user}\npassword = secret\nca_certs = {service.site.cert}\n"
+        f"username = {user}\npassword = {secret}\nca_certs = {service.site.cert}\n{auth}\n"
         f'[destination]\ntype = MDA_external\npath = /bin/sh\narguments = ("-c", "cat > {tmp}/out/$$")\nallow_root_commands = true\n'
         "[options]\ndelivered_to = false\nreceived = false\nread_all = true\ndelete = false\nverbose = 0\n",
     )
@@ -149,4 +151,17 @@ def _as_getmail(message):
 
 
 WITHOUT_STLS = ("getmail",)
+# fetchmail 6 knows POP3's AUTH for Kerberos, OTP and CRAM-MD5 only. curl takes no USER where there is AUTH, no XOAUTH2 where there is
+# OAUTHBEARER, and sends no token at once that makes a line over 255 octets. APOP, SCRAM and the like are no mechanisms of ours.
+AUTHENTICATIONS = {
+    "curl": {
+        "any": "--login-options AUTH=*", "PLAIN": "--login-options AUTH=PLAIN",
+        "LOGIN": "--login-options AUTH=LOGIN", "PLAIN at once": "--login-options AUTH=PLAIN --sasl-ir",
+        "LOGIN at once": "--login-options AUTH=LOGIN --sasl-ir", "as itself": "--login-options AUTH=PLAIN --sasl-authzid alice",
+        "OAUTHBEARER": "--login-options AUTH=OAUTHBEARER",
+    },
+    "mpop": {"USER": "user", "any": "on", "PLAIN": "plain", "LOGIN": "login", "XOAUTH2": "xoauth2", "OAUTHBEARER": "oauthbearer"},
+    "fetchmail": {"USER": "password", "any": "any"},
+    "getmail": {"USER": "", "XOAUTH2": "use_xoauth2 = true"},
+}
 CLIENTS = {"raw": raw, "poplib": with_poplib, "curl": curl, "mpop": mpop, "fetchmail": fetchmail, "getmail": getmail}

@@ -1,33 +1,20 @@
 """Logging in on a real service: tokens inside auth's cage, guessing that waits, files that are watched."""
 
+import base64
 import json
-import os
-import sys
 import time
 
 import bcrypt
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from popkernel.cli.demo import make_certificate
 
-from tests.e2e.inside.service import INSIDE
+from tests.e2e.awkward import RawClient
 from tests.e2e.supervised import Quick, Raw, serve
 from tests.e2e.test_reload import rewrite, write
+from tests.e2e.tokens import EC, RESPONSES, RSA, SCOPE, key_set, settings, token
 from tests.service import wait_for
 
-EC, RSA = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
 AUTH = b"-ERR [AUTH] wrong name or password\r\n"
-
-
-def key_set(private, kid):
-    algorithm = jwt.algorithms.ECAlgorithm if private is EC else jwt.algorithms.RSAAlgorithm
-    return json.dumps({"keys": [json.loads(algorithm.to_jwk(private.public_key())) | {"kid": kid}]}).encode()
-
-
-def token(private, kid, **claims):
-    data = {"iss": "https://issuer", "aud": "pop3", "exp": time.time() + 300, "email": "alice", "scope": "mail"} | claims
-    return jwt.encode(data, private, algorithm="ES256" if private is EC else "PS256", headers={"kid": kid}).encode()
 
 
 def answer(service, secret, user="alice"):
@@ -39,39 +26,50 @@ def answer(service, secret, user="alice"):
         return said
 
 
+def answer_to_token(service, secret, user="alice", mechanism=b"XOAUTH2"):
+    """With the token in an initial response, and the answer to the challenge that tells why it failed."""
+    with RawClient(service) as client:
+        said = client.ask(b"AUTH " + mechanism + b" " + RESPONSES[mechanism](secret, user))
+        if said.startswith(b"+ "):
+            assert json.loads(base64.b64decode(said[2:]))["scope"] == SCOPE
+            said = client.ask(b"" if mechanism == b"XOAUTH2" else b"AQ==")
+        if said.startswith(b"+OK"):
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        return said
+
+
 @pytest.fixture
 def jwks(tmp_path):
     path = tmp_path / "jwks"
-    write(str(path), key_set(EC, "one")) if path.exists() else path.write_bytes(key_set(EC, "one"))
+    path.write_bytes(key_set(EC, "one"))
     return path
 
 
 def test_tokens_and_a_new_key_of_the_issuer(jwks):
-    oauth = {"oauth_issuer": "https://issuer", "oauth_audience": "pop3", "oauth_jwks": str(jwks), "oauth_scope": "mail"}
-    command = [sys.executable, os.path.join(INSIDE, "tokens.py")]
-    with Quick(command=command, lmtp=False, mail=(), penalty_seconds=0, **oauth) as service:
+    with Quick(lmtp=False, mail=(), penalty_seconds=0, **settings(jwks)) as service:
         good = token(EC, "one")
-        assert answer(service, b"XOAUTH2:" + good).startswith(b"+OK")
-        assert answer(service, b"OAUTHBEARER:" + good).startswith(b"+OK")
-        assert answer(service, b"XOAUTH2:" + token(EC, "one", padding="x" * 5600)).startswith(b"+OK")
+        assert answer_to_token(service, good).startswith(b"+OK")
+        assert answer_to_token(service, good, mechanism=b"OAUTHBEARER").startswith(b"+OK")
+        assert answer_to_token(service, token(EC, "one", padding="x" * 5600)).startswith(b"+OK")
         bad = {
             "another's": (good, "bob"), "expired": (token(EC, "one", exp=time.time() - 61), "alice"), "of another issuer": (token(EC, "one", iss="x"), "alice"),
             "without the scope": (token(EC, "one", scope=""), "alice"), "of another key": (token(RSA, "one"), "alice"),
             "of one who is in no table": (token(EC, "one", email="dave"), "dave"), "none": (b"secret", "alice"),
         }
         for what, (secret, user) in bad.items():
-            assert answer(service, b"XOAUTH2:" + secret, user) == AUTH, what
-        assert answer(service, b"PASS:" + good) == AUTH
+            for mechanism in RESPONSES:
+                assert answer_to_token(service, secret, user, mechanism) == AUTH, what
+        assert answer(service, good[:240]) == AUTH
         assert answer(service, b"secret").startswith(b"+OK")  # passwords go on
         write(str(jwks), key_set(RSA, "two"))
-        assert answer(service, b"XOAUTH2:" + good).startswith(b"+OK")  # not yet in force
+        assert answer_to_token(service, good).startswith(b"+OK")  # not yet in force
         service.command("reload")
-        assert answer(service, b"XOAUTH2:" + good) == AUTH
-        assert answer(service, b"XOAUTH2:" + token(RSA, "two")).startswith(b"+OK")
+        assert answer_to_token(service, good) == AUTH
+        assert answer_to_token(service, token(RSA, "two")).startswith(b"+OK")
         write(str(jwks), b'{"keys": []}')
         result = service.command("reload", check=False)
-        assert result.returncode == 78 and f"{jwks}: no key for" in result.stderr
-        assert answer(service, b"XOAUTH2:" + token(RSA, "two")).startswith(b"+OK")
+        assert result.returncode == 65 and f"{jwks}: no key for" in result.stderr
+        assert answer_to_token(service, token(RSA, "two")).startswith(b"+OK")
         log = service.read_log()
         assert good.decode() not in log and service.actor("auth")["restarts"] == 0
 

@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import socket
 import ssl
 import sys
 
@@ -11,10 +12,11 @@ from cryptography.hazmat.primitives import serialization
 from popkernel.cli.demo import make_site
 from popkernel.cli.samplesite import make_certificate
 
-from tests.service import Service, wait_for
+from tests.e2e.awkward import RawClient
+from tests.e2e.test_reload import write
+from tests.service import POPKERNEL, Service, wait_for
 
 PHRASE = b"open sesame 4711"
-DRIVER = [sys.executable, os.path.join(os.path.dirname(__file__), "phrase_driver.py")]
 
 
 def lock(key_path, phrase=PHRASE, before=None):
@@ -25,14 +27,17 @@ def lock(key_path, phrase=PHRASE, before=None):
         file.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
 
 
-def asked(address, name):
+def asked(address, name, *, stls=False):
     """The PEM certificate that a client gets which asks for `name`, and the greeting."""
-    import socket
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection((address.host, address.port), 20) as raw, context.wrap_socket(raw, server_hostname=name) as tls:
-        return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True)), tls.recv(100)
+    with socket.create_connection((address.host, address.port), 20) as raw:
+        said = raw.recv(100) if stls else b""
+        if stls:
+            raw.sendall(b"STLS\r\n")
+            assert raw.recv(100).startswith(b"+OK")
+        with context.wrap_socket(raw, server_hostname=name) as tls:
+            return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True)), said or tls.recv(100)
 
 
 def visit(service):
@@ -44,7 +49,7 @@ def visit(service):
 class Locked(Service):
     """A service with a second certificate, for pop.example.org."""
 
-    def __init__(self, tmp_path, command=DRIVER, **options):
+    def __init__(self, tmp_path, command=None, **options):
         self.more = str(tmp_path / "more.pem")
         self.chain, key = make_certificate(["pop.example.org"])
         with open(self.more, "wb") as file:
@@ -127,7 +132,7 @@ class AtTerminal(Locked):
         script = (
             "import os, sys; os.setsid(); fd = os.open(sys.argv[1], os.O_RDWR); os.dup2(fd, 0); os.dup2(fd, 1); os.execv(sys.argv[2], sys.argv[2:])"
         )
-        super().__init__(tmp_path, command=[sys.executable, "-c", script, self.slave, *DRIVER], **options)
+        super().__init__(tmp_path, command=[sys.executable, "-c", script, self.slave, *POPKERNEL], **options)
         os.close(slave)
 
     def wait_log(self, text, **options):
@@ -168,3 +173,42 @@ def test_a_phrase_from_the_terminal_is_known_to_init_and_listeners_alone(tmp_pat
             assert not knows & others, knows
             assert knows  # else this looked in the wrong place
         assert PHRASE.decode() not in service.read_log()
+
+
+def test_renewed_certificates_come_in_force_and_no_session_is_dropped(tmp_path):
+    """One changes, then the other, then a third name is added; over TLS and STLS, under sessions in every state."""
+    paths = [str(tmp_path / "one.pem"), str(tmp_path / "two.pem")]
+    chains = {}
+
+    def renew(path, *names):
+        chain, key = make_certificate(names)
+        chains.update(dict.fromkeys(names, chain.decode()))
+        write(path, chain + key)
+
+    for path, names in zip(paths, (["one.example"], ["two.example", "*.two.example"]), strict=True):
+        open(path, "w").close()
+        renew(path, *names)
+    with Service(certs=paths, mail=[b"Subject: x\n\ny\n"]) as service:
+        with open(service.site.cert) as file:
+            own = file.read()
+
+        def all_right():
+            for name, chain in chains.items():
+                assert asked(service.tls, name.replace("*", "any"))[0] == chain, name
+                assert asked(service.plain, name.replace("*", "any"), stls=True)[0] == chain, name
+            for other in (None, "localhost", "three.example", "deep.any.two.example", "example"):
+                assert asked(service.tls, other) == (own, b"+OK POP3 ready\r\n")
+
+        all_right()
+        with RawClient(service, user="alice") as reading, RawClient(service) as typing, RawClient(service, "") as plain:
+            typing.ask(b"USER bob")
+            for change in (lambda: renew(paths[0], "one.example"), lambda: renew(paths[1], "two.example", "*.two.example"), lambda: renew(paths[0], "one.example", "pop.one.example")):
+                change()
+                service.command("reload")
+                all_right()
+                assert reading.many(b"RETR 1") == b"Subject: x\r\n\r\ny\r\n.\r\n"
+            assert typing.ask(b"PASS secret").startswith(b"+OK 1 ")
+            assert plain.ask(b"STLS").startswith(b"+OK")
+            plain.secure()  # with what was in force when it came
+            assert plain.ask(b"CAPA").startswith(b"+OK")
+            assert reading.ask(b"QUIT") == typing.ask(b"QUIT") == b"+OK bye\r\n"

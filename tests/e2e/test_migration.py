@@ -206,7 +206,7 @@ def test_a_popcache_of_512_mib_locks_nobody_out():
         deliver(service.site.mail_users["alice"], "popcache", b"", "")
         os.truncate(path, 512 << 20)
         assert len(uidls_of(service.pop3())) == len(MAIL)
-        assert "popcache: not believed, and made anew: more than 64 MiB" in service.read_log(0.5)
+        assert "popcache: not believed, and made anew: more than 192 MiB" in service.read_log(0.5)
         assert os.stat(path).st_size < 10_000
         lines = b"".join(b"%d.%08x.localhost 999999999999999999 u%d\n" % (1_700_000_000 + n, n, n) for n in range(12))
         deliver(service.site.mail_users["bob"], "popcache", lines, "")

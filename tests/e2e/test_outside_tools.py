@@ -56,6 +56,7 @@ def nmap(address, *scripts):
     return ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NMAP is None, reason="needs nmap")
 def test_nmap_sees_what_capa_says_and_good_ciphers_only():
     with Service(tls_min="1.2", mail=[], verbose=0) as service:
@@ -64,7 +65,7 @@ def test_nmap_sees_what_capa_says_and_good_ciphers_only():
         capabilities = re.search(r"pop3-capabilities: (.*)", said)[1]
         for word in ("UIDL", "TOP", "STLS", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"):
             assert word in capabilities
-        assert "USER" not in re.sub(r"IMPLEMENTATION\(.*?\)", "", capabilities)  # not without TLS
+        assert "USER" not in re.sub(r"\(.*?\)", "", capabilities)  # not without TLS
         ciphers = nmap(service.tls, "ssl-enum-ciphers")
         assert "TLSv1.2" in ciphers
         assert not re.search(r"SSLv3|TLSv1\.[01]:", ciphers)

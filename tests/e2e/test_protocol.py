@@ -67,11 +67,11 @@ def test_octets_stat_list_and_retr_agree(alice):
 def test_octets_of_more_than_4_gib_are_right(service):
     directory = service.site.mail_users["user29"].maildir
     for n in (1, 2, 3):
-        path = f"{directory}/new/180000000{n}.0000000{n}.localhost"
+        path = f"{directory}/cur/180000000{n}.0000000{n}.localhost:2,S"
         with open(path, "wb") as file:
             file.truncate((1 << 31) - 7)
         os.chown(path, service.site.mail_users["user29"].uid, -1)
-    # 6 GB of NULs would take seconds to measure: a popcache says what they come to, as another program may have written it.
+    # 6 GB of NULs would take seconds to measure: a popcache says what they come to, as a server that had them in cur/ has written it.
     with open(f"{directory}/popcache", "w") as file:
         for n in (1, 2, 3):
             name = f"180000000{n}.0000000{n}.localhost"

@@ -101,6 +101,20 @@ def test_killed_during_login(service, victim):
     whole_again(service, victim, before, mail)
 
 
+def test_a_login_waits_for_the_next_auth_however_many_failed_before(service):
+    with Raw(service) as client:
+        for _ in range(3):
+            assert client.login(password="wrong").startswith(b"-ERR [AUTH]")
+        pid = pid_of(service, "auth")
+        client.command("USER alice")
+        os.kill(pid, signal.SIGSTOP)
+        client.send("PASS secret")
+        kill(pid)
+        assert client.line().startswith(b"+OK")
+        assert client.command("QUIT").startswith(b"+OK")
+    wait_for(lambda: service.actor("auth"), until=lambda r: r and r["state"] == "serving")
+
+
 def kernel_rows(service):
     return service.status()["actors"] if service.status()["leases"] else []
 

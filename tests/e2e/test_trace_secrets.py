@@ -8,15 +8,36 @@ from popkernel.kernel.watcher import Watcher
 from popkernel.proto.recording import pack, read
 
 from tests.e2e.awkward import RawClient
+from tests.e2e.tokens import RESPONSES, key_set, settings, token
 from tests.service import POPKERNEL, ROOT, Service
 
 WORD = "vErY-sEcReT-47110815"
+TOKEN = token()
 
 
 @pytest.fixture(scope="module")
-def service():
-    with Service(users={"alice": WORD}, allow_plaintext=True, verbose=9) as running:
+def service(tmp_path_factory):
+    jwks = tmp_path_factory.mktemp("oauth") / "jwks"
+    jwks.write_bytes(key_set())
+    with Service(users={"alice": WORD}, allow_plaintext=True, verbose=9, **settings(jwks)) as running:
         yield running
+
+
+def tokens():
+    """Each way a token can come in: taken, another's, in pieces, too long, at the wrong time, as a password, told why and given again."""
+    for mechanism, response in RESPONSES.items():
+        good, bad = response(TOKEN), response(TOKEN, "bob")
+        head = b"AUTH " + mechanism
+        yield [head + b" " + good + b"\r\nQUIT\r\n"]
+        yield [head + b"\r\n", good[:300], good[300:] + b"\r\nSTAT\r\nQUIT\r\n"]
+        yield [head + b" " + bad + b"\r\n", b"AQ==\r\nQUIT\r\n"]
+        yield [head + b" " + bad + b"\r\n" + bad + b"\r\n" + bad + b"\r\n" + TOKEN + b"\r\nQUIT\r\n"]
+        yield [head + b" " + good[:-4] + b"\r\n" + good + b"\r\n" + head + b"  " + good + b"\r\nQUIT\r\n"]
+        yield [head + b" " + good * 30 + b"\r\nQUIT\r\n"]
+        yield [head + b" " + good[:-9]]
+        yield [b"AUTH PLAIN " + good + b"\r\nAUTH " + good + b"\r\nAUTH" + good + b"\r\nUSER alice\r\nPASS " + TOKEN[:240] + b"\r\nQUIT\r\n"]
+        yield [b"AUTH LOGIN\r\n" + base64.b64encode(b"alice") + b"\r\n", base64.b64encode(TOKEN) + b"\r\nQUIT\r\n"]
+        yield [head + b" " + good + b"\r\n" + head + b" " + good + b"\r\nRETR " + TOKEN[:100] + b"\r\nQUIT\r\n"]
 
 
 def conversations(service):
@@ -47,6 +68,8 @@ def conversations(service):
             [b"USER alice\r\nPASS " + word + b"\r\nPASS " + word + b"\r\nRETR " + word + b"\r\nSTAT " + word + b"\r\nNOOP\r\nQUIT\r\n"],
         ):
             yield tls, data
+        for data in tokens():
+            yield tls, data
 
 
 def talk(service):
@@ -69,13 +92,17 @@ def forms(data):
     """Where it is found, in any of its forms."""
     word = WORD.encode()
     plain = (word, word.lower(), word.upper(), word[:7], word[7:], word[::-1], word.hex().encode())
-    return [form for form in (*plain, *inside_base64(word)) if form in data]
+    pieces = [TOKEN[at : at + 40] for at in range(0, len(TOKEN) - 40, 20)]
+    return [form for form in (*plain, *inside_base64(word), *pieces, *(form for piece in pieces for form in inside_base64(piece))) if form in data]
 
 
 def test_it_would_be_found():
     for before in (b"", b"a", b"\0alice\0", b"user=alice\1auth=Bearer "):
         assert forms(base64.b64encode(before + WORD.encode() + b"\1\1"))
     assert forms(WORD[:9].encode())
+    for response in RESPONSES.values():
+        assert forms(response(TOKEN))
+    assert forms(TOKEN[100:180])
 
 
 def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
@@ -97,7 +124,10 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
     raw = path.read_bytes()
     names = {f.name for f in taken}
     assert names >= {"Typed", "Login", "Granted", "Denied", "Reply", "LoginFailed", "Ended"}
-    assert sum(f.name == "Login" and f.way == "in" for f in taken) > 9
+    logins = [f.fields for f in taken if f.name == "Login" and f.way == "in"]
+    assert {f["mechanism"] for f in logins} == {"PASS", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"}
+    assert {f["secret"] for f in logins} == {b"[secret]"} or {f["secret"] for f in logins} == {"[secret]"}
+    assert len(logins) > 50
     said = b"".join(map(pack, taken))
     assert said.count(b"[secret]") > 30  # they did come by
     assert forms(said) == []

@@ -4,6 +4,7 @@
 what is recorded (arguments of `trace`), on what site, and until which frames are there.
 """
 
+import base64
 import os
 import pathlib
 import signal
@@ -114,6 +115,34 @@ def attack(service, tmp):
         raw.end()
 
 
+def sasl(service, tmp):
+    """AUTH in its forms: at once, in steps, cancelled, malformed, wrong, for somebody else, too long; each time the session goes on."""
+
+    def b64(data):
+        return base64.b64encode(data)
+
+    for tls, lines in (
+        ("tls", [b"AUTH PLAIN " + b64(b"\0alice\0secret"), b"STAT"]),
+        ("stls", [b"AUTH PLAIN", b64(b"alice\0alice\0secret"), b"RETR 1"]),
+        ("tls", [b"AUTH LOGIN", b64(b"alice"), b64(b"secret"), b"LIST 2"]),
+        ("tls", [b"AUTH LOGIN " + b64(b"alice"), b64(b"secret"), b"AUTH PLAIN"]),
+        ("tls", [b"AUTH", b"AUTH PLAIN", b"*", b"AUTH PLAIN =", b"AUTH PLAIN !", b"AUTH CRAM-MD5", b"AUTH LOGIN", b64(b"bob"), b64(b"wrong"),
+                 b"AUTH PLAIN " + b64(b"bob\0alice\0secret"), b"AUTH PLAIN " + b"A" * 13000, b"AUTH LOGIN", b64(b"alice"), b64(b"secret"), b"NOOP"]),
+    ):
+        with awkward.RawClient(service, tls, timeout=20) as raw:
+            for line in lines:
+                raw.ask(line)
+                if line in (b"AUTH", b"RETR 1"):
+                    raw.rest()
+            raw.ask(b"QUIT")
+    with awkward.RawClient(service, "tls", timeout=20) as raw:  # all in one packet, and one that hangs up in an exchange
+        raw.send(b"LANG de\r\nAUTH PLAIN\r\n" + b64(b"\0alice\0wrong") + b"\r\nUTF8\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret")
+                 + b"\r\nSTAT\r\nDELE 9\r\nDELE 1\r\nRSET\r\nQUIT\r\n")
+        raw.end()
+    with awkward.RawClient(service, "tls", timeout=20) as raw:
+        raw.ask(b"AUTH PLAIN")
+
+
 def waits(service, tmp):
     """Guessing until it has to wait, and until nobody looks any more; somebody known there logs in meanwhile."""
     service.pop3("bob").quit()
@@ -198,6 +227,7 @@ SCENARIOS = {
     "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
     "poplib": Scenario(with_poplib, until=ends()),
     "pipelined": Scenario(pipelined, until=ends()),
+    "sasl": Scenario(sasl, EVERYBODY, ends(7)),
     "delivery": Scenario(delivery, (*ALICE, "--payload"), ends()),
     "reload": Scenario(reload, EVERYBODY, ends(2)),
     "killed": Scenario(killed, EVERYBODY, ends(2)),

@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popkernel.proto.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, prefix_of
+from popkernel.proto.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, plain, prefix_of
 
 V4 = st.ip_addresses(v=4).map(str)
 V6 = st.ip_addresses(v=6).map(str)
@@ -104,3 +104,11 @@ def test_hosts():
     assert host_of("2001:db8::1") == "2001:db8::1"
     assert host_of("192.0.2.7") == "192.0.2.7"
     assert host_of("") == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "text"), [("::ffff:192.0.2.7", "192.0.2.7"), ("::FFFF:c000:207", "192.0.2.7"), ("192.0.2.7", "192.0.2.7"), ("fe80::1%eth0", "fe80::1%eth0"),
+                          ("2001:db8::1", "2001:db8::1"), ("nowhere", "nowhere")],
+)  # fmt: skip
+def test_ipv4_in_ipv6_is_written_as_ipv4(address, text):
+    assert plain(address) == text

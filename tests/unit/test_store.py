@@ -580,7 +580,7 @@ def test_remove_says_what_it_could_not(box, monkeypatch):
     assert shown(box.drop.listing()) == rows(b"1.a")
 
 
-@pytest.mark.parametrize("size", [512 << 20, (64 << 20) + 1])
+@pytest.mark.parametrize("size", [512 << 20, (192 << 20) + 1])
 def test_a_huge_popcache_costs_no_session_and_is_said_once(box, size):
     """A sparse file of 512 MiB once locked its user out: MemoryError."""
     box.put(b"1.a:2,")

@@ -48,6 +48,26 @@ def test_however_it_is_cut(frames, data):
     assert made.empty
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0, 5, 65535, 65536, 70000, 200000]), max_size=5), st.data())
+def test_large_frames_however_they_come(sizes, data):
+    """Some octets by `feed`, some straight into `room`: what a channel does."""
+    frames = [bytes([n + 1]) * size for n, size in enumerate(sizes)]
+    stream, found, made = PREFACE + framed(*frames), [], Reader(LIMIT)
+    while stream:
+        size = data.draw(st.integers(1, 150000))
+        room = made.room()
+        if room is not None and data.draw(st.booleans()):
+            size = min(size, len(room), len(stream))
+            room[:size] = stream[:size]
+            found += made.took(size)
+        else:
+            found += made.feed(stream[:size])
+        stream = stream[size:]
+    assert found == frames
+    assert made.empty
+
+
 def test_byte_by_byte_and_all_at_once():
     frames = [b"", b"a", b"b" * 255, b"c" * 256, b"d" * 2000]
     stream, found, made = PREFACE + framed(*frames), [], Reader(LIMIT)
