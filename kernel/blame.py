@@ -55,7 +55,7 @@ class Blame:
         return len(accuser.accusations) > _ACCUSATIONS
 
     def _believed(self, accuser: Process, accused: Process) -> bool:
-        if accuser.kind != "maildir.{user}":
+        if accuser.kind != "maildir.{user}" or accused.session:  # a listener of that user's session alone: it ends nobody else's
             return True
         now = self._supervisor.loop.now
         recent = {name: when for name, when in accused.accusers.items() if when > now - _ACCUSED_SECONDS}

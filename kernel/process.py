@@ -17,7 +17,7 @@ class Process:
 
     __slots__ = (
         "accusations", "accusers", "channel", "condemned", "counters", "hello", "ids", "kind", "met", "name", "on_hello", "parent", "pid",
-        "restarts", "since", "state",
+        "restarts", "session", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
@@ -27,7 +27,8 @@ class Process:
         self.parent = parent  # who forked it and reaps it
         self.pid = 0
         self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
-        self.state = "starting"  # starting, serving, draining, stopping
+        self.session = 0  # of a listener that serves one connection alone: the only one it may speak of
+        self.state = "starting"  # ahead (gates.py), starting, serving, draining, stopping
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)
         self.restarts = 0

@@ -8,6 +8,7 @@ from popkernel.kernel.channel import counts
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.sessionname import session_name
+from popkernel.proto.topology import actor as row_of
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
@@ -23,6 +24,8 @@ def status(s: "Supervisor") -> dict[str, Any]:
          "messages_in": counts.messages_in, "messages_out": counts.messages_out},
     ]
     for process in s.processes.values():
+        if process.state == "ahead":  # no process yet
+            continue
         hello = process.hello
         uid, gid = _ids(s, process)
         rows.append({
@@ -47,7 +50,7 @@ def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
     """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
     if process.ids is not None:
         return process.ids
-    return s.boot.config["ids"].get(process.kind, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
+    return s.boot.config["ids"].get(row_of(process.name).runs_as, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
 
 
 def session_over(e: m.Ended) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def again(actor):
 
 SAYINGS = {
     "hello twice": twice,
+    "another session": lambda actor: actor.kernel.send(m.Awaiting(actor.serial + 1)),
     "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
     "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
     "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
@@ -164,7 +165,7 @@ def install(actor, plan, first):
             actor.loop.later(0.05, lambda: misbehave(actor, plan, lambda: actor.channel))
 
         actor.handlers[m.Open] = on_open
-    elif kind == "Listener":
+    elif kind in ("Listener", "Lone"):
         ask = actor._ask
 
         def on_ask(client, login):
