@@ -16,6 +16,7 @@ from popkernel.kernel.config import ConfigError
 
 OK, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 65, 67, 69, 75, 77  # sysexits(3)
 _CHUNK = 128 * 1024  # octets
+_FROM_LINE = 1000  # octets
 _ANSWER_SECONDS = 330  # half a minute more than the server gives its own mailboxes
 
 
@@ -77,7 +78,7 @@ def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
 
 
 def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, message: BinaryIO) -> None:
-    first = _without_from_line(message.read(_CHUNK))
+    first = _without_from_line(message)
     sock.sendall(b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\n" % (os.fsencode(sender), _quoted(user)))
     for _ in range(4):  # greeting, LHLO, MAIL, RCPT
         _expect(answers)
@@ -95,9 +96,16 @@ def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, messag
     sock.sendall(b"QUIT\r\n")
 
 
-def _without_from_line(head: bytes) -> bytes:
-    """Without the mbox line that Postfix's local(8) and others put on top for pipes: it is no header field."""
-    return head.partition(b"\n")[2] if head.startswith(b"From ") else head
+def _without_from_line(message: BinaryIO) -> bytes:
+    """The first of a message, without the mbox line that Postfix's local(8) and others put on top for pipes: it is no header field.
+
+    Only a line that ends soon is one; whatever else begins so is mail.
+    """
+    head = message.read(_CHUNK)
+    line, end, rest = head.partition(b"\n")
+    if not head.startswith(b"From ") or not end or len(line) > _FROM_LINE:
+        return head
+    return rest or message.read(_CHUNK)
 
 
 def _quoted(user: str) -> bytes:

@@ -26,6 +26,7 @@ Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the chann
 
 _SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
 _SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
+_READS = 16  # of one channel in a turn of the loop; the rest is there in the next
 _MOST_FDS = 8  # that may wait for the rest of their message
 _MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
@@ -241,8 +242,13 @@ class Channel:
             self.read()
 
     def read(self) -> None:
-        """Take what is there. Also called by an owner who must know now (the kernel, before it judges auth's word)."""
-        while not self.gone:
+        """Take what is there, up to a bound: who writes faster than we read must not keep us from the others.
+
+        Also called by an owner who must know now (the kernel, before it judges auth's word).
+        """
+        for _ in range(_READS):
+            if self.gone:
+                return
             room = _SCRATCH
             try:
                 if self._takes_fds:

@@ -551,6 +551,9 @@ CARRIES: dict[type, int] = {
 }
 
 
+WINDOW = 640 * 1024  # octets of bulk frames that a session may have on their way to its client: one being sent, one behind it
+
+
 def bulk_octets(message: tuple[object, ...]) -> int:
     """What a bulk frame costs of the credit: about the octets that it makes on the client's wire."""
     if isinstance(message, Mail):

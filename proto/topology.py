@@ -243,7 +243,7 @@ EDGES: tuple[Edge, ...] = (
     ),
     # Delivery.
     Edge("kernel", "mda", (m.Maildrop, m.NoMaildrop, m.Anew, m.Report, m.Stop, *_WATCHED), _REPORT, deadline=_ALIVE, depth=4096),
-    Edge("mda", "kernel", (*_SPAWNED, m.Recipient), {"Recipient": ("Maildrop", "NoMaildrop")}, deadline=10, depth=4096),
+    Edge("mda", "kernel", (*_SPAWNED, m.Recipient, m.Late), {"Recipient": ("Maildrop", "NoMaildrop")}, deadline=10, depth=4096),
     Edge(
         "mda",
         "maildir.{user}",

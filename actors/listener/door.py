@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from popkernel.actors.listener.limits import TOO_MANY, Bounds, Limits
@@ -29,6 +30,8 @@ _COMPLAINTS = 60.0  # seconds between two lines of the log about connections tha
 
 class Door(Actor):
     """Takes connections for one listener process."""
+
+    threads: Callable[[], None] | None = None  # starts what runs beside it
 
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot, many=True)
@@ -65,7 +68,7 @@ class Door(Actor):
         """Lock in, say hello, serve."""
         self._take_listening()
         keep_memory(16 << 20)
-        self.lock(nofile=2 * self.most + 64)
+        self.lock(nofile=2 * self.most + 64, threads=self.threads)
         self.connect()
         self._fit(self.nofile, (self.nofile - 64) // 2)  # a session is a client's socket and a channel
         self.run()
@@ -147,8 +150,9 @@ class Door(Actor):
 
     # -- PROXY
     def _await_header(self, sock: socket.socket, peer: Any, tls: bool) -> None:
-        if len(self.unknown) + self.limits.sessions >= self.most:
+        if len(self.unknown) + self.limits.sessions >= self.most and not self._make_room():
             sock.close()
+            self._complain(f"{peer[0]}: connection closed: all {self.most} sessions are taken")
             return
         proxied = Proxied(sock)
 

@@ -11,6 +11,7 @@ from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.policy import Policy
 from popkernel.actors.listener.tls import Served
+from popkernel.actors.listener.watchdog import Watchdog
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, watch
 from popkernel.kernel.loop import READ, WRITE, Timer
@@ -86,6 +87,8 @@ class Front(Door):
         self.refusing = 0  # connections that are only told why they are not served
         self.serial = int(config.get("serial", 0))
         self.draining = False
+        self.dog = Watchdog()
+        self.threads = self.dog.start
 
     def connect(self) -> None:
         super().connect()
@@ -196,6 +199,7 @@ class Front(Door):
         assert isinstance(client.sock, ssl.SSLSocket)
         if not client.shaking and not self._may_shake(client):
             return
+        self.dog.call = (client.sock,)
         try:
             client.sock.do_handshake()
         except ssl.SSLWantReadError:
@@ -207,6 +211,8 @@ class Front(Door):
         except (ssl.SSLError, OSError, ValueError) as error:
             self._over(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
             return
+        finally:
+            self.dog.call = None
         self._shaken(client, client.sock.version() or "")
 
     def _may_shake(self, client: Client) -> bool:
@@ -247,9 +253,18 @@ class Front(Door):
         if events & ~WRITE:
             self._read(client)
 
+    def _receive(self, sock: socket.socket) -> bytes:
+        if not isinstance(sock, ssl.SSLSocket):
+            return sock.recv(_CHUNK)
+        self.dog.call = (sock,)
+        try:
+            return sock.recv(_CHUNK)
+        finally:
+            self.dog.call = None
+
     def _read(self, client: Client) -> None:
         try:
-            data = client.sock.recv(_CHUNK)
+            data = self._receive(client.sock)
         except ssl.SSLWantWriteError:  # TLS itself has something to say that the client does not take (a key update): wait for that alone
             self._events(client, WRITE)
             return

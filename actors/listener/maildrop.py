@@ -31,7 +31,8 @@ class Maildrop(Replies):
     """What a client does with its mail."""
 
     __slots__ = (
-        "_ahead", "_ahead_octets", "_asked", "_known", "_last", "_reader", "_taken", "deleted", "owed_credit", "retrieved", "total",
+        "_ahead", "_ahead_octets", "_allowed", "_asked", "_known", "_last", "_reader", "_taken", "deleted", "owed_credit", "retrieved",
+        "total",
     )
 
     def __init__(self, policy: Policy) -> None:
@@ -39,6 +40,7 @@ class Maildrop(Replies):
         self.total = 0  # messages there were at the start
         self.retrieved = self.deleted = 0
         self.owed_credit = 0
+        self._allowed = m.WINDOW  # octets that the maildir actor may still send without new credit
         self._reader = LineReader()
         self._ahead: dict[int, tuple[int, bytes]] = {}
         self._ahead_octets = 0
@@ -197,6 +199,13 @@ class Maildrop(Replies):
         self.tell.append(m.Retrieve(run[1], run[2], ahead))
 
     # -- what the maildir actor says
+    def _spend(self, octets: int) -> None:
+        """A bulk frame has come: it must have begun within the credit, which the last one may exceed."""
+        if self._allowed <= 0:
+            raise ValueError("more than it has credit for")
+        self._allowed -= octets
+        self.owed_credit += octets
+
     def answered(self, message: tuple[Any, ...]) -> None:
         """An answer, in the order of the questions. ValueError for one that answers nothing asked."""
         if self.closing:
@@ -217,7 +226,7 @@ class Maildrop(Replies):
 
     def _mail(self, message: m.Mail) -> None:
         data = message.data
-        self.owed_credit += m.bulk_octets(message)
+        self._spend(m.bulk_octets(message))
         parts = message.parts
         view = memoryview(data)
         at = 0
@@ -272,12 +281,12 @@ class Maildrop(Replies):
         self._put(self._refusal(message.text, message.code))
 
     def _sizes(self, message: m.Sizes) -> None:
-        self.owed_credit += m.bulk_octets(message)
+        self._spend(m.bulk_octets(message))
         rows = [b"%d" % size if size >= 0 else b"" for size in message.sizes]
         self._rows(message.first, rows, message.last, self._known[m.List])
 
     def _ids(self, message: m.Ids) -> None:
-        self.owed_credit += m.bulk_octets(message)
+        self._spend(m.bulk_octets(message))
         self._rows(message.first, [u.encode() for u in message.uidls], message.last, self._known[m.Uidl])
 
     def _rows(self, first: int, rows: list[bytes], last: bool, known: dict[int, bytes]) -> None:
@@ -344,8 +353,9 @@ class Maildrop(Replies):
     def credit(self, unsent: int) -> int:
         """How much credit to give the maildir actor, `unsent` octets waiting to go to the client. Taking it is giving it."""
         memory = self._policy.memory
-        if self.owed_credit >= memory // 2 and unsent < memory:
+        if self.owed_credit >= min(memory, m.WINDOW // 2) // 2 and unsent < memory:
             owed, self.owed_credit = self.owed_credit, 0
+            self._allowed = min(m.WINDOW, self._allowed + owed)
             return owed
         return 0
 

@@ -14,9 +14,8 @@ from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
 from popkernel.proto import messages as m
 from popkernel.proto.octets import TopCutter, WireEncoder
 
-__all__ = ["WINDOW", "Session"]
+__all__ = ["Session"]
 
-WINDOW = 640 * 1024  # octets of bulk frames that may be on their way to a client: one being sent, one behind it
 _FRAME = 256 * 1024  # octets of mail in one frame, about
 _SMALL = 160 * 1024  # octets of a message that is read in one go
 _STATE = 1  # version of what a parked session is
@@ -37,7 +36,7 @@ class Session:
         self._drop = drop
         self._listing = listing
         self._jobs: deque[Iterator[_Answer]] = deque()
-        self.credit = WINDOW
+        self.credit = m.WINDOW
         self.deleted = bytearray(deleted or bytes(listing.count))
         self.retrieved = bytearray(retrieved or bytes(listing.count))
         self.messages = listing.count - sum(self.deleted)
@@ -82,7 +81,7 @@ class Session:
         """A message of the listener. ValueError for one that names messages which are not there."""
         match message:
             case m.Credit(octets):
-                self.credit = min(WINDOW, self.credit + octets)
+                self.credit = min(m.WINDOW, self.credit + octets)
             case m.Retrieve(first, many, ahead):
                 self._check(first, many)
                 self._jobs.append(self._retrieve(first, many, ahead))

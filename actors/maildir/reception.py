@@ -19,6 +19,8 @@ __all__ = ["Reception"]
 
 _SWEEP_AFTER = 1.0  # seconds from the first delivery: nobody waits for the sweep
 
+_MOST_CHANNELS = 4  # an mda has one, and one it is done with; after a reload there are two mdas
+
 
 class Reception:
     """The delivery side of a maildir actor's shell."""
@@ -40,6 +42,10 @@ class Reception:
         actor = self.actor
         if self.deliveries is None:
             self.deliveries = self._begin()
+        if len(self.channels) >= _MOST_CHANNELS:
+            oldest = self.channels[0]
+            oldest.close()
+            self._on_mda_gone(oldest, "")
         self.channels.append(Channel(actor.loop, adopt(fds[0]), actor.boot.name, "mda", self._on_mda, self._on_mda_gone))
 
     def _begin(self) -> Deliveries:

@@ -20,7 +20,7 @@ MOST_STREAMS = 16  # large ones: each is an open file there, of 64 descriptors t
 class Route:
     """A channel to a user's maildir actor. `send(message, bulk)` sends. Small ones never wait for large ones, nor so for clients."""
 
-    __slots__ = ("channel", "copies", "heard", "leaving", "posts", "send", "streams", "user", "waiting")
+    __slots__ = ("channel", "copies", "doubted", "heard", "leaving", "posts", "send", "streams", "user", "waiting")
 
     def __init__(self, user: str, send: Callable[[tuple[Any, ...], bytes], None]) -> None:
         self.user = user
@@ -30,6 +30,7 @@ class Route:
         self.posts = self.streams = 0
         self.waiting: tuple[deque[Copy], deque[Copy]] = (deque(), deque())  # small ones, large ones
         self.leaving = False  # nothing new on it; to be closed when nothing is under way
+        self.doubted = 0.0  # seconds: when the kernel was last asked to see whether the actor is alive
         self.heard = 0.0  # seconds: when the actor last said something, or owed nothing
 
     def ask(self, copy: "Copy") -> list["Copy"]:

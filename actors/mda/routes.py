@@ -13,6 +13,9 @@ from popkernel.proto.topology import edge
 __all__ = ["Routes"]
 
 
+_DOUBT = 10.0  # seconds without a word after which the kernel is asked to see whether an actor is alive
+
+
 class Routes:
     """`ask(user, copy)`: ask the kernel for a channel to that user's actor. `resume(owner)`: go on with a copy's client, soon."""
 
@@ -24,6 +27,7 @@ class Routes:
         self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
         self.most = 3000  # channels kept; idle ones beyond that are closed
         self.patience = edge("mda", "maildir.{user}").deadline
+        self.doubt = min(_DOUBT, self.patience / 2)
 
     # -- copies
     def want(self, copy: Copy) -> None:
@@ -163,6 +167,9 @@ class Routes:
                 route.heard = now
             elif now - route.heard > self.patience:
                 self._give_up(route)
+            elif now - route.heard > self.doubt and now - route.doubted > self.doubt:
+                route.doubted = now
+                self.actor.tell(m.Late(f"maildir.{route.user}"))  # mail for others may wait behind this user's
 
     def _give_up(self, route: Route) -> None:
         """Its mail is tried again later. The kernel hears that the channel is lost, and sees for itself whether the actor is alive."""

@@ -1,0 +1,50 @@
+"""A thread that ends a client whose TLS keeps OpenSSL busy: key updates without end are taken within one call, which no timer ends.
+
+It measures what the listener's own thread has computed since the call began, not the time: a busy machine is nobody's fault.
+What it does is shutdown(2): the call then finds the end of the connection, and returns.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+
+__all__ = ["Watchdog"]
+
+_LOOK = 0.1  # seconds between two looks
+_MOST = 0.05  # seconds of processor for one call: reading all that a socket holds takes a tenth of that
+
+
+class Watchdog:
+    """Watches the thread it is made in.
+
+    `call`: the call under way, as a tuple of its own with the socket in it, so that no two calls are the same; None between calls.
+    """
+
+    __slots__ = ("_before", "_clock", "_seen", "call", "stopped")
+
+    def __init__(self) -> None:
+        self.call: tuple[socket.socket] | None = None
+        self.stopped = 0  # connections
+        self._seen: tuple[socket.socket] | None = None
+        self._before = 0.0
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def start(self) -> None:
+        """Begin; to be called between Landlock and seccomp, as all threads must."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK)
+            self.look()
+
+    def look(self) -> None:
+        """End the connection of a call that was under way at the last look already, and has computed too much since."""
+        call, before = self.call, self._before
+        self._before = time.clock_gettime(self._clock)
+        if call is not None and call is self._seen and self._before - before > _MOST:
+            self.stopped += 1
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(call[0], socket.SHUT_RDWR)
+        self._seen = call
