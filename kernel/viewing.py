@@ -151,8 +151,9 @@ class Viewer:
             if session not in self._held and len(self._held) >= _HELD_SESSIONS:
                 del self._held[next(iter(self._held))]
             held = self._held.setdefault(session, [])
-            if len(held) < _HELD_FRAMES:
-                held.append(frame)
+            held.append(frame)
+            if len(held) > _HELD_FRAMES:  # the latest: a replay leaves out what has no beginning, but can't know of a gap
+                del held[0]
             return False
         before = self._held.pop(session, []) if session else []
         if good:

@@ -25,6 +25,7 @@ class Listener(Front):
         super().__init__(boot)
         self.auth: Channel | None = None
         self.reports: list[Message] = []
+        self.watch_due = 0.0
         self.auth_patience = edge("listener", "auth").deadline
         self.maildir_patience = edge("listener", "maildir.{user}").deadline
         self.handlers |= {m.Peer: self._peer, m.Opened: self._opened, m.Turned: self._turned, m.Drain: self._drain}
@@ -43,6 +44,10 @@ class Listener(Front):
             "policy": list(self.policy),
             "bounds": list(self.limits.bounds),
             "serial": self.serial,
+            "sessions": list(self.clients),
+            "logins": self.limits.logins(),
+            "draining": self.draining,
+            "watch": max(0.0, self.watch_due - self.loop.now),
             "auth": self.auth.peer if self.auth is not None else "",
         }
 
@@ -193,9 +198,14 @@ class Listener(Front):
         self._progress(client)
 
     # -- answers that do not come
+    def watch_later(self, seconds: float) -> None:
+        """Look after them then, and now and then from then on."""
+        self.watch_due = self.loop.now + seconds
+        self.loop.later(seconds, self._watch_answers)
+
     def _watch_answers(self) -> None:
-        """Look after them now and then: a deadline is kept to within a fifth."""
-        self.loop.later(min(self.auth_patience, self.maildir_patience) / 5, self._watch_answers)
+        """A deadline is kept to within a fifth."""
+        self.watch_later(min(self.auth_patience, self.maildir_patience) / 5)
         for client in [c for c in self.clients.values() if c.asked_at]:
             if client.unsent:  # the client itself does not take what there is, so no more is sent to it
                 client.asked_at = self.loop.now

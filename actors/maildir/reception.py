@@ -4,7 +4,7 @@ An actor that is to go says Leaving on each; the mda then sends nothing new, and
 answered. So nothing that crossed that word is lost, or delivered twice.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from popkernel.actors.maildir.deliveries import Deliveries
 from popkernel.actors.maildir.quota import Quota
@@ -28,6 +28,7 @@ class Reception:
         self.channels: list[Channel] = []
         self.deliveries: Deliveries | None = None
         self.told: set[Channel] = set()  # channels that Leaving was said on
+        self.sweep_due = 0.0  # by the loop's clock; 0 for not at all
 
     @property
     def busy(self) -> bool:
@@ -42,18 +43,33 @@ class Reception:
             self.deliveries = self._begin()
         self.channels.append(Channel(actor.loop, adopt(fds[0]), actor.boot.name, "mda", self._on_mda, self._on_mda_gone))
 
-    def _begin(self) -> Deliveries:
+    def _begin(self, sweep: float = _SWEEP_AFTER) -> Deliveries:
         actor, config, drop = self.actor, self.actor.boot.config, self.actor.drop
         quota: Quota | None = None
         if drop is not None:
             quota = drop.quota = Quota(drop.root, config["quota"], actor.clock)
-            actor.loop.later(_SWEEP_AFTER, self._sweep)
+            if sweep >= 0:
+                self.sweep_due = actor.loop.now + sweep
+                actor.loop.later(sweep, self._sweep)
         return Deliveries(
             drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
             log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"),
         )
 
+    def settings(self, now: float) -> dict[str, Any]:
+        """What is under way, for who watches: the channels in their order, what comes in on each, and when tmp will be swept."""
+        deliveries = self.deliveries
+        return {
+            "mda": [
+                {"told": channel in self.told, "open": deliveries.settings(channel) if deliveries is not None else []}
+                for channel in self.channels
+            ],
+            "received": deliveries is not None,
+            "sweep": max(0.0, self.sweep_due - now) if self.sweep_due else -1.0,
+        }
+
     def _sweep(self) -> None:
+        self.sweep_due = 0.0
         actor = self.actor
         assert actor.drop is not None
         try:

@@ -82,6 +82,7 @@ class Mda(Actor):
         self.taken_before = 0
         self.number = 0
         self.serial = 0  # of connections
+        self.sweep_due = 0.0
         self.stopping = False
         self.handlers |= {m.Maildrop: self._maildrop, m.NoMaildrop: self._no_maildrop, m.Anew: self._anew}
 
@@ -97,7 +98,7 @@ class Mda(Actor):
         self.routes.most = min(self.routes.most, room - self.limits.most)
         self.connect()
         self._listen()
-        self.loop.later(_SWEEP, self._sweep)
+        self.sweep_later(_SWEEP)
         self.run()
 
     def sessions(self) -> int:
@@ -140,6 +141,12 @@ class Mda(Actor):
             "message_octets": self.message_octets,
             "number": self.number,
             "routes": list(self.routes.by_user),
+            "clients": [
+                [c.id, c.uid, c.counted, [] if c.out or c.half or c.transaction is not None else c.lmtp.rest, max(0.0, c.deadline - self.loop.now)]
+                for c in self.clients
+            ],
+            "asked": [[n, a.asker.uid, a.asker.lmtp.recipients[-1]] for n, a in self.asked.items() if isinstance(a.asker, Client)],
+            "sweep": max(0.0, self.sweep_due - self.loop.now),
             "known": [[uid, address, user] for (uid, address), user in self.known.items()],
         }
 
@@ -282,9 +289,14 @@ class Mda(Actor):
             for route in routes:
                 self.routes.tidy(route)
 
+    def sweep_later(self, seconds: float) -> None:
+        """Look at the deadlines then, and every second from then on."""
+        self.sweep_due = self.loop.now + seconds
+        self.loop.later(seconds, self._sweep)
+
     def _sweep(self) -> None:
         """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer anyway."""
-        self.loop.later(_SWEEP, self._sweep)
+        self.sweep_later(_SWEEP)
         self._silent_kernel()
         self.routes.sweep()
         for client in [c for c in self.clients if c.deadline < self.loop.now and not c.asking]:
