@@ -187,7 +187,7 @@ class Actor:
         return int(getattr(message, "session", 0))
 
     def settings(self) -> dict[str, Any]:
-        """What of the configuration, and of what is under way now, decides what this actor says: a replay begins with it. Nothing secret."""
+        """What decides what this actor says, of its configuration and of what is under way: a replay begins with it. Nothing secret."""
         return {}
 
     def _stop(self, message: m.Stop, fds: list[int]) -> None:

@@ -96,7 +96,7 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
         skipped: set[int] = set()
         unjudged: set[int] = set()
         compared = 0
-        strange = bool(more) and _changed_meanwhile(recording, frames, notes)
+        strange = bool(more and not maildir) and _changed_meanwhile(recording, frames[starts[0] :], notes)
         said: list[Any] = []
         differences: list[Difference] = []
         for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
@@ -128,7 +128,8 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
 def _changed_meanwhile(recording: Recording, frames: list[Frame], notes: list[str]) -> bool:
     """Whether the maildir was taken along while this actor changed it."""
     begun, done = recording.header.get("maildir_taken", (0, 0))
-    if not any(f.way == "in" and (f.name in _CHANGES and f.time <= done or f.name in _MOVES and begun <= f.time <= done) for f in frames):
+    told = [f for f in frames if f.way == "in" and f.time <= done]
+    if not any(f.name in _CHANGES or (f.name in _MOVES and f.time >= begun) for f in told):
         return False
     notes.append("the maildir changed while it was taken along: sessions are left out")
     return True

@@ -65,8 +65,8 @@ class StageLoop(Loop):
         self._calls.pop(fd, None)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(call)
-        heapq.heappush(self._timers, (max(self.now, self.precise) + seconds, next(self._sequence), timer))
+        timer = Timer(call, max(self.now, self.precise) + seconds)
+        heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
     def settle(self) -> None:

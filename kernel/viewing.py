@@ -137,7 +137,7 @@ class Viewer:
         mine = f"maildir.{user}"
         if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or frame["name"] in _ANYBODYS:
             good = True
-            if session and fields.get("user") == user:
+            if session and (fields.get("user") == user or mine in (frame["actor"], frame["peer"])):  # an mda that knows her asks nobody
                 self._mine[session] = None
                 if len(self._mine) > _MOST_MINE:
                     del self._mine[next(iter(self._mine))]

@@ -132,7 +132,7 @@ def _pass_by(listener: _Listener, frame: Frame) -> None:
     """What a session that is not played does to those that are: its login takes a turn, and its report takes others' along."""
     if frame.name == "Login" and not listener.limits.knows(frame.session):
         listener.limits.login(frame.session, frame.fields["user"], _host(frame.fields["address"]))
-    elif frame.name in ("Opened", "Denied", "Turned", "LoginFailed") or frame.name == "Gone" and frame.peer == "client":
+    elif frame.name in ("Opened", "Denied", "Turned", "LoginFailed") or (frame.name == "Gone" and frame.peer == "client"):
         listener._login_over(frame.session)  # noqa: SLF001
     elif frame.name == "Ended":
         listener._login_over(frame.session)  # noqa: SLF001
@@ -160,8 +160,8 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     for session, user, host in settings.get("logins", ()):
         listener.limits.login(session, user, host)
     listener.draining = settings.get("draining", False)
-    if "watch" in settings:
-        listener.watch_later(settings["watch"])
+    if settings.get("watch", -1.0) >= 0:
+        listener.watching = stage.loop.later(settings["watch"], listener._watch_answers)  # noqa: SLF001
     if auth:
         listener.auth = stage.channel(stage.loop, None, name, auth, listener._on_auth, listener._on_auth_gone)  # type: ignore[assignment]  # noqa: SLF001
     return listener

@@ -86,6 +86,7 @@ class MaildirActor(Actor):
             "leaving": self.leaving,
             "stopping": self.stopping,
             "session": [self.number, self.park_seconds, now - self.silent_since] if self.channel is not None else [],
+            "parking": self.parking.due - now if self.parking is not None else -1.0,
             "state": self.session.park() if self.session is not None else None,
             **self.reception.settings(now),
         }

@@ -10,6 +10,7 @@ from popkernel.actors.maildir.deliveries import Deliveries
 from popkernel.actors.maildir.quota import Quota
 from popkernel.actors.maildir.store import StoreError
 from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.loop import Timer
 from popkernel.proto import messages as m
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Reception:
         self.channels: list[Channel] = []
         self.deliveries: Deliveries | None = None
         self.told: set[Channel] = set()  # channels that Leaving was said on
-        self.sweep_due = 0.0  # by the loop's clock; 0 for not at all
+        self.sweeping: Timer | None = None
 
     @property
     def busy(self) -> bool:
@@ -49,8 +50,7 @@ class Reception:
         if drop is not None:
             quota = drop.quota = Quota(drop.root, config["quota"], actor.clock)
             if sweep >= 0:
-                self.sweep_due = actor.loop.now + sweep
-                actor.loop.later(sweep, self._sweep)
+                self.sweeping = actor.loop.later(sweep, self._sweep)
         return Deliveries(
             drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
             log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"),
@@ -65,11 +65,11 @@ class Reception:
                 for channel in self.channels
             ],
             "received": deliveries is not None,
-            "sweep": max(0.0, self.sweep_due - now) if self.sweep_due else -1.0,
+            "sweep": max(0.0, self.sweeping.due - now) if self.sweeping is not None else -1.0,
         }
 
     def _sweep(self) -> None:
-        self.sweep_due = 0.0
+        self.sweeping = None
         actor = self.actor
         assert actor.drop is not None
         try:

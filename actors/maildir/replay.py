@@ -124,8 +124,8 @@ def _set_scene(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> set[int
     channel.tag, channel.on_drained = number, actor._answer  # noqa: SLF001
     actor.channel, actor.number, actor.park_seconds = channel, number, park
     actor.silent_since = stage.loop.now - silent
-    if park:
-        actor.parking = stage.loop.later(max(0.0, park - silent), actor._park)  # noqa: SLF001
+    if settings["parking"] >= 0:
+        actor.parking = stage.loop.later(settings["parking"], actor._park)  # noqa: SLF001
     stage.skipped.discard(number)
     return {number}
 

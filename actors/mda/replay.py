@@ -134,7 +134,7 @@ def _left_out(stage: Stage, frames: Sequence[Frame], begun: set[int]) -> None:
         mine = frame.session in begun or frame.name == "Connected"
         begun.add(frame.session)
         no_mail = frame.name == "Typed" and any(is_cut(line) >= 0 for line in frame.fields["lines"])
-        if frame.session and (not mine or no_mail or stage.user and _others(frame, stage.user)):
+        if frame.session and (not mine or no_mail or (stage.user and _others(frame, stage.user))):
             stage.skipped.add(frame.session)
 
 
@@ -159,7 +159,7 @@ class _Aside:
         fields, mda = frame.fields, self.mda
         if frame.name == "Connected" and not mda.limits.take(fields["uid"]):
             self.uids[frame.session] = fields["uid"]
-        elif frame.name == "Gone" and frame.peer == "client" or frame.name == "Reply" and _is_last(fields["said"]):
+        elif (frame.name == "Gone" and frame.peer == "client") or (frame.name == "Reply" and _is_last(fields["said"])):
             if frame.session in self.uids:
                 mda.limits.leave(self.uids.pop(frame.session))
         elif frame.name == "Recipient" and not fields["lost"]:
@@ -197,7 +197,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     stage.enter(mda, start)
     for user in users:
         _route(stage, mda, user)
-    mda.sweep_later(settings.get("sweep", main._SWEEP))  # noqa: SLF001
+    mda.sweeping = stage.loop.later(settings.get("sweep", main._SWEEP), mda._sweep)  # noqa: SLF001
     return mda
 
 

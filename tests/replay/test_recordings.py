@@ -191,6 +191,18 @@ def test_a_maildir_can_be_given(tmp_path):
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == before
 
 
+def test_a_maildir_that_changed_while_it_was_taken_along():
+    recording = read((HERE / "delivery.rec").read_bytes())
+    frames = [f for f in recording.frames if f.actor == "maildir.alice"]
+    at = next(f.time for f in frames if f.name == "Post")
+    for taken, notes in (([at - 2, at - 1], 0), ([at - 2, at], 2)):
+        other = recording._replace(header={**recording.header, "maildir_taken": taken})
+        result = next(r for r in replay(other) if r.actor == "maildir.alice")
+        assert not result.differences
+        assert len(result.notes) == notes
+        assert result.compared
+
+
 # -- damage
 def test_cut_off_anywhere():
     data = POPLIB.read_bytes()
