@@ -27,6 +27,7 @@ from popkernel.kernel.viewing import named
 from popkernel.proto import topology
 from popkernel.proto.codec import BadMessageError
 from popkernel.proto.recording import Frame, Recording, RecordingError
+from popkernel.proto.shown import is_cut
 
 __all__ = ["Difference", "Result", "replay", "updated"]
 
@@ -85,6 +86,9 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
     out = Result(name, frames, [], [], notes, 0)
     if not starts:
         notes.append("its settings are not in the recording: nothing can be replayed")
+        return out
+    if any(is_cut(frames[i].fields) >= 0 for i in starts):
+        notes.append("what was under way when the recording began was too much to be recorded: nothing can be replayed")
         return out
     with tempfile.TemporaryDirectory(prefix="popkernel-replay.") as where:
         more: list[str] = []
