@@ -68,7 +68,8 @@ def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
     path = watcher.answer.get("maildir")
     if not path:
         raise _StopError(os.EX_USAGE, "--with-maildir wants to know whose: give maildir.USER or --user USER")
-    return {"maildir": take(path)}
+    begun = time.monotonic_ns()
+    return {"maildir": take(path), "maildir_taken": [begun, time.monotonic_ns()]}
 
 
 class Recorder:

@@ -167,10 +167,12 @@ class Actor:
 
     # -- watched
     def _watch(self, message: m.Watch, fds: list[int]) -> None:
-        """Somebody watches. One more Watch replaces the tap: it may now be allowed to show more."""
+        """Somebody watches. With one more Watch the tap stays, may show more, and says anew how things stand."""
         if isinstance(watch.tap, ActorTap):
-            watch.tap.close()
-        watch.tap = ActorTap(self.loop, adopt(fds[0]), self.boot.name, self.session_of, payload=message.payload)
+            os.close(fds[0])
+            watch.tap.payload = message.payload
+        else:
+            watch.tap = ActorTap(self.loop, adopt(fds[0]), self.boot.name, self.session_of, payload=message.payload)
         watch.tap.note("Settings", 0, {**self.settings(), "timers": True})
 
     def _unwatch(self, message: m.Unwatch, fds: list[int]) -> None:
@@ -185,7 +187,7 @@ class Actor:
         return int(getattr(message, "session", 0))
 
     def settings(self) -> dict[str, Any]:
-        """What of the configuration decides what this actor says: a replay begins with it. Nothing secret."""
+        """What decides what this actor says, of its configuration and of what is under way: a replay begins with it. Nothing secret."""
         return {}
 
     def _stop(self, message: m.Stop, fds: list[int]) -> None:

@@ -34,6 +34,7 @@ class Result(NamedTuple):
     differences: list[Difference]
     notes: list[str]
     compared: int
+    unjudged: frozenset[int] = frozenset()  # frames that were not compared
 
 
 def _is_said(frame: Frame, skipped: set[int]) -> bool:
@@ -113,7 +114,7 @@ def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any], *, partly:
 
 def rewritten(result: Result, skipped: set[int]) -> list[Frame]:
     """The actor's frames with what it says now in the place of what it said."""
-    kept = [(index, frame) for index, frame in enumerate(result.frames) if not _is_said(frame, skipped)]
+    kept = [(index, frame) for index, frame in enumerate(result.frames) if index in result.unjudged or not _is_said(frame, skipped)]
     names = {f.session: f.peer for f in result.frames if f.way == "out" and f.peer.startswith("listener.")}
     out = [(index, 0, frame) for index, frame in kept]
     for number, one in enumerate(result.said, 1):

@@ -18,10 +18,11 @@ _Callback = Callable[[int], None]
 class Timer:
     """A call at a time; `cancel` makes it none."""
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "due")
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], due: float) -> None:
         self.call: Callable[[], None] | None = call
+        self.due = due  # monotonic seconds
 
     def cancel(self) -> None:
         """Never to be called; costs nothing, the heap forgets it when its time comes."""
@@ -60,8 +61,8 @@ class Loop:
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, that many seconds from now."""
-        timer = Timer(call)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._sequence), timer))
+        timer = Timer(call, time.monotonic() + seconds)
+        heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
     def soon(self, call: Callable[[], None]) -> None:

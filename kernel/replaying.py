@@ -27,10 +27,13 @@ from popkernel.kernel.viewing import named
 from popkernel.proto import topology
 from popkernel.proto.codec import BadMessageError
 from popkernel.proto.recording import Frame, Recording, RecordingError
+from popkernel.proto.shown import is_cut
 
 __all__ = ["Difference", "Result", "replay", "updated"]
 
 _PLAYED = ("listener", "auth", "maildir.{user}", "mda")
+_CHANGES = ("Post", "Commit", "Again", "Quit")
+_MOVES = ("Open", "Wake")  # put mail from new/ into cur/
 
 
 def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[Result]:
@@ -84,6 +87,9 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
     if not starts:
         notes.append("its settings are not in the recording: nothing can be replayed")
         return out
+    if any(is_cut(frames[i].fields) >= 0 for i in starts):
+        notes.append("what was under way when the recording began was too much to be recorded: nothing can be replayed")
+        return out
     with tempfile.TemporaryDirectory(prefix="popkernel-replay.") as where:
         more: list[str] = []
         if kind == "maildir.{user}":
@@ -92,18 +98,25 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
                 return out
             more = [where]
         skipped: set[int] = set()
+        unjudged: set[int] = set()
         compared = 0
+        strange = bool(more and not maildir) and _changed_meanwhile(recording, frames[starts[0] :], notes)
         said: list[Any] = []
         differences: list[Difference] = []
         for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
             life = frames[start : starts[number + 1] if number + 1 < len(starts) else len(frames)]
-            stage = Stage(payload=payload)
+            stage = Stage(payload=payload, user=recording.header.get("watches", {}).get("user", ""), strange=strange)
             try:
                 room.play(stage, name, life[0].fields, life, *more)
             except BadMessageError as error:
                 differences.append(
                     Difference(name, start + stage.at, f"says what it may not: {error}", [], life[max(0, stage.at - 3) : stage.at + 1])
                 )
+            if stage.until:
+                unjudged |= set(range(start + stage.until, start + len(life)))
+                life = life[: stage.until]
+            strange = stage.strange
+            notes += [remark for remark in stage.remarks if remark not in notes]
             differences += [
                 d._replace(where=d.where + start)
                 for d in compare.compare(name, life, stage.said, skipped=stage.skipped, cut_off=cut_off)
@@ -113,7 +126,17 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
             compared += sum(f.way == "out" and f.session not in stage.skipped for f in life)
     if skipped:
         notes.append(f"{len(skipped)} sessions had begun before the recording, or can't be played: left out")
-    return Result(name, frames, said, differences, notes, compared)
+    return Result(name, frames, said, differences, notes, compared, frozenset(unjudged))
+
+
+def _changed_meanwhile(recording: Recording, frames: list[Frame], notes: list[str]) -> bool:
+    """Whether the maildir was taken along while this actor changed it."""
+    begun, done = recording.header.get("maildir_taken", (0, 0))
+    told = [f for f in frames if f.way == "in" and f.time <= done]
+    if not any(f.name in _CHANGES or (f.name in _MOVES and f.time >= begun) for f in told):
+        return False
+    notes.append("the maildir changed while it was taken along: sessions are left out")
+    return True
 
 
 def _lay_out(recording: Recording, maildir: str, where: str) -> bool:

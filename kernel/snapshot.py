@@ -52,9 +52,12 @@ def take(path: bytes) -> dict[str, Any]:
 
 
 def _read(at: int, name: bytes, most: int) -> tuple[bytes, os.stat_result | None]:
-    if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+    try:
+        if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+            return b"", None
+        fd = os.open(name, _OPEN, dir_fd=at)
+    except FileNotFoundError:  # it has gone on from tmp/ or new/ meanwhile
         return b"", None
-    fd = os.open(name, _OPEN, dir_fd=at)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

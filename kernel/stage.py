@@ -65,8 +65,8 @@ class StageLoop(Loop):
         self._calls.pop(fd, None)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(call)
-        heapq.heappush(self._timers, (max(self.now, self.precise) + seconds, next(self._sequence), timer))
+        timer = Timer(call, max(self.now, self.precise) + seconds)
+        heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
     def settle(self) -> None:
@@ -163,16 +163,21 @@ class StageChannel:
 
 
 class Stage:
-    """One actor's performance. `payload`: whether the recording shows mail content."""
+    """One actor's performance. `payload`: whether the recording shows mail content. `user`: whose story it is, "" for everybody's."""
 
-    def __init__(self, *, payload: bool) -> None:
+    def __init__(self, *, payload: bool, user: str = "", strange: bool = False) -> None:
         self.loop = StageLoop()
         self.channels: list[StageChannel] = []
         self.said: list[Said] = []
         self.payload = payload
+        self.user = user
         self.actor: Actor | None = None
         self.at = 0  # the frame that is being played
         self.skipped: set[int] = set()  # sessions that had begun before the recording did
+        self.strange = strange  # the maildir is not what it was in the recording: what sessions would see can't be known
+        self.unknown: set[int] = set()  # deliveries that had, and can't be gone on with
+        self.until = 0  # frames that are judged, where not all are
+        self.remarks: list[str] = []
 
     def hears(self, channel: StageChannel, message: tuple[Any, ...]) -> None:
         """The actor says something on a channel."""
@@ -217,6 +222,22 @@ class Stage:
         self.loop.now = start
         actor.loop = self.loop
         actor.kernel = self.channel(self.loop, None, actor.boot.name, "kernel", actor._on_kernel, None)  # type: ignore[assignment]  # noqa: SLF001
+
+    def remark(self, text: str) -> None:
+        """Say, once, what is left out."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def halt(self, why: str) -> None:
+        """What comes from this frame on depends on what is not known."""
+        self.until = max(1, self.at)
+        self.remark(f"{why}: replayed up to there")
+
+    def left(self) -> None:
+        """The actor has ended. That may be too early where it has nothing to stay for but what was left out."""
+        if self.skipped:
+            self.until = self.at + 1
+            self.remark("it was kept by sessions that are left out: replayed up to where it would have ended")
 
     def clock(self, frames: Sequence[Frame]) -> None:
         """Let the clock come to the frame that is to be played. One that is said, not told, a timer has caused: then that was its time."""

@@ -60,7 +60,7 @@ def _too_deep(value: Any, left: int) -> bool:
 class TapEnd:
     """The kernel's end of one actor's tap."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, process: "Process", taps: "Taps", *, payload: bool) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, process: "Process", taps: "Taps") -> None:
         self._loop = loop
         self._sock = sock
         self._process = process
@@ -68,8 +68,7 @@ class TapEnd:
         incoming = codec(process.kind, "tap")
         self._decode = incoming.decode
         self._reader = Reader(incoming.octets)
-        self.payload = payload
-        self.settings: dict[str, Any] | None = None  # what the actor said of itself when it began to be watched
+        self.told: set[Viewer] = set()  # who has had its Settings; those of later concern only viewers that came later
         self.closed = False
         loop.add(sock.fileno(), lambda _: self.read(_TURN))
 
@@ -107,8 +106,9 @@ class TapEnd:
         if message.lost:
             frame["lost"] = message.lost
         if message.name == "Settings" and message.way == "note":
-            self.settings = frame
-        self._taps.pass_on(frame)
+            self._taps.set_scene(self, frame)
+        else:
+            self._taps.pass_on(frame)
 
     def _check(self, way: str, peer: str, name: str) -> None:
         """It may show what passes at itself, and no events that only the kernel can know."""
@@ -170,10 +170,7 @@ class Taps:
         self._viewers.append(viewer)
         client.on_room = viewer.tell_lost
         client.on_end = lambda: self._detach(viewer)
-        self._adjust()
-        for end in self._ends.values():
-            if end.settings is not None:
-                viewer.see(end.settings, self._known, twin=False)
+        self._adjust(viewer)
         if wish.decisions:
             self._state(viewer)
 
@@ -211,21 +208,26 @@ class Taps:
     def _detach(self, viewer: Viewer) -> None:
         with contextlib.suppress(ValueError):
             self._viewers.remove(viewer)
+        for end in self._ends.values():
+            end.told.discard(viewer)
         self._adjust()
 
     # -- actors
-    def _adjust(self) -> None:
+    def _adjust(self, newcomer: Viewer | None = None) -> None:
         """Have those actors watch themselves, and only those, that somebody wants to see."""
         watch.tap = self._own if self._viewers else None
         self._decisions.record(on=bool(self._viewers))
         for process in list(self._kernel.processes.values()):
-            self.started(process)
+            self.started(process, newcomer)
         if not self._viewers:
             self._known.clear()
             self._homes.clear()
 
-    def started(self, process: "Process") -> None:
-        """An actor's channel has just been made (or its viewers have changed): Watch comes before anything else."""
+    def started(self, process: "Process", newcomer: Viewer | None = None) -> None:
+        """An actor's channel has just been made (or its viewers have changed): Watch comes before anything else.
+
+        For a newcomer it is said once more: what the actor said when others came is no longer so.
+        """
         if not self._viewers and not self._ends:
             return
         viewers = [v for v in self._viewers if v.wish.watches(process.name)]
@@ -238,11 +240,15 @@ class Taps:
                 del self._ends[process.name]
             return
         payload = any(v.wish.payload for v in viewers)
-        if end is None or end.closed or (payload and not end.payload):
-            mine, its = pair()
-            self._ends[process.name] = TapEnd(self._kernel.loop, mine, process, self, payload=payload)
-            process.channel.send(m.Watch(payload), [its.fileno()])
-            its.close()
+        if end is not None and not end.closed and newcomer not in viewers:
+            return
+        mine, its = pair()
+        if end is None or end.closed:
+            self._ends[process.name] = TapEnd(self._kernel.loop, mine, process, self)
+        else:
+            mine.close()  # the actor keeps the tap it has
+        process.channel.send(m.Watch(payload), [its.fileno()])
+        its.close()
 
     def gone(self, process: "Process", how: str) -> None:
         """A process is no more: what it still had to show is read."""
@@ -287,6 +293,13 @@ class Taps:
             "octets": 0,
             "fields": fields,
         }
+
+    def set_scene(self, end: TapEnd, frame: dict[str, Any]) -> None:
+        """An actor's Settings, to those whose story begins with it."""
+        for viewer in self._viewers:
+            if viewer not in end.told:
+                end.told.add(viewer)
+                viewer.see(frame, self._known, twin=False)
 
     def pass_on(self, frame: dict[str, Any]) -> None:
         """To all who want it."""

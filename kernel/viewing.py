@@ -149,7 +149,7 @@ class Viewer:
         of_all = frame["name"] in _ANYBODYS and not session
         if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or of_all:
             good = True
-            if session and fields.get("user") == user:
+            if session and (fields.get("user") == user or mine in (frame["actor"], frame["peer"])):  # an mda that knows her asks nobody
                 self._mine[session] = None
                 if len(self._mine) > _MOST_MINE:
                     del self._mine[next(iter(self._mine))]
@@ -163,8 +163,9 @@ class Viewer:
             if session not in self._held and len(self._held) >= _HELD_SESSIONS:
                 del self._held[next(iter(self._held))]
             held = self._held.setdefault(session, [])
-            if len(held) < _HELD_FRAMES:
-                held.append(frame)
+            held.append(frame)
+            if len(held) > _HELD_FRAMES:  # the latest: a replay leaves out what has no beginning, but can't know of a gap
+                del held[0]
             return False
         before = self._held.pop(session, []) if session else []
         if good:

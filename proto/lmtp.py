@@ -82,6 +82,18 @@ class Lmtp:
         self._answers: list[bytes | None] = []
         self._told = 0
 
+    # -- between messages
+    @property
+    def rest(self) -> list[int]:
+        """All there is to a connection that waits for the next command of no message; empty where it does not."""
+        busy = self.state != "command" or self.sender is not None or self._buffer or self._skipping or self._out or self.closing
+        return [] if busy else [int(self.greeted), self._errors]
+
+    def go_on(self, rest: list[int]) -> None:
+        """Be that connection, before anything is fed."""
+        self.greeted, self._errors = bool(rest[0]), rest[1]
+        self._out = []
+
     # -- in
     @property
     def wants(self) -> bool:

@@ -41,6 +41,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
                 _play(stage, auth, waiting, frame)
                 stage.loop.settle()
             except LeftError:
+                stage.left()
                 return
 
 

@@ -200,6 +200,14 @@ class Limits:
         self._begun[following] = its
         return following
 
+    def knows(self, session: int) -> bool:
+        """Whether a login of that session is under way, or waits."""
+        return session in self._begun or session in self._queue
+
+    def logins(self) -> list[list[int | str]]:
+        """Logins under way, then those that wait, in their order: session, user, address; as `login` was told."""
+        return [[session, user, host.partition("/")[0]] for session, (user, host) in [*self._begun.items(), *self._queue.items()]]
+
     def _forget(self, who: _Who) -> None:
         there = self._users[who] - 1
         if there:

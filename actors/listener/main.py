@@ -10,6 +10,7 @@ from typing import Any
 from popkernel.actors.listener.front import Client, Front
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.loop import Timer
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
@@ -25,6 +26,7 @@ class Listener(Front):
         super().__init__(boot)
         self.auth: Channel | None = None
         self.reports: list[Message] = []
+        self.watching: Timer | None = None
         self.auth_patience = edge("listener", "auth").deadline
         self.maildir_patience = edge("listener", "maildir.{user}").deadline
         self.handlers |= {m.Peer: self._peer, m.Opened: self._opened, m.Turned: self._turned, m.Drain: self._drain}
@@ -43,6 +45,10 @@ class Listener(Front):
             "policy": list(self.policy),
             "bounds": list(self.limits.bounds),
             "serial": self.serial,
+            "sessions": list(self.clients),
+            "logins": self.limits.logins(),
+            "draining": self.draining,
+            "watch": max(0.0, self.watching.due - self.loop.now) if self.watching is not None else -1.0,
             "auth": self.auth.peer if self.auth is not None else "",
         }
 
@@ -195,7 +201,7 @@ class Listener(Front):
     # -- answers that do not come
     def _watch_answers(self) -> None:
         """Look after them now and then: a deadline is kept to within a fifth."""
-        self.loop.later(min(self.auth_patience, self.maildir_patience) / 5, self._watch_answers)
+        self.watching = self.loop.later(min(self.auth_patience, self.maildir_patience) / 5, self._watch_answers)
         for client in [c for c in self.clients.values() if c.asked_at]:
             if client.unsent:  # the client itself does not take what there is, so no more is sent to it
                 client.asked_at = self.loop.now

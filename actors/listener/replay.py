@@ -121,13 +121,31 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
                 stage.skipped.add(frame.session)
             begun.add(frame.session)
             if frame.session in stage.skipped:
+                _pass_by(listener, frame)
+                stage.loop.settle()
                 continue
             try:
                 stage.clock(frames)
                 _play(stage, listener, frames, frame)
                 stage.loop.settle()
             except LeftError:
+                stage.left()
                 return
+
+
+def _pass_by(listener: _Listener, frame: Frame) -> None:
+    """What a session that is not played does to those that are: its login takes a turn, and its report takes others' along."""
+    if frame.name == "Login" and not listener.limits.knows(frame.session):
+        listener.limits.login(frame.session, frame.fields["user"], _host(frame.fields["address"]))
+    elif frame.name in ("Opened", "Denied", "Turned", "LoginFailed") or (frame.name == "Gone" and frame.peer == "client"):
+        listener._login_over(frame.session)  # noqa: SLF001
+    elif frame.name == "Ended":
+        listener._login_over(frame.session)  # noqa: SLF001
+        listener._send_reports()  # noqa: SLF001
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Listener:
@@ -144,6 +162,12 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     listener.stage = stage
     listener.alone = bool(settings.get("alone"))
     stage.enter(listener, start)
+    stage.skipped |= set(settings.get("sessions", ()))
+    for session, user, host in settings.get("logins", ()):
+        listener.limits.login(session, user, host)
+    listener.draining = settings.get("draining", False)
+    if settings.get("watch", -1.0) >= 0:
+        listener.watching = stage.loop.later(settings["watch"], listener._watch_answers)  # noqa: SLF001
     if auth:
         listener.auth = stage.channel(stage.loop, None, name, auth, listener._on_auth, listener._on_auth_gone)  # type: ignore[assignment]  # noqa: SLF001
     return listener
@@ -186,10 +210,10 @@ def _leave(stage: Stage, client: front.Client, frames: Sequence[Frame]) -> None:
 def _client(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Frame) -> None:
     """What a client does."""
     if frame.name == "Connected":
-        host, _, port = frame.fields["address"].rpartition(":")
+        host, port = _host(frame.fields["address"]), frame.fields["address"].rpartition(":")[2]
         listener.serial = frame.session - 1
         refused = frame.fields.get("refused", "")
-        listener._admit(_ClientSocket(), host.strip("[]"), int(port), tls=frame.fields["tls"], refused=refused)  # noqa: SLF001
+        listener._admit(_ClientSocket(), host, int(port), tls=frame.fields["tls"], refused=refused)  # noqa: SLF001
         return
     client = listener.clients.get(frame.session)
     if client is None:

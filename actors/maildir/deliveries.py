@@ -6,6 +6,7 @@
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 from popkernel.actors.maildir.quota import FULL, Quota
 from popkernel.actors.maildir.store import Delivery, Maildrop, StoreError
@@ -70,6 +71,19 @@ class Deliveries:
             case m.Abort():
                 if key in self.open:
                     self.open.pop(key).delivery.abort()
+
+    def settings(self, channel: Channel) -> list[list[Any]]:
+        """What is coming in on a channel, for who watches, and for `resume`."""
+        return [
+            [number, one.sender, one.recipient, one.started, one.head, one.octets, one.delivery.name]
+            for (fd, number), one in self.open.items() if fd == channel.fd
+        ]
+
+    def resume(self, channel: Channel, delivery: Delivery, row: list[Any]) -> None:
+        """Go on with a delivery where `settings` told of it; a replay does."""
+        number, sender, recipient, started, head, octets, _ = row
+        one = self.open[channel.fd, number] = _Open(delivery, sender, recipient)
+        one.started, one.head, one.octets = started, head, octets
 
     def gone(self, channel: Channel) -> None:
         """A channel has ended: what was under way on it will never be whole."""

@@ -57,6 +57,11 @@ class Delivery:
             raise from_os(error, "tmp") from None
         return True
 
+    @property
+    def name(self) -> bytes:
+        """Of its file in tmp/."""
+        return self._source
+
     def write(self, data: bytes) -> None:
         """Add octets as they are to lie in the file (LF or CR LF line ends, as the giver likes)."""
         view = memoryview(data)

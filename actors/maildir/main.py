@@ -79,7 +79,17 @@ class MaildirActor(Actor):
 
     def settings(self) -> dict[str, Any]:
         names = ("hostname", "quota", "quota_temporary", *KEYS)
-        return {name: self.boot.config[name] for name in names if name in self.boot.config}
+        now = self.loop.now
+        return {name: self.boot.config[name] for name in names if name in self.boot.config} | {
+            "wall": time.time(),
+            "named": list(self.drop.named) if self.drop is not None else [],
+            "leaving": self.leaving,
+            "stopping": self.stopping,
+            "session": [self.number, self.park_seconds, now - self.silent_since] if self.channel is not None else [],
+            "parking": self.parking.due - now if self.parking is not None else -1.0,
+            "state": self.session.park() if self.session is not None else None,
+            **self.reception.settings(now),
+        }
 
     @staticmethod
     def clock() -> float:

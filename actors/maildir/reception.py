@@ -4,12 +4,13 @@ An actor that is to go says Leaving on each; the mda then sends nothing new, and
 answered. So nothing that crossed that word is lost, or delivered twice.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from popkernel.actors.maildir.deliveries import Deliveries
 from popkernel.actors.maildir.quota import Quota
 from popkernel.actors.maildir.store import StoreError
 from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.loop import Timer
 from popkernel.proto import messages as m
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Reception:
         self.channels: list[Channel] = []
         self.deliveries: Deliveries | None = None
         self.told: set[Channel] = set()  # channels that Leaving was said on
+        self.sweeping: Timer | None = None
 
     @property
     def busy(self) -> bool:
@@ -48,18 +50,32 @@ class Reception:
             self._on_mda_gone(oldest, "")
         self.channels.append(Channel(actor.loop, adopt(fds[0]), actor.boot.name, "mda", self._on_mda, self._on_mda_gone))
 
-    def _begin(self) -> Deliveries:
+    def _begin(self, sweep: float = _SWEEP_AFTER) -> Deliveries:
         actor, config, drop = self.actor, self.actor.boot.config, self.actor.drop
         quota: Quota | None = None
         if drop is not None:
             quota = drop.quota = Quota(drop.root, config["quota"], actor.clock)
-            actor.loop.later(_SWEEP_AFTER, self._sweep)
+            if sweep >= 0:
+                self.sweeping = actor.loop.later(sweep, self._sweep)
         return Deliveries(
             drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
             log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"),
         )
 
+    def settings(self, now: float) -> dict[str, Any]:
+        """What is under way, for who watches: the channels in their order, what comes in on each, and when tmp will be swept."""
+        deliveries = self.deliveries
+        return {
+            "mda": [
+                {"told": channel in self.told, "open": deliveries.settings(channel) if deliveries is not None else []}
+                for channel in self.channels
+            ],
+            "received": deliveries is not None,
+            "sweep": max(0.0, self.sweeping.due - now) if self.sweeping is not None else -1.0,
+        }
+
     def _sweep(self) -> None:
+        self.sweeping = None
         actor = self.actor
         assert actor.drop is not None
         try:

@@ -1,29 +1,79 @@
-"""A recorded maildir actor on the stage: over a copy of its maildir, with the clock and the random numbers that it had."""
+"""A recorded maildir actor on the stage: over a copy of its maildir, with the clock and the random numbers that it had.
 
+What it was in the middle of when the recording began is in its Settings: it goes on from there, or the session is left out.
+"""
+
+import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.maildir import main, reception
+from popkernel.actors.maildir.core import Session
+from popkernel.actors.maildir.delivery import Delivery
 from popkernel.actors.maildir.policy import policy_of
+from popkernel.actors.maildir.quota import NAME as QUOTA_FILE
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.stage import LeftError, Stage, boot_of
+from popkernel.proto.octets import SizeCounter
 from popkernel.proto.recording import Frame, RecordingError
 from popkernel.proto.shown import is_cut
 
 __all__ = ["play"]
 
+_NO_MAIL = "mail that was delivered is not in the recording, for want of --payload: sessions that began behind it are left out"
+
+
+class _Source:
+    """What was read of clock or randomness, each reading behind the frame that caused it; more readings give `more()`."""
+
+    def __init__(self, stage: Stage, frames: Sequence[Frame], name: str, field: str) -> None:
+        self._stage = stage
+        self._read: dict[int, deque[Any]] = {}
+        cause = 0
+        for index, frame in enumerate(frames):
+            if frame.way == "in" or frame.name == "Timer":
+                cause = index
+            elif frame.name == name:
+                self._read.setdefault(cause, deque()).append(frame.fields[field])
+
+    def next(self) -> Any:
+        """The next of them; None where the recorded program did not read."""
+        there = self._read.get(self._stage.at)
+        return there.popleft() if there else None
+
 
 class _Actor(main.MaildirActor):
     """The shell itself; what it reads of clock and randomness comes from the recording."""
 
-    clocks: deque[float]
+    clocks: _Source
     last = 0.0
+    wall = 0.0  # less the loop's clock
 
     def clock(self) -> float:  # type: ignore[override]
-        if self.clocks:
-            self.last = self.clocks.popleft()
+        now = self.clocks.next()
+        if now is None:
+            now = max(self.last, self.wall + self.loop.now) if self.wall else self.last
+        self.last = now
         return self.last
+
+
+class _Resumed(Delivery):
+    """A delivery that had begun before the recording: its file is in the copy of tmp/."""
+
+    __slots__ = ()
+
+    def __init__(self, drop: Maildrop, name: bytes, octets: int) -> None:
+        self._drop = drop
+        self._source = self._name = name
+        self._counter = SizeCounter()
+        self._fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=drop.tmp)
+        if os.fstat(self._fd).st_size < octets:
+            os.close(self._fd)
+            raise FileNotFoundError
+        os.ftruncate(self._fd, octets)
+        while piece := os.read(self._fd, 1 << 20):
+            self._counter.feed(piece)
 
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame], maildir: str) -> None:
@@ -33,30 +83,86 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
         raise RecordingError("the maildir actor's settings are other ones now: record it anew")
     with stage.set_up(main, reception, give_back=lambda: None):
         actor = _Actor(boot_of(name, {"maildir": maildir.encode(), **settings}))
-        actor.clocks = deque(f.fields["seconds"] for f in frames if f.name == "Clock")
-        octets = deque(f.fields["octets"] for f in frames if f.name == "Random")
-        stage.enter(actor, frames[0].turn / 1e9)
+        start = frames[0].turn / 1e9
+        actor.clocks = _Source(stage, frames, "Clock", "seconds")
+        actor.wall = settings.get("wall", start) - start
+        octets = _Source(stage, frames, "Random", "octets")
+        stage.enter(actor, start)
         try:
             actor.drop = Maildrop(
-                maildir, hostname=settings["hostname"], clock=actor.clock, random=lambda many: octets.popleft() if octets else bytes(many),
+                maildir, hostname=settings["hostname"], clock=actor.clock, random=lambda many: octets.next() or bytes(many),
                 policy=policy_of(settings),
             )
         except StoreError as error:
             actor.trouble = error
+        counted = bool(settings["quota"]) or os.path.exists(os.path.join(os.fsencode(maildir), QUOTA_FILE))
         try:
-            _play_all(stage, frames)
+            begun = set() if "mda" not in settings else _set_scene(stage, actor, settings)
+            _play_all(stage, frames, begun, counted=counted)
         finally:
             if actor.drop is not None:
                 actor.drop.close()
 
 
-def _play_all(stage: Stage, frames: Sequence[Frame]) -> None:
-    begun: set[int] = set()
+def _set_scene(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> set[int]:
+    """What was there when the recording began. The sessions that can go on."""
+    actor.leaving, actor.stopping = settings["leaving"], settings["stopping"]
+    if actor.drop is not None and settings["named"]:
+        actor.drop.named = tuple(settings["named"])
+    _receive(stage, actor, settings)
+    if not settings["session"]:
+        return set()
+    number, park, silent = settings["session"]
+    stage.skipped.add(number)
+    if actor.drop is None or settings["state"] is None or stage.strange:
+        return set()
+    try:
+        actor.session = Session.wake(actor.drop, actor.drop.listing(), settings["state"])
+    except StoreError:
+        return set()
+    channel: Any = stage.channel(stage.loop, None, actor.boot.name, "listener", actor._on_session, actor._on_session_gone)  # noqa: SLF001
+    channel.tag, channel.on_drained = number, actor._answer  # noqa: SLF001
+    actor.channel, actor.number, actor.park_seconds = channel, number, park
+    actor.silent_since = stage.loop.now - silent
+    if settings["parking"] >= 0:
+        actor.parking = stage.loop.later(settings["parking"], actor._park)  # noqa: SLF001
+    stage.skipped.discard(number)
+    return {number}
+
+
+def _receive(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> None:
+    """The channels from the mda, and what was coming in on them."""
+    there = actor.reception
+    if settings["received"]:
+        there.deliveries = there._begin(sweep=settings["sweep"])  # noqa: SLF001
+    for row in settings["mda"]:
+        channel: Any = stage.channel(stage.loop, None, actor.boot.name, "mda", there._on_mda, there._on_mda_gone)  # noqa: SLF001
+        there.channels.append(channel)
+        if row["told"]:
+            there.told.add(channel)
+        for one in row["open"]:
+            assert there.deliveries is not None
+            try:
+                if actor.drop is None or stage.strange:
+                    raise FileNotFoundError
+                there.deliveries.resume(channel, _Resumed(actor.drop, one[-1], one[-2]), one)
+            except OSError:
+                stage.unknown.add(one[0])
+
+
+def _play_all(stage: Stage, frames: Sequence[Frame], begun: set[int], *, counted: bool) -> None:
     for stage.at, frame in enumerate(frames):
         if frame.way == "in" and frame.name in ("Open", "Wake") and is_cut(frame.fields.get("state")) < 0:
-            begun.add(frame.session)
+            if stage.strange:
+                stage.skipped.add(frame.session)
+            else:
+                begun.add(frame.session)
+        if frame.way == "in" and not _mail(stage, frame, counted=counted):
+            return
         if frame.session and frame.session not in begun:
             stage.skipped.add(frame.session)
+            if frame.name == "Quit":
+                stage.strange = True
             continue
         try:
             stage.clock(frames)
@@ -64,4 +170,22 @@ def _play_all(stage: Stage, frames: Sequence[Frame]) -> None:
                 stage.tell(frame)
                 stage.loop.settle()
         except LeftError:
+            stage.left()
             return
+
+
+def _mail(stage: Stage, frame: Frame, *, counted: bool) -> bool:
+    """Whether this can be played, if it is mail that comes in; what comes behind it when the mail itself is not in the recording."""
+    if frame.name not in ("Post", "Content", "Again", "Commit"):
+        return True
+    if frame.fields["delivery"] in stage.unknown or frame.fields.get("of") in stage.unknown:
+        stage.strange = True
+        stage.halt("a delivery that had begun before the recording")
+        return False
+    if is_cut(frame.fields.get("data")) >= 0:
+        stage.strange = True
+        stage.remark(_NO_MAIL)
+    if stage.strange and counted:
+        stage.halt("a delivery to a maildir with a quota, of which too little is in the recording")
+        return False
+    return True

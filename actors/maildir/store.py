@@ -69,7 +69,7 @@ class Maildrop:
         self._host = maildirname.escape_host(os.fsencode(hostname))
         self._doubtful: set[bytes] = set()
         self._delivered: set[bytes] = set()  # since the last listing, by this process: their popcache lines are ours
-        self._named = 0, 0
+        self.named = 0, 0  # the last fresh name's second and number
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
@@ -133,11 +133,11 @@ class Maildrop:
         and the popcache stays in order by appending to it.
         """
         seconds, number = int(self._clock()), int.from_bytes(self._random(4), "big") >> 1
-        if seconds <= self._named[0]:
-            seconds, number = self._named[0], self._named[1] + 1 + (number & 0xFFFF)
+        if seconds <= self.named[0]:
+            seconds, number = self.named[0], self.named[1] + 1 + (number & 0xFFFF)
             if number > 0xFFFFFFFF:
                 seconds, number = seconds + 1, number & 0xFFFF
-        self._named = seconds, number
+        self.named = seconds, number
         return maildirname.unique_name(seconds, number, self._host)
 
     # Listing

@@ -18,7 +18,7 @@ from popkernel.actors.mda.routes import Routes
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, watch
 from popkernel.kernel.control import peer_uid
-from popkernel.kernel.loop import READ, WRITE
+from popkernel.kernel.loop import READ, WRITE, Timer
 from popkernel.kernel.memory import give_back
 from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
@@ -82,6 +82,7 @@ class Mda(Actor):
         self.taken_before = 0
         self.number = 0
         self.serial = 0  # of connections
+        self.sweeping: Timer | None = None
         self.stopping = False
         self.handlers |= {m.Maildrop: self._maildrop, m.NoMaildrop: self._no_maildrop, m.Anew: self._anew}
 
@@ -97,7 +98,7 @@ class Mda(Actor):
         self.routes.most = min(self.routes.most, room - self.limits.most)
         self.connect()
         self._listen()
-        self.loop.later(_SWEEP, self._sweep)
+        self.sweeping = self.loop.later(_SWEEP, self._sweep)
         self.run()
 
     def sessions(self) -> int:
@@ -131,6 +132,7 @@ class Mda(Actor):
         return owner.id if isinstance(owner, Client) else 0
 
     def settings(self) -> dict[str, Any]:
+        now = self.loop.now
         return {
             "hostname": self.hostname,
             "seconds": self.seconds,
@@ -140,6 +142,12 @@ class Mda(Actor):
             "message_octets": self.message_octets,
             "number": self.number,
             "routes": list(self.routes.by_user),
+            "clients": [
+                [c.id, c.uid, c.counted, c.lmtp.rest if not (c.out or c.half or c.transaction) else [], max(0.0, c.deadline - now)]
+                for c in self.clients
+            ],
+            "asked": [[n, a.asker.uid, a.asker.lmtp.recipients[-1]] for n, a in self.asked.items() if isinstance(a.asker, Client)],
+            "sweep": max(0.0, self.sweeping.due - now) if self.sweeping is not None else _SWEEP,
             "known": [[uid, address, user] for (uid, address), user in self.known.items()],
         }
 
@@ -284,7 +292,7 @@ class Mda(Actor):
 
     def _sweep(self) -> None:
         """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer anyway."""
-        self.loop.later(_SWEEP, self._sweep)
+        self.sweeping = self.loop.later(_SWEEP, self._sweep)
         self._silent_kernel()
         self.routes.sweep()
         for client in [c for c in self.clients if c.deadline < self.loop.now and not c.asking]:

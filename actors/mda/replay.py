@@ -1,14 +1,17 @@
 """A recorded mda on the stage: from what LMTP clients sent to what it told them, the kernel and the maildir actors.
 
-Mail is what it works on, so it plays what was recorded with its payload; of other recordings only what is no mail.
+Mail is what it works on, so it plays what was recorded with its payload; of other recordings only what is no mail. A connection that
+had begun before the recording is played on where it was at rest then; of others only what outlives them is taken over.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.mda import main, routes
 from popkernel.kernel.loop import READ
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
+from popkernel.proto.lmtp import Lmtp
 from popkernel.proto.recording import Frame, RecordingError
 from popkernel.proto.shown import is_cut
 
@@ -32,10 +35,19 @@ class _ClientSocket(StageSocket):
         return len(data)
 
 
+_NUMBERED = {"Recipient": "request", "Post": "delivery", "Deliver": "delivery", "Again": "delivery"}
+
+
 class _Mda(main.Mda):
-    """The shell itself, but for what belongs to the system."""
+    """The shell itself, but for what belongs to the system, and for numbers that went to connections which are not played."""
 
     stage: Stage
+    numbers: list[int]  # of what is played, rising
+
+    def next_number(self) -> int:
+        at = bisect_right(self.numbers, self.number)
+        self.number = self.numbers[at] if at < len(self.numbers) else self.number + 1
+        return self.number
 
     def _flush(self, client: main.Client) -> bool:
         before = client.lmtp.take_out
@@ -73,15 +85,16 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
     """Play the frames of the mda, from its Settings on."""
     with stage.set_up(main, routes, give_back=lambda: None):
         mda = _enter(stage, name, settings, frames[0].turn / 1e9)
-        clients: dict[int, main.Client] = {}
-        begun: set[int] = set()
+        clients = _rested(stage, mda, settings.get("clients", ()))
+        _left_out(stage, frames, set(clients))
+        mda.numbers = sorted(
+            frame.fields[_NUMBERED[frame.name]] for frame in frames
+            if frame.way == "out" and frame.name in _NUMBERED and frame.session not in stage.skipped
+        )
+        aside = _Aside(stage, mda, settings)
         for stage.at, frame in enumerate(frames):
-            if frame.session and frame.session not in begun and frame.name != "Connected":
-                stage.skipped.add(frame.session)
-            if frame.name == "Typed" and any(is_cut(line) >= 0 for line in frame.fields["lines"]):
-                stage.skipped.add(frame.session)
-            begun.add(frame.session)
             if frame.session in stage.skipped:
+                aside.pass_by(frame)
                 continue
             try:
                 stage.clock(frames)
@@ -93,7 +106,81 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
                     stage.tell(frame)
                 stage.loop.settle()
             except LeftError:
+                stage.left()
                 return
+
+
+def _rested(stage: Stage, mda: _Mda, rows: Sequence[Any]) -> dict[int, main.Client]:
+    """Connections that were there, between two messages; the others are left out."""
+    clients: dict[int, main.Client] = {}
+    for number, uid, counted, rest, seconds in rows:
+        if counted:
+            mda.limits.take(uid)
+        if not rest:
+            stage.skipped.add(number)
+            continue
+        client = main.Client(_ClientSocket(), uid, Lmtp(mda.hostname, mda.message_octets), number)  # type: ignore[arg-type]
+        client.lmtp.go_on(rest)
+        client.counted = counted
+        client.deadline = stage.loop.now + seconds
+        clients[number] = client
+        mda.clients.add(client)
+    return clients
+
+
+def _left_out(stage: Stage, frames: Sequence[Frame], begun: set[int]) -> None:
+    """Connections whose beginning, or whose mail, or whose other recipients, are not in the recording."""
+    for frame in frames:
+        mine = frame.session in begun or frame.name == "Connected"
+        begun.add(frame.session)
+        no_mail = frame.name == "Typed" and any(is_cut(line) >= 0 for line in frame.fields["lines"])
+        if frame.session and (not mine or no_mail or (stage.user and _others(frame, stage.user))):
+            stage.skipped.add(frame.session)
+
+
+def _others(frame: Frame, user: str) -> bool:
+    """Whether this is about somebody else's mailbox: when that one's channel ends is not in the recording."""
+    if frame.name == "Maildrop":
+        return bool(frame.fields["user"] != user)
+    return frame.peer.startswith("maildir.") and frame.peer != f"maildir.{user}"
+
+
+class _Aside:
+    """What connections that are not played leave behind for those that are: who is known, channels, and how many there are."""
+
+    def __init__(self, stage: Stage, mda: _Mda, settings: dict[str, Any]) -> None:
+        self.stage = stage
+        self.mda = mda
+        self.asked = {request: (uid, address) for request, uid, address in settings.get("asked", ())}
+        self.uids = {number: uid for number, uid, counted, rest, _ in settings.get("clients", ()) if counted and not rest}
+
+    def pass_by(self, frame: Frame) -> None:
+        """A frame of such a connection."""
+        fields, mda = frame.fields, self.mda
+        if frame.name == "Connected" and not mda.limits.take(fields["uid"]):
+            self.uids[frame.session] = fields["uid"]
+        elif (frame.name == "Gone" and frame.peer == "client") or (frame.name == "Reply" and _is_last(fields["said"])):
+            if frame.session in self.uids:
+                mda.limits.leave(self.uids.pop(frame.session))
+        elif frame.name == "Recipient" and not fields["lost"]:
+            self.asked[fields["request"]] = fields["uid"], fields["address"]
+        elif frame.name == "Maildrop":
+            if fields["fresh"]:
+                _route(self.stage, mda, fields["user"])
+            if fields["request"] in self.asked:
+                mda.known[self.asked.pop(fields["request"])] = fields["user"]
+
+
+def _is_last(said: Sequence[bytes]) -> bool:
+    """Whether the mda ends the connection with this."""
+    return b"".join(said).splitlines()[-1:][0][:4] in (b"221 ", b"421 ") if any(said) else False
+
+
+def _route(stage: Stage, mda: _Mda, user: str) -> None:
+    earlier = mda.routes.by_user.get(user)
+    if earlier is not None:
+        earlier.channel.gone = True
+    mda.routes.open(user, stage.channel(stage.loop, None, mda.boot.name, f"maildir.{user}", mda.routes.hear, mda.routes.gone))  # type: ignore[arg-type]
 
 
 def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Mda:
@@ -109,8 +196,8 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     mda.stage = stage
     stage.enter(mda, start)
     for user in users:
-        mda.routes.open(user, stage.channel(stage.loop, None, name, f"maildir.{user}", mda.routes.hear, mda.routes.gone))  # type: ignore[arg-type]
-    stage.loop.later(main._SWEEP, mda._sweep)  # noqa: SLF001
+        _route(stage, mda, user)
+    mda.sweeping = stage.loop.later(settings.get("sweep", main._SWEEP), mda._sweep)  # noqa: SLF001
     return mda
 
 

@@ -5,6 +5,7 @@ what is recorded (arguments of `trace`), on what site, and until which frames ar
 """
 
 import base64
+import inspect
 import os
 import pathlib
 import signal
@@ -29,7 +30,7 @@ ALICE = ("--user", "alice", "--with-maildir")
 
 
 class Scenario(NamedTuple):
-    act: object  # act(service, tmp)
+    act: object  # act(service, tmp); what comes before its yield, where it has one, is before the recording
     trace: tuple = ALICE
     until: object = None  # until(recording): all is recorded
     site: dict = {}
@@ -75,6 +76,27 @@ def delivery(service, tmp):
     mda.quit()
     pop = service.pop3()
     pop.list(), pop.uidl(), pop.retr(4), pop.dele(4), pop.quit()
+
+
+def late(service, tmp):
+    """Begins in the middle: a session with a mark, one that has not logged in, LMTP connections at rest and half-way into a message."""
+    open_, asking = service.pop3(), service.pop3(login=False)
+    open_.retr(1), open_.dele(2), asking.user("alice")
+    rest, half = (smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock") for _ in range(2))
+    rest.sendmail("sender@example.org", ["alice"], b"Subject: before\r\n\r\nDelivered.\r\n")
+    half.ehlo(), half.mail("sender@example.org"), half.rcpt("alice"), half.docmd("DATA")
+    half.sock.sendall(b"Subject: half\r\n\r\n" + b"half of it, in lines of which there are few\r\n" * 3500)
+    folder = pathlib.Path(service.site.mail_users["alice"].maildir, "tmp")
+    wait_for(lambda: any(file.stat().st_size > 100_000 for file in folder.iterdir()))
+    yield
+    half.sock.sendall(b"the other half\r\n.\r\n")
+    half.getreply(), half.quit()
+    rest.sendmail("sender@example.org", ["alice"], b"Subject: after\r\n\r\nDelivered.\r\n")
+    rest.quit()
+    open_.stat(), open_.dele(3), open_.quit()
+    asking.pass_("secret"), asking.stat(), asking.uidl(), asking.retr(2), asking.quit()
+    pop = service.pop3()
+    pop.list(), pop.top(3, 2), pop.quit()
 
 
 def reload(service, tmp):
@@ -229,6 +251,7 @@ SCENARIOS = {
     "pipelined": Scenario(pipelined, until=ends()),
     "sasl": Scenario(sasl, EVERYBODY, ends(7)),
     "delivery": Scenario(delivery, (*ALICE, "--payload"), ends()),
+    "late": Scenario(late, (*ALICE, "--payload"), ends(3)),
     "reload": Scenario(reload, EVERYBODY, ends(2)),
     "killed": Scenario(killed, EVERYBODY, ends(2)),
     "attack": Scenario(attack, ALICE, ends()),
@@ -245,7 +268,12 @@ def make(name, path=None):
     scenario = SCENARIOS[name]
     path = path or HERE / f"{name}.rec"
     with tempfile.TemporaryDirectory() as tmp, Service(mail=MAIL, users=["alice", "bob"], **scenario.site) as service:
-        record(service, scenario.trace, lambda: scenario.act(service, pathlib.Path(tmp)), scenario.until, path)
+        if inspect.isgeneratorfunction(scenario.act):
+            steps = scenario.act(service, pathlib.Path(tmp))
+            next(steps)
+            record(service, scenario.trace, lambda: next(steps, None), scenario.until, path)
+        else:
+            record(service, scenario.trace, lambda: scenario.act(service, pathlib.Path(tmp)), scenario.until, path)
     return path
 
 

@@ -10,8 +10,9 @@ from popkernel.actors.listener import main as listener_main
 from popkernel.actors.maildir import core as maildir_core
 from popkernel.cli.main import main
 from popkernel.kernel import taps
-from popkernel.kernel.replaying import replay
+from popkernel.kernel.replaying import Difference, replay, updated
 from popkernel.proto.recording import RecordingError, end, pack, read
+from popkernel.proto.shown import recut
 
 from tests.e2e import clients
 from tests.replay import make
@@ -35,7 +36,7 @@ def text_of(results):
 
 
 @pytest.fixture(scope="session")
-def updated(request):
+def remade(request):
     """With --replay-update: recordings as they are made or said now."""
     if request.config.getoption("--replay-update"):
         for path in GOOD:
@@ -48,7 +49,7 @@ def updated(request):
 
 
 @pytest.mark.parametrize("path", GOOD, ids=name)
-def test_as_recorded(path, updated):
+def test_as_recorded(path, remade):
     results = results_of(path)
     assert not text_of(results)
     assert sum(r.compared for r in results) > 5
@@ -69,7 +70,7 @@ def test_every_decision_of_the_kernel_is_replayed():
 
 
 @pytest.mark.parametrize("path", BAD, ids=name)
-def test_known_bad(path, updated):
+def test_known_bad(path, remade):
     assert text_of(results_of(path))
 
 
@@ -189,6 +190,39 @@ def test_a_maildir_can_be_given(tmp_path):
     before = sorted(p.name for p in (tmp_path / "new").iterdir())
     assert [(r.compared, r.differences) for r in replay(bare, actor="maildir.alice", maildir=str(tmp_path))] == [(16, [])]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == before
+
+
+def test_a_maildir_that_changed_while_it_was_taken_along():
+    recording = read((HERE / "delivery.rec").read_bytes())
+    frames = [f for f in recording.frames if f.actor == "maildir.alice"]
+    at = next(f.time for f in frames if f.name == "Post")
+    for taken, notes in (([at - 2, at - 1], 0), ([at - 2, at], 2)):
+        other = recording._replace(header={**recording.header, "maildir_taken": taken})
+        result = next(r for r in replay(other) if r.actor == "maildir.alice")
+        assert not result.differences
+        assert len(result.notes) == notes
+        assert result.compared
+
+
+def test_what_is_not_known_is_left_as_it_was_recorded():
+    """A quota, and a delivery whose size is not known: nothing behind it is played, compared or changed by an update."""
+    recording = read((HERE / "delivery.rec").read_bytes())
+    cut = [f._replace(fields={**f.fields, "quota": "1000000S"} if f.name == "Settings" else recut(f.fields)) for f in recording.frames]
+    header = {**recording.header, "watches": {"user": "alice"}}
+    other = recording._replace(frames=cut, header=header)
+    result = next(r for r in replay(other) if r.actor == "maildir.alice")
+    post = next(i for i, f in enumerate(result.frames) if f.name == "Post")
+    assert not result.differences
+    assert "a delivery to a maildir with a quota" in result.notes[-1]
+    assert result.unjudged == frozenset(range(post, len(result.frames)))
+    changed = result._replace(differences=[Difference("maildir.alice", 0, "", [], [])])
+    assert [f.name for f in updated(other, [changed]) if f.actor == "maildir.alice"] == [f.name for f in result.frames]
+
+
+def test_settings_that_were_too_large():
+    recording = read(POPLIB.read_bytes())
+    cut = [f._replace(fields={"octets cut": 500_000}) if f.name == "Settings" else f for f in recording.frames]
+    assert all("too much to be recorded" in r.notes[0] for r in replay(recording._replace(frames=cut)))
 
 
 # -- damage
