@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.channel import counts
@@ -12,7 +13,9 @@ from popkernel.proto.sessionname import session_name
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["login_failed", "session_over", "status"]
+__all__ = ["login_failed", "session_over", "sessions_lost", "status"]
+
+_MOST_LOST = 100  # sessions of a dead listener that are named one by one
 
 
 def status(s: "Supervisor") -> dict[str, Any]:
@@ -57,6 +60,16 @@ def session_over(e: m.Ended) -> dict[str, Any]:
         "octets_in": e.octets_in, "octets_out": e.octets_out, "retrieved": e.retrieved, "deleted": e.deleted,
         "milliseconds": e.milliseconds,
     }
+
+
+def sessions_lost(s: "Supervisor", listener: str) -> Iterator[dict[str, Any]]:
+    """The log's fields of each session that a listener took along when it died, as far as the kernel knows them; then a count."""
+    lost = [(key, user, since) for key, (user, since) in s.core.sessions.items() if key.listener == listener and key not in s.core.leaving]
+    for key, user, since in lost[:_MOST_LOST]:
+        milliseconds = int((s.loop.now - since) * 1000)
+        yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": milliseconds}
+    if len(lost) > _MOST_LOST:
+        yield {"why": "listener", "more": len(lost) - _MOST_LOST}
 
 
 def login_failed(e: m.LoginFailed) -> dict[str, Any]:

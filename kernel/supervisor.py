@@ -26,7 +26,7 @@ from popkernel.kernel.parking import Parking
 from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Asker, Reload
-from popkernel.kernel.status import login_failed, session_over, status
+from popkernel.kernel.status import login_failed, session_over, sessions_lost, status
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.kernel.usertable import NoTableError, read_users, roots_of
@@ -261,10 +261,11 @@ class Supervisor(Actor):
         if self.reload is not None and process.name in self.reload.names:
             self.reload.fail(message.text, message.status)
             return
-        for line in message.text.split("\n"):
-            self.actor_line(process.name, ERROR, line)
         if self.state == "starting":
             self.end_service(message.status, message.text)
+            return
+        for line in message.text.split("\n"):
+            self.actor_line(process.name, ERROR, line)
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds
@@ -438,6 +439,8 @@ class Supervisor(Actor):
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.kind == "listener":
+            for fields in sessions_lost(self, process.name):
+                self.log_line.event(INFO, "session over", fields)
             self.do(self.core.listener_gone(process.name))
         elif process.kind == "spawner":
             self._orphans(process.name)
@@ -494,7 +497,9 @@ class Supervisor(Actor):
 
     # -- the end of all
     def end_service(self, status: int, text: str) -> None:
-        """The service can't go on: say why, end everyone, leave with that code."""
+        """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
+        if self.state == "starting" and not self.log_line.seen:
+            self.log_line(ERROR, text)
         self.exit_status, self.exit_text = status, text
         self.stop(2)
 
@@ -505,12 +510,15 @@ class Supervisor(Actor):
         """Stop in reverse order, each stage when the one before has gone."""
         if self.state == "stopping":
             return
-        self.log_line(NOTICE, "stopping")
+        self.ended_early = self.state == "starting" and self.exit_status != 0
+        if not self.ended_early:
+            self.log_line(NOTICE, "stopping")
         self.state = "stopping"
         self.stop_seconds = seconds
         self.stages = ["mda", "listener", "maildir.{user}", "auth", "spawner"]
         self._next_stop()
 
+    ended_early = False  # before it was ready, for a fault that init tells of
     stop_seconds = 10
     stages: list[str] = []  # noqa: RUF012  replaced, never changed in place, by stop()
 
@@ -530,7 +538,8 @@ class Supervisor(Actor):
                 self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
         assert self.init is not None
         self.init.send(m.Ending(self.exit_status, self.exit_text[:2000]))
-        self.log_line(NOTICE, "stopped")
+        if not self.ended_early:
+            self.log_line(NOTICE, "stopped")
         os._exit(0)
 
     def _hurry(self, stage: list[Process]) -> None:
