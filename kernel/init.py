@@ -373,7 +373,7 @@ class Init:
             self.look.end()
         config = self.config
         decisive = [self.toml_path, config.user_table, config.auth_table, config.oauth_jwks]
-        self.look = Look(self.loop, config.user_table, config.subdir, decisive, lambda lines: over(why, lines))
+        self.look = Look(self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive)
 
     def _mailboxes_at_start(self, why: str, lines: list[str]) -> None:
         if destination(self.config.log) == "syslog" and (self.on_ready is not None or not self.config.daemon):

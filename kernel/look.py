@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NoReturn
 
-from popkernel.kernel import mailboxes, trust
+from popkernel.kernel import trust
 from popkernel.kernel.log import printable
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.mailboxes import warnings
 
 __all__ = ["Look"]
 
@@ -24,7 +25,7 @@ _MOST_LINE = 1900  # characters; it travels in a message
 class Look:
     """A process that looks, and the pipe on which it says what it finds."""
 
-    def __init__(self, loop: Loop, table: str, subdir: str, decisive: list[str], over: Callable[[list[str]], None]) -> None:
+    def __init__(self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = ()) -> None:
         """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox."""
         self._loop = loop
         self._over = over
@@ -69,7 +70,7 @@ class Look:
             self.pid = 0
 
 
-def _be_looker(pipe: int, table: str, subdir: str, decisive: list[str]) -> NoReturn:
+def _be_looker(pipe: int, table: str, subdir: str, decisive: Sequence[str]) -> NoReturn:
     """In the child, which keeps of init's descriptors the pipe and standard error only: the lock above all must not outlive init."""
     status = 1
     try:
@@ -77,7 +78,7 @@ def _be_looker(pipe: int, table: str, subdir: str, decisive: list[str]) -> NoRet
         os.closerange(3, pipe)
         os.closerange(pipe + 1, 65536)
         with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
-            for line in chain(trust.warnings(decisive), mailboxes.warnings(table, subdir)):
+            for line in chain(trust.warnings(decisive), warnings(table, subdir)):
                 os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
         status = 0
     except BaseException:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.channel import counts
+from popkernel.kernel.core import Key
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.sessionname import session_name
@@ -62,12 +63,16 @@ def session_over(e: m.Ended) -> dict[str, Any]:
     }
 
 
-def sessions_lost(s: "Supervisor", listener: str) -> Iterator[dict[str, Any]]:
-    """The log's fields of each session that a listener took along when it died, as far as the kernel knows them; then a count."""
-    lost = [(key, user, since) for key, (user, since) in s.core.sessions.items() if key.listener == listener and key not in s.core.leaving]
-    for key, user, since in lost[:_MOST_LOST]:
-        milliseconds = int((s.loop.now - since) * 1000)
-        yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": milliseconds}
+def sessions_lost(opened: dict[Key, tuple[str, float]], listener: str, now: float) -> Iterator[dict[str, Any]]:
+    """The log's fields of each session that a listener took along when it died, as far as the kernel knows them; then a count.
+
+    They are taken out of `opened`.
+    """
+    lost = [key for key in opened if key.listener == listener]
+    for number, key in enumerate(lost):
+        user, since = opened.pop(key)
+        if number < _MOST_LOST:
+            yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": int((now - since) * 1000)}
     if len(lost) > _MOST_LOST:
         yield {"why": "listener", "more": len(lost) - _MOST_LOST}
 

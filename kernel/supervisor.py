@@ -64,6 +64,7 @@ class Supervisor(Actor):
         )
         self.taps = Taps(self)
         self.blame = Blame(self)
+        self.opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
         self.restarts: dict[str, int] = {}
         self.generation = 0
         self.spawner = self.auth = self.mda = ""  # names of those in force
@@ -313,6 +314,7 @@ class Supervisor(Actor):
 
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
+        self.opened.pop(core.Key(process.name, message.session), None)
         self.do(self.core.ended(process.name, message))
         self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
 
@@ -357,6 +359,9 @@ class Supervisor(Actor):
                 case core.Send(to, message):
                     self.send(to, message)
                 case core.Join(one, to_one, other, to_other):
+                    if isinstance(to_one, m.Opened):
+                        key = core.Key(one, to_one.session)
+                        self.opened[key] = self.core.sessions[key]
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
                     self._spawn(name, row)
@@ -439,7 +444,7 @@ class Supervisor(Actor):
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.kind == "listener":
-            for fields in sessions_lost(self, process.name):
+            for fields in sessions_lost(self.opened, process.name, self.loop.now):
                 self.log_line.event(INFO, "session over", fields)
             self.do(self.core.listener_gone(process.name))
         elif process.kind == "spawner":

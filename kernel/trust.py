@@ -22,7 +22,7 @@ def doubts(path: str) -> Iterator[tuple[str, str, str]]:
         except OSError:
             continue
         if mode & 0o002 and not mode & stat.S_ISVTX:
-            what = f"mode {stat.S_IMODE(mode):04o} lets everybody put another {os.path.basename(path)} there"
+            what = f"mode {stat.S_IMODE(mode):04o} lets everybody put other files in the place of those that popkernel goes by"
             yield directory, what, f"chmod o-w {shlex.quote(directory)}"
 
 

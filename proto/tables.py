@@ -181,7 +181,7 @@ def _read_lines(
         findings += said
         unsaid += len(found) - len(said)
     if unsaid:
-        findings.append(Finding(path, 0, f"{unsaid} more lines with errors", "mend the ones above first"))
+        findings.append(Finding(path, 0, f"{unsaid} more errors", "mend the ones above first"))
     if last:
         findings.append(_no_newline(path, len(lines) + 1))
     elif not entries and not findings:

@@ -83,6 +83,15 @@ def test_flags_win(tmp_path):
     assert [str(address) for address in config.listen_starttls] == ["127.0.0.1:3"]
 
 
+def test_quotes_are_spoken_of_where_there_are_some(tmp_path):
+    said = findings({**FLAGS, "listeners": 99999999})[0]
+    assert said == "command line: --listeners: listeners: 99999999 is no whole number from 1 to 64; write one"
+    path = toml(tmp_path, 'listeners = "5"\nlmtp = "yes"\nwatch = 1\n')
+    assert [line.partition("; ")[2] for line in findings(FLAGS, path)] == [
+        "write one, without quotes", "write one of the two, without quotes", "write one of the two",
+    ]
+
+
 def test_every_missing_thing_is_said_at_once():
     said = "\n".join(findings({}))
     for flag in ("-a FILE", "-u FILE", "-c FILE", "-k FILE", "-l ADDR"):
