@@ -550,7 +550,7 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
         except ValueError as error:
             what, _, mend = str(error).partition("; ")
             numbers = f'{actor}_user = "{_FREE_IDS[actor]}:{_FREE_IDS[actor]}"'
-            findings.append(Finding(f"{actor}_user", 0, what, f"{mend}; or write numbers in the file of -f: {numbers}"))
+            findings.append(Finding(f"{actor}_user", 0, what, f"{mend}, or write numbers in the file of -f: {numbers}"))
     first_of: dict[int, str] = {}
     for actor, (uid, _gid) in ids.items():
         twin = first_of.setdefault(uid, actor)

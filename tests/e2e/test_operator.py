@@ -193,7 +193,7 @@ def test_start_says_what_check_says(site, key, address):
         pytest.skip("root may")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         if address == "taken":
-            address = "127.0.0.1:{}".format(sock.getsockname()[1])
+            address = f"127.0.0.1:{sock.getsockname()[1]}"
         with open(toml(site)) as file:
             lines = [line for line in file if not line.startswith(f"{key} = ")]
         with open(toml(site), "w") as file:

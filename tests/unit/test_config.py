@@ -178,6 +178,10 @@ def test_ids_as_root(monkeypatch):
         with pytest.raises(ConfigError) as caught:
             actor_ids(Config(**{**numbers, **users}))
         assert said in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        actor_ids(Config(listener_user="nosuch-x", auth_user="nosuch-y", mda_user="nosuch-z"))
+    mends = [finding.mend.partition(", or write numbers in the file of -f: ")[2] for finding in caught.value.findings]
+    assert mends == ['listener_user = "64301:64301"', 'auth_user = "64302:64302"', 'mda_user = "64303:64303"']
 
 
 def test_the_command_that_makes_a_user(monkeypatch):
