@@ -111,6 +111,9 @@ class Config:
     verbose: int = _key("int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10)
     run_dir: str = _key("path", "", "directory for the server's sockets")
     listeners: int = _key("int", 1, "listener processes", low=1, high=64)
+    isolation: str = _key(
+        "choice", "shared", "whether listeners serve many connections, or each has a process to itself", choices=("shared", "connection"),
+    )
     allow_plaintext: bool = _key("bool", False, "let clients log in without TLS")
     daemon: bool = _key("bool", False, "detach from the terminal once ready")
     log: str = _key("choice", "auto", "where the log goes", choices=("auto", "syslog", "stderr"))

@@ -142,6 +142,7 @@ class Core:
         if key not in self.sessions and key not in self.waiting:
             self.awaiting.add(key)
         if len(self.awaiting) > _MOST_AWAITING and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2:
+            self.awaiting = {k for k in self.awaiting if k.listener != listener}  # or what it says before its end would each cost as much
             return [Line(3, f"{listener} announces logins without end; ended"), Kill(listener)]
         return []
 

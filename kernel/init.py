@@ -403,7 +403,7 @@ class Init:
         """Start a singleton: fork, exec a fresh interpreter. What it is told comes on a pipe, from here and not from the bus."""
         fds = [channel]
         config = self._config_of(message, fds)
-        uid, gid = self.ids.get(message.actor, (os.getuid(), os.getgid()))
+        uid, gid = self.ids.get(row_of(message.actor).runs_as, (os.getuid(), os.getgid()))
         blob = {"uid": uid, "gid": gid, "config": config, "fds": fds[1:], "sandboxed": not self.config.insecure_no_sandbox}
         reading, writing = os.pipe()
         packed = msgpack.packb(blob)
@@ -451,7 +451,7 @@ class Init:
                 "each": config.lmtp_connections_user, "trusted": self.trusted,
                 "message_octets": config.message_octets, "version": self.version,
             }
-        if message.actor == "listener":
+        if message.actor in ("listener", "gate"):
             self.serial += 1
             tls, plain = [s.fileno() for s in self.listening.tls], [s.fileno() for s in self.listening.plain]
             fds += tls + plain

@@ -16,7 +16,8 @@ class Process:
     """An actor that runs, or is about to."""
 
     __slots__ = (
-        "accusers", "channel", "counters", "hello", "ids", "kind", "name", "on_hello", "parent", "pid", "restarts", "since", "state",
+        "accusations", "accusers", "channel", "condemned", "counters", "hello", "ids", "kind", "met", "name", "on_hello", "parent", "pid",
+        "restarts", "session", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
@@ -26,12 +27,16 @@ class Process:
         self.parent = parent  # who forked it and reaps it
         self.pid = 0
         self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
-        self.state = "starting"  # starting, serving, draining, stopping
+        self.session = 0  # of a listener that serves one connection alone: the only one it may speak of
+        self.state = "starting"  # ahead (gates.py), starting, serving, draining, stopping
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)
         self.restarts = 0
         self.since = 0.0
         self.accusers: dict[str, float] = {}  # maildir actors that said it broke the rules, and when
+        self.accusations: list[float] = []  # when it said that of a singleton
+        self.condemned = False  # its end has been ordered on somebody's word
+        self.met = ""  # who was last given a channel to it
         self.on_hello: Callable[[], None] | None = None
 
 

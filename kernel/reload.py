@@ -68,7 +68,7 @@ class Reload:
         """Start the new ones."""
         s = self.supervisor
         self.names = [s.launch("spawner", roots_of(self.users)), s.launch("auth")]
-        self.names += [s.launch("listener", number=n) for n in range(s.config.listeners)]
+        self.names += [s.launch(s.door, number=n) for n in range(s.config.listeners)]
         for name in self.names:
             s.processes[name].on_hello = lambda name=name: self._hello(name)
 
@@ -90,7 +90,7 @@ class Reload:
             process.state = "draining"
         s.wire(s.processes[s.auth])  # joins the draining listeners too: they may have clients at their password
         for process in old:
-            if process.kind == "listener":
+            if process.kind == s.door:
                 process.channel.send(m.Drain())
             else:
                 process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))

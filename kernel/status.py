@@ -10,6 +10,7 @@ from popkernel.kernel.core import Key
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.sessionname import session_name
+from popkernel.proto.topology import actor as row_of
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
@@ -27,6 +28,8 @@ def status(s: "Supervisor") -> dict[str, Any]:
          "messages_in": counts.messages_in, "messages_out": counts.messages_out},
     ]
     for process in s.processes.values():
+        if process.state == "ahead":  # no process yet
+            continue
         hello = process.hello
         uid, gid = _ids(s, process)
         rows.append({
@@ -51,7 +54,7 @@ def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
     """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
     if process.ids is not None:
         return process.ids
-    return s.boot.config["ids"].get(process.kind, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
+    return s.boot.config["ids"].get(row_of(process.name).runs_as, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
 
 
 def session_over(e: m.Ended) -> dict[str, Any]:
@@ -63,16 +66,14 @@ def session_over(e: m.Ended) -> dict[str, Any]:
     }
 
 
-def sessions_lost(opened: dict[Key, tuple[str, float]], listener: str, now: float) -> Iterator[dict[str, Any]]:
-    """The log's fields of each session that a listener took along when it died, as far as the kernel knows them; then a count.
+def sessions_lost(opened: dict[Key, tuple[str, float]], keys: list[Key], now: float) -> Iterator[dict[str, Any]]:
+    """The log's fields of sessions whose listener died, as far as the kernel knows them, a hundred at most; then a count.
 
-    They are taken out of `opened`.
+    They are taken out of `opened`; those of `keys` that are not there are over already.
     """
-    lost = [key for key in opened if key.listener == listener]
-    for number, key in enumerate(lost):
-        user, since = opened.pop(key)
-        if number < _MOST_LOST:
-            yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": int((now - since) * 1000)}
+    lost = [(key, *opened.pop(key)) for key in keys if key in opened]
+    for key, user, since in lost[:_MOST_LOST]:
+        yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": int((now - since) * 1000)}
     if len(lost) > _MOST_LOST:
         yield {"why": "listener", "more": len(lost) - _MOST_LOST}
 

@@ -19,6 +19,7 @@ from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
+from popkernel.kernel.gates import Gates
 from popkernel.kernel.hung import Hung
 from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
@@ -65,10 +66,12 @@ class Supervisor(Actor):
         self.taps = Taps(self)
         self.blame = Blame(self)
         self.opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
+        self.gates = Gates(self)
         self.restarts: dict[str, int] = {}
-        self.generation = 0
+        self.launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
         self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
+        self.door = "gate" if config.isolation == "connection" else "listener"  # who takes connections
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
@@ -78,6 +81,7 @@ class Supervisor(Actor):
         self.refused = 0
         self.broken = 0
         self.reload: Reload | None = None
+        self.stopping: set[str] = set()  # those whose end the next stage waits for
         self.asked: Callable[[dict[str, Any]], None] | None = None  # who asked for a reload that init has not yet begun
         self.asker = Asker(self, None, [])  # of the last reload, or of the start
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
@@ -102,7 +106,7 @@ class Supervisor(Actor):
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)
         self.spawner = self.launch("spawner", roots_of(self.core.users))
         self.auth = self.launch("auth")
-        self.listeners = [self.launch("listener", number=n) for n in range(self.config.listeners)]
+        self.listeners = [self.launch(self.door, number=n) for n in range(self.config.listeners)]
         if self.config.lmtp or self.config.lmtp_listen:
             self.mda = self.launch("mda")
         self.run()
@@ -120,9 +124,9 @@ class Supervisor(Actor):
         """Have init start a singleton; its name. What it sends before it serves waits in its channel."""
         if not name:
             name = kind if number is None else f"{kind}.{number}"
-            if name in self.processes:
-                self.generation += 1
-                name += f"~{self.generation}"
+            self.launched[name] = self.launched.get(name, 0) + 1
+            if self.launched[name] > 1:
+                name += f"~{self.launched[name]}"
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
         process = Process(name, channel, "init")
@@ -168,6 +172,9 @@ class Supervisor(Actor):
             self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
+        if process.session and not why:  # most likely it has just ended, with its client: no word to its gate for that
+            self.loop.later(1.0, lambda: self._gone_by_now(process))
+            return
         self.kill(process)
 
     def _on_init(self, channel: Channel, message: Message, fds: list[int]) -> None:
@@ -222,18 +229,21 @@ class Supervisor(Actor):
             return
         process.hello = message
         process.pid = message.pid
-        if process.state == "starting":  # else it has been told to go meanwhile
+        if process.state in ("starting", "ahead"):  # else it has been told to go meanwhile
             process.state = "serving"
         process.since = self.loop.now
         self.log_line(DEBUG, f"{process.name} serves (process {message.pid})")
         self.taps.note("Began", process.name, pid=message.pid)
         if process.kind == "maildir.{user}":
             return
+        if process.session:
+            self.gates.taken(process)
+            return
         if process.on_hello is not None:
             process.on_hello()
             return
         self.wire(process)
-        if self.state == "starting" and all(p.state == "serving" for p in self.processes.values()):
+        if self.state == "starting" and all(p.state == "serving" or p.session for p in self.processes.values()):
             self.state = "running"
             assert self.init is not None
             took = time.monotonic() - self.started
@@ -243,16 +253,15 @@ class Supervisor(Actor):
                 self.log_line(NOTICE, text)
 
     def wire(self, process: Process) -> None:
-        """Join a new auth with every listener, a new listener with auth, once both serve."""
+        """Join a new auth with every listener, a new listener with auth, once both serve; a gate opens when there is an auth."""
         auth = self.processes.get(self.auth)
         if auth is None or auth.state != "serving":
             return
-        if process.name == self.auth:
-            for other in self.processes.values():
-                if other.kind == "listener" and other.state in ("serving", "draining"):
-                    self._join_auth(other)
-        elif process.kind == "listener":
-            self._join_auth(process)
+        for other in list(self.processes.values()) if process.name == self.auth else [process]:
+            if other.kind == "listener" and other.state in ("serving", "draining", "ahead"):
+                self._join_auth(other)
+            elif other.kind == "gate" and other.state in ("serving", "draining"):
+                self.gates.opens(other)
 
     def _join_auth(self, listener: Process) -> None:
         self.do([core.Join(self.auth, m.Peer(listener.name), listener.name, m.Peer(self.auth))])
@@ -290,9 +299,17 @@ class Supervisor(Actor):
         del fds
         process.counters = message
 
+    def _its_own(self, process: Process, session: int) -> bool:
+        """Whether a listener may speak of that session: one that serves a single connection of no other."""
+        if process.session in (0, session):
+            return True
+        self._violates(process, "a session that is not its own", [])
+        return False
+
     def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
         del fds
-        self.do(self.core.awaits(process.name, message))
+        if self._its_own(process, message.session):
+            self.do(self.core.awaits(process.name, message))
 
     def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
         del process, fds
@@ -314,13 +331,19 @@ class Supervisor(Actor):
 
     def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         del fds
+        if process.kind == "gate":
+            self.gates.ended(process, message)
+            return
+        if not self._its_own(process, message.session):
+            return
         self.opened.pop(core.Key(process.name, message.session), None)
         self.do(self.core.ended(process.name, message))
         self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
 
     def _login_failed(self, process: Process, message: m.LoginFailed, fds: list[int]) -> None:
-        del process, fds
-        self.log_line.event(NOTICE, "login failed", login_failed(message))
+        del fds
+        if self._its_own(process, message.session):
+            self.log_line.event(NOTICE, "login failed", login_failed(message))
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
@@ -391,7 +414,10 @@ class Supervisor(Actor):
         for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
             process = self.processes.get(name)
             if process is not None:
+                process.met = one
                 process.channel.send(message, [end.fileno()])
+                if process.session and type(message) is m.Opened:
+                    self.gates.entered(process)
             end.close()
 
     def _spawn(self, name: str, row: MailUser) -> None:
@@ -443,22 +469,36 @@ class Supervisor(Actor):
             self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
+        elif process.session:
+            self._sessions_lost([core.Key(process.name, process.session)])
+            if message.status and not expected:
+                self.log_line(WARNING, f"{process.name} ended: {how}")
+            self.gates.over(process)
         elif process.kind == "listener":
-            for fields in sessions_lost(self.opened, process.name, self.loop.now):
-                self.log_line.event(INFO, "session over", fields)
+            self._sessions_lost([key for key in self.opened if key.listener == process.name])
             self.do(self.core.listener_gone(process.name))
+        elif process.kind == "gate":
+            its = {p.name for p in self.processes.values() if p.parent == process.name}
+            self._sessions_lost([key for key in self.opened if key.listener in its])
+            self.gates.gone(process)
+            self._orphans(process.name)
         elif process.kind == "spawner":
             self._orphans(process.name)
+        self.stopping.discard(process.name)
         if self.state == "stopping":
             self._next_stop()
         elif self.reload is not None and process.name in self.reload.names:
             self.reload.fail(f"{process.name} ended: {how}", SOFTWARE)
-        elif row_of(process.name).singleton and not expected:
+        elif row_of(process.name).singleton and not process.session and not expected:
             self._restart(process, how)
 
-    def _orphans(self, spawner: str) -> None:
-        """The system ended a dead spawner's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
-        for child in [p for p in self.processes.values() if p.parent == spawner]:
+    def _sessions_lost(self, keys: list[core.Key]) -> None:
+        for fields in sessions_lost(self.opened, keys, self.loop.now):
+            self.log_line.event(INFO, "session over", fields)
+
+    def _orphans(self, parent: str) -> None:
+        """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
+        for child in [p for p in self.processes.values() if p.parent == parent]:
             self._gone(m.Exited(child.name, max(child.pid, 1), int(signal.SIGKILL)))
 
     def _restart(self, process: Process, how: str) -> None:
@@ -483,9 +523,7 @@ class Supervisor(Actor):
         if name not in in_force or name in self.processes:  # a reload has put another in its place meanwhile
             return
         if kind == "spawner":
-            self.spawner = self.launch(kind, roots_of(dict(self.core.users)))
-        elif kind == "auth":
-            self.auth = self.launch(kind)
+            self.launch(kind, roots_of(dict(self.core.users)), name=name)
         else:
             self.launch(kind, name=name)
 
@@ -520,25 +558,28 @@ class Supervisor(Actor):
             self.log_line(NOTICE, "stopping")
         self.state = "stopping"
         self.stop_seconds = seconds
-        self.stages = ["mda", "listener", "maildir.{user}", "auth", "spawner"]
+        self.stages = [("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",)]
         self._next_stop()
 
     ended_early = False  # before it was ready, for a fault that init tells of
     stop_seconds = 10
-    stages: list[str] = []  # noqa: RUF012  replaced, never changed in place, by stop()
+    stages: list[tuple[str, ...]] = []  # noqa: RUF012  replaced, never changed in place, by stop()
 
     def _next_stop(self) -> None:
         while True:
-            if any(p.state == "stopping" for p in self.processes.values()):
+            if self.stopping:
                 return
             if not self.stages:
                 break
-            kind, self.stages = self.stages[0], self.stages[1:]
-            stage = [p for p in self.processes.values() if p.kind == kind]
-            seconds = min(self.stop_seconds, row_of(kind).shutdown)
+            kinds, self.stages = self.stages[0], self.stages[1:]
+            told = [p for p in self.processes.values() if p.kind in kinds]
+            stage = [p for p in told if p.state != "ahead"]  # those wait for a client to come: their gate's end is theirs
+            seconds = min(self.stop_seconds, row_of(kinds[0]).shutdown)
+            for process in told:
+                process.channel.send(m.Stop(seconds))
             for process in stage:
                 process.state = "stopping"
-                process.channel.send(m.Stop(seconds))
+            self.stopping = {process.name for process in stage}
             if stage:
                 self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
         assert self.init is not None

@@ -159,7 +159,7 @@ class Taps:
                 "wall": time.time_ns(),
                 "monotonic": time.monotonic_ns(),
                 "watches": wish.asked(),
-                "running": [p.name for p in self._kernel.processes.values()],
+                "running": [p.name for p in self._kernel.processes.values() if p.state != "ahead"],
                 "awaits": self._awaited(wish),
                 **self._maildir(wish),
             }
@@ -180,7 +180,13 @@ class Taps:
     def _awaited(self, wish: Wish) -> list[str]:
         """Those who will say Settings as soon as they are watched: a viewer that has all of these misses nothing from then on."""
         serving = [p for p in self._kernel.processes.values() if p.state in ("serving", "draining")]
-        return [p.name for p in serving if p.kind in _WATCHED and wish.watches(p.name)]
+        return [p.name for p in serving if p.kind in _WATCHED and wish.watches(p.name) and self._concerns(p, wish)]
+
+    def _concerns(self, process: "Process", wish: Wish) -> bool:
+        """Not so where it serves one session alone, and not the one that is asked for."""
+        lease = self._kernel.core.leases.get(wish.user)
+        its = wish.session or (lease.session if lease is not None else 0)
+        return not process.session or not (wish.session or wish.user) or process.session == its
 
     def _maildir(self, wish: Wish) -> dict[str, bytes]:
         """Where the mail of the one user that is watched lies: a recording may take it along."""
@@ -190,7 +196,7 @@ class Taps:
 
     def _check(self, wish: Wish) -> None:
         """Refuse what can never be seen, and say what could."""
-        names = ["kernel", "init", *self._kernel.processes]
+        names = ["kernel", "init", *(p.name for p in self._kernel.processes.values() if p.state != "ahead")]
         if wish.actor and not any(named(wish.actor, name) for name in names):
             user = wish.actor.removeprefix("maildir.")
             known = user != wish.actor and user in self._kernel.core.users

@@ -5,6 +5,7 @@ from typing import Any
 import msgpack
 from popkernel.kernel.control import Client
 from popkernel.kernel.exits import EXITS
+from popkernel.proto.sessionname import session_of
 from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of
 
@@ -103,6 +104,14 @@ def row_of(name: str) -> str:
         return name
 
 
+def about(frame: dict[str, Any]) -> int:
+    """The session that a frame concerns, be it by the name of a listener that serves one alone; 0 for none."""
+    if frame["session"]:
+        return int(frame["session"])
+    names = (frame["actor"], frame["peer"], frame["fields"].get("name"))
+    return next((session for session in (session_of(name) for name in names if type(name) is str) if session), 0)
+
+
 class Viewer:
     """Somebody who watches."""
 
@@ -116,13 +125,14 @@ class Viewer:
     def see(self, frame: dict[str, Any], known: dict[int, str], *, twin: bool) -> None:
         """Show a frame if it is wanted. `twin`: its other end is shown too."""
         wish = self.wish
+        session = about(frame)
         if frame["name"] == "Settings" and frame["way"] == "note":
-            if wish.watches(frame["actor"]):
+            if wish.watches(frame["actor"]) and wish.session in (0, session or wish.session) and self._of_user(frame, known, session):
                 self.push(frame)
             return
         if wish.actor and not named(wish.actor, frame["actor"]) and not (frame["way"] == "note" and named(wish.actor, frame["peer"])):
             return
-        if wish.session and frame["session"] != wish.session and frame["name"] not in _ANYBODYS:
+        if wish.session and session != wish.session and (session or frame["name"] not in _ANYBODYS):
             return
         if wish.types and frame["name"] not in wish.types:
             return
@@ -132,15 +142,17 @@ class Viewer:
                 return
         if twin:
             frame = {**frame, "twin": True}
-        if wish.user and not self._of_user(frame, known):
-            return
-        self.push(frame)
+        if self._of_user(frame, known, session):
+            self.push(frame)
 
-    def _of_user(self, frame: dict[str, Any], known: dict[int, str]) -> bool:
+    def _of_user(self, frame: dict[str, Any], known: dict[int, str], session: int) -> bool:
         """A session that has not said yet whose it is is held back, and shown from its beginning once it has."""
-        user, session, fields = self.wish.user, frame["session"], frame["fields"]
+        user, fields = self.wish.user, frame["fields"]
+        if not user:
+            return True
         mine = f"maildir.{user}"
-        if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or frame["name"] in _ANYBODYS:
+        of_all = frame["name"] in _ANYBODYS and not session
+        if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or of_all:
             good = True
             if session and fields.get("user") == user:
                 self._mine[session] = None

@@ -162,6 +162,19 @@ class Turned(NamedTuple):
     text: Text
 
 
+# ---- kernel -> gate
+class Seat(NamedTuple):
+    """Your next client is this session, its listener is called by it (sessionname.py). Carries that listener's channel to the kernel."""
+
+    session: Session
+
+
+class Entered(NamedTuple):
+    """That client of yours has logged in."""
+
+    session: Session
+
+
 class Drain(NamedTuple):
     """A new listener has taken over: accept no more, serve on whom you have, go when the last is gone."""
 
@@ -534,7 +547,7 @@ class Leaving(NamedTuple):
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
 CARRIES: dict[type, int] = {
-    Watch: 1, Peer: 1, Opened: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
+    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
 }
 
 

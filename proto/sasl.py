@@ -22,7 +22,7 @@ TOKENS = ("XOAUTH2", "OAUTHBEARER")  # their secret is a bearer token, no passwo
 AUTH_LINE_LIMIT = 12 * 1024  # octets with CRLF: base64 of a token of 8 KiB and its frame; other lines stay at 255
 MOST_USER, MOST_PASSWORD, MOST_TOKEN = 255, 1000, 8192  # octets
 MALFORMED = b"[malformed]"  # what `harmless` shows of a response that is
-_SHOWN = b"secret"  # and of a good one's secret
+_SHOWN, _SHOWN_TOKEN = b"[secret]", b"not-shown"  # and of a good one's secret; brackets can't be in a token
 _LINE = LINE_LIMIT - 2
 _MALFORMED = "malformed response"
 _TOKEN = rb"[A-Za-z0-9._~+/-]{1,8192}=*"  # b64token, RFC 6750 section 2.1
@@ -123,7 +123,8 @@ class Exchange:
         if parsed is None:
             return MALFORMED
         user, secret, other = parsed
-        return b64encode(self._written(user.encode(), _SHOWN if len(line) <= _LINE else _SHOWN * 32, empty=not secret, other=other))
+        word = _SHOWN_TOKEN if self._mechanism in TOKENS else _SHOWN
+        return b64encode(self._written(user.encode(), word if len(line) <= _LINE else word * 32, empty=not secret, other=other))
 
     # -- the steps
     def _over(self, failure: Failure) -> Failure:

@@ -3,14 +3,32 @@
 The number that travels in messages holds both: the listener's turn above bit 40, its own count below.
 """
 
-__all__ = ["session_name", "session_number"]
+__all__ = ["GENERATION", "listener_name", "session_name", "session_number", "session_of"]
 
 _COUNT = 40  # bits
+GENERATION = 1 << _COUNT
+"""The first number of the first listener is just above it."""
 
 
 def session_name(session: int) -> str:
     """Status, trace and log all give a session this name."""
     return f"{session >> _COUNT}.{session & ((1 << _COUNT) - 1)}"
+
+
+def listener_name(session: int) -> str:
+    """What a listener is called that serves this one session (isolation = "connection")."""
+    return f"listener.{session_name(session)}"
+
+
+def session_of(name: str) -> int:
+    """The one session that a listener of that name serves; 0 for any other actor."""
+    head, _, rest = name.partition(".")
+    if head != "listener" or "." not in rest:
+        return 0
+    try:
+        return session_number(rest)
+    except ValueError:
+        return 0
 
 
 def session_number(name: str) -> int:

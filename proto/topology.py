@@ -111,6 +111,7 @@ ACTORS: tuple[Actor, ...] = (
         "stdio recvfd",
         "hashes; takes new listeners' channels (recvfd). Its table was read before it locked itself in",
         threads=True,
+        nofile=65536,  # a listener's channel each; with isolation = "connection" there are as many as clients
         memory=1024 * MIB,
     ),
     Actor(
@@ -123,6 +124,18 @@ ACTORS: tuple[Actor, ...] = (
         nofile=65536,
         shutdown=10,
         memory=4096 * MIB,
+    ),
+    Actor(
+        "gate",
+        "popkernel.actors.listener.gate",
+        "listener",
+        "stdio inet proc recvfd",
+        'with isolation = "connection", in the listeners\' place: takes TCP connections on the listening sockets it was handed (inet)'
+        " and forks a listener for each (proc), whose channel to the kernel was sent ahead (recvfd)",
+        network=True,
+        nested=True,
+        nofile=65536,
+        shutdown=10,
     ),
     Actor(
         "maildir.{user}",
@@ -183,6 +196,16 @@ EDGES: tuple[Edge, ...] = (
         deadline=60,
         depth=4096,
     ),
+    # A listener for each connection: what it will need is there before its client is.
+    Edge(
+        "kernel",
+        "gate",
+        (m.Seat, m.Entered, m.Drain, m.Kill, m.Report, m.Stop),
+        {"Kill": ("Exited",), **_REPORT},
+        deadline=_ALIVE,
+        depth=20000,
+    ),
+    Edge("gate", "kernel", (*_SPAWNED, m.Ended, m.Exited), {}, depth=20000),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
     Edge(
         "kernel",

@@ -43,7 +43,7 @@ class Auth(Actor):
     """Answers Login with Denied to the listener or Granted to the kernel."""
 
     def __init__(self, boot: Boot) -> None:
-        super().__init__(boot)
+        super().__init__(boot, many=True)
         self.table = Table(self._read(boot.config["auth_table"]), decoys())
         self.tokens = self._read_keys(boot.config.get("oauth") or {})
         self.guard = Guard(int(boot.config.get("penalty_seconds", 0)), int(boot.config.get("ipv6_prefix", 64)))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from popkernel.actors.listener.limits import TOO_MANY, Bounds, Limits
 from popkernel.actors.listener.proxied import Proxied
+from popkernel.actors.listener.tls import Served, TlsError, serve
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
@@ -52,8 +53,24 @@ class Door(Actor):
             self.fail(65, "\n".join(map(str, findings[:20])))
         return networks
 
+    def read_keys(self) -> Served:
+        """Certificates and keys: one that can't be used, and nothing is served."""
+        config = self.boot.config
+        try:
+            return serve(config["pairs"], config["tls_min"], config["phrase"])
+        except TlsError as error:
+            self.fail(78, str(error))
+
     def begin(self) -> NoReturn:
         """Lock in, say hello, serve."""
+        self._take_listening()
+        keep_memory(16 << 20)
+        self.lock(nofile=2 * self.most + 64)
+        self.connect()
+        self._fit(self.nofile, (self.nofile - 64) // 2)  # a session is a client's socket and a channel
+        self.run()
+
+    def _take_listening(self) -> None:
         tls_fds, plain_fds = self.boot.config["tls_fds"], self.boot.config["plain_fds"]
         self.listening = [(socket.socket(fileno=fd), True) for fd in tls_fds]
         self.listening += [(socket.socket(fileno=fd), False) for fd in plain_fds]
@@ -61,16 +78,14 @@ class Door(Actor):
             sock.setblocking(False)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # those it accepts inherit it
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
-        keep_memory(16 << 20)
-        self.lock(nofile=2 * self.most + 64)
-        room = (self.nofile - 64) // 2  # a session is a client's socket and a channel
-        self.connect()
+
+    def _fit(self, limit: int, room: int) -> None:
+        """No more sessions than a limit of descriptors leaves room for."""
         if room < self.most:  # a few less than asked for are not worth a warning at every start
-            text = f"{self.boot.name}: the hard limit of {self.nofile} descriptors leaves room for {room} sessions, not {self.most}"
+            text = f"{self.boot.name}: the hard limit of {limit} descriptors leaves room for {room} sessions, not {self.most}"
             self.log(4 if room < self.most * 9 // 10 else 6, f"{text}; raise it, or start more listeners with --listeners")
             self.most = room
             self.limits.bounds = self.limits.bounds._replace(sessions=room)
-        self.run()
 
     # -- what the floor above does
     def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
@@ -122,6 +137,7 @@ class Door(Actor):
         """By the client's own address: whether it is served."""
         host = plain(host)
         if self.blocked.contains(host):
+            self.log(6, f"{host}: connection closed: it is in the block list")
             sock.close()
             return
         why = self.limits.come(host, self.loop.now)

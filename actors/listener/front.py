@@ -10,7 +10,7 @@ import ssl
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.policy import Policy
-from popkernel.actors.listener.tls import TlsError, serve
+from popkernel.actors.listener.tls import Served
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, watch
 from popkernel.kernel.loop import READ, WRITE, Timer
@@ -79,10 +79,7 @@ class Front(Door):
         super().__init__(boot)
         config = boot.config
         self.policy = Policy.of(config)
-        try:
-            served = serve(config["pairs"], config["tls_min"], config["phrase"])
-        except TlsError as error:
-            self.fail(78, str(error))
+        served: Served = config.get("served") or self.read_keys()
         self.tls, self.warnings = served
         self.clients: dict[int, Client] = {}
         self.awaiting: dict[int, Client] = {}  # those whose login waits for its turn, for auth or for the kernel

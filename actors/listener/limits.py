@@ -6,8 +6,9 @@ or a debt of connections a minute, a user while a login of theirs is under way. 
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
+
+from popkernel.proto.networks import prefix_of
 
 __all__ = ["Bounds", "Limits", "group"]
 
@@ -62,14 +63,8 @@ def group(host: str, prefix_v6: int) -> str:
 
     `host` is the system's or a PROXY header's word, so it is an address, maybe with a zone behind `%`.
     """
-    if ":" not in host:
-        return str(IPv4Address(host))
-    bare, _, zone = host.partition("%")
-    address = IPv6Address(bare)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    network = IPv6Address(int(address) >> (128 - prefix_v6) << (128 - prefix_v6)) if prefix_v6 < 128 else address
-    return f"{network}/{prefix_v6}%{zone}" if zone else f"{network}/{prefix_v6}"
+    bare, percent, zone = host.partition("%")
+    return prefix_of(bare, prefix_v6) + percent + zone
 
 
 class Limits:

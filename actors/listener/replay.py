@@ -79,6 +79,7 @@ class _Listener(main.Listener):
     """The shell itself, but for what belongs to the system."""
 
     stage: Stage
+    alone = False  # it ends with its client
 
     def _start_tls(self, client: front.Client) -> None:
         client.handshake = True
@@ -95,6 +96,10 @@ class _Listener(main.Listener):
             self.limits.come(host, self.loop.now)
         with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
             super()._admit(sock, host, port, tls=tls, refused=refused)
+        self.draining = self.draining or self.alone
+
+    def read_keys(self) -> Any:
+        return None, []
 
     def fail(self, status: int, text: str) -> Any:
         raise RecordingError(f"{text} ({status})")
@@ -108,7 +113,7 @@ def _shown_session(*arguments: Any, **more: Any) -> Session:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of one listener, from its Settings on."""
-    with stage.set_up(main, front, serve=lambda *_: (None, [])):
+    with stage.set_up(main, front):
         listener = _enter(stage, name, settings, frames[0].turn / 1e9)
         begun: set[int] = set()
         for stage.at, frame in enumerate(frames):
@@ -137,6 +142,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     # Who came in is in the recording; whose turn it is to log in is decided again.
     listener.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))
     listener.stage = stage
+    listener.alone = bool(settings.get("alone"))
     stage.enter(listener, start)
     if auth:
         listener.auth = stage.channel(stage.loop, None, name, auth, listener._on_auth, listener._on_auth_gone)  # type: ignore[assignment]  # noqa: SLF001

@@ -109,6 +109,24 @@ def test_a_flood_of_lines_is_cut(hostile, bob):
     assert f"flood {MOST}\n" not in hostile.read_log()
 
 
+def test_a_flood_of_accusations_ends_nobody_and_is_cut(hostile, bob):
+    """Of one user's actor, which counts once: see test_three_users_actors_end_a_listener."""
+    client = hostile.pop3("say-accuse-flood")
+    hostile.wait_log("maildir.say-accuse-flood refused a message on x: a lie")
+    assert client.stat()[0] == 1
+    client.quit()
+    hostile.command("status")
+    assert hostile.read_log().count("maildir.say-accuse-flood refused a message on x: a lie") <= MOST
+
+
+def test_the_end_of_sessions_that_are_others_is_nobody_s_to_tell(hostile, bob):
+    client = hostile.pop3("say-closed-another")
+    wait_for(lambda: row(hostile, "maildir.say-closed-another"))
+    assert client.stat()[0] == 1
+    assert {lease["user"] for lease in hostile.status()["leases"]} >= {"bob", "say-closed-another"}
+    client.quit()
+
+
 @pytest.mark.parametrize("what", PARKED)
 def test_a_session_that_is_parked_and_is_none_harms_its_user_alone(hostile, bob, what):
     user = user_of(f"say {what}")

@@ -128,13 +128,14 @@ def test_the_digest_changes_with_any_bound(monkeypatch):
 def test_every_message_has_a_handler_where_it_arrives():
     """An actor that is told what it has no handler for would end of it, and the kernel with all the service."""
     from popkernel.actors.auth import main as auth
+    from popkernel.actors.listener import gate
     from popkernel.actors.listener import main as listener
     from popkernel.actors.maildir import main as maildir
     from popkernel.kernel import init, spawner, supervisor
 
     text = {
         "kernel": inspect.getsource(supervisor), "init": inspect.getsource(init), "spawner": inspect.getsource(spawner),
-        "auth": inspect.getsource(auth), "listener": inspect.getsource(listener), "maildir.{user}": inspect.getsource(maildir),
+        "auth": inspect.getsource(auth), "listener": inspect.getsource(listener), "maildir.{user}": inspect.getsource(maildir), "gate": inspect.getsource(gate),
     }
     shell = inspect.getsource(Shell)
     for e, message in CASES:

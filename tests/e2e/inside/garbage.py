@@ -7,6 +7,7 @@ import sys
 import msgpack
 from popkernel.kernel.channel import watch
 from popkernel.proto import messages as m
+from popkernel.proto.codec import Codec
 from popkernel.proto.zmtp import PREFACE, frame_head
 
 
@@ -24,6 +25,7 @@ KINDS = {
     "too deep": lambda: frame_head(2000) + b"\x91" * 1999 + b"\xc0",
     "giant": lambda: b"\2" + (1 << 40).to_bytes(8, "big"),
     "multipart": lambda: b"\1\1x",
+    "endless multipart": lambda: b"\1\1x" * 50_000,
     "trailing": lambda: frame_head(3) + b"\x91\x01\x00",
 }
 
@@ -53,7 +55,7 @@ def misbehave(actor, plan, other):
     elif where == "other":
         pour(other(), what)
     else:
-        SAYINGS[what](actor)
+        {**SAYINGS, **LISTENER, **AUTH}[what](actor)
 
 
 FILE = [os.open(__file__, os.O_RDONLY)]  # a descriptor that nobody can wait for
@@ -75,8 +77,60 @@ def accuse(name):
     return lambda actor: actor.kernel.send(m.Refused("x", name, "a lie"))
 
 
+def granted(listener, session, user):
+    """Past our own check: as the edge from auth to the kernel has it."""
+    data = Codec("auth", "kernel").encode(m.Granted(listener, session, user))
+    return frame_head(len(data)) + data
+
+
+def flood(messages):
+    """As many messages as the channel takes, again and again."""
+    return lambda actor: actor.kernel.send_all(messages(actor))
+
+
+# A listener's; `evil.session` is that of the login it misbehaves at.
+LISTENER = {
+    "grant": lambda actor: actor.kernel.sock.send(granted(actor.boot.name, actor.evil.session, "bob")),
+    "end others": lambda actor: [
+        actor.kernel.send(m.Ended(n, "user0", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0)) for n in [*range(50), *(actor.serial + k for k in range(-9, 9))]
+        if n > 0 and n not in actor.clients
+    ],
+    "fail others": lambda actor: actor.kernel.send(m.LoginFailed(1, "forged\nlogin failed: user=forged", "192.0.2.66:1", "AUTH")),
+    "await flood": flood(lambda actor: [m.Awaiting(n) for n in range(1 << 50, (1 << 50) + 101_000)]),
+    "late flood": flood(lambda actor: [m.Late(name) for name in ("auth", "kernel", "init", "spawner", "mda", "maildir.user0", "nobody", "listener.0", "listener.1")] * 3000),
+    "refuse flood": lambda actor: refuse(actor),
+    "refuse others": flood(lambda actor: [m.Refused("x", name, "a lie") for name in (*(f"maildir.user{n}" for n in range(30)), "listener.0", "listener.1", "kernel", "spawner")]),
+    "counters": flood(lambda actor: [m.Counters(1, 2, 3)] * 5000),
+    "login flood": lambda actor: actor.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
+    "login twice": lambda actor: actor.auth.send_all([actor.evil._replace(user="user9", secret=b"guess"), actor.evil._replace(user="user8", secret=b"guess")]),
+    "login unannounced": lambda actor: actor.auth.send(m.Login(1 << 51, "user7", b"secret", "192.0.2.66:1", "PASS")),
+    "no mechanism": lambda actor: actor.auth.send(actor.evil._replace(mechanism="EXTERNAL")),
+}
+# Auth's: `evil` is the login it misbehaves at, `asker` the listener it came from.
+AUTH = {
+    "grant unasked": lambda actor: [actor.kernel.send(m.Granted(*grant)) for grant in ((actor.asker, 1 << 52, "bob"), ("listener.9", 1, "bob"), ("kernel", 1, "bob"), ("auth", 1, "bob"))],
+    "grant nobody": lambda actor: actor.kernel.send(m.Granted(actor.asker, actor.evil.session, "dave-who-is-not")),
+    "grant again": lambda actor: again(actor),
+}
+
+
+def refuse(actor):
+    """Every auth there is, until somebody puts an end to it."""
+    actor.kernel.send_all([m.Refused("x", "auth", "a lie")] * 300)
+    actor.loop.later(0.1, lambda: refuse(actor))
+
+
+def again(actor):
+    """A grant that is true, and the same many times: at once, and when the session is over."""
+    grant = m.Granted(actor.asker, actor.evil.session, "bob")
+    actor.kernel.send_all([grant] * 500)
+    for n in range(1, 40):
+        actor.loop.later(n / 10, lambda: actor.kernel.send_all([grant] * 10))
+
+
 SAYINGS = {
     "hello twice": twice,
+    "another session": lambda actor: actor.kernel.send(m.Awaiting(actor.serial + 1)),
     "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
     "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
     "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
@@ -88,6 +142,8 @@ SAYINGS = {
     "tap no map": lambda actor: tapped("in", "kernel", "Open", b"\x93\x01\x02\x03"),
     "tap note": lambda actor: tapped("note", "auth", "Ended", b"\x81\xa3how\xadsignal forged"),
     "tap others": lambda actor: tapped("in", "auth", "Granted", b"\x81\xa4user\xa6forged"),
+    "accuse flood": flood(lambda actor: [m.Refused("x", "listener", "a lie")] * 3000),
+    "closed another": lambda actor: [actor.kernel.send(m.Closed(n, 9, 9)) for n in (1, 2, 1 << 40, (1 << 40) + 1) if n != actor.number],
     "accuse auth": accuse("auth"),
     "accuse spawner": accuse("spawner"),
     "accuse bob": accuse("maildir.bob"),
@@ -109,7 +165,7 @@ def install(actor, plan, first):
             actor.loop.later(0.05, lambda: misbehave(actor, plan, lambda: actor.channel))
 
         actor.handlers[m.Open] = on_open
-    elif kind == "Listener":
+    elif kind in ("Listener", "Lone"):
         ask = actor._ask
 
         def on_ask(client, login):
@@ -117,6 +173,8 @@ def install(actor, plan, first):
                 user, _, kind = login.user[13:].partition("-")
                 pour(next(c.channel for c in actor.clients.values() if c.channel and c.session.user == user), kind.replace("-", " "))
             elif login.user.startswith("evil-"):
+                actor.evil = login
+                actor.tell(m.Awaiting(login.session))
                 misbehave(actor, login.user[5:].replace("-", " "), lambda: actor.auth)
             else:
                 ask(client, login)
@@ -127,6 +185,7 @@ def install(actor, plan, first):
 
         def on_login(channel, message, fds):
             if message.user.startswith("evil-"):
+                actor.evil, actor.asker = message, channel.peer
                 misbehave(actor, message.user[5:].replace("-", " "), lambda: channel)
             else:
                 login(channel, message, fds)

@@ -1,0 +1,270 @@
+"""The gate (isolation = "connection"): the door, and behind it no room but a listener process for each client, forked from a warm image.
+
+It has the keys in memory and the bounds in force, and never reads an octet of a client but a PROXY header. A child closes all that is not
+its own, locks itself in as a listener, and only then speaks with its client (lone.py). What it speaks with the kernel and auth on was sent
+ahead, as a *seat* (kernel/gates.py); where no seat is left, connections wait in the system's queue.
+
+A client of TLS speaks first: until it has, it costs a socket here and no process.
+"""
+
+import os
+import resource
+import socket
+import sys
+from collections import deque
+from typing import NoReturn
+
+from popkernel.actors.listener.door import Door
+from popkernel.actors.listener.lone import Lone, told
+from popkernel.actors.listener.warm import rehearse
+from popkernel.kernel.actor import SOFTWARE, Boot, hard_limit
+from popkernel.kernel.brood import Brood
+from popkernel.kernel.loop import Timer
+from popkernel.kernel.memory import keep_memory
+from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.proto import messages as m
+from popkernel.proto.sessionname import listener_name, session_number
+from popkernel.proto.topology import actor as row_of
+
+_REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
+_GRACE = 5.0  # seconds such a one has
+_A_SESSION = 4  # descriptors that the kernel needs for a session: its two actors' channels, and as many again while they are watched
+
+
+class Guest:
+    """A connection that was taken: `sock` until it has its listener, from then on `session`."""
+
+    __slots__ = ("came", "host", "number", "port", "refused", "session", "sock", "timer", "tls")
+
+    def __init__(self, number: int, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str, came: float) -> None:
+        self.number = number
+        self.sock: socket.socket | None = sock
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.refused = refused
+        self.came = came
+        self.session = 0
+        self.timer: Timer | None = None
+
+
+class Gate(Door):
+    """Takes connections, forks listeners."""
+
+    def __init__(self, boot: Boot) -> None:
+        super().__init__(boot)
+        config = boot.config
+        self.login_seconds = float(config["login_seconds"])
+        self.children = Brood(self.loop, self._exited, self._done)
+        self.handlers |= {m.Seat: self._seat, m.Entered: self._entered, m.Kill: self._kill, m.Drain: self._drain}
+        served = self.read_keys()
+        self.warnings = served.warnings
+        row = row_of("listener")
+        program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
+        theirs = told({**config, "die_with_parent": self.children.die_with_parent}, served)
+        rehearse(theirs)
+        self.listener = Lone(
+            Boot(row.name, boot.channel, boot.uid, boot.gid, theirs, sandboxed=boot.sandboxed, program=program),
+        )
+        self.serial = 0
+        self.guests: dict[int, Guest] = {}
+        self.seated: dict[int, Guest] = {}  # by session
+        self.seats: deque[tuple[int, int]] = deque()  # session, and the descriptor of its listener's channel
+        self.unseated: deque[Guest] = deque()  # they have spoken, and no seat is left
+        self.refusing = 0
+        self.open = self.draining = False
+
+    def begin(self) -> NoReturn:
+        """Lock in, say hello, serve."""
+        self._take_listening()
+        hard = min(row_of("kernel").nofile, hard_limit(resource.RLIMIT_NOFILE))
+        self.lock(nofile=self.most + 256)
+        keep_memory(1 << 20)  # children inherit it
+        self.children.begin()
+        self.connect()
+        for text in self.warnings:
+            self.log(4, text)
+        self._fit(hard, min(self.nofile - 128, hard // _A_SESSION // int(self.boot.config["listeners"])))
+        self.run()
+
+    def sessions(self) -> int:
+        """Connections, logged in or not."""
+        return len(self.guests)
+
+    # -- clients come
+    def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
+        if refused and (self.refusing >= _REFUSING or not self.limits.room_to_shake()):
+            sock.close()
+            return
+        self.serial += 1
+        guest = Guest(self.serial, sock, host, port, tls=tls, refused=refused, came=self.loop.now)
+        self.guests[guest.number] = guest
+        if refused:
+            self.refusing += 1
+        else:
+            self.limits.waits(guest.number, self.loop.now)
+        guest.timer = self.loop.later(_GRACE if refused else self.login_seconds, lambda: self._cut(guest, "logged in too slowly"))
+        if tls:
+            self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock))
+        else:
+            self._take_seat(guest, sock)
+
+    def _speaks(self, guest: Guest, sock: socket.socket) -> None:
+        """A client of TLS has begun, or gone."""
+        self.loop.remove(sock.fileno())
+        try:
+            there = sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            there = b""
+        if not there:
+            self._cut(guest, "connection lost")
+        elif self._may_shake(guest):
+            self._take_seat(guest, sock)
+
+    def _may_shake(self, guest: Guest) -> bool:
+        """From its first octet on a client counts as one that shakes hands, until it has logged in: only its listener sees more."""
+        limits, now = self.limits, self.loop.now
+        why = limits.shake(guest.number, now)
+        slow = limits.spare_handshake(now) if why else None
+        if slow is not None:
+            self._cut(self.guests[slow], "made room for another handshake")
+            why = limits.shake(guest.number, now)
+        if why:
+            self._cut(guest, why)
+        return not why
+
+    def _make_room(self) -> bool:
+        number = self.limits.spare(self.loop.now)
+        if number is None:
+            return False
+        self._cut(self.guests[number], "made room for another")
+        return True
+
+    # -- seats
+    def _seat(self, message: m.Seat, fds: list[int]) -> None:
+        self.seats.append((message.session, fds[0]))
+        while self.seats and self.unseated:
+            guest = self.unseated.popleft()
+            if guest.sock is not None and guest.number in self.guests:
+                self._take_seat(guest, guest.sock)
+        if not self.unseated and not self.open and not self.draining:
+            self.open = True
+            for sock, tls in self.listening:
+                self._listen(sock, tls)
+
+    def _take_seat(self, guest: Guest, sock: socket.socket) -> None:
+        """Give a client its listener, now or when there is a seat."""
+        if not self.seats:
+            self.unseated.append(guest)
+            if self.open:
+                self.open = False
+                for listening, _ in self.listening:
+                    self.loop.remove(listening.fileno())
+            return
+        session, channel = self.seats.popleft()
+        try:
+            pid = self.children.fork(listener_name(session))
+        except OSError as error:
+            self.seats.appendleft((session, channel))
+            self._complain(f"no more listeners can be forked: {error.strerror}")
+            self._cut(guest, "no process for it")
+            return
+        if pid == 0:
+            self._become(guest, sock, session, channel)
+        os.close(channel)
+        sock.close()
+        guest.sock, guest.session = None, session
+        self.seated[session] = guest
+        if guest.timer is not None:
+            guest.timer.cancel()
+
+    def _become(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> NoReturn:
+        """In the child: lose every descriptor that is not its own, then be the listener."""
+        try:
+            below, above = sorted((sock.fileno(), channel))
+            for first, end in ((3, below), (below + 1, above), (above + 1, self.nofile)):
+                if first < end:  # closerange(n, n) closes all
+                    os.closerange(first, end)
+            left = _GRACE if guest.refused else guest.came + self.login_seconds - self.loop.now
+            address = (guest.host, guest.port)
+            self.listener.serve(session, channel, sock, address, tls=guest.tls, refused=guest.refused, left=max(0.1, left))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            raise
+        finally:
+            os._exit(SOFTWARE)
+
+    def _entered(self, message: m.Entered, fds: list[int]) -> None:
+        del fds
+        guest = self.seated.get(message.session)
+        if guest is not None:
+            self.limits.entered(guest.number)
+            self.limits.shaken(guest.number)
+
+    # -- clients go
+    def _cut(self, guest: Guest, why: str) -> None:
+        """End a connection, its listener with it."""
+        where = f"[{guest.host}]:{guest.port}" if ":" in guest.host else f"{guest.host}:{guest.port}"
+        if guest.sock is None:
+            milliseconds = int((self.loop.now - guest.came) * 1000)
+            self.tell(m.Ended(guest.session, "", where, why, 0, 0, 0, 0, 0, milliseconds))
+            self.children.kill(listener_name(guest.session))
+        else:
+            self.loop.remove(guest.sock.fileno())
+            guest.sock.close()
+            self.log(7, f"{where}: connection closed before it had a listener: {why}")
+        self._forget(guest)
+        self._done()
+
+    def _forget(self, guest: Guest) -> None:
+        """Take it out of all counts."""
+        if self.guests.pop(guest.number, None) is None:
+            return
+        self.seated.pop(guest.session, None)
+        if guest.timer is not None:
+            guest.timer.cancel()
+        if guest.refused:
+            self.refusing -= 1
+        else:
+            self.limits.gone(guest.host)
+        self.limits.entered(guest.number)
+        self.limits.shaken(guest.number)
+
+    # -- children
+    def _exited(self, name: str, pid: int, status: int) -> None:
+        self.tell(m.Exited(name, pid, status))
+        guest = self.seated.get(session_number(name.partition(".")[2]))
+        if guest is not None:
+            self._forget(guest)
+
+    def _kill(self, message: m.Kill, fds: list[int]) -> None:
+        del fds
+        self.children.kill(message.name)
+
+    # -- the end
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        """Another takes connections now; who was taken here is served to the end."""
+        del message, fds
+        self._leave()
+
+    def stop(self, seconds: int) -> None:
+        """The kernel tells the listeners themselves; who has none yet is not served any more."""
+        self._leave()
+        for guest in [g for g in self.guests.values() if g.sock is not None]:
+            self._cut(guest, "the service ends")
+        self.loop.later(max(0.1, seconds - 0.5), self.end)
+        self._done()
+
+    def _leave(self) -> None:
+        self.draining, self.open = True, False
+        self._close_listening()
+        self._done()
+
+    def _done(self) -> None:
+        if self.draining and not self.guests and not self.children:
+            self.end()
+
+
+def main(boot: Boot) -> None:
+    """Become the gate."""
+    Gate(boot).begin()

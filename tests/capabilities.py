@@ -1,0 +1,42 @@
+"""Whether CAPA tells the truth, asked of anything that talks POP3: what it lists works then and there, what it does not list is refused."""
+
+from base64 import b64encode
+
+MECHANISMS = (b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER", b"CRAM-MD5", b"SCRAM-SHA-256", b"EXTERNAL", b"APOP")
+ALWAYS = {b"TOP": b"", b"UIDL": b"", b"RESP-CODES": b"", b"AUTH-RESP-CODE": b"", b"PIPELINING": b"", b"UTF8": b"USER", b"LANG": b""}
+MAY_BE = {b"USER", b"SASL", b"STLS", b"LOGIN-DELAY", b"EXPIRE", b"IMPLEMENTATION"}
+
+
+def listed(client):
+    """Capabilities and their arguments."""
+    lines = client.many(b"CAPA").split(b"\r\n")
+    assert lines[-2:] == [b".", b""]
+    found = {name: rest for name, _, rest in (line.partition(b" ") for line in lines[:-2])}
+    assert len(found) == len(lines) - 2, "one is listed twice"
+    return found
+
+
+def check(fresh, *, logged_in, expire, login_delay, version):
+    """`fresh()`: a client in the state in question, anew each time, with `ask(line)` for the first line of an answer, and `many(line)` for what follows it."""
+    found = listed(fresh())
+    assert ALWAYS.items() <= found.items()
+    assert set(found) <= set(ALWAYS) | MAY_BE
+    assert found[b"EXPIRE"] == (b"%d" % expire if expire >= 0 else b"NEVER")
+    assert found.get(b"LOGIN-DELAY") == (b"%d" % login_delay if login_delay else None)
+    assert found[b"IMPLEMENTATION"] == b"popkernel-" + version
+    works = {True: b"+OK", False: b"-ERR"}
+    assert fresh().ask(b"USER alice").startswith(works[b"USER" in found])
+    assert fresh().ask(b"STLS").startswith(works[b"STLS" in found])
+    mechanisms = found.get(b"SASL", b"").split()
+    for mechanism in MECHANISMS:
+        assert fresh().ask(b"AUTH " + mechanism).startswith(b"+ " if mechanism in mechanisms else b"-ERR "), mechanism
+        assert fresh().ask(b"AUTH %b %b" % (mechanism, b64encode(b"alice"))).startswith((b"+ ", b"-ERR malformed") if mechanism in mechanisms else b"-ERR "), mechanism
+    bare = fresh().ask(b"AUTH")
+    assert bare.startswith(works[bool(mechanisms)])
+    for command in (b"TOP 1 0", b"UIDL", b"UIDL 1"):
+        assert fresh().ask(command).startswith(works[logged_in]), command
+    for command in (b"UTF8", b"LANG", b"LANG de", b"LANG *"):
+        assert fresh().ask(command).startswith(b"+OK"), command
+    client = fresh()
+    assert client.ask(b"NOPE\r\nUTF8\r\nLANG *").startswith(b"-ERR")  # PIPELINING
+    assert client.line().startswith(b"+OK") and client.line().startswith(b"+OK en ")
