@@ -86,7 +86,7 @@ def test_sessions_of_a_killed_listener_are_in_the_log(service):
     log = service.read_log()[before:]
     for user in ("alice", "bob"):
         assert log.count(f"session over: session={names[user]} why=listener user={user} milliseconds=") == 1
-    assert log.count("session over: ") == 3
+    assert log.count(" why=listener ") == 2
 
 
 @pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
@@ -218,3 +218,21 @@ def test_login_while_there_is_no_spawner(service):
         wait_for(logs_in)
     assert any(a.startswith(b"-ERR [SYS/TEMP]") for a in answers)
     assert all(a.startswith((b"+OK", b"-ERR [SYS/TEMP]")) for a in answers), answers
+
+
+@pytest.mark.parametrize("victim", ["gate", "listener"])
+def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(victim):
+    """With isolation = "connection": a gate takes all of its listeners along, a listener its one session."""
+    with serve(mail=(), isolation="connection") as service, Raw(service) as alice, Raw(service) as bob:
+        assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
+        names = {row["user"]: (row["session"], row["listener"]) for row in service.status()["sessions"]}
+        kill(pid_of(service, "gate" if victim == "gate" else names["alice"][1]))
+        assert alice.rest() == b""
+        lost = ["alice", "bob"] if victim == "gate" else ["alice"]
+        log = service.wait_log(" why=listener ", count=len(lost))
+        for user in lost:
+            assert log.count(f"session over: session={names[user][0]} why=listener user={user} milliseconds=") == 1
+        if victim == "listener":
+            assert bob.command("QUIT").startswith(b"+OK")
+            log = service.wait_log(" why=quit user=bob ")
+        assert log.count(" why=listener ") == len(lost)
