@@ -30,7 +30,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(os.EX_USAGE, f"{self.prog}: {message}\nTry `{self.prog} --help`.\n")
 
 
-class StartParser(Parser):
+class CommandParser(Parser):
+    """The parser of a command: what it does not know it says itself, with its own help; argparse leaves that to the whole program's."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
+
+class StartParser(CommandParser):
     """The parser of ``start``: its help goes on with the keys of the TOML file."""
 
     def format_help(self) -> str:
@@ -98,7 +108,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    commands._parser_class = Parser  # noqa: SLF001 - add_parser() has no argument for it
+    commands._parser_class = CommandParser  # noqa: SLF001 - add_parser() has no argument for it
     _start(commands)
     _status(commands)
     _stop(commands)
@@ -207,7 +217,7 @@ def _start(commands: Any) -> None:
             """,
         ),
     )
-    commands._parser_class = Parser  # noqa: SLF001
+    commands._parser_class = CommandParser  # noqa: SLF001
     add_server_flags(parser)
     parser.set_defaults(run="popkernel.cli.arguments:run_start")
 
@@ -218,7 +228,7 @@ def run_start(options: argparse.Namespace) -> int:
     from popkernel.cli.start import run
 
     # At a reload flags and file are read again.
-    return int(run(config, lambda: config_from(options)))
+    return int(run(config, lambda: config_from(options), options.toml_path))
 
 
 def _status(commands: Any) -> None:
@@ -274,8 +284,11 @@ def _check(commands: Any) -> None:
         help="look for everything that would go wrong, without starting",
         description="Look at the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
         "sandbox, as `start` with the same flags would. Run it as the user who starts the server.\n"
+        "While a server runs on this run directory, that one's lock and ports are left out, so that it can be checked\n"
+        "before a reload; `start` would end with 69 then.\n"
         "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as `start` ends\n"
-        "with it; a mailbox that cannot be served keeps `start` from nothing, and is an error here.",
+        "with it. A mailbox that cannot be served, and a table or configuration that others can change, keep `start`\n"
+        "from nothing, and are errors here.",
         epilog=_epilog(
             """
             popkernel check -f /etc/popkernel.toml
@@ -303,7 +316,7 @@ def _passwd(commands: Any) -> None:
             pwgen 20 1 | tee alice.txt | popkernel passwd -a /etc/mail/auth --stdin alice
             popkernel passwd -a /etc/mail/auth --delete alice
             """,
-            "usage data noinput cantcreat tempfail noperm",
+            "usage data noinput nouser cantcreat tempfail noperm",
         ),
     )
     what = "authorization table"
@@ -405,6 +418,22 @@ def _session(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no session: give it as status, trace and the log show it, 1.17") from None
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; give 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, more than 0")
+    return seconds
+
+
 def _trace(commands: Any) -> None:
     parser = commands.add_parser(
         "trace",
@@ -421,7 +450,7 @@ def _trace(commands: Any) -> None:
             popkernel trace --format json --for 60 | jq -r 'select(.took_seconds > 0.1) | .name'
             popkernel trace maildir.alice --record alice.rec --with-maildir
             """,
-            "usage unavailable software cantcreat ioerr tempfail noperm config",
+            "usage nouser unavailable software cantcreat ioerr tempfail noperm config",
         ),
     )
     add = parser.add_argument
@@ -434,8 +463,9 @@ def _trace(commands: Any) -> None:
     what = "write what is watched there too, for `popkernel replay`"
     _complete(add("--record", metavar="FILE", help=what), FILE)
     add("--with-maildir", action="store_true", help="with --record and one user: take that maildir along as it is now, mail and all")
-    add("--count", metavar="N", type=int, help="detach after so many lines")
-    add("--for", dest="seconds", metavar="SECONDS", type=float, help="detach after so long")
+    add("--force", action="store_true", help="with --record: into a file that has something in it, which is lost")
+    add("--count", metavar="N", type=_count, help="detach after so many lines")
+    add("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="detach after so long")
     add("--payload", action="store_true", help="mail content too; root only")
     _add_which_server(parser)
     parser.set_defaults(run="popkernel.cli.trace:run")

@@ -22,6 +22,7 @@ _MAX_PEM = 1 << 20
 _MOST_PHRASE = 1024
 """Octets; OpenSSL's PEM_BUFSIZE."""
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
+_PRIVATE = b"PRIVATE KEY-----"
 _AS_READER = "name the file that is meant, and run this as the user who starts the server"
 
 
@@ -39,6 +40,10 @@ def check_certificate(cert_path: str, key_path: str, phrase_path: str = "") -> t
     """
     errors: list[Finding] = []
     warnings: list[Finding] = []
+    if cert_path != key_path and _swapped(cert_path, key_path):
+        what = f"this is a private key, and {key_path} a certificate: the two are swapped"
+        mend = f"give the chain with -c {shlex.quote(key_path)}, the key with -k {shlex.quote(cert_path)}"
+        return [Finding(cert_path, 1, what, mend)], []
     chain, lines = _read_chain(cert_path, errors)
     phrase = _read_phrase(phrase_path, errors) if is_encrypted(key_path) else None
     if phrase is None and is_encrypted(key_path):
@@ -72,6 +77,15 @@ def check_names(pairs: Sequence[tuple[str, str]]) -> list[Finding]:
                 what = f"it is for {name} as {file_of[name]} is, which is used"
                 warnings.append(Finding(path, 0, what, "leave one of the two out"))
     return warnings
+
+
+def _swapped(cert_path: str, key_path: str) -> bool:
+    """Whether each of the two files holds what the other should, and nothing of its own."""
+    holds = []
+    for path in (cert_path, key_path):
+        data = _read(path, []) or b""
+        holds.append((_BEGIN in data, _PRIVATE in data))
+    return holds == [(False, True), (True, False)]
 
 
 def _read_phrase(path: str, errors: list[Finding]) -> bytes | None:
@@ -123,7 +137,7 @@ def _read_key(path: str, phrase: bytes | None, errors: list[Finding]) -> Any:
     if data is None:
         return None
     found = os.stat(path)
-    if found.st_mode & 0o027:
+    if found.st_mode & 0o027 and (_PRIVATE in data or _BEGIN not in data):  # else it is a certificate, for all to read
         # Reading by the group stays allowed: Debian's group ssl-cert works so.
         mode = stat.S_IMODE(found.st_mode)
         errors.append(Finding(path, 0, f"mode {mode:04o} leaves the private key open", f"chmod g-w,o-rwx {_itself(path)}"))

@@ -5,19 +5,18 @@ refuse or a user would suffer from; warnings are what an administrator should kn
 """
 
 import argparse
-import errno
 import json
 import os
 import pwd
 import shlex
-import socket
 import stat
 from collections.abc import Iterable
-from contextlib import closing
 
 from popkernel.cli.certificate import check_certificate, check_names
 from popkernel.cli.control import ControlError, ask
-from popkernel.kernel.config import COMMAND_LINE, Address, Config, ConfigError, actor_ids, gather, keys, mta_uids
+from popkernel.kernel import trust
+from popkernel.kernel.binding import BindError, bind
+from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, actor_ids, gather, keys, mta_uids
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
@@ -25,9 +24,7 @@ from popkernel.kernel.rundir import problem as run_dir_problem
 from popkernel.proto.networks import parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
 
-_USAGE, _DATA, _NOINPUT, _UNAVAILABLE, _OSERR, _NOPERM, _CONFIG = (
-    EXITS[name].code for name in ("usage", "data", "noinput", "unavailable", "oserr", "noperm", "config")
-)
+_USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config"))
 
 
 class Report:
@@ -51,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     report = Report()
     for finding in findings:
         report.error(finding, _USAGE if all(f.path.startswith(COMMAND_LINE) for f in findings) else _CONFIG)
+    _check_trust(options.toml_path or "", report, _CONFIG)
     check(config, report)
     if options.json:
         found = {
@@ -103,6 +101,9 @@ def check_tables(config: Config, report: Report) -> None:
     """Look at both tables, at each alone and at what one has and the other has not, and at every maildir."""
     user_data = _read_table(config.user_table, report)
     auth_data = _read_table(config.auth_table, report)
+    for path, data in ((config.user_table, user_data), (config.auth_table, auth_data)):
+        if data is not None:
+            _check_trust(path, report, _DATA)
     if auth_data is not None:
         report.warnings.extend(_secrecy(config.auth_table, "hashes"))
     # No table at all has been said already; an empty one would be a finding of its own.
@@ -127,10 +128,7 @@ def _check_keys(config: Config, report: Report) -> None:
         keys, findings = parse_jwks(data, config.oauth_jwks)
         for finding in findings:
             report.error(finding, _DATA)
-        mode = stat.S_IMODE(os.stat(config.oauth_jwks).st_mode)
-        if mode & 0o022:
-            what = f"mode {mode:04o} lets others than its owner put in keys, and so log in as anybody"
-            report.warnings.append(Finding(config.oauth_jwks, 0, what, f"chmod go-w {shlex.quote(config.oauth_jwks)}"))
+        _check_trust(config.oauth_jwks, report, _DATA)
         if not findings and len(keys) > 1 and any(key.kid is None for key in keys):
             what = "a key has no `kid`: every token is tried with each"
             report.warnings.append(Finding(config.oauth_jwks, 0, what, "have the issuer name its keys"))
@@ -145,6 +143,14 @@ def _check_blocked(config: Config, report: Report) -> None:
         if networks.contains("127.0.0.1") or networks.contains("::1"):
             what = "this machine itself is blocked"
             report.warnings.append(Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant"))
+
+
+def _check_trust(path: str, report: Report, code: int) -> None:
+    """Look at who else could change a file that decides whom is served as whom: a start says it, and goes on."""
+    for where, what, mend in trust.doubts(path) if path else ():
+        finding = Finding(where, 0, what, mend)
+        if finding not in report.errors:
+            report.error(finding, code)
 
 
 def _read_table(path: str, report: Report) -> bytes | None:
@@ -258,41 +264,20 @@ def _check_run_dir(config: Config, report: Report) -> None:
         report.error(Finding(config.run_dir, 0, what, mend), code)
 
 
-_TAKEN = "the port is taken by another program"
-_LOW = "ports below 1024 are root's"
-
-
 def _check_ports(config: Config, report: Report) -> None:
-    addresses = [*config.listen, *config.listen_starttls, *config.lmtp_listen]
-    problems = [(address, _bind_problem(address)) for address in addresses]
-    taken = [(address, problem) for address, problem in problems if problem]
-    if taken and _serving(config.run_dir):
+    """Bind each for a moment, in the order in which a start does."""
+    problems: list[BindError] = []
+    for key in ("listen", "listen_starttls", "lmtp_listen"):
+        for address in getattr(config, key):
+            try:
+                bind(key, address).close()
+            except BindError as error:
+                problems.append(error)
+    if any(problem.taken for problem in problems) and _serving(config.run_dir):
         # Its own ports, most likely: a second start would be refused for the run directory first.
-        taken = [(address, problem) for address, problem in taken if problem[0] != _TAKEN]
-    for address, (what, mend) in taken:
-        report.error(Finding(str(address), 0, what, mend), _NOPERM if what == _LOW else _UNAVAILABLE)
-
-
-def _bind_problem(address: Address) -> tuple[str, str] | None:
-    """Bind an address for a moment, as the server would; None when that works."""
-    try:
-        sockaddr = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        with closing(socket.socket(address.family)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if address.family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind(sockaddr[0][4])
-    except OSError as error:
-        return _BIND_MENDS.get(error.errno or 0, (str(error.strerror or error), "choose another address"))
-    return None
-
-
-_BIND_MENDS = {
-    errno.EADDRINUSE: (_TAKEN, "end it (`ss -ltnp` shows it), or choose another port"),
-    errno.EACCES: (_LOW, "start as root, or choose a port from 1024 on"),
-    errno.EADDRNOTAVAIL: ("this machine has no such address", "give one of its own, or 0.0.0.0 or [::] for all"),
-    errno.EAFNOSUPPORT: ("this system has no IPv6", "leave the address out"),
-}
+        problems = [problem for problem in problems if not problem.taken]
+    for problem in problems:
+        report.error(problem.finding, problem.code)
 
 
 def _serving(run_dir: str) -> bool:

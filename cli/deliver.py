@@ -14,7 +14,8 @@ from typing import BinaryIO, NoReturn
 from popkernel.cli.rundir import run_dir_of
 from popkernel.kernel.config import ConfigError
 
-OK, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 65, 67, 69, 75, 77  # sysexits(3)
+OK, USAGE, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 67, 69, 75, 77  # sysexits(3)
+_CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463
 _CHUNK = 128 * 1024  # octets
 _FROM_LINE = 1000  # octets
 _ANSWER_SECONDS = 330  # half a minute more than the server gives its own mailboxes
@@ -30,6 +31,9 @@ class _NotTakenError(Exception):
 
 def run(options: argparse.Namespace) -> int:
     """Run ``popkernel deliver``."""
+    if options.user == "":  # of a variable that was not set, most likely: not a word for whoever runs this
+        print("popkernel deliver: -u: no user; name one, or leave out -u for $USER", file=sys.stderr)
+        return USAGE
     user = options.user or os.environ.get("USER") or os.environ.get("LOGNAME") or _own_name()
     sender = options.sender if options.sender is not None else os.environ.get("SENDER", "")
     try:
@@ -62,9 +66,11 @@ def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
 
     BDAT (RFC 3030) carries it octet for octet, with nothing to double or to look for.
     """
-    for text in (sender, user):
+    for whose, text in (("the sender", sender.strip("<>")), ("the user", user)):
         if not text.isprintable():
-            raise _NotTakenError(DATAERR, "an address with control characters in it")
+            raise _NotTakenError(DATAERR, f"{whose}: an address with control characters in it")
+        if not _is_address(text):
+            raise _NotTakenError(DATAERR, f"{whose}: {text!r} is no address: a blank outside of quotes")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_ANSWER_SECONDS)
         try:
@@ -108,6 +114,14 @@ def _without_from_line(message: BinaryIO) -> bytes:
     return rest or message.read(_CHUNK)
 
 
+def _is_address(text: str) -> bool:
+    """Blanks stand in quotes only (RFC 5321 section 4.1.2): a name of the user table has none."""
+    local, sign, domain = text.rpartition("@")
+    if not sign:
+        local, domain = text, ""
+    return " " not in domain and (" " not in local or (len(local) > 1 and local[0] == local[-1] == '"'))
+
+
 def _quoted(user: str) -> bytes:
     """A user's name as an address: in quotes where it is no plain one (RFC 5321 section 4.1.2)."""
     if any(c in ' "<>\\,;:()[]' for c in user):
@@ -132,4 +146,4 @@ def _refused(line: str) -> NoReturn:
     text = "".join(c if c.isprintable() else "?" for c in line)
     if line.startswith("4"):
         raise _NotTakenError(TEMPFAIL, text)
-    raise _NotTakenError({"5.1.1": NOUSER, "5.1.3": NOUSER, "5.7.1": NOPERM, "5.3.4": DATAERR}.get(status, UNAVAILABLE), text)
+    raise _NotTakenError(_CODES.get(status, UNAVAILABLE), text)

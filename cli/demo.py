@@ -165,7 +165,8 @@ def _prepare(directory: str, options: argparse.Namespace) -> Config:
         elif os.path.isdir(directory) and os.listdir(directory):
             raise OSError(errno.ENOTEMPTY, "the directory holds something that is no demo site", directory)
         else:
-            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": SAMPLE_MAIL[:2]}, cost=8, ports=ports)
+            bobs = [message.replace(b"To: alice@", b"To: bob@") for message in SAMPLE_MAIL[:2]]
+            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": bobs}, cost=8, ports=ports)
     except OSError as error:
         raise _NoSiteError(error) from error
     return load(flags, place.toml)
@@ -192,4 +193,5 @@ Read it from another terminal:
   curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any other command
   curl --cacert {shlex.quote(config.cert)} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
   {as_typed()} status --run-dir {shlex.quote(config.run_dir)}
+  {as_typed()} trace --run-dir {shlex.quote(config.run_dir)}    # then read some mail, and watch
 Ctrl-C ends it."""

@@ -5,6 +5,7 @@ table file is the one the original server's tools take: whoever edits with those
 """
 
 import argparse
+import errno
 import fcntl
 import getpass
 import os
@@ -22,6 +23,13 @@ DEFAULT_COST = 10
 MAX_PASSWORD = 72
 """Octets; bcrypt sees no more, so a longer password would be weaker than it looks."""
 LOCK_SECONDS = 30.0
+_MEND = "see that the table and a new one beside it can be written"
+_MENDS = {
+    errno.EISDIR: "name the table itself, a file, with -a",
+    errno.ENOENT: "make its directory first, or name another table with -a",
+    errno.ENOTDIR: "name a table in a directory with -a",
+    errno.ENOSPC: "make room on that disk",
+}
 # What stands before the name, the name, and what parts it from the hash; a comment has none.
 _ENTRY = re.compile(rb"([ \t]*)([^ \t:\n#][^ \t:\n]*)([ \t]*:[ \t]*|[ \t]*)")
 
@@ -45,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"popkernel: {error.filename}: {error.strerror}; run it as the table's owner", file=sys.stderr)
         return os.EX_NOPERM
     except OSError as error:
-        print(f"popkernel: {error.filename or options.auth_table}: {error.strerror}", file=sys.stderr)
+        where = error.filename or options.auth_table
+        print(f"popkernel: {where}: {error.strerror}; {_MENDS.get(error.errno or 0, _MEND)}", file=sys.stderr)
         return os.EX_CANTCREAT
     return os.EX_OK
 
@@ -238,7 +247,7 @@ def _edited(old: bytes, path: str, user: bytes, value: bytes | None) -> bytes:
         raise PasswdError(what, os.EX_DATAERR)
     if value is None:
         if not places:
-            raise PasswdError(f"{path}: there is no user {user.decode()}; nothing is changed", os.EX_DATAERR)
+            raise PasswdError(f"{path}: there is no user {user.decode()}; nothing is changed", os.EX_NOUSER)
         del lines[places[0]]
     elif places:
         entry = entries[places[0]]

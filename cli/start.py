@@ -11,19 +11,21 @@ import popkernel
 from popkernel.kernel import init
 from popkernel.kernel.config import Config
 from popkernel.kernel.log import WARNING, say
-from popkernel.kernel.passphrase import Held, ask, file_of
+from popkernel.kernel.passphrase import ask, file_of
 
 
-def run(config: Config, again: Callable[[], Config] | None = None) -> int:
-    """Serve until stopped; the exit code. `again` reads the configuration anew at a reload."""
+def run(config: Config, again: Callable[[], Config] | None = None, toml_path: str | None = None) -> int:
+    """Serve until stopped; the exit code. `again` reads the configuration anew at a reload, `toml_path` is its file."""
     # Asked before anything is forked: a detached service has no terminal, and the kernel may not know the phrase.
     phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
-    if config.daemon:
-        return _detached(config, again, phrase)
-    return init.run(config, again or (lambda: config), popkernel.__version__, phrase=phrase)
+
+    def serve(on_ready: Callable[[], None] | None = None) -> int:
+        return init.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase, toml_path)
+
+    return _detached(config, serve) if config.daemon else serve()
 
 
-def _detached(config: Config, again: Callable[[], Config] | None, phrase: Held | None) -> int:
+def _detached(config: Config, serve: Callable[[Callable[[], None]], int]) -> int:
     """Fork; this process waits for the service to be ready, or to fail, and ends with the service's exit code.
 
     What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
@@ -37,7 +39,7 @@ def _detached(config: Config, again: Callable[[], Config] | None, phrase: Held |
     if pid == 0:
         os.close(said_in)
         os.close(ready_in)
-        _serve(config, again, said_out, ready_out, phrase)
+        _serve(config, serve, said_out, ready_out)
     os.close(said_out)
     os.close(ready_out)
     open_ends = {said_in, ready_in}
@@ -64,7 +66,7 @@ def _pass_on(part: bytes) -> None:
         os.write(2, part)
 
 
-def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready: int, phrase: Held | None) -> NoReturn:
+def _serve(config: Config, serve: Callable[[Callable[[], None]], int], said: int, ready: int) -> NoReturn:
     """Be the service: a session of its own, no terminal."""
     status = os.EX_SOFTWARE
     try:
@@ -82,7 +84,7 @@ def _serve(config: Config, again: Callable[[], Config] | None, said: int, ready:
             os.write(ready, b"\0")
             os.close(ready)
 
-        status = init.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase)
+        status = serve(on_ready)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         raise

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             and options.actor in (None, "kernel")
             and not (options.user or options.session or options.edge or options.type),
         ) as watcher:
-            recorder = Recorder(options.record, watcher, _maildir(options, watcher)) if options.record else None
+            recorder = _recorder(options, watcher) if options.record else None
             return _watch(options, watcher, recorder)
     except (WatchError, _StopError, SnapshotError) as error:
         if str(error):
@@ -59,6 +59,12 @@ def _check(options: argparse.Namespace) -> None:
         raise _StopError(os.EX_USAGE, "ACTOR, --user and --session: give one of them")
     if options.with_maildir and not options.record:
         raise _StopError(os.EX_USAGE, "--with-maildir goes into a recording: give --record FILE")
+    if options.force and not options.record:
+        raise _StopError(os.EX_USAGE, "--force is for a recording: give --record FILE")
+
+
+def _recorder(options: argparse.Namespace, watcher: Watcher) -> "Recorder":
+    return Recorder(options.record, watcher, _maildir(options, watcher), force=options.force)
 
 
 def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
@@ -75,15 +81,21 @@ def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
 class Recorder:
     """Writes what is watched into a file. Trouble with the file ends the recording, never the watching."""
 
-    def __init__(self, path: str, watcher: Watcher, more: dict[str, Any]) -> None:
+    def __init__(self, path: str, watcher: Watcher, more: dict[str, Any], *, force: bool = False) -> None:
+        """_StopError where the file can't be written, or has something in it that is not to be lost (`force`)."""
         self.path = path
         self.frames = 0
         self._watcher = watcher
         self._file: BinaryIO | None = None
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            if stat.S_ISREG(os.fstat(fd).st_mode):  # one that was there already may be open to all
-                os.fchmod(fd, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode):
+                if found.st_size and not force:
+                    os.close(fd)
+                    raise _StopError(os.EX_CANTCREAT, f"{path}: there is a file already; give another with --record, or --force to lose it")
+                os.fchmod(fd, 0o600)  # one that was there already may be open to all
+                os.ftruncate(fd, 0)
         except OSError as error:
             raise _StopError(os.EX_CANTCREAT, f"{path}: {error.strerror}; give another file with --record") from None
         self._file = open(fd, "wb")  # noqa: SIM115  closed by `close`

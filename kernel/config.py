@@ -34,6 +34,8 @@ FLAGS = {
     "verbose": "-v",
 }
 """Short flag by key; every other key's flag is its name with dashes."""
+_FREE_IDS = {"listener": 64301, "auth": 64302, "mda": 64303}
+"""For a mend: ids that systems do not give out by themselves, below nobody's 65534."""
 
 
 __all__ = [
@@ -254,7 +256,7 @@ def _read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
         with open(path, "rb") as file:
             text = file.read(1 << 20).decode("utf-8")
     except OSError as error:
-        mend = "name the file that is meant, and let its reader be the one who starts popkernel"
+        mend = "name the file that is meant, and see that the user who starts popkernel may read it"
         return "", {}, [Finding(path, 0, error.strerror or "cannot be read", mend)]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -327,16 +329,21 @@ def _take_subdir(value: Any, _rules: Mapping[str, Any]) -> str:
     return path.strip("/")
 
 
+def _bare(value: Any) -> str:
+    """The mend of a value in quotes, where it has them."""
+    return ", without quotes" if isinstance(value, str) else ""
+
+
 def _take_int(value: Any, rules: Mapping[str, Any]) -> int:
     low, high = rules["low"], rules["high"]
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{value!r} is no whole number from {low} to {high}; write one, without quotes")
+        raise ValueError(f"{value!r} is no whole number from {low} to {high}; write one{_bare(value)}")
     return value
 
 
 def _take_bool(value: Any, _rules: Mapping[str, Any]) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false; write one of the two, without quotes")  # noqa: TRY004
+        raise ValueError(f"{value!r} is neither true nor false; write one of the two{_bare(value)}")  # noqa: TRY004
     return value
 
 
@@ -545,7 +552,8 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
             ids[actor] = _ids_of(user)
         except ValueError as error:
             what, _, mend = str(error).partition("; ")
-            findings.append(Finding(f"{actor}_user", 0, what, mend))
+            numbers = f'{actor}_user = "{_FREE_IDS[actor]}:{_FREE_IDS[actor]}"'
+            findings.append(Finding(f"{actor}_user", 0, what, f"{mend}, or write numbers in the file of -f: {numbers}"))
     first_of: dict[int, str] = {}
     for actor, (uid, _gid) in ids.items():
         twin = first_of.setdefault(uid, actor)

@@ -5,7 +5,6 @@ when all is over. It reads nothing that ever came from the network.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 import msgpack
 from popkernel.kernel.actor import Boot
+from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.channel import Channel, Message, pair
 from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
 from popkernel.kernel.exits import EXITS
@@ -33,9 +33,7 @@ from popkernel.proto.topology import actor as row_of
 
 __all__ = ["run"]
 
-SOFTWARE, OSERR, UNAVAILABLE, NOPERM, CONFIG, CANTCREAT = (
-    EXITS[name].code for name in ("software", "oserr", "unavailable", "noperm", "config", "cantcreat")
-)
+SOFTWARE, OSERR, CONFIG, CANTCREAT = (EXITS[name].code for name in ("software", "oserr", "config", "cantcreat"))
 _BACKLOG = 4096
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
@@ -62,11 +60,12 @@ _LOOK_SECONDS = 1.0  # how long `start --daemon` stays for what is wrong with ma
 
 def run(
     config: Config, again: Callable[[], Config], version: str, on_ready: Callable[[], None] | None = None, phrase: Held | None = None,
+    toml_path: str | None = None,
 ) -> int:
     """Serve in this process until the end; the exit code. `again` reads the configuration anew, for a reload.
 
     `on_ready` is called once, when the service is whole; this process is locked in by then. `phrase`: of the
-    private keys, where it was asked for.
+    private keys, where it was asked for. `toml_path`: the file of -f, of which only who may change it is looked at.
     """
     # Signals wait until somebody takes them: a SIGTERM now would leave the run directory behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -90,6 +89,7 @@ def run(
     init = Init(config, again, version, ids, run_dir, listening)
     init.on_ready = on_ready
     init.phrase = phrase
+    init.toml_path = toml_path or ""
     return init.serve(control)
 
 
@@ -124,26 +124,21 @@ class Listening:
     """The listening sockets, bound once, handed to every listener that is started."""
 
     def __init__(self, config: Config) -> None:
-        self.tls = [self._bind(a) for a in config.listen]
-        self.plain = [self._bind(a) for a in config.listen_starttls]
+        self.tls = [self._bind("listen", a) for a in config.listen]
+        self.plain = [self._bind("listen_starttls", a) for a in config.listen_starttls]
         self.lmtp = [_unix_socket(f"{config.run_dir}/lmtp.sock", 0o666)] if config.lmtp else []  # the mda asks who is there
-        self.lmtp += [self._bind(a) for a in config.lmtp_listen]
+        self.lmtp += [self._bind("lmtp_listen", a) for a in config.lmtp_listen]
 
     @staticmethod
-    def _bind(address: Address) -> socket.socket:
-        sock = socket.socket(address.family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    def _bind(key: str, address: Address) -> socket.socket:
         try:
-            sock.bind((address.host, address.port))
-            sock.listen(_BACKLOG)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise StartError(UNAVAILABLE, f"{address}: the port is taken; stop who has it, or give another") from None
-            if error.errno == errno.EACCES:
-                raise StartError(NOPERM, f"{address}: ports below 1024 want root; start as root, or give another") from None
-            raise StartError(UNAVAILABLE, f"{address}: {error.strerror}") from None
+            sock = bind(key, address)
+            try:
+                sock.listen(_BACKLOG)
+            except OSError as error:  # somebody listens there whose socket lets others bind too
+                raise BindError(key, address, error) from None
+        except BindError as error:
+            raise StartError(error.code, str(error)) from None
         sock.setblocking(False)
         return sock
 
@@ -184,6 +179,7 @@ class Init:
         self.text = ""
         self.serial = 0
         self.phrase: Held | None = None
+        self.toml_path = ""
         self.on_ready: Callable[[], None] | None = None
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
         self.reread_again = False  # a SIGHUP came meanwhile
@@ -375,7 +371,9 @@ class Init:
         """At the mailboxes of the table in force. One look at a time: a later table makes an earlier look idle."""
         if self.look is not None:
             self.look.end()
-        self.look = Look(self.loop, self.config.user_table, self.config.subdir, lambda lines: over(why, lines))
+        config = self.config
+        decisive = [self.toml_path, config.user_table, config.auth_table, config.oauth_jwks]
+        self.look = Look(self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive)
 
     def _mailboxes_at_start(self, why: str, lines: list[str]) -> None:
         if destination(self.config.log) == "syslog" and (self.on_ready is not None or not self.config.daemon):

@@ -1,12 +1,17 @@
-"""Init's look at the mailboxes of a table, in a process of its own: nothing waits for a slow disk, or for 10,000 users."""
+"""Init's look at the mailboxes of a table, and at who could change what it serves by, in a process of its own.
+
+Nothing waits for a slow disk, or for 10,000 users.
+"""
 
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NoReturn
 
+from popkernel.kernel import trust
 from popkernel.kernel.log import printable
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.mailboxes import warnings
@@ -20,15 +25,15 @@ _MOST_LINE = 1900  # characters; it travels in a message
 class Look:
     """A process that looks, and the pipe on which it says what it finds."""
 
-    def __init__(self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None]) -> None:
-        """`over` is called once with a line a broken mailbox, unless `end` comes before."""
+    def __init__(self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = ()) -> None:
+        """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox."""
         self._loop = loop
         self._over = over
         self._said = b""
         self._pipe, its = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_looker(its, table, subdir)
+            _be_looker(its, table, subdir, decisive)
         os.close(its)
         os.set_blocking(self._pipe, False)
         loop.add(self._pipe, self._read)
@@ -65,7 +70,7 @@ class Look:
             self.pid = 0
 
 
-def _be_looker(pipe: int, table: str, subdir: str) -> NoReturn:
+def _be_looker(pipe: int, table: str, subdir: str, decisive: Sequence[str]) -> NoReturn:
     """In the child, which keeps of init's descriptors the pipe and standard error only: the lock above all must not outlive init."""
     status = 1
     try:
@@ -73,7 +78,7 @@ def _be_looker(pipe: int, table: str, subdir: str) -> NoReturn:
         os.closerange(3, pipe)
         os.closerange(pipe + 1, 65536)
         with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
-            for line in warnings(table, subdir):
+            for line in chain(trust.warnings(decisive), warnings(table, subdir)):
                 os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
         status = 0
     except BaseException:

@@ -76,7 +76,7 @@ def mailbox_problem(user: MailUser, ways: Ways) -> Problem | None:
     if not stat.S_ISDIR(found.st_mode):
         return "is no directory", "name the maildir itself, and its subdirectory with -e"
     if found.st_uid != user.uid:
-        return f"belongs to uid {found.st_uid}, not {user.uid}", _give(user, found)
+        return f"belongs to uid {found.st_uid}, not {user.uid}", _give(user, found, user.maildir)
     if found.st_mode & 0o700 != 0o700:
         mend = f"chmod u+rwx {path}" if not os.path.islink(user.maildir) else "name the maildir itself, not a link to it"
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
@@ -95,7 +95,7 @@ def _inside(user: MailUser) -> Problem | None:
         if not stat.S_ISDIR(found.st_mode):
             return f"{sub} is no directory", f"move {shlex.quote(path)} away; it is made anew"
         if found.st_uid != user.uid:
-            return f"{sub} belongs to uid {found.st_uid}, not {user.uid}", _give(user, found)
+            return f"{sub} belongs to uid {found.st_uid}, not {user.uid}", _give(user, found, path)
         if found.st_mode & 0o700 != 0o700:  # not as root: chmod(1) follows a link that the owner puts in its place
             mend = f"chmod u+rwx {shlex.quote(path)}, as uid {user.uid}"
             return f"{sub}: mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
@@ -109,8 +109,8 @@ def _let_through(directory: str) -> str:
     return f"chmod o+x {shlex.quote(directory)}, or keep the mail elsewhere"
 
 
-def _give(user: MailUser, found: os.stat_result) -> str:
-    """Give a maildir to its user.
+def _give(user: MailUser, found: os.stat_result, what: str) -> str:
+    """Give a maildir, or what is another's in it, to its user.
 
     All in it only where it surely is a maildir, and then only what its present owner has: a link out of it stays a link
     (chown -h), a link put into the way while find(1) runs leads nowhere (-execdir), another owner's files stay his.
@@ -121,6 +121,8 @@ def _give(user: MailUser, found: os.stat_result) -> str:
         return "name the maildir itself in the table, not a link to it"
     if all(_is_directory(os.path.join(user.maildir, sub)) for sub in _SUBS):
         return f"find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
+    if what != user.maildir:  # which is this user's already
+        return f"chown -h {owner} {shlex.quote(what)}"
     return f"name this user's own maildir in the table, or, if this is it, chown -h {owner} {path}"
 
 

@@ -7,11 +7,13 @@ import shlex
 import shutil
 import stat
 
+from popkernel.kernel.config import default_run_dir
 from popkernel.kernel.exits import EXITS
 
 __all__ = ["RunDir", "StartError", "problem"]
 
 _MEND = "give another directory with --run-dir"
+_YOURS = "give a directory of your own with --run-dir"
 
 
 class StartError(Exception):
@@ -27,9 +29,14 @@ def _owner_problem(path: str, state: os.stat_result) -> tuple[int, str, str] | N
     if not stat.S_ISDIR(state.st_mode):
         return EXITS["cantcreat"].code, "is no directory", _MEND
     if state.st_uid not in (0, os.geteuid()):
-        return EXITS["noperm"].code, f"belongs to uid {state.st_uid}", "give a directory of your own with --run-dir"
+        return EXITS["noperm"].code, f"belongs to uid {state.st_uid}", _YOURS
     if state.st_mode & 0o002:
-        return EXITS["noperm"].code, "can be written by everybody", f"chmod o-w {shlex.quote(path)}, or give another --run-dir"
+        own = f"give a directory of its own with --run-dir, for example {default_run_dir()}"
+        # Not ours alone to shut: /tmp and its like are everybody's on purpose.
+        mend = own if state.st_mode & stat.S_ISVTX or state.st_uid != os.geteuid() else f"chmod o-w {shlex.quote(path)}, or {own}"
+        return EXITS["noperm"].code, "can be written by everybody", mend
+    if not os.access(path, os.W_OK | os.X_OK):
+        return EXITS["noperm"].code, f"belongs to uid {state.st_uid} and is not yours to write in", _YOURS
     return None
 
 
@@ -52,8 +59,6 @@ def problem(path: str) -> tuple[int, str, str] | None:
     found = _owner_problem(path, state)
     if found is not None:
         return found
-    if not os.access(path, os.W_OK | os.X_OK):
-        return cannot, "is not yours to write in", _MEND
     lock = f"{path}/lock"
     if os.path.lexists(lock) and not stat.S_ISREG(os.lstat(lock).st_mode):
         return cannot, "`lock` in it is no regular file", f"move {shlex.quote(lock)} away, or give another --run-dir"

@@ -2,9 +2,11 @@
 
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.channel import counts
+from popkernel.kernel.core import Key
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.sessionname import session_name
@@ -13,7 +15,9 @@ from popkernel.proto.topology import actor as row_of
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["login_failed", "session_over", "status"]
+__all__ = ["login_failed", "session_over", "sessions_lost", "status"]
+
+_MOST_LOST = 100  # sessions of a dead listener that are named one by one
 
 
 def status(s: "Supervisor") -> dict[str, Any]:
@@ -60,6 +64,18 @@ def session_over(e: m.Ended) -> dict[str, Any]:
         "octets_in": e.octets_in, "octets_out": e.octets_out, "retrieved": e.retrieved, "deleted": e.deleted,
         "milliseconds": e.milliseconds,
     }
+
+
+def sessions_lost(opened: dict[Key, tuple[str, float]], keys: list[Key], now: float) -> Iterator[dict[str, Any]]:
+    """The log's fields of sessions whose listener died, as far as the kernel knows them, a hundred at most; then a count.
+
+    They are taken out of `opened`; those of `keys` that are not there are over already.
+    """
+    lost = [(key, *opened.pop(key)) for key in keys if key in opened]
+    for key, user, since in lost[:_MOST_LOST]:
+        yield {"session": session_name(key.session), "why": "listener", "user": user, "milliseconds": int((now - since) * 1000)}
+    if len(lost) > _MOST_LOST:
+        yield {"why": "listener", "more": len(lost) - _MOST_LOST}
 
 
 def login_failed(e: m.LoginFailed) -> dict[str, Any]:

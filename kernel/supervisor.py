@@ -27,7 +27,7 @@ from popkernel.kernel.parking import Parking
 from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Asker, Reload
-from popkernel.kernel.status import login_failed, session_over, status
+from popkernel.kernel.status import login_failed, session_over, sessions_lost, status
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.kernel.usertable import NoTableError, read_users, roots_of
@@ -65,6 +65,7 @@ class Supervisor(Actor):
         )
         self.taps = Taps(self)
         self.blame = Blame(self)
+        self.opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
         self.gates = Gates(self)
         self.restarts: dict[str, int] = {}
         self.launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
@@ -270,10 +271,11 @@ class Supervisor(Actor):
         if self.reload is not None and process.name in self.reload.names:
             self.reload.fail(message.text, message.status)
             return
-        for line in message.text.split("\n"):
-            self.actor_line(process.name, ERROR, line)
         if self.state == "starting":
             self.end_service(message.status, message.text)
+            return
+        for line in message.text.split("\n"):
+            self.actor_line(process.name, ERROR, line)
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds
@@ -334,6 +336,7 @@ class Supervisor(Actor):
             return
         if not self._its_own(process, message.session):
             return
+        self.opened.pop(core.Key(process.name, message.session), None)
         self.do(self.core.ended(process.name, message))
         self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
 
@@ -379,6 +382,9 @@ class Supervisor(Actor):
                 case core.Send(to, message):
                     self.send(to, message)
                 case core.Join(one, to_one, other, to_other):
+                    if isinstance(to_one, m.Opened):
+                        key = core.Key(one, to_one.session)
+                        self.opened[key] = self.core.sessions[key]
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
                     self._spawn(name, row)
@@ -464,12 +470,16 @@ class Supervisor(Actor):
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.session:
+            self._sessions_lost([core.Key(process.name, process.session)])
             if message.status and not expected:
                 self.log_line(WARNING, f"{process.name} ended: {how}")
             self.gates.over(process)
         elif process.kind == "listener":
+            self._sessions_lost([key for key in self.opened if key.listener == process.name])
             self.do(self.core.listener_gone(process.name))
         elif process.kind == "gate":
+            its = {p.name for p in self.processes.values() if p.parent == process.name}
+            self._sessions_lost([key for key in self.opened if key.listener in its])
             self.gates.gone(process)
             self._orphans(process.name)
         elif process.kind == "spawner":
@@ -481,6 +491,10 @@ class Supervisor(Actor):
             self.reload.fail(f"{process.name} ended: {how}", SOFTWARE)
         elif row_of(process.name).singleton and not process.session and not expected:
             self._restart(process, how)
+
+    def _sessions_lost(self, keys: list[core.Key]) -> None:
+        for fields in sessions_lost(self.opened, keys, self.loop.now):
+            self.log_line.event(INFO, "session over", fields)
 
     def _orphans(self, parent: str) -> None:
         """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
@@ -526,7 +540,9 @@ class Supervisor(Actor):
 
     # -- the end of all
     def end_service(self, status: int, text: str) -> None:
-        """The service can't go on: say why, end everyone, leave with that code."""
+        """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
+        if self.state == "starting" and not self.log_line.seen:
+            self.log_line(ERROR, text)
         self.exit_status, self.exit_text = status, text
         self.stop(2)
 
@@ -537,12 +553,15 @@ class Supervisor(Actor):
         """Stop in reverse order, each stage when the one before has gone."""
         if self.state == "stopping":
             return
-        self.log_line(NOTICE, "stopping")
+        self.ended_early = self.state == "starting" and self.exit_status != 0
+        if not self.ended_early:
+            self.log_line(NOTICE, "stopping")
         self.state = "stopping"
         self.stop_seconds = seconds
         self.stages = [("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",)]
         self._next_stop()
 
+    ended_early = False  # before it was ready, for a fault that init tells of
     stop_seconds = 10
     stages: list[tuple[str, ...]] = []  # noqa: RUF012  replaced, never changed in place, by stop()
 
@@ -565,7 +584,8 @@ class Supervisor(Actor):
                 self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
         assert self.init is not None
         self.init.send(m.Ending(self.exit_status, self.exit_text[:2000]))
-        self.log_line(NOTICE, "stopped")
+        if not self.ended_early:
+            self.log_line(NOTICE, "stopped")
         os._exit(0)
 
     def _hurry(self, stage: list[Process]) -> None:

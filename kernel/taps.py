@@ -145,10 +145,10 @@ class Taps:
         try:
             wish = Wish(request)
             if wish.payload and client.uid != 0:
-                raise WishError("mail content is shown to root only: ask as root, or without --payload")
+                raise WishError("mail content is shown to root only: ask as root, or without --payload", "noperm")
             self._check(wish)
         except WishError as error:
-            client.answer({"ok": False, "error": str(error)})
+            client.answer({"ok": False, "error": str(error), "code": error.code})
             return
         viewer = Viewer(client, wish)
         client.answer(
@@ -197,10 +197,12 @@ class Taps:
         if wish.actor and not any(named(wish.actor, name) for name in names):
             user = wish.actor.removeprefix("maildir.")
             known = user != wish.actor and user in self._kernel.core.users
+            if user != wish.actor and not known:
+                raise WishError(f"no user {user!r} in the user table, so no actor {wish.actor!r}", "nouser")
             if not known and wish.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
                 raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
         if wish.user and wish.user not in self._kernel.core.users:
-            raise WishError(f"no user {wish.user!r} in the user table")
+            raise WishError(f"no user {wish.user!r} in the user table", "nouser")
         if wish.edge and not any(wish.on_edge(e.source, e.target) for e in topology.EDGES):
             edges = ", ".join(f"{e.source}:{e.target}" for e in topology.EDGES if e.target != "tap")
             raise WishError(f"no edge {':'.join(wish.edge)!r}; there are: {edges}, client:listener, listener:client")

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgpack
 from popkernel.kernel.control import Client
+from popkernel.kernel.exits import EXITS
 from popkernel.proto.sessionname import session_of
 from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of
@@ -25,7 +26,11 @@ _NAMES = _MESSAGES | {n.lower(): n for n in _NOTES}
 
 
 class WishError(ValueError):
-    """A wish that can't be granted; the text is for the one who asked."""
+    """A wish that can't be granted; the text is for the one who asked, `code` what the command ends with."""
+
+    def __init__(self, text: str, code: str = "usage") -> None:
+        super().__init__(text)
+        self.code = EXITS[code].code
 
 
 def named(asked: str, name: str) -> bool:

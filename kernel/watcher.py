@@ -21,11 +21,13 @@ from typing import Any, Self
 
 import msgpack
 from popkernel.kernel.config import control_path, default_run_dir
+from popkernel.kernel.exits import EXITS
 from popkernel.proto.recording import Frame, RecordingError
 from popkernel.proto.zmtp import Reader, ZmtpError, frame_head, preface
 
 __all__ = ["Frame", "WatchError", "Watcher"]
 
+_CODES = frozenset(row.code for row in EXITS.values())
 _PREFACE = preface(b"DEALER")
 _MOST_FRAME = 256 << 20  # octets; the kernel's whole state, in a recording of it, is one frame
 _PATIENCE = 10.0  # seconds for the answer
@@ -107,8 +109,8 @@ class Watcher:
         if type(answer) is not dict or type(answer.get("ok")) is not bool:
             raise WatchError(f"what answers on {self.run_dir} is no popkernel, or one of another version", os.EX_SOFTWARE)
         if not answer["ok"]:
-            text = str(answer.get("error"))
-            raise WatchError(text, os.EX_NOPERM if text.startswith("mail content") else os.EX_USAGE)
+            code = answer.get("code")
+            raise WatchError(str(answer.get("error")), code if code in _CODES else os.EX_USAGE)
         return answer
 
     def _wait_until_watched(self) -> None:

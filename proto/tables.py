@@ -165,22 +165,23 @@ def _read_lines(
         line = raw.strip(b" \t")
         if not line or line[0] == 0x23:  # "#"
             continue
+        found: list[Finding] = []
         try:
             if len(raw) > MAX_LINE:
                 raise _Refused(f"the line has {len(raw)} octets, over {MAX_LINE}", "shorten or remove it")
             name, value = _split(line)
-            if name in first_line:
-                raise _Refused(f"user {name} again, first on line {first_line[name]}", "remove one of the two lines")
             # A name counts as seen even if its value is refused: the second line is still the one too many.
-            first_line[name] = number
+            first = first_line.setdefault(name, number)
+            if first != number:
+                found.append(Finding(path, number, f"user {name} again, first on line {first}", "remove one of the two lines"))
             entries[name] = value_of(value)
         except _Refused as refused:
-            if len(findings) < MAX_FINDINGS:
-                findings.append(Finding(path, number, refused.what, refused.mend))
-            else:
-                unsaid += 1
+            found.append(Finding(path, number, refused.what, refused.mend))
+        said = found[: MAX_FINDINGS - len(findings)]
+        findings += said
+        unsaid += len(found) - len(said)
     if unsaid:
-        findings.append(Finding(path, 0, f"{unsaid} more lines with errors", "mend the ones above first"))
+        findings.append(Finding(path, 0, f"{unsaid} more errors", "mend the ones above first"))
     if last:
         findings.append(_no_newline(path, len(lines) + 1))
     elif not entries and not findings:

@@ -49,7 +49,14 @@ def test_exit_codes(service):
     assert code == 67
     assert "no such user" in said
     assert deliver(service, "-u", "carol", mail=b"x\n" * 2000)[0] == 69  # mailbox full: sent back
-    assert deliver(service, "-u", "a\nb")[0] == 65
+    for user in ("a\nb", "alice@x y", "alice bob", " alice"):
+        code, said = deliver(service, "-u", user)
+        assert (code, "is no address" in said or "control characters" in said) == (65, True), user
+    assert deliver(service, "-u", '"nobody here"@x')[0] == 67  # a blank in quotes
+    for sender in ("bad sender", "a@b c", "<a b>", "no\x7fsign", "x" * 2000 + "@y"):
+        assert deliver(service, "-u", "alice", "--sender", sender)[0] == 65, sender
+    code, said = deliver(service, "-u", "", USER="alice", LOGNAME="alice")
+    assert (code, "name one, or leave out -u" in said) == (64, True)
     with Service(mail=(), message_octets=1 << 16) as small:
         assert deliver(small, "-u", "alice", mail=b"x\n" * 100000)[0] == 65
     code, said = deliver(small, "-u", "alice")

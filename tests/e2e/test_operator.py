@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -98,6 +99,20 @@ def test_a_start_names_ten_and_counts_the_others():
         assert checked.returncode == 65 and checked.stdout.count("there is no such directory") == 15
 
 
+@pytest.mark.parametrize("which", ["users", "auth", "popkernel.toml"])
+def test_a_start_and_a_reload_name_what_others_can_change(site, which):
+    path = os.path.join(site.directory, which)
+    os.chmod(path, 0o666)
+    said = f"warning: {path}: mode 0666 lets others change whom popkernel serves, and as whom; chmod go-w {path}"
+    result = run("start", "-f", toml(site), "--daemon", "--log", "syslog")
+    assert result.returncode == 0
+    assert f"popkernel: {said}" in result.stderr.splitlines()
+    assert run("reload", "-f", toml(site)).stderr == said + "\n"
+    os.chmod(path, 0o644)
+    assert run("reload", "-f", toml(site)).stderr == ""
+    assert run("stop", "-f", toml(site)).returncode == 0
+
+
 # -- one fault, one code
 def taken(site):
     sock = socket.create_server(("127.0.0.1", site.config.listen[0].port))
@@ -166,6 +181,42 @@ def test_one_fault_has_one_code(site, fault):
     finally:
         if fault == "port taken":
             undo()
+
+
+@pytest.mark.parametrize("key", ["listen", "listen_starttls", "lmtp_listen"])
+@pytest.mark.parametrize("address", ["taken", "192.0.2.77:9995", "127.0.0.1:1"])
+def test_start_says_what_check_says(site, key, address):
+    """The key, the address, the fault and the mend."""
+    if key == "lmtp_listen" and address.startswith("192"):
+        pytest.skip("refused for another reason")
+    if address.endswith(":1") and ROOT:
+        pytest.skip("root may")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        if address == "taken":
+            address = f"127.0.0.1:{sock.getsockname()[1]}"
+        with open(toml(site)) as file:
+            lines = [line for line in file if not line.startswith(f"{key} = ")]
+        with open(toml(site), "w") as file:
+            file.write("".join(lines) + f'{key} = ["{address}"]\n')
+        started, checked = run("start", "-f", toml(site)), run("check", "-f", toml(site))
+    (line,) = started.stderr.splitlines()
+    assert line.removeprefix("popkernel: ") in checked.stdout.splitlines()
+    assert line.startswith(f"popkernel: {key}: {address}: ") and "; " in line
+    assert started.returncode == checked.returncode
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root: what is root's, and another user")
+def test_root_s_run_directory_is_not_another_s(site):
+    """Found by check, and by a start: 77, as the table has it."""
+    os.mkdir(site.config.run_dir)
+    code = (
+        "import sys; from popkernel.kernel import rundir; import os; os.setgroups([]); os.setgid(64198); os.setuid(64198)\n"
+        "print(*rundir.problem(sys.argv[1]), sep='; ')\n"
+        "try: rundir.RunDir(sys.argv[1])\nexcept rundir.StartError as error: print(error.status, error, sep='; ')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, site.config.run_dir], capture_output=True, text=True, timeout=20, check=True)
+    what = "belongs to uid 0 and is not yours to write in; give a directory of your own with --run-dir"
+    assert done.stdout.splitlines() == [f"77; {what}", f"77; {site.config.run_dir}: {what}"]
 
 
 def test_a_port_taken_ends_demo_the_same_way():

@@ -57,7 +57,7 @@ def test_ports_taken(site):
     with socket.create_server(("127.0.0.1", site.config.listen[0].port)):
         result = start(toml(site))
     assert result.returncode == 69
-    assert f"{site.config.listen[0]}: the port is taken; " in result.stderr
+    assert f"listen: {site.config.listen[0]}: the port is taken by another program; end it" in result.stderr
     assert not os.path.exists(site.config.run_dir)
 
 
@@ -65,7 +65,9 @@ def test_run_directory_of_everybody(site):
     os.mkdir(site.config.run_dir)
     os.chmod(site.config.run_dir, 0o777)
     result = start(toml(site))
-    assert result.returncode == 77 and "chmod o-w" in result.stderr
+    assert result.returncode == 77 and f"chmod o-w {site.config.run_dir}, or give a directory of its own" in result.stderr
+    result = start(toml(site), "--run-dir", "/tmp")
+    assert result.returncode == 77 and "give a directory of its own" in result.stderr and "chmod" not in result.stderr
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root: another user's directory")
@@ -103,6 +105,19 @@ def test_start_that_fails(site, what, daemon):
     assert result.returncode == code, result
     assert path in result.stderr
     assert not os.path.exists(site.config.run_dir)
+
+
+@pytest.mark.parametrize("log", ["auto", "syslog", "stderr"])
+@pytest.mark.parametrize(("which", "data"), [("user_table", b"alice 0:0:/root\n"), ("user_table", None), ("auth_table", b"alice $6$x$y\n")])
+def test_a_fault_is_said_once_and_nothing_else(site, which, data, log):
+    path = getattr(site, which)
+    os.unlink(path)
+    if data:
+        with open(path, "wb") as file:
+            file.write(data)
+    said = start(toml(site), "--log", log).stderr.splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith(f"popkernel: {path}:" + ("1: " if data else " "))
 
 
 @pytest.mark.parametrize("log", ["syslog", "stderr"])

@@ -71,6 +71,24 @@ def test_killed_in_a_session(service, victim, moment):
     whole_again(service, victim, before, mail)
 
 
+def test_sessions_of_a_killed_listener_are_in_the_log(service):
+    """One line each, of those that had logged in and were not over; whoever of them said QUIT has its own already."""
+    before = len(service.read_log())
+    with Raw(service) as quits, Raw(service) as alice, Raw(service) as bob, Raw(service):
+        assert quits.login().startswith(b"+OK") and quits.command("QUIT").startswith(b"+OK")
+        quits.rest()
+        assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
+        wait_for(lambda: " why=quit user=alice " in service.read_log()[before:])
+        names = {row["user"]: row["session"] for row in service.status()["sessions"]}
+        kill(pid_of(service, "listener"))
+        assert alice.rest() + bob.rest() == b""
+    wait_for(lambda: "listener.0 ended: signal SIGKILL" in service.read_log()[before:])
+    log = service.read_log()[before:]
+    for user in ("alice", "bob"):
+        assert log.count(f"session over: session={names[user]} why=listener user={user} milliseconds=") == 1
+    assert log.count(" why=listener ") == 2
+
+
 @pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
 def test_killed_during_login(service, victim):
     """The victim is halted first, so that it dies exactly while somebody waits for it."""
@@ -200,3 +218,21 @@ def test_login_while_there_is_no_spawner(service):
         wait_for(logs_in)
     assert any(a.startswith(b"-ERR [SYS/TEMP]") for a in answers)
     assert all(a.startswith((b"+OK", b"-ERR [SYS/TEMP]")) for a in answers), answers
+
+
+@pytest.mark.parametrize("victim", ["gate", "listener"])
+def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(victim):
+    """With isolation = "connection": a gate takes all of its listeners along, a listener its one session."""
+    with serve(mail=(), isolation="connection") as service, Raw(service) as alice, Raw(service) as bob:
+        assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
+        names = {row["user"]: (row["session"], row["listener"]) for row in service.status()["sessions"]}
+        kill(pid_of(service, "gate" if victim == "gate" else names["alice"][1]))
+        assert alice.rest() == b""
+        lost = ["alice", "bob"] if victim == "gate" else ["alice"]
+        log = service.wait_log(" why=listener ", count=len(lost))
+        for user in lost:
+            assert log.count(f"session over: session={names[user][0]} why=listener user={user} milliseconds=") == 1
+        if victim == "listener":
+            assert bob.command("QUIT").startswith(b"+OK")
+            log = service.wait_log(" why=quit user=bob ")
+        assert log.count(" why=listener ") == len(lost)

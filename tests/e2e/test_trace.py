@@ -152,18 +152,24 @@ def test_what_did_not_pass_is_shown(service):
 # -- bad input
 def test_an_actor_that_is_not_there(service):
     result = service.command("trace", "maildir.nobody", check=False)
+    assert result.returncode == 67
+    assert "no user 'nobody' in the user table, so no actor 'maildir.nobody'" in result.stderr
+    result = service.command("trace", "--user", "nobody", check=False)
+    assert result.returncode == 67
+    assert "no user 'nobody' in the user table" in result.stderr
+    result = service.command("trace", "nothing", check=False)
     assert result.returncode == 64
-    assert "no actor 'maildir.nobody' here; there are: auth, init, kernel, listener.0" in result.stderr
+    assert "no actor 'nothing' here; there are: auth, init, kernel, listener.0" in result.stderr
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["--user", "nobody"], "no user 'nobody' in the user table"),
     (["--edge", "auth:maildir"], "no edge 'auth:maildir'; there are: "),
     (["--edge", "auth"], "an edge is FROM:TO"),
     (["--type", "Loginn"], "no message 'Loginn'; there are: "),
     (["--session", "x"], "'x' is no session"),
     (["auth", "--user", "alice"], "give one of them"),
     (["--with-maildir"], "give --record FILE"),
+    (["--force"], "give --record FILE"),
 ])
 def test_wrong_wishes(service, arguments, says):
     result = service.command("trace", *arguments, check=False)
@@ -334,10 +340,15 @@ def test_a_disk_that_is_really_full(service, tmp_path):
 
 
 def test_a_recording_over_a_file_that_all_can_read_is_private(service, tmp_path):
+    """And is made over one that is there only where that is wanted."""
     path = tmp_path / "open.rec"
     path.write_bytes(b"x" * 100000)
     path.chmod(0o644)
-    Trace(service, "auth", "--record", str(path)).stop()
+    result = service.command("trace", "auth", "--for", "0.1", "--record", str(path), check=False)
+    assert result.returncode == 73
+    assert f"{path}: there is a file already; give another with --record, or --force to lose it" in result.stderr
+    assert path.read_bytes() == b"x" * 100000 and path.stat().st_mode & 0o777 == 0o644
+    Trace(service, "auth", "--record", str(path), "--force").stop()
     assert path.stat().st_mode & 0o777 == 0o600
     assert not read(path.read_bytes()).damage
 

@@ -280,7 +280,7 @@ def make(name, path=None):
 def record(service, arguments, act, until, path):
     """Run `trace --record` around `act`, until what was recorded satisfies `until`."""
     trace = subprocess.Popen(
-        [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), *arguments],
+        [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), "--force", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )
     try:

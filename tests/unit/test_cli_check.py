@@ -80,6 +80,40 @@ def test_open_tables_and_keys(site, capsys):
     assert any("lets every user at the hashes; chmod o-rwx" in line for line in warnings)
 
 
+@pytest.mark.parametrize("which", ["users", "auth", "popkernel.toml"])
+def test_what_others_can_change(site, capsys, which):
+    """Who writes the user table says whom root forks as."""
+    path = os.path.join(site.directory, which)
+    code = 78 if which == "popkernel.toml" else 65
+    mends = []
+    for mode in (0o602, 0o620, 0o666):
+        os.chown(path, -1, 1 if os.geteuid() == 0 else os.getegid())  # root's group may write
+        os.chmod(path, mode)
+        ((error, mend),) = [line.split("; ") for line in found(site, capsys=capsys, code=code)[0]]
+        assert error == f"{path}:0: mode {mode:04o} lets others change whom popkernel serves, and as whom"
+        mends.append(mend)
+    assert set(mends) == {f"chmod go-w {path}"}
+    assert os.system(mends[0]) == 0
+    assert found(site, capsys=capsys, code=0)[0] == []
+    os.chmod(site.directory, 0o777)
+    assert [line.partition("; ")[2] for line in found(site, capsys=capsys)[0]] == [f"chmod o-w {site.directory}"]
+    os.chmod(site.directory, 0o1777)
+    assert found(site, capsys=capsys, code=0)[0] == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
+def test_a_table_of_somebody_else(site, capsys):
+    os.chown(site.user_table, 64999, 64999)
+    assert [line for line in found(site, capsys=capsys, code=65)[0]] == [
+        f"{site.user_table}:0: belongs to uid 64999, who can change whom popkernel serves, and as whom; chown 0 {site.user_table}"
+    ]
+    away = site.user_table + ".away"
+    os.rename(site.user_table, away)
+    os.symlink(away, site.user_table)
+    assert found(site, capsys=capsys, code=65)[0][0].startswith(f"{away}:0: belongs to uid 64999")
+
+
 def test_maildirs(site, capsys):
     alice, bob, carol = (user.maildir for user in site.mail_users.values())
     os.rename(alice, alice + ".away")
@@ -139,9 +173,10 @@ def test_ports(site, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         errors, _ = found(site, "-l", f"127.0.0.1:{port}", capsys=capsys)
-    assert errors == [f"127.0.0.1:{port}:0: {check_module._TAKEN}; end it (`ss -ltnp` shows it), or choose another port"]
+    said = "the port is taken by another program; end it (`ss -ltnp` shows it), or choose another port"
+    assert errors == [f"listen:0: 127.0.0.1:{port}: {said}"]
     errors, _ = found(site, "-l", "192.0.2.1:9995", capsys=capsys)
-    assert "this machine has no such address" in errors[0]
+    assert errors[0].startswith("listen:0: 192.0.2.1:9995: this machine has no such address; give one of its own")
 
 
 def test_ports_of_the_running_server_are_its_own(site, capsys, monkeypatch):
@@ -244,6 +279,18 @@ def test_keys(pair):
         assert "leaves the private key open" in pair(_pem(one), _key(one), mode)[0][0]
 
 
+def test_certificate_and_key_swapped(pair, tmp_path):
+    one = _signed("a")
+    errors, warnings = pair(_key(one), _pem(one), 0o644)
+    assert errors == [
+        "c.pem:1: this is a private key, and k.pem a certificate: the two are swapped; give the chain with -c k.pem, the key with -k c.pem"
+    ]
+    assert warnings == []
+    # The certificate given as both: nothing is said of its mode, which is right for one.
+    assert pair(_pem(one), _pem(one), 0o644)[0] == ["k.pem:1: no private key in PEM form, or a damaged one; write the key that belongs to the certificate here"]
+    assert len(pair(_pem(one), _key(one) + _pem(one), 0o644)[0]) == 1  # both in one file: the mode counts
+
+
 def test_keys_with_a_pass_phrase(pair):
     one, other = _signed("a"), _signed("a")
     locked = _key(one, b"open \xc3\xa4")
@@ -316,7 +363,8 @@ def test_the_issuer_s_keys(site, capsys):
     errors, warnings = found(site, capsys=capsys)
     assert not errors and not any(path in line for line in warnings)
     os.chmod(path, 0o666)
-    assert any(path in line and "log in as anybody; chmod go-w" in line for line in found(site, capsys=capsys)[1])
+    assert any(line.startswith(f"{path}:0: mode 0666 lets others change whom") for line in found(site, capsys=capsys)[0])
+    os.chmod(path, 0o644)
     with open(path, "wb") as file:
         file.write(jwks())
     assert any(path in line and "no `kid`" in line for line in found(site, capsys=capsys)[1])

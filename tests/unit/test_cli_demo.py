@@ -126,7 +126,8 @@ def test_demo_makes_serves_and_removes(started, capsys):
     assert not os.path.exists(os.path.dirname(auth_table))
     shown = capsys.readouterr().out
     assert f"curl -k --user alice:secret pop3s://127.0.0.1:{flags[1]}/1 " in shown
-    assert f" -m popkernel status --run-dir {os.path.dirname(auth_table)}/run" in shown
+    for command in ("status", "trace"):
+        assert f" -m popkernel {command} --run-dir {os.path.dirname(auth_table)}/run" in shown
 
 
 def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
@@ -134,6 +135,8 @@ def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
     place = tmp_path / "site"
     assert main(["demo", "--dir", str(place), *ports()]) == 7
     certificate = (place / "cert.pem").read_bytes()
+    for user in ("alice", "bob"):
+        assert all(f"\nTo: {user}@localhost\n".encode() in path.read_bytes().replace(b"\r", b"") for path in (place / "mail" / user / "new").iterdir())
     os.rename(place / "mail/alice/new", place / "mail/alice/cur/x")
     assert main(["demo", "--dir", str(place), *ports()]) == 7
     assert len(started()) == 2

@@ -46,7 +46,17 @@ def test_the_help_of_start_has_every_key(capsys):
 def test_wrong_usage(arguments, capsys):
     code, out, err = leaves(arguments, capsys)
     assert (code, out) == (os.EX_USAGE, "")
-    assert "Try `popkernel" in err
+    command = arguments[0] + " " if arguments and arguments[0] in COMMANDS else ""
+    assert f"Try `popkernel {command}--help`" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--for", "-1"], ["--for", "0"], ["--for", "nan"], ["--for", "inf"], ["--count", "0"], ["--count", "-3"], ["--count", "x"]],
+)
+def test_a_trace_of_nothing_is_refused(arguments, capsys):
+    code, _, err = leaves(["trace", *arguments], capsys)
+    assert code == os.EX_USAGE
+    assert "; give " in err
 
 
 def test_version(capsys):
@@ -72,7 +82,7 @@ def test_the_original_s_flags():
 
 def test_start_hands_the_configuration_over(monkeypatch):
     module = types.ModuleType("popkernel.cli.start")
-    module.run = lambda config, again: 5 if config.auth_table == "/a" and again() == config else 6
+    module.run = lambda config, again, path: 5 if config.auth_table == "/a" and again() == config and path is None else 6
     monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
     assert main(START) == 5
 
@@ -108,7 +118,7 @@ def test_a_reader_that_goes_away():
 def test_interrupted(monkeypatch):
     module = types.ModuleType("popkernel.cli.start")
 
-    def run(_config, _again):
+    def run(_config, _again, _path):
         raise KeyboardInterrupt
 
     module.run = run

@@ -83,6 +83,15 @@ def test_flags_win(tmp_path):
     assert [str(address) for address in config.listen_starttls] == ["127.0.0.1:3"]
 
 
+def test_quotes_are_spoken_of_where_there_are_some(tmp_path):
+    said = findings({**FLAGS, "listeners": 99999999})[0]
+    assert said == "command line: --listeners: listeners: 99999999 is no whole number from 1 to 64; write one"
+    path = toml(tmp_path, 'listeners = "5"\nlmtp = "yes"\nwatch = 1\n')
+    assert [line.partition("; ")[2] for line in findings(FLAGS, path)] == [
+        "write one, without quotes", "write one of the two, without quotes", "write one of the two",
+    ]
+
+
 def test_every_missing_thing_is_said_at_once():
     said = "\n".join(findings({}))
     for flag in ("-a FILE", "-u FILE", "-c FILE", "-k FILE", "-l ADDR"):
@@ -169,6 +178,10 @@ def test_ids_as_root(monkeypatch):
         with pytest.raises(ConfigError) as caught:
             actor_ids(Config(**{**numbers, **users}))
         assert said in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        actor_ids(Config(listener_user="nosuch-x", auth_user="nosuch-y", mda_user="nosuch-z"))
+    mends = [finding.mend.partition(", or write numbers in the file of -f: ")[2] for finding in caught.value.findings]
+    assert mends == ['listener_user = "64301:64301"', 'auth_user = "64302:64302"', 'mda_user = "64303:64303"']
 
 
 def test_the_command_that_makes_a_user(monkeypatch):

@@ -106,6 +106,15 @@ def test_another_s_is_given_and_nothing_else_with_it(user, tmp_path, where):
 
 
 @needs_root
+def test_the_mend_names_what_is_another_s(user, tmp_path):
+    """`cur` alone was root's, in a maildir without `new`: a mend of the maildir would mend nothing."""
+    make(user, "cur")
+    os.chown(f"{user.maildir}/cur", 0, 0)
+    assert mend(user, tmp_path) == f"cur belongs to uid 0, not {UID}"
+    assert problem(user) is None
+
+
+@needs_root
 def test_nothing_is_given_whole_that_is_no_maildir(user, tmp_path):
     """A table may name /etc by mistake."""
     make(user, "secrets", owner=(0, 0))

@@ -73,7 +73,7 @@ def test_delete(run, table, capsys):
     table.write_bytes(b"a " + HASH + b"\n# c\nb " + HASH + b"\n")
     assert main(["passwd", "-a", str(table), "--delete", "a"]) == 0
     assert table.read_bytes() == b"# c\nb " + HASH + b"\n"
-    assert main(["passwd", "-a", str(table), "--delete", "a"]) == os.EX_DATAERR
+    assert main(["passwd", "-a", str(table), "--delete", "a"]) == os.EX_NOUSER
     assert "there is no user a" in capsys.readouterr().err
 
 
@@ -119,9 +119,12 @@ def test_wrong_usage(run, arguments):
     assert run(b"pw", *arguments, "a") == os.EX_USAGE
 
 
-def test_files_that_are_none(run, table, tmp_path):
+def test_files_that_are_none(run, table, tmp_path, capsys):
     table.mkdir()
     assert run(b"pw", "a") == os.EX_CANTCREAT
+    assert capsys.readouterr().err == f"popkernel: {table}: Is a directory; name the table itself, a file, with -a\n"
+    assert run(b"pw", "-a", f"{tmp_path}/no/auth", "a") == os.EX_CANTCREAT
+    assert "No such file or directory; make its directory first" in capsys.readouterr().err
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert main(["passwd", "-a", str(fifo), "--delete", "a"]) == os.EX_DATAERR

@@ -85,6 +85,17 @@ def test_check_foretells_what_start_refuses(tmp_path, make):
     assert sorted(os.walk(tmp_path)) == before
 
 
+def test_a_directory_that_is_everybody_s_on_purpose_is_left_so(tmp_path):
+    path = tmp_path / "tmp"
+    path.mkdir()
+    path.chmod(0o1777)
+    code, what, mend = problem(str(path))
+    assert (code, what) == (77, "can be written by everybody")
+    assert mend.startswith("give a directory of its own with --run-dir, for example /")
+    path.chmod(0o777)
+    assert problem(str(path))[2].startswith(f"chmod o-w {path}, or give a directory of its own")
+
+
 @pytest.mark.skipif(ROOT, reason="root may write anywhere")
 def test_a_place_that_is_not_ours(tmp_path):
     tmp_path.chmod(0o500)

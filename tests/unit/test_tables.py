@@ -93,6 +93,9 @@ def test_swapped_columns_do_not_show_the_hash():
 def test_duplicates_name_both_lines():
     finding = only(parse_auth(b"# c\na " + HASH + b"\nb " + HASH + b"\na " + OTHER + b"\n", "auth")[1])
     assert str(finding) == "auth:4: user a again, first on line 2; remove one of the two lines"
+    _, findings = parse_users(b"eve 1:1:/a\n" + b"eve 0:0:/b\n" * 60, "users")
+    assert [(f.line, f.what) for f in findings[:2]] == [(2, "user eve again, first on line 1"), (2, "uid 0 is root's")]
+    assert len(findings) == 101 and findings[-1].what == "20 more errors"
     assert only(parse_users(b"a 1:1:/a\na 1:1:/a\n", "u")[1]).line == 2
 
 
@@ -155,7 +158,7 @@ def test_limits():
     assert "over 4608" in only(parse_users(b"a 1:1:/" + b"x" * 5000 + b"\n", "t")[1]).what
     findings = parse_auth(b"zzz\n" * 1000, "t")[1]
     assert len(findings) == tables.MAX_FINDINGS + 1
-    assert "900 more lines" in findings[-1].what
+    assert "900 more errors" in findings[-1].what
 
 
 def test_a_huge_file_is_one_finding():
