@@ -499,7 +499,7 @@ class Supervisor(Actor):
     def _orphans(self, parent: str) -> None:
         """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
         for child in [p for p in self.processes.values() if p.parent == parent]:
-            self._gone(m.Exited(child.name, max(child.pid, 1), int(signal.SIGKILL)))
+            self._gone(m.Exited(child.name, max(child.pid, 1), 0 if child.state == "ahead" else int(signal.SIGKILL)))
 
     def _restart(self, process: Process, how: str) -> None:
         name = plain(process.name)

@@ -12,9 +12,10 @@ import resource
 import socket
 import sys
 from collections import deque
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from popkernel.actors.listener.door import Door
+from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
 from popkernel.kernel.actor import SOFTWARE, Boot, hard_limit
@@ -28,6 +29,7 @@ from popkernel.proto.topology import actor as row_of
 
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _GRACE = 5.0  # seconds such a one has
+_PASSING = 0.25  # seconds a full house may turn out to be one whose guest is just leaving: a client sees its end before the gate can
 _A_SESSION = 4  # descriptors that the kernel needs for a session: its two actors' channels, and as many again while they are watched
 
 
@@ -46,6 +48,16 @@ class Guest:
         self.came = came
         self.session = 0
         self.timer: Timer | None = None
+
+
+class Turned(NamedTuple):
+    """One that found no room, and waits a moment for somebody's end."""
+
+    host: str
+    port: int
+    tls: bool
+    why: str
+    timer: Timer
 
 
 class Gate(Door):
@@ -71,6 +83,7 @@ class Gate(Door):
         self.seated: dict[int, Guest] = {}  # by session
         self.seats: deque[tuple[int, int]] = deque()  # session, and the descriptor of its listener's channel
         self.unseated: deque[Guest] = deque()  # they have spoken, and no seat is left
+        self.turned: dict[socket.socket, Turned] = {}
         self.refusing = 0
         self.open = self.draining = False
 
@@ -93,6 +106,25 @@ class Gate(Door):
 
     # -- clients come
     def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
+        if refused in (TOO_MANY, TOO_MANY_ADDRESS) and len(self.turned) < _REFUSING:
+            timer = self.loop.later(_PASSING, lambda: self._turn_away_after_all(sock))
+            self.turned[sock] = Turned(host, port, tls, refused, timer)
+        else:
+            self._take_in(sock, host, port, tls=tls, refused=refused)
+
+    def _turn_away_after_all(self, sock: socket.socket) -> None:
+        one = self.turned.pop(sock)
+        self._take_in(sock, one.host, one.port, tls=one.tls, refused=one.why)
+
+    def _room_again(self) -> None:
+        """Somebody has gone."""
+        for sock, one in list(self.turned.items()):
+            if not self.limits.come(one.host, self.loop.now):
+                del self.turned[sock]
+                one.timer.cancel()
+                self._take_in(sock, one.host, one.port, tls=one.tls, refused="")
+
+    def _take_in(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
         if refused and (self.refusing >= _REFUSING or not self.limits.room_to_shake()):
             sock.close()
             return
@@ -212,7 +244,7 @@ class Gate(Door):
         else:
             self.loop.remove(guest.sock.fileno())
             guest.sock.close()
-            self.log(7, f"{where}: connection closed before it had a listener: {why}")
+            self.log(7, f'session over: address={where} why="{why}" user=-')  # as the kernel's line of those that had a listener
         self._forget(guest)
         self._done()
 
@@ -229,6 +261,8 @@ class Gate(Door):
             self.limits.gone(guest.host)
         self.limits.entered(guest.number)
         self.limits.shaken(guest.number)
+        if self.turned:
+            self._room_again()
 
     # -- children
     def _exited(self, name: str, pid: int, status: int) -> None:
@@ -258,6 +292,10 @@ class Gate(Door):
     def _leave(self) -> None:
         self.draining, self.open = True, False
         self._close_listening()
+        for sock, one in self.turned.items():
+            one.timer.cancel()
+            sock.close()
+        self.turned.clear()
         self._done()
 
     def _done(self) -> None:
