@@ -290,6 +290,10 @@ class Supervisor(Actor):
 
     def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
         del fds
+        there = self.core.sessions.get(core.Key(process.name, message.session))
+        holder = self.processes.get(f"maildir.{there[0]}") if there is not None else None
+        if holder is not None and not holder.channel.gone:
+            holder.channel.read()  # its login before this one failed there: that it is over waits in the channel
         self.do(self.core.awaits(process.name, message))
 
     def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
