@@ -26,7 +26,8 @@ Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the chann
 
 _SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
 _SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
-_READS = 16  # of one channel in a turn of the loop; the rest is there in the next
+_LITTLE = _SCRATCH[:16384]  # for channels that carry descriptors: their messages are small, and each costs thought
+_TURN = 1 << 20  # octets of one channel in a turn of the loop; the rest is there in the next
 _MOST_FDS = 8  # that may wait for the rest of their message
 _MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
@@ -246,13 +247,12 @@ class Channel:
 
         Also called by an owner who must know now (the kernel, before it judges auth's word).
         """
-        for _ in range(_READS):
-            if self.gone:
-                return
+        left = _TURN
+        while left > 0 and not self.gone:
             room = _SCRATCH
             try:
                 if self._takes_fds:
-                    size, ancillary, _, _ = self.sock.recvmsg_into([_SCRATCH], _FDS, socket.MSG_CMSG_CLOEXEC)
+                    size, ancillary, _, _ = self.sock.recvmsg_into([_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC)
                     for level, kind, data in ancillary:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             self._fds += memoryview(data[: len(data) & ~3]).cast("i").tolist()
@@ -266,6 +266,7 @@ class Channel:
             if not size:
                 self._fail("")
                 return
+            left -= max(16 * size, _TURN // 64) if self._takes_fds else size
             try:
                 frames = self._reader.feed(_SCRATCH[:size]) if room is _SCRATCH else self._reader.took(size)
             except ZmtpError as error:

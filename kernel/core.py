@@ -139,6 +139,9 @@ class Core:
     def awaits(self, listener: str, message: m.Awaiting) -> list[Effect]:
         """A listener announces a login."""
         key = Key(listener, message.session)
+        maildir = self.maildirs.get(self.sessions[key][0]) if key in self.sessions else None
+        if maildir is not None and maildir.key == key and maildir.retiring:  # it died before it could say Closed
+            self._free(maildir)
         if key not in self.sessions and key not in self.waiting:
             self.awaiting.add(key)
         if len(self.awaiting) > _MOST_AWAITING and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2:

@@ -11,13 +11,15 @@ from popkernel.proto.topology import kind_of
 
 __all__ = ["Process", "how_ended", "plain"]
 
+_MOST_SAID = 2000  # messages
+
 
 class Process:
     """An actor that runs, or is about to."""
 
     __slots__ = (
         "accusations", "accusers", "channel", "condemned", "counters", "hello", "ids", "kind", "met", "name", "on_hello", "parent", "pid",
-        "restarts", "session", "since", "state",
+        "restarts", "said", "said_since", "session", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
@@ -32,12 +34,20 @@ class Process:
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)
         self.restarts = 0
+        self.said, self.said_since = 0, 0.0  # messages, in a second that began then
         self.since = 0.0
         self.accusers: dict[str, float] = {}  # maildir actors that said it broke the rules, and when
         self.accusations: list[float] = []  # when it said that of a singleton
         self.condemned = False  # its end has been ordered on somebody's word
         self.met = ""  # who was last given a channel to it
         self.on_hello: Callable[[], None] | None = None
+
+    def floods(self, now: float) -> bool:
+        """One more message has come; whether that is more than an honest maildir actor ever says in a second."""
+        if now - self.said_since > 1.0:
+            self.said, self.said_since = 0, now
+        self.said += 1
+        return self.said > _MOST_SAID
 
 
 def how_ended(status: int) -> str:

@@ -147,6 +147,9 @@ class Supervisor(Actor):
 
     # -- messages
     def _on_actor(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        if channel.tag.kind == "maildir.{user}" and channel.tag.floods(self.loop.now):
+            self._violates(channel.tag, "messages without end", fds)
+            return
         handler = self.on_kernel_message.get(type(message))
         if handler is None:
             self._violates(channel.tag, f"{type(message).__name__} is nothing that it may say now", fds)
@@ -308,8 +311,13 @@ class Supervisor(Actor):
 
     def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
         del fds
-        if self._its_own(process, message.session):
-            self.do(self.core.awaits(process.name, message))
+        if not self._its_own(process, message.session):
+            return
+        there = self.core.sessions.get(core.Key(process.name, message.session))
+        holder = self.processes.get(f"maildir.{there[0]}") if there is not None else None
+        if holder is not None and not holder.channel.gone:
+            holder.channel.read()  # its login before this one failed there: that it is over waits in the channel
+        self.do(self.core.awaits(process.name, message))
 
     def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
         del process, fds

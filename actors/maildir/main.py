@@ -138,10 +138,8 @@ class MaildirActor(Actor):
 
     def _cannot(self, error: StoreError) -> None:
         self.log(4, f"{self.boot.name}: {error}")
-        if self.channel is not None:
-            self.channel.send(m.Unready(error.code, str(error)))
         self.leaving |= self.drop is None  # what it may see is settled: once mended, the maildir is a new actor's
-        self._close(0, 0)
+        self._close(0, 0, m.Unready(error.code, str(error)))
 
     # -- asleep
     def _stay_awake(self) -> None:
@@ -231,15 +229,18 @@ class MaildirActor(Actor):
             self.refuse(channel, why)
         self._close(0, 0)
 
-    def _close(self, removed: int, failed: int) -> None:
+    def _close(self, removed: int, failed: int, word: Message | None = None) -> None:
+        """`word`: the last to the listener; the kernel is told first, for the client may log in again at once."""
         if self.channel is None:
             return
+        self.tell(m.Closed(self.number, removed, failed))
+        if word is not None:
+            self.channel.send(word)
         if self.channel.waiting:
             self.channel.on_drained = self.channel.close
         else:
             self.channel.close()
         self.channel = self.session = None
-        self.tell(m.Closed(self.number, removed, failed))
         self.rest()
 
 

@@ -117,6 +117,24 @@ def test_code_sys_temp_when_the_maildir_actor_dies(service):
         assert client.ask(b"STAT").startswith(b"+OK 8 ")
 
 
+def test_code_sys_perm_when_the_mailbox_must_be_mended(service):
+    maildir = service.site.mail_users["dave"].maildir
+    with RawClient(service) as client:
+        os.rename(maildir, maildir + ".away")
+        try:
+            with open(maildir, "wb"):
+                pass
+            for line in (b"PASS secret", b"AUTH PLAIN AGRhdmUAc2VjcmV0") * 8:  # each at once behind the other, and heard
+                if line.startswith(b"PASS"):
+                    client.ask(b"USER dave")
+                assert client.ask(line).startswith(b"-ERR [SYS/PERM] "), line
+        finally:
+            os.unlink(maildir)
+            os.rename(maildir + ".away", maildir)
+        client.ask(b"USER bob")
+        assert client.ask(b"PASS secret").startswith(b"+OK")
+
+
 # USER and PASS
 
 

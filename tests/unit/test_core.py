@@ -307,6 +307,22 @@ def test_a_listener_that_announces_without_end_is_ended(monkeypatch):
     assert kernel.awaiting == {Key("listener.1", 1)}
 
 
+def test_who_logs_in_again_on_a_session_whose_actor_died_is_heard():
+    """The listener has seen the end of its channel, the kernel that of its own; the process's end comes later."""
+    kernel = make()
+    kernel.awaits("listener.0", m.Awaiting(1))
+    kernel.granted(m.Granted("listener.0", 1, "alice"), 0.0)
+    kernel.awaits("listener.0", m.Awaiting(1))
+    assert not kernel.awaiting  # asked again, of another auth, while it is there
+    kernel.ending("maildir.alice")
+    kernel.awaits("listener.0", m.Awaiting(1))
+    assert kernel.awaiting == {Key("listener.0", 1)} and not kernel.leases
+    kernel.granted(m.Granted("listener.0", 1, "bob"), 0.0)
+    assert kernel.sessions[Key("listener.0", 1)][0] == "bob"
+    kernel.maildir_gone("maildir.alice", 0.0)
+    assert kernel.sessions[Key("listener.0", 1)][0] == "bob" and kernel.leases == {"bob": Key("listener.0", 1)}
+
+
 def test_a_session_whose_client_has_gone_is_not_put_to_sleep():
     kernel = make()
     log_in(kernel, 1)
