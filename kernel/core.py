@@ -139,9 +139,8 @@ class Core:
     def awaits(self, listener: str, message: m.Awaiting) -> list[Effect]:
         """A listener announces a login."""
         key = Key(listener, message.session)
-        maildir = self.maildirs.get(self.sessions[key][0]) if key in self.sessions else None
-        if maildir is not None and maildir.key == key and maildir.retiring:  # it died before it could say Closed
-            self._free(maildir)
+        if key in self.sessions and (maildir := self.maildirs.get(self.sessions[key][0])) and maildir.key == key and maildir.retiring:
+            self._free(maildir)  # it died before it could say Closed
         if key not in self.sessions and key not in self.waiting:
             self.awaiting.add(key)
         if len(self.awaiting) > _MOST_AWAITING and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2:
@@ -217,9 +216,7 @@ class Core:
         self.asleep[maildir.user] = (maildir.key, message.state)
         maildir.key = None
         effects = self._rests(maildir, now)
-        if len(self.maildirs) > self.settings.crowd:
-            effects += self._retire(maildir.user)
-        return effects
+        return effects + self._retire(maildir.user) if len(self.maildirs) > self.settings.crowd else effects
 
     def woken(self, user: str, now: float) -> list[Effect]:
         """A parked session's client has spoken: its channel and what there was to it go to its user's actor."""
@@ -400,5 +397,4 @@ class Core:
             deaths.popleft()
         if len(deaths) > self.settings.restart_intensity:
             return Restart(name, -1.0)
-        pause = 0.0 if len(deaths) == 1 else 0.1 * 2 ** min(len(deaths) - 2, 16)
-        return Restart(name, min(pause, self.settings.restart_seconds))
+        return Restart(name, min(0.0 if len(deaths) == 1 else 0.1 * 2 ** min(len(deaths) - 2, 16), self.settings.restart_seconds))

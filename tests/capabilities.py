@@ -28,9 +28,12 @@ def check(fresh, *, logged_in, expire, login_delay, version):
     assert fresh().ask(b"USER alice").startswith(works[b"USER" in found])
     assert fresh().ask(b"STLS").startswith(works[b"STLS" in found])
     mechanisms = found.get(b"SASL", b"").split()
+    nothing = fresh().ask(b"AUTH NOTHING " + b64encode(b"alice"))
     for mechanism in MECHANISMS:
         assert fresh().ask(b"AUTH " + mechanism).startswith(b"+ " if mechanism in mechanisms else b"-ERR "), mechanism
-        assert fresh().ask(b"AUTH %b %b" % (mechanism, b64encode(b"alice"))).startswith((b"+ ", b"-ERR malformed") if mechanism in mechanisms else b"-ERR "), mechanism
+        said = fresh().ask(b"AUTH %b %b" % (mechanism, b64encode(b"alice")))  # which is a name for LOGIN, and malformed for the others
+        assert said.startswith(b"+ " if mechanism == b"LOGIN" and mechanism in mechanisms else b"-ERR "), mechanism
+        assert (said == nothing) == (mechanism not in mechanisms), mechanism
     bare = fresh().ask(b"AUTH")
     assert bare.startswith(works[bool(mechanisms)])
     for command in (b"TOP 1 0", b"UIDL", b"UIDL 1"):
