@@ -61,14 +61,22 @@ def figure(got, name="rate", messages=0):
 
 
 def cold(bench, side, *, secure=False, key="A"):
-    """A: several times a fresh server, each user once."""
+    """A: several times a fresh server, each user once; ours with a listener process for each connection too."""
+    if side == "peer":
+        once = first_visits(bench, side, secure=secure)
+        return {key: once, f"{key}c": once}
+    return {key: first_visits(bench, side), f"{key}c": first_visits(bench, side, isolation="connection")}
+
+
+def first_visits(bench, side, **options):
+    """Sessions a second, all servers taken together."""
     wall = cpu = sessions = 0
     for _ in range(bench.much(3, 1)):
-        with bench.start(side, secure=secure) as server:
+        with bench.start(side, **options) as server:
             warm_up(server)
             figures, seconds = timed(server, "STAT", "QUIT", sessions=MEASURED, users=MEASURED)
         wall, cpu, sessions = wall + figures["wall"], cpu + seconds, sessions + figures["ok"]
-    return {key: Figure(sessions / wall, 1000 * cpu / sessions)}
+    return Figure(sessions / wall, 1000 * cpu / sessions)
 
 
 def cold_secure(bench, side):

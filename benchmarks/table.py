@@ -38,7 +38,9 @@ class Figure(NamedTuple):
 
 LINES = (
     Line("A", "login (cost 4), STAT, QUIT over TLS 1.3; 20 at a time, 200 users, no actor warm", "sessions/s", RATE, 0.6, 1.0),
+    Line("Ac", 'as A, isolation = "connection": a listener process for each connection of ours', "sessions/s", RATE, None, None),
     Line("B", "the same beside the peer's high-security mode", "sessions/s", RATE, 2.5, 4.0),
+    Line("Bc", "as B, the same", "sessions/s", RATE, None, None),
     Line("C", "as A, users seen again within a minute (actors warm)", "sessions/s", RATE, 1.8, 2.5),
     Line("D", "bcrypt cost 10, first login of 200 users", "sessions/s", RATE, 1.8, None, "both cores' limit"),
     Line("E", "bcrypt cost 10, later logins", "sessions/s", RATE, 15.0, None, "as C"),

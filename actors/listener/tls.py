@@ -1,7 +1,7 @@
 """The TLS context: versions, ciphers, one certificate for each name a client may ask for, and errors that name the file and the mend.
 
 What is decided here, besides what configuration decides: ECDHE and AEAD only; the server's order; no renegotiation, no compression, no
-early data. Sessions are resumed by tickets whose key lives in one listener process and dies with it.
+early data. Sessions are resumed by tickets whose key lives in one listener process (or gate, and its children) and dies with it.
 """
 
 import ssl
