@@ -49,7 +49,7 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
     for name in sorted(known):
         if actor and not named(actor, name):
             continue
-        frames = [f for f in recording.frames if f.actor == name]
+        frames = _of(recording.frames, name)
         if name == "kernel":
             results += _kernel(frames)
         elif topology.kind_of(name) in _PLAYED:
@@ -58,6 +58,11 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
             except RecordingError as error:
                 raise RecordingError(f"{name}: {error}{_other_table(recording)}") from None
     return results
+
+
+def _of(frames: Sequence[Frame], name: str) -> list[Frame]:
+    """An actor's, as it told them: a recording of one user has the beginning of a session only once it says whose it is."""
+    return sorted((f for f in frames if f.actor == name), key=lambda f: f.time)
 
 
 def _other_table(recording: Recording) -> str:
@@ -73,7 +78,7 @@ def _until_lost(recording: Recording, name: str, frames: list[Frame]) -> tuple[l
             return frames[:index], [*notes, f"{frame.lost} frames are missing behind frame {index}: replayed up to there"], True
     lost = next((i for i, f in enumerate(recording.frames) if f.name == "Lost"), None)
     if lost is not None:
-        kept = [f for f in recording.frames[:lost] if f.actor == name]
+        kept = _of(recording.frames[:lost], name)
         return kept, [*notes, f"frames are missing behind frame {len(kept)}: replayed up to there"], True
     return frames, notes, bool(recording.damage)
 

@@ -219,6 +219,15 @@ def test_what_is_not_known_is_left_as_it_was_recorded():
     assert [f.name for f in updated(other, [changed]) if f.actor == "maildir.alice"] == [f.name for f in result.frames]
 
 
+def test_sessions_that_said_late_whose_they_are():
+    """Their beginnings stand behind what others did meanwhile."""
+    recording = read((HERE / "timeouts.rec").read_bytes())
+    for session in {f.session for f in recording.frames} - {0}:
+        held = recording._replace(frames=sorted(recording.frames, key=lambda f: f.session == session))  # noqa: B023
+        assert held.frames != recording.frames
+        assert not text_of(replay(held))
+
+
 def test_settings_that_were_too_large():
     recording = read(POPLIB.read_bytes())
     cut = [f._replace(fields={"octets cut": 500_000}) if f.name == "Settings" else f for f in recording.frames]
