@@ -5,7 +5,8 @@ opened, and one that waits for the old inode would go on with a file nobody else
 something false: the file is cut to nothing, then lines are written whole or torn (torn ones are refused), and the header
 that proves anything comes last. What such a crash could lose for good is a UIDL that is not the hash of its name (brought
 along from another server). So where there is one, the new text goes to ``popcache.new`` first, is synced, and is unlinked
-when the popcache is whole again; the next listing finds it otherwise.
+when the popcache is whole again; the next listing finds it otherwise. What a crash left there is replaced by rename, and only
+by a journal that is whole: it may be the one place where those UIDLs stand.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 NAME = b"popcache"
 JOURNAL = b"popcache.new"
+_UNFINISHED = b"popcache.new.part"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO))  # says nothing of whether a journal is good
 _POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
 _LARGEST = 192 << 20  # octets: a million and a half messages; a listing of more does not fit into an actor's memory
 _TAIL = 4096  # octets that the last line fits into
@@ -164,7 +167,7 @@ def rewrite(
     lines = b"".join(map(b"%s %d %s\n".__mod__, rows))
     text = popcache.UNPROVEN.encode() + lines
     if keep_safe:
-        _write_journal(root, lines)
+        _write_journal(root, lines, at)
         at("rewrite:journal")
     os.ftruncate(fd, 0)
     at("rewrite:truncated")
@@ -181,31 +184,45 @@ def rewrite(
         write_header(fd, header)
 
 
-def _write_journal(root: int, lines: bytes) -> None:
-    """Put the lines into ``popcache.new``, their number in its header, and sync both file and name."""
-    drop_journal(root)
-    fd = os.open(JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
+def _write_journal(root: int, lines: bytes, at: Callable[[str], None]) -> None:
+    """Make ``popcache.new`` of these lines, their number in its header, file and name synced; one that is there stays until then."""
+    _unlink(root, _UNFINISHED)
+    fd = os.open(_UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     try:
         _write(fd, popcache.Header(0, (0, 0), (0, 0), lines.count(b"\n")).encode() + lines, 0)
         os.fsync(fd)
+        at("rewrite:journaling")
+        os.rename(_UNFINISHED, JOURNAL, src_dir_fd=root, dst_dir_fd=root)
+    except OSError:
+        _unlink(root, _UNFINISHED)  # a full disk needs the room
+        raise
     finally:
         os.close(fd)
     os.fsync(root)
 
 
 def drop_journal(root: int) -> None:
-    """Remove ``popcache.new`` where there is one."""
+    """Remove ``popcache.new`` where there is one: only when all it says stands in the popcache, on disk."""
+    _unlink(root, JOURNAL)
+
+
+def _unlink(root: int, name: bytes) -> None:
     try:
-        os.unlink(JOURNAL, dir_fd=root)
+        os.unlink(name, dir_fd=root)
     except FileNotFoundError:
         return
 
 
 def read_journal(root: int) -> popcache.Cache | None:
-    """Read what a crash in the middle of a rewrite left; None where there is none or it was not yet whole itself."""
+    """Read what a crash in the middle of a rewrite left; None where there is none or it is not whole.
+
+    Raises OSError where it may be good and could not be read this moment: to go on without it would be to replace it.
+    """
     try:
         fd = os.open(JOURNAL, _READ, dir_fd=root)
-    except OSError:
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
         return None  # ELOOP and the like: not one we wrote
     try:
         left = load(fd) if S_ISREG(os.fstat(fd).st_mode) else None

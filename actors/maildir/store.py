@@ -444,7 +444,8 @@ class Maildrop:
             data = cachefile.read(lock) or b""
             offsets = popcache.line_offsets(data, doomed)
             dead = data.count(b"\n#") + data.startswith(b"#") - (popcache.parse_header(data) is not None) + len(offsets)
-            if 2 * dead > data.count(b"\n"):
+            # With a journal there, the popcache is what a crash left, and less than the journal that a rewrite would replace.
+            if 2 * dead > data.count(b"\n") and cachefile.read_journal(self.root) is None:
                 left = popcache.parse(data)
                 rows = zip(left.names, left.sizes, left.uidls, strict=True)
                 kept = (row for row in rows if row[0] not in doomed)

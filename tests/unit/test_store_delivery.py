@@ -250,7 +250,7 @@ def check(path, may_be_gone=()):
         assert cache.names == listing.names
         assert cache.uidls == listing.uidls
         assert not cache.refused
-        assert not os.path.exists(f"{path}/popcache.new")
+        assert [name for name in os.listdir(path) if name.startswith("popcache")] == ["popcache"]
         drop.close()
     return bodies
 
@@ -276,6 +276,91 @@ def test_crash_at_every_step(tmp_path, act, removed):
         fill(path)
         crashed(path, act, last)
         check(path, removed)
+
+
+class _KillError(BaseException):
+    pass
+
+
+def kill_at(path, wanted, act=act_list):
+    """Run ``act`` until that step; False where it takes none of that name."""
+
+    def fault(step):
+        if step == wanted:
+            raise _KillError
+
+    drop = Maildrop(path, fault=fault)
+    try:
+        act(drop)
+    except _KillError:
+        return True
+    finally:
+        drop.close()
+    return False
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "full")
+
+
+REWRITE = ("rewrite:journaling", "rewrite:journal", "rewrite:truncated", "rewrite:half", "rewrite:written")
+
+
+@pytest.mark.parametrize("second", [*REWRITE, "disk full"])
+@pytest.mark.parametrize("first", REWRITE)
+def test_a_uidl_from_afar_survives_two_mishaps(tmp_path, monkeypatch, first, second):
+    path = str(tmp_path / "Maildir")
+    fill(path)
+    assert kill_at(path, first, act_rebuild)
+    if second in REWRITE:
+        assert kill_at(path, second)
+    else:
+        drop = Maildrop(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            assert drop.listing().count == 7
+        drop.close()
+    check(path)
+
+
+def test_a_quit_does_not_compact_what_a_crash_left(tmp_path, monkeypatch):
+    path = str(tmp_path / "Maildir")
+    Maildrop(path).close()
+    for i in range(10, 30):
+        with open(f"{path}/cur/{i}.m:2,", "wb") as file:
+            file.write(MAIL)
+    with open(f"{path}/popcache", "wb") as file:
+        file.write(b"".join(popcache.format_line(b"%d.m" % i, len(MAIL) + 3, b"afar%d" % i) for i in range(10, 30)) + b"torn")
+    assert kill_at(path, "rewrite:half")
+    drop = Maildrop(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        listing = drop.listing()
+    assert drop.remove(listing, range(1, 19)) == []
+    drop.close()
+    drop = Maildrop(path)
+    assert drop.listing().uidls == [b"afar10", b"afar29"]
+    drop.close()
+
+
+def test_a_journal_that_cannot_be_read_now_is_not_replaced(tmp_path, monkeypatch):
+    path = str(tmp_path / "Maildir")
+    fill(path)
+    assert kill_at(path, "rewrite:truncated", act_rebuild)
+    real = os.open
+
+    def few(name, *args, **kw):
+        if name == b"popcache.new":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(name, *args, **kw)
+
+    drop = Maildrop(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", few)
+        with pytest.raises(StoreError):
+            drop.listing()
+    drop.close()
+    check(path)
 
 
 def test_a_crash_between_link_and_unlink_leaves_one_message(tmp_path):

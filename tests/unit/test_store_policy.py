@@ -184,8 +184,8 @@ def test_import_survives_a_crash_in_the_middle(box):
 
     steps = []
     bring(Maildrop(box.path, fault=steps.append), "dovecot", force=False, dry=False)
-    assert "rewrite:truncated" in steps
-    for crash in steps:
+    assert steps.index("rewrite:journaling") < steps.index("rewrite:truncated")
+    for crash in steps[steps.index("rewrite:journaling") + 1 :]:  # until the journal has its name, nothing is brought
         os.unlink(box.path + b"/popcache")
 
         def fault(step, crash=crash):
