@@ -120,7 +120,7 @@ def move_no_replace(source: int, name: bytes, target: int, new_name: bytes) -> b
 
     link and unlink, as maildir asks: of two programs only one can win. Where hard links cannot be made (some file
     systems; mail that root owns under fs.protected_hardlinks), a look and a rename: the popcache lock keeps others off.
-    A crash between link and unlink leaves one file under two names, which the next listing mends.
+    A crash between link and unlink leaves one file under two names; where they are of one canonical name, a later listing mends it.
     Raises FileNotFoundError when the file is gone, other OSErrors as they come.
     """
     try:
@@ -140,12 +140,13 @@ def move_no_replace(source: int, name: bytes, target: int, new_name: bytes) -> b
     return True
 
 
-def rename_no_replace(fd: int, name: bytes, new_name: bytes) -> bool:
-    """Give a file of one directory a new name unless that is taken (then False); no moment with two names or none."""
+def rename_no_replace(fd: int, name: bytes, new_name: bytes, target: int | None = None) -> bool:
+    """Give a file a new name, in ``target`` where given, unless that is taken (then False); no moment with two names or none."""
+    target = fd if target is None else target
     try:
-        os.stat(new_name, dir_fd=fd, follow_symlinks=False)
+        os.stat(new_name, dir_fd=target, follow_symlinks=False)
     except FileNotFoundError:
-        os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=fd)
+        os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=target)
         return True
     return False
 

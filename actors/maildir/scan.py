@@ -5,6 +5,9 @@ Decisions where maildir and popcache leave a choice:
 - One canonical name on two files of cur/ (or new/ and cur/). Two links to one file: one is unlinked. Two files: the first
   in byte order keeps the name, and with it the UIDL; the other is renamed, to the same leading number, eight fresh hex
   digits and the host name, and is thus served with a UIDL of its own at nearly the same place.
+- Names seen at two moments may be one file that another program renames, and two links one that it moves by link and unlink
+  (mutt changes flags that way). So both names are looked at together, the file must say that it has two links, and none of them
+  may be younger than five seconds. Until then both stay, the message is served once, and a later listing looks again.
 - A name that cannot stand in a popcache line (a blank or a line end in it) is served like any other, measured at each
   scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
 - A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
+_YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
 _HEX64 = frozenset(b"0123456789abcdef")
 
 
@@ -56,11 +60,13 @@ class Scan:
     this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
     still be so as long as neither directory changes. ``lied``: names whose sizes in them are not believed.
     ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with its file;
-    None where none are wanted. ``alive``: called now and then while messages are measured, which may take minutes.
+    None where none are wanted. ``alive``: called now and then while messages are measured, which may take minutes. ``now``: ns of the
+    epoch when this began. ``linked``: canonical name to (device, inode) of messages that have two names, one of them to go later.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "lied", "notes", "own", "present", "unreadable",
+        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "lied", "linked", "notes", "now", "own",
+        "present", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -75,6 +81,8 @@ class Scan:
         self.own: frozenset[bytes] | set[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
+        self.now = 0
+        self.linked: dict[bytes, tuple[int, int]] = {}
         self.unreadable: set[bytes] = set()
         self.clean = True
 
@@ -91,10 +99,27 @@ class Scan:
                 at("listing:moved")
 
     def second_look(self) -> None:
-        """Read cur/ once more and add what the first reading missed."""
+        """Read cur/ once more and add what the first reading missed, or what was put back into new/ meanwhile."""
         bases, infos = split_names(directory.list_names(self._cur))
         for base, info in zip(bases, infos, strict=True):
             self.present.setdefault(base, info)
+        for base in map(maildirname.canonical, directory.list_names(self._new)):
+            if base not in self.present:
+                self.present[base] = maildirname.INFO_NEW
+                self.clean = False
+
+    def vanished(self, name: bytes) -> bool:
+        """Of a present message that could not be measured: is it gone, or no file? Or has another program renamed it meanwhile?"""
+        try:
+            return not S_ISREG(os.stat(name + self.present[name], dir_fd=self._cur, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            self.clean = False
+        for fd in (self._cur, self._new):
+            for there in directory.list_names(fd):
+                if maildirname.canonical(there) == name:
+                    self.present[name] = there[len(name) :] or maildirname.INFO_NEW
+                    return False
+        return True
 
     def _resolve_doubles(self, names: list[bytes]) -> None:
         groups: dict[bytes, list[bytes]] = {}
@@ -106,32 +131,52 @@ class Scan:
 
     def _resolve(self, base: bytes, group: list[bytes]) -> None:
         """Leave one file under ``base``; a name that is no longer there was renamed while the directory was read."""
-        keeper: tuple[int, int] | None = None
+        kept = False
         for name in group:
             try:
-                status = os.stat(name, dir_fd=self._cur, follow_symlinks=False)
+                if not S_ISREG(os.stat(name, dir_fd=self._cur, follow_symlinks=False).st_mode):
+                    continue
             except FileNotFoundError:
                 continue
-            if not S_ISREG(status.st_mode):
-                continue
-            inode = status.st_dev, status.st_ino
-            if keeper is None:
-                keeper = inode
+            if kept:
+                self._free(self._cur, name, base)
+            else:
+                kept = True
                 self.present[base] = name[len(base) :]
-                continue
-            self._free(self._cur, name, base, same=inode == keeper)
         self.doubtful.add(base)
 
-    def _free(self, source: int, name: bytes, base: bytes, *, same: bool) -> None:
+    def _is_link(self, source: int, name: bytes, base: bytes) -> bool | None:
+        """Is ``name`` a link to the file that keeps ``base``, or a file of its own? None where that is not settled yet."""
+        try:
+            before = os.stat(name, dir_fd=source, follow_symlinks=False)
+            kept = os.stat(base + self.present[base], dir_fd=self._cur, follow_symlinks=False)
+            after = os.stat(name, dir_fd=source, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        inode = after.st_dev, after.st_ino
+        if inode != (before.st_dev, before.st_ino):
+            return None
+        if inode != (kept.st_dev, kept.st_ino):
+            return False
+        if after.st_nlink < 2:
+            return None
+        if after.st_ctime_ns > self.now - _YOUNG_NS:
+            self.linked[base] = inode
+            return None
+        return True
+
+    def _free(self, source: int, name: bytes, base: bytes) -> None:
         """Take a second file, or a second link to the same, off the canonical name ``base``."""
         try:
+            same = self._is_link(source, name, base)
             if same:
                 os.unlink(name, dir_fd=source)
                 return
             info = name[len(base) :] or maildirname.INFO_NEW
-            for _ in range(16):
+            for _ in range(16 if same is False else 0):
                 fresh = base.partition(b".")[0] + b"." + self._random(4).hex().encode() + b"." + self._fresh_host
-                if fresh not in self.present and directory.move_no_replace(source, name, self._cur, fresh + info):
+                # One step: a crash between link and unlink would leave two messages, for the names say nothing of each other.
+                if fresh not in self.present and directory.rename_no_replace(source, name, fresh + info, self._cur):
                     self.present[fresh] = info
                     return
         except FileNotFoundError:
@@ -149,7 +194,7 @@ class Scan:
             if not S_ISREG(status.st_mode):
                 return
             if base in self.present:
-                self._free(self._new, name, base, same=self._is_link(status, base + self.present[base]))
+                self._free(self._new, name, base)
             elif directory.move_no_replace(self._new, name, self._cur, base + info):
                 self.present[base] = info
                 if base not in self.own:
@@ -160,14 +205,6 @@ class Scan:
             return
         except OSError as error:
             self._note(f"new/{show(name)}: {os.strerror(error.errno or 0)}")
-
-    def _is_link(self, status: os.stat_result, current: bytes) -> bool:
-        """Is the file in cur/ the same as the one of ``status``: left by a crash between link and unlink."""
-        try:
-            there = os.stat(current, dir_fd=self._cur, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -229,7 +266,7 @@ class Match:
                 continue
             if name in scan.doubtful:
                 octets = scan.measure(name)
-                if octets is None and name not in scan.unreadable:
+                if octets is None and name not in scan.unreadable and scan.vanished(name):
                     self.gone.add(name)
                     continue
                 if octets is not None:

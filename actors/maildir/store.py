@@ -70,6 +70,7 @@ class Maildrop:
         self._doubtful: set[bytes] = set()
         self._delivered: set[bytes] = set()  # since the last listing, by this process: their popcache lines are ours
         self.named = 0, 0  # the last fresh name's second and number
+        self._linked: dict[bytes, tuple[int, int]] = {}  # messages that had two names at the last scan
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
@@ -208,12 +209,13 @@ class Maildrop:
         journal = cachefile.read_journal(self.root)
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
-        scan.alive = self.alive
+        scan.alive, scan.now = self.alive, seen.made
         scan.own, self._delivered = self._delivered, set()
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
+        self._linked = scan.linked
         self._doubtful = set()
         listing = match.listing
         seen.count = listing.count
@@ -421,6 +423,8 @@ class Maildrop:
         return None if found is None else os.stat(found[1], dir_fd=found[0], follow_symlinks=False)
 
     def _unlink(self, listing: Listing, i: int) -> None:
+        if listing.names[i] in self._linked:
+            self._unlink_links(listing.names[i])
         for name in self._candidates(listing, i):
             try:
                 os.unlink(name, dir_fd=self.cur)
@@ -433,6 +437,18 @@ class Maildrop:
                 os.unlink(found[1], dir_fd=found[0])
             except FileNotFoundError:
                 return
+
+    def _unlink_links(self, base: bytes) -> None:
+        """A message whose second name was too young to be taken away: else it would be back at the next listing."""
+        for fd in (self.cur, self.new):
+            for name in directory.list_names(fd):
+                if maildirname.canonical(name) == base:
+                    try:
+                        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                        if (status.st_dev, status.st_ino) == self._linked[base]:
+                            os.unlink(name, dir_fd=fd)
+                    except FileNotFoundError:
+                        continue
 
     def _strike_out(self, doomed: set[bytes]) -> None:
         """Mark the lines of removed messages; compact the file when more than half of its lines are such."""

@@ -1,5 +1,6 @@
 """The maildir store on awkward maildirs: whatever lies there, each message is served as itself or not at all."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -206,8 +207,89 @@ def test_two_links_to_one_file_are_one_message(box):
     os.link(box.path + b"/cur/5.a:2,", box.path + b"/cur/5.a:2,S")
     os.link(box.path + b"/cur/5.a:2,", box.path + b"/new/5.a")
     assert shown(box.drop.listing()) == rows(b"5.a")
-    assert box.names(b"new") == []
-    assert len(box.names()) == 1
+    assert box.names(b"new") + box.names() == [b"5.a", b"5.a:2,", b"5.a:2,S"]  # a program may be between link and unlink
+    box.age()
+    assert shown(box.drop.listing()) == rows(b"5.a")
+    assert box.names(b"new") + box.names() == [b"5.a:2,"]
+
+
+def test_what_has_a_young_second_name_is_removed_whole(box):
+    box.put(b"5.a:2,")
+    os.link(box.path + b"/cur/5.a:2,", box.path + b"/new/5.a")
+    box.put(b"6.a:2,")
+    assert box.drop.remove(box.drop.listing(), [0]) == []
+    assert box.names(b"new") + box.names() == [b"6.a:2,"]
+    assert shown(box.drop.listing()) == rows(b"6.a")
+
+
+class Mover:
+    """Another program that renames one message, before those of the store's system calls whose numbers are given.
+
+    ``late``: a name that the first reading of cur/ gives beside what is there, as a directory that changes while it is read may.
+    """
+
+    def __init__(self, monkeypatch, box, *moves, late=None):
+        self.box, self.moves, self.late = box, moves, late
+        self.count = 0
+        self.rename = os.rename
+        for call in ("listdir", "stat", "unlink"):
+            monkeypatch.setattr(os, call, self.wrap(getattr(os, call)))
+
+    def wrap(self, real):
+        def call(path, *args, **kw):
+            if path in (b"popcache", "cur", "new"):
+                return real(path, *args, **kw)
+            self.count += 1
+            for at, old, new in self.moves:
+                if at == self.count:
+                    with contextlib.suppress(FileNotFoundError):
+                        self.rename(os.path.join(self.box.path, old), os.path.join(self.box.path, new))
+            result = real(path, *args, **kw)
+            return [*result, self.late] if self.late and self.count == 1 else result
+
+        return call
+
+
+CUR, SEEN, NEW = b"cur/1.a:2,", b"cur/1.a:2,S", b"new/1.a"
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("other", [SEEN, NEW])
+@pytest.mark.parametrize("gaps", [(a, b) for a in range(1, 5) for b in range(1, 4)])
+def test_a_message_moved_to_and_fro_is_neither_lost_nor_renamed(box, monkeypatch, known, linked, other, gaps):
+    """Looked at again and again it is there under both names, and has but one."""
+    box.put(b"1.a:2,")
+    if known:
+        box.cache = popcache.format_line(b"1.a", 21, b"from-afar")
+    if linked:
+        os.link(os.path.join(box.path, CUR), box.path + b"/backup")  # of which no name here says anything
+    second, third = 2 + gaps[0], 2 + sum(gaps)
+    with monkeypatch.context() as patch:
+        moves = (2, CUR, other), (second, other, CUR), (third, CUR, other)
+        Mover(patch, box, *moves, late="1.a:2,S" if other == SEEN else None)
+        listing = box.drop.listing()
+    assert {name.partition(b":")[0] for name in box.names() + box.names(b"new")} == {b"1.a"}
+    if known:
+        assert shown(listing) == [(b"1.a", 21, b"from-afar")]
+        assert box.drop.read_small(listing, 0, 99) == MAIL
+    assert shown(box.again()) == [(b"1.a", 21, b"from-afar" if known else uidl(b"1.a"))]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("other", [SEEN, NEW])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_message_moved_once_keeps_its_name(box, monkeypatch, known, other, at):
+    box.put(b"1.a:2,")
+    if known:
+        box.cache = popcache.format_line(b"1.a", 21, b"from-afar")
+    with monkeypatch.context() as patch:
+        Mover(patch, box, (at, CUR, other))
+        listing = box.drop.listing()
+    if known:
+        assert shown(listing) == [(b"1.a", 21, b"from-afar")]
+        assert box.drop.read_small(listing, 0, 99) == MAIL
+    assert shown(box.again()) == [(b"1.a", 21, b"from-afar" if known else uidl(b"1.a"))]
 
 
 def test_an_unreadable_message_is_left_out_and_said(box, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import time
 
 import pytest
 from popkernel.actors.maildir.store import Maildrop, StoreError
@@ -368,7 +369,39 @@ def test_a_crash_between_link_and_unlink_leaves_one_message(tmp_path):
     drop = Maildrop(path)
     name = deliver(drop).decode()
     os.link(f"{path}/new/{name}", f"{path}/cur/{name}:2,")
-    listing = drop.listing()
-    assert listing.count == 1
+    assert drop.listing().count == 1
+    drop._clock = lambda: time.time() + 10
+    assert drop.listing().count == 1
     assert os.listdir(drop.new) == []
+    assert os.listdir(drop.cur) == [f"{name}:2,"]
+    drop.close()
+
+
+@pytest.mark.parametrize("where", ["cur/5.a:2,S", "new/5.a"])
+@pytest.mark.parametrize("call", ["link", "rename", "unlink"])
+def test_a_crash_while_a_second_file_gets_its_own_name(tmp_path, monkeypatch, where, call):
+    path = str(tmp_path / "Maildir")
+    Maildrop(path).close()
+    for name, data in (("cur/5.a:2,", b"one\n"), (where, b"two\n")):
+        with open(f"{path}/{name}", "wb") as file:
+            file.write(data)
+    real = getattr(os, call)
+
+    def boom(*args, **kw):
+        real(*args, **kw)
+        raise _KillError
+
+    drop = Maildrop(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, boom)
+        try:
+            drop.listing()
+        except _KillError:
+            assert call == "rename"
+    drop.close()
+    drop = Maildrop(path)
+    drop._clock = lambda: time.time() + 10
+    for _ in range(2):
+        listing = drop.listing()
+        assert sorted(drop.read_small(listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
     drop.close()
