@@ -99,7 +99,7 @@ class Actor:
         if threads is not None:
             threads()
         sandbox.report_broken(self._broke)
-        sandbox.pledge(program, all_threads=row.threads or threads is not None)  # the row says who may start more of them
+        sandbox.pledge(program, all_threads=row.threads)
 
     def drop_ids(self, nofile: int | None = None) -> None:
         """Limits and ids, for good. `lock` does it for those who did not have to do something in between."""

@@ -121,6 +121,7 @@ ACTORS: tuple[Actor, ...] = (
         "stdio inet recvfd",
         "serves TCP connections on the listening sockets it was handed (inet); takes sessions' channels (recvfd)",
         network=True,
+        threads=True,  # its watchdog
         nofile=65536,
         shutdown=10,
         memory=4096 * MIB,
