@@ -202,7 +202,7 @@ def test_deadly_attempts_of_maildir_actors_and_the_next_session_is_well():
 
 def test_deadly_attempts_of_singletons_and_the_service_is_well():
     attempts = {name: one_a_promise(PROMISES[kind_of(name)]) for name in ("auth", "listener.0", "mda")}
-    for name in ("auth", "listener"):
+    for name in ("auth", "listener.0"):
         attempts[name].remove("fork")  # refused softly where there are threads, for the sake of the report: see promises.py
     attempts["spawner"] = lacking(DEADLY, PROMISES["spawner"])[:2]  # the others: in its children, above
     with Sabotaged({"deadly": attempts}, restart_intensity=1000, restart_seconds=1, mail=(), lmtp=True) as service:
