@@ -52,7 +52,7 @@ class MaildirActor(Actor):
             self.drop = Maildrop(
                 self.path, hostname=config["hostname"], clock=self.clock, random=random_octets, policy=policy_of(config),
             )
-            self.drop.alive = self._alive
+            self.drop.alive = self.alive
             paths = [(self.path, "rwc")]
         except StoreError as error:
             self.trouble = error
@@ -65,7 +65,7 @@ class MaildirActor(Actor):
     def sessions(self) -> int:
         return int(self.session is not None)
 
-    def _alive(self) -> None:
+    def alive(self) -> None:
         """A large mailbox that nobody has listed before takes minutes: meanwhile the kernel is to see that this does not hang."""
         now = time.monotonic()
         if now - self.said_alive > _ALIVE_SECONDS:

@@ -27,20 +27,23 @@ def rehearse(directory: str) -> None:
     path = os.path.join(directory, f"rehearsal-{os.getpid()}")
     os.mkdir(path, 0o700)
     try:
-        for _ in range(_ROUNDS):
-            _one_life(path)
+        for number in range(_ROUNDS):
+            _one_life(path, number)
     finally:
         _remove(path)
         counts.messages_in = counts.messages_out = 0
 
 
-def _one_life(path: str) -> None:
+def _one_life(path: str, life: int) -> None:
     mine, its = pair()
     maildir = os.fsencode(path)
     config = {"maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}
     config |= Policy()._asdict()
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")
+    actor.drop.alive = actor.alive
+    with open(os.path.join(path, "new", f"1.{life}.localhost"), "wb") as file:  # mail that another program has put there
+        file.write(_MAIL)
     actor.connect()
     loop = Loop()
     kernel = Channel(loop, mine, "kernel", "maildir.rehearsal", lambda *_: None, lambda *_: None)
@@ -58,7 +61,7 @@ def _one_life(path: str) -> None:
     kernel.send(m.Open(1, 0), [theirs.fileno()])
     theirs.close()
     actor.loop.turn()
-    for asked in ([m.Retrieve(1, 2, 0)], [m.List(1, 2), m.Uidl(1, 1), m.Top(1, 3)], [m.Delete(1, 1), m.Credit(1000)], [m.Quit([])]):
+    for asked in ([m.Retrieve(1, 2, 0)], [m.List(1, 2), m.Uidl(1, 1), m.Top(1, 3)], [m.Delete(1, 2), m.Credit(1000)], [m.Quit([])]):
         listener.send_all(asked)
         actor.loop.turn()
         listener.read()
