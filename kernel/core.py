@@ -105,7 +105,7 @@ class Key(NamedTuple):
 class Maildir:
     """What the kernel knows of a user's maildir actor."""
 
-    __slots__ = ("given", "key", "name", "retiring", "row", "stale", "user", "waiting")
+    __slots__ = ("key", "name", "retiring", "row", "stale", "user", "waiting")
 
     def __init__(self, user: str, row: MailUser) -> None:
         self.user = user
