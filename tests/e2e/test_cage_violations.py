@@ -1,5 +1,6 @@
 """An actor that breaks the rules of its channels, live: it is ended, logged and counted, and everyone else's sessions go on."""
 
+import contextlib
 import poplib
 
 import pytest
@@ -104,7 +105,9 @@ def test_a_lie_of_a_maildir_actor_about_others_changes_nothing(hostile, bob, wha
 def test_a_flood_of_lines_is_cut(hostile, bob):
     client = hostile.pop3("say-log-flood")
     hostile.wait_log(f"flood {MOST - 1}\n")
-    client.quit()
+    with contextlib.suppress(poplib.error_proto):  # who floods fast enough is ended for it, and its own session with it
+        client.quit()
+    client.close()
     hostile.command("status")  # what it said before its end has been read by now
     assert f"flood {MOST}\n" not in hostile.read_log()
 
