@@ -74,7 +74,7 @@ class Gate(Door):
         row = row_of("listener")
         program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
         theirs = told({**config, "die_with_parent": self.children.die_with_parent}, served)
-        rehearse(theirs)
+        rehearse(theirs, sandboxed=boot.sandboxed)
         self.listener = Lone(
             Boot(row.name, boot.channel, boot.uid, boot.gid, theirs, sandboxed=boot.sandboxed, program=program),
         )
