@@ -16,8 +16,9 @@ from popkernel.cli.certificate import check_certificate, check_names
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel import trust
 from popkernel.kernel.binding import BindError, bind
-from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, actor_ids, gather, keys, mta_uids
+from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
+from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.rundir import problem as run_dir_problem

@@ -19,8 +19,9 @@ import msgpack
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.channel import Channel, Message, pair
-from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
+from popkernel.kernel.config import Address, Config, ConfigError
 from popkernel.kernel.exits import EXITS
+from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
