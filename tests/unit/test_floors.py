@@ -17,10 +17,7 @@ PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "fun
 LARGE = {
     "proto/messages.py": "every message, in the order of the table: a list",
     "proto/lmtp.py": "one protocol, whose commands share one state",
-    "kernel/init.py": "the one process that may do all: to be read in one go",
-    "actors/listener/front.py": "sockets, TLS and timers of one connection",
     "actors/maildir/store.py": "one maildrop from opening to QUIT",
-    "actors/mda/main.py": "the mda's shell, as the listener's",
 }
 MOST = 400
 LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway
