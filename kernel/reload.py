@@ -24,73 +24,6 @@ _CONFIG = EXITS["config"].code
 _LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
 
 
-class Reloads:
-    """One reload at a time, from the question to the answer."""
-
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
-        self._asked: Callable[[dict[str, Any]], None] | None = None  # who asked for one that init has not yet begun
-        self._now: Reload | None = None  # the one under way
-        self._last = Asker(supervisor, None, [])  # of the last reload, or of the start
-
-    def ask(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """`popkernel reload`."""
-        k = self._kernel
-        if self._now is not None or self._asked is not None or k.state != "running":
-            now = k.state if k.state != "running" else "reloading"
-            Asker(k, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
-            return
-        self._asked = answer
-        k.tell_init(m.Signal("HUP"))
-
-    def told(self, word: str, rest: str) -> None:
-        """Init's word: what is wrong with a mailbox, or how the configuration reads."""
-        k = self._kernel
-        if word in ("MAILBOX", "LOOKED"):
-            self._last.looked(*rest.partition(" ")[::2])
-            return
-        asked, self._asked = self._asked, None
-        asker = Asker(k, asked, rest.split(", ") if word == "HUP" and rest else [])
-        if word == "HUP":
-            if rest:
-                k.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
-            self._begin(asker)
-            return
-        k.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
-        asker.refuse(_CONFIG, rest)
-
-    def _begin(self, asker: "Asker") -> None:
-        """Replace auth and listeners by new ones that read the new files."""
-        k = self._kernel
-        if self._now is not None or k.state != "running":
-            now = k.state if self._now is None else "reloading"
-            self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
-            return
-        try:
-            users = read_users(k.config.user_table, k.config.subdir)
-        except ValueError as error:
-            k.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
-            self._over(asker, str(error), code_of(error))
-            return
-        self._now = Reload(k, users, lambda error, code: self._over(asker, error, code))
-        self._now.begin()
-
-    def concerned(self, name: str) -> "Reload | None":
-        """The reload under way, if that is one of the new actors of it."""
-        return self._now if self._now is not None and name in self._now.names else None
-
-    def _over(self, asker: "Asker", error: str, code: int) -> None:
-        """It went well, or nothing has changed because of `error`; init is told first, then whoever asked."""
-        self._now = None
-        self._kernel.tell_init(m.Signal("NOT" if error else "DONE"))
-        if error:
-            asker.refuse(code, error)
-            return
-        self._last.done()
-        self._last = asker
-        asker.wait()
-
-
 class Asker:
     """Whoever asked for a reload, if anyone did: told how it went, once init has looked at the mailboxes of the new table."""
 
@@ -183,3 +116,73 @@ class Reload:
                 s.kill(process)
         s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
         self.over(why, code)
+
+
+class Reloads:
+    """One reload at a time, from the question to the answer."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._kernel = supervisor
+        self._asked: Callable[[dict[str, Any]], None] | None = None  # who asked for one that init has not yet begun
+        self._now: Reload | None = None  # the one under way
+        self._last = Asker(supervisor, None, [])  # of the last reload, or of the start
+
+    def ask(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        """`popkernel reload`."""
+        k = self._kernel
+        if self._now is not None or self._asked is not None or k.state != "running":
+            now = k.state if k.state != "running" else "reloading"
+            Asker(k, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
+            return
+        self._asked = answer
+        k.tell_init(m.Signal("HUP"))
+
+    def told(self, word: str, rest: str) -> None:
+        """Init's word: what is wrong with a mailbox, or how the configuration reads."""
+        k = self._kernel
+        if word in ("MAILBOX", "LOOKED"):
+            self._last.looked(*rest.partition(" ")[::2])
+            return
+        asked, self._asked = self._asked, None
+        asker = Asker(k, asked, rest.split(", ") if word == "HUP" and rest else [])
+        if word == "HUP":
+            if rest:
+                k.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
+            self._begin(asker)
+            return
+        k.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
+        asker.refuse(_CONFIG, rest)
+
+    def _begin(self, asker: Asker) -> None:
+        """Replace auth and listeners by new ones that read the new files."""
+        k = self._kernel
+        if self._now is not None or k.state != "running":
+            now = k.state if self._now is None else "reloading"
+            self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
+            return
+        try:
+            users = read_users(k.config.user_table, k.config.subdir)
+        except ValueError as error:
+            k.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
+            self._over(asker, str(error), code_of(error))
+            return
+        self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
+        self._now.begin()
+
+    def concerned(self, name: str) -> Reload | None:
+        """The reload under way, if that is one of the new actors of it."""
+        return self._now if self._now is not None and name in self._now.names else None
+
+    def _ended(self, asker: Asker, error: str, code: int) -> None:
+        self._now = None
+        self._over(asker, error, code)
+
+    def _over(self, asker: Asker, error: str, code: int) -> None:
+        """It went well, or nothing has changed because of `error`; init is told first, then whoever asked."""
+        self._kernel.tell_init(m.Signal("NOT" if error else "DONE"))
+        if error:
+            asker.refuse(code, error)
+            return
+        self._last.done()
+        self._last = asker
+        asker.wait()
