@@ -7,6 +7,7 @@ from popkernel.cli.parser import DIRECTORY, FILE, Parser, Version, add_config_fi
 from popkernel.cli.serverflags import add_server_flags, add_start
 from popkernel.kernel.exits import EXITS
 from popkernel.proto.sessionname import session_number
+from popkernel.proto.uidlist import SOURCES
 
 __all__ = ["build_parser"]
 
@@ -198,8 +199,8 @@ def _import_uidl(commands: Any) -> None:
     complete(parser.add_argument("-u", dest="user_table", metavar="FILE", required=True, help=what), FILE)
     parser.add_argument("-e", dest="subdir", default="", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
     parser.add_argument("-n", dest="dry", action="store_true", help="write nothing, say what would be done")
-    choices = ("dovecot", "courier", "filename")
-    parser.add_argument("--from", dest="source", choices=choices, help="where they come from (default: whose file lies in the maildir)")
+    what = "where they come from (default: whose file lies in the maildir)"
+    parser.add_argument("--from", dest="source", choices=SOURCES[1:], help=what)
     parser.add_argument("--force", action="store_true", help="also for messages that have a unique id in the popcache")
     parser.add_argument("users", metavar="USER", nargs="*", help="only these (default: all of the table)")
 

@@ -19,7 +19,7 @@ from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
 from popkernel.kernel.actorlines import ActorLines
 from popkernel.kernel.blame import Blame
-from popkernel.kernel.channel import Channel, Message, pair
+from popkernel.kernel.channel import Channel, Message, discard, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
@@ -148,8 +148,7 @@ class Supervisor(Actor):
 
     def violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""
-        for fd in fds:
-            os.close(fd)
+        discard(fds)
         process.channel.close()
         self._on_actor_gone(process.channel, why)
 
@@ -337,7 +336,7 @@ class Supervisor(Actor):
             self.stopping.gone(process.name)
         elif reload is not None:
             reload.fail(f"{process.name} ended: {how}", SOFTWARE)
-        elif row_of(process.name).singleton and not process.session and not expected:
+        elif row_of(process.name).restart == "permanent" and not process.session and not expected:
             self.singletons.ended(process, how)
 
     def _orphans(self, parent: str) -> None:

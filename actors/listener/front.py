@@ -376,7 +376,7 @@ class Front(Door):
         if client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
         if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # who does not listen any more need not know
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
         client.sock.close()
         self._account(
