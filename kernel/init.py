@@ -36,7 +36,7 @@ from popkernel.proto.topology import actor as row_of
 
 __all__ = ["run"]
 
-SOFTWARE, OSERR, CONFIG, CANTCREAT = (EXITS[name].code for name in ("software", "oserr", "config", "cantcreat"))
+SOFTWARE, OSERR, CONFIG = (EXITS[name].code for name in ("software", "oserr", "config"))
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
