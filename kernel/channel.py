@@ -333,14 +333,19 @@ class Channel:
         self.gone = True
         self._loop.remove(self.fd)
         self.sock.close()
-        for fd in self._fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        discard(self._fds)
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()
         self._fds.clear()
+
+
+def discard(fds: Sequence[int]) -> None:
+    """Close descriptors that somebody handed over. What they are was that one's choice, and so whether closing tells of an error (FUSE)."""
+    for fd in fds:
+        with contextlib.suppress(OSError):  # it is closed all the same, close(2)
+            os.close(fd)
 
 
 def _int_array(fds: Sequence[int]) -> bytes:
