@@ -157,7 +157,7 @@ class Supervisor(Actor):
         try:
             handler(channel.tag, message, fds)
         except UnsayableError as error:  # what follows from it can't be said: it is not done, and the kernel goes on
-            self.log_line(ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}")
+            self.actor_line(channel.peer, ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}", "kernel")
 
     def _violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""
@@ -171,7 +171,7 @@ class Supervisor(Actor):
         process: Process = channel.tag
         if why:
             self.refused += 1
-            self.log_line(ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
+            self.actor_line(_whose(process), ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended", "kernel")
             self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
@@ -325,7 +325,7 @@ class Supervisor(Actor):
         if listener is not None and listener.kind == "listener" and not listener.channel.gone:
             listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
             self._read_holder(message.user)
-            self.do(self.core.granted(message, self.loop.now))
+            self.do(self.core.granted(message, self.loop.now), f"maildir.{message.user}")
 
     def _read_holder(self, user: str) -> None:
         """The lease may be free already, or its session's client gone: the actor's or another listener's word waits in its channel."""
@@ -346,16 +346,19 @@ class Supervisor(Actor):
             return
         self.opened.pop(core.Key(process.name, message.session), None)
         self.do(self.core.ended(process.name, message))
-        self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
+        self._event(process, INFO if message.user else DEBUG, "session over", session_over(message))
 
     def _login_failed(self, process: Process, message: m.LoginFailed, fds: list[int]) -> None:
         del fds
         if self._its_own(process, message.session):
-            self.log_line.event(NOTICE, "login failed", login_failed(message))
+            self._event(process, NOTICE, "login failed", login_failed(message))
+
+    def _event(self, process: Process, level: int, event: str, fields: dict[str, Any]) -> None:
+        self.actor_line.event(process.name, level, event, fields, alone=bool(process.session))
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
-        self.do(self.core.closed(process.name, message, self.loop.now))
+        self.do(self.core.closed(process.name, message, self.loop.now), process.name)
         self._schedule_sweep()
 
     def _recipient(self, process: Process, message: m.Recipient, fds: list[int]) -> None:
@@ -384,7 +387,8 @@ class Supervisor(Actor):
         self._schedule_sweep()
 
     # -- effects
-    def do(self, effects: list[core.Effect]) -> None:
+    def do(self, effects: list[core.Effect], about: str = "") -> None:
+        """`about`: whose share of the log a line of theirs is, "" for nobody's."""
         for effect in effects:
             match effect:
                 case core.Send(to, message):
@@ -408,6 +412,8 @@ class Supervisor(Actor):
                 case core.Suspect(name):
                     if name in self.processes:
                         self.hung.suspect(self.processes[name])
+                case core.Line(level, text) if about:
+                    self.actor_line(about, level, text, "kernel")
                 case core.Line(level, text):
                     self.log_line(level, text)
 
@@ -445,7 +451,7 @@ class Supervisor(Actor):
 
     def _hangs(self, process: Process, seconds: int) -> None:
         if self.processes.get(process.name) is process:
-            self.log_line(ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended")
+            self.actor_line(_whose(process), ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended", "kernel")
             self.kill(process)
 
     def kill(self, process: Process) -> None:
@@ -472,7 +478,7 @@ class Supervisor(Actor):
         expected = process.state in ("stopping", "draining") or self.state == "stopping"
         if process.kind == "maildir.{user}":
             if message.status:
-                self.log_line(WARNING, f"{process.name} ended: {how}")
+                self.actor_line(process.name, WARNING, f"{process.name} ended: {how}", "kernel")
             self.do(self.core.maildir_gone(process.name, self.loop.now))
             self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
         elif process.kind == "mda":
@@ -480,7 +486,7 @@ class Supervisor(Actor):
         elif process.session:
             self._sessions_lost([core.Key(process.name, process.session)])
             if message.status and not expected:
-                self.log_line(WARNING, f"{process.name} ended: {how}")
+                self.actor_line(_whose(process), WARNING, f"{process.name} ended: {how}", "kernel")
             self.gates.over(process)
         elif process.kind == "listener":
             self._sessions_lost([key for key in self.opened if key.listener == process.name])
@@ -648,3 +654,8 @@ class Supervisor(Actor):
         said = status(self)
         for answer in asking:
             answer(said)
+
+
+def _whose(process: Process) -> str:
+    """Whose share of the log its end is: listeners of one connection each have no name twice, so it is their gate's."""
+    return process.parent if process.session else process.name
