@@ -383,6 +383,9 @@ class Supervisor(Actor):
             self._gone(message)
 
     def _parked(self, process: Process, message: m.Parked, fds: list[int]) -> None:
+        if self.core.parks_too_soon(process.name, message, self.loop.now):
+            self._violates(process, "a session parked that was not silent for so long", fds)
+            return
         self.parking.park(process.name, message, fds[0])
         self._schedule_sweep()
 

@@ -124,6 +124,14 @@ def refuse(actor):
     actor.loop.later(0.1, lambda: refuse(actor))
 
 
+def park(actor, session, state, fd):
+    """At once, whatever waits in the channel; and so whenever it is woken."""
+    actor.handlers[m.Wake] = lambda message, fds: park(actor, message.session, message.state, fds[0])
+    actor.kernel.send(m.Parked(session, state), [fd])
+    if fd != actor.channel.fd:
+        os.close(fd)
+
+
 def again(actor):
     """A grant that is true, and the same many times: at once, and when the session is over."""
     grant = m.Granted(actor.asker, actor.evil.session, "bob")
@@ -138,6 +146,7 @@ SAYINGS = {
     "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
     "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
     "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
+    "park again": lambda actor: park(actor, actor.number, actor.session.park(), actor.channel.fd),
     "fds": lambda actor: stray_descriptors(actor.kernel),
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
