@@ -40,6 +40,7 @@ from popkernel.proto.topology import edge
 __all__ = ["Supervisor"]
 
 CONFIG = 78  # sysexits(3)
+_SILENT = 4  # seconds within which who stops must say that it lives
 _START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 
 
@@ -76,6 +77,7 @@ class Supervisor(Actor):
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
         self.hung = Hung(self.loop, self._hangs)
+        self.silent = Hung(self.loop, self._hangs)  # of those that are to stop
         self.parking = Parking(self.loop, self.core, self.do)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
@@ -576,7 +578,27 @@ class Supervisor(Actor):
         self.state = "stopping"
         self.stop_seconds = seconds
         self.stages = [("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",)]
+        self._ask_alive(list(self.processes.values()))
         self._next_stop()
+
+    def _ask_alive(self, processes: list[Process]) -> None:
+        """Who ends politely answers meanwhile; who says nothing is not waited for to the end of its time.
+
+        But a maildir actor that has a session may be at its QUIT, and sees nothing else until the disk has it; and whose end is its
+        children's is not ended before they had theirs.
+        """
+        parents = {p.parent for p in self.processes.values() if self._serves(p)}
+        for process in processes:
+            maildir = process.kind == "maildir.{user}"
+            if process.hello is not None and process.name not in parents and not (maildir and self._serves(process)):
+                self.silent.suspect(process, _SILENT)
+
+    def _serves(self, process: Process) -> bool:
+        """Whether it has a session."""
+        if process.kind != "maildir.{user}":
+            return bool(process.session) and process.state != "ahead"
+        maildir = self.core.maildirs.get(process.name.removeprefix("maildir."))
+        return maildir is not None and maildir.key is not None
 
     ended_early = False  # before it was ready, for a fault that init tells of
     stop_seconds = 10
@@ -597,6 +619,7 @@ class Supervisor(Actor):
             for process in stage:
                 process.state = "stopping"
             self.stopping = {process.name for process in stage}
+            self._ask_alive(stage)
             if stage:
                 self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
         assert self.init is not None
@@ -609,6 +632,8 @@ class Supervisor(Actor):
         for process in stage:
             if self.processes.get(process.name) is process:
                 self.kill(process)
+                if process.parent in self.processes:  # who is stopped itself ends nobody, and tells of no end
+                    self.silent.suspect(self.processes[process.parent], _SILENT)
 
     # -- reload
     def begin_reload(self, asker: Asker) -> None:
