@@ -385,7 +385,7 @@ class Supervisor(Actor):
             self._gone(message)
 
     def _parked(self, process: Process, message: m.Parked, fds: list[int]) -> None:
-        if self.core.parks_too_soon(process.name, message, self.loop.now):
+        if self.parking.too_soon(process.name, message):
             self._violates(process, "a session parked that was not silent for so long", fds)
             return
         self.parking.park(process.name, message, fds[0])

@@ -362,25 +362,3 @@ def test_restarts_with_pauses_that_double_until_given_up(intensity):
     assert pauses[:-1] == [0.0, 0.1, 0.2][:intensity]
     assert kernel.died("listener.0", 0.0).seconds == (0.0 if intensity else -1.0)
     assert kernel.died("auth", 1000.0).seconds == (0.0 if intensity else -1.0)
-
-
-def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it_was_woken():
-    kernel = make(park_seconds=30)
-    log_in(kernel, 1, now=100.0)
-    parked = m.Parked(1, b"s")
-
-    def too_soon(now):
-        return kernel.parks_too_soon("maildir.alice", parked, now)
-
-    assert too_soon(100.0) and too_soon(114.9) and not too_soon(129.9)
-    assert not kernel.parks_too_soon("maildir.alice", m.Parked(2, b"s"), 100.0)  # of no session of its: nothing is parked
-    kernel.parked("maildir.alice", parked, 130.0)
-    assert not too_soon(130.0)  # nor by saying it twice
-    kernel.woken("alice", 131.0)
-    assert too_soon(131.0) and too_soon(145.9) and not too_soon(160.9)
-    never = make(park_seconds=0)
-    log_in(never, 1)
-    assert never.parks_too_soon("maildir.alice", parked, 1e9)
-    crowded = make(park_seconds=30, crowd=0)
-    log_in(crowded, 1)
-    assert crowded.parks_too_soon("maildir.alice", parked, 0.4) and not crowded.parks_too_soon("maildir.alice", parked, 0.99)

@@ -11,15 +11,20 @@ from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
 
-@pytest.fixture
-def parking():
-    kernel = core.Core({"alice": MailUser(1000, 1000, "/m/alice")}, core.Settings())
+def make(now=0.0, **settings):
+    """With alice's session 1, opened at that time."""
+    kernel = core.Core({"alice": MailUser(1000, 1000, "/m/alice")}, core.Settings(**settings))
     kernel.awaits("listener.0", m.Awaiting(1))
-    kernel.granted(m.Granted("listener.0", 1, "alice"), 0.0)
+    kernel.granted(m.Granted("listener.0", 1, "alice"), now)
     done = []
     made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is core.Forget else None) for e in effects])
     made.kernel, made.done = kernel, done
     return made
+
+
+@pytest.fixture
+def parking():
+    return make()
 
 
 def is_open(fd):
@@ -54,3 +59,22 @@ def test_a_socket_is_waited_for(parking):
         assert not is_open(second)
         parking.forget("alice")
         assert other.recv(1) == b""
+
+
+def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it_was_woken():
+    parked = m.Parked(1, b"s")
+
+    def too_soon(there, now, message=parked):
+        there._loop.now = now
+        return there.too_soon("maildir.alice", message)
+
+    there = make(100.0, park_seconds=30)
+    assert [too_soon(there, now) for now in (100.0, 114.9, 129.9)] == [True, True, False]
+    assert not too_soon(there, 100.0, m.Parked(2, b"s")), "of no session of its: nothing is parked"
+    there.kernel.parked("maildir.alice", parked, 130.0)
+    assert not too_soon(there, 130.0), "nor by saying it twice"
+    there.kernel.woken("alice", 131.0)
+    assert [too_soon(there, now) for now in (131.0, 145.9, 160.9)] == [True, True, False]
+    assert too_soon(make(park_seconds=0), 1e9)
+    crowded = make(park_seconds=30, crowd=0)
+    assert [too_soon(crowded, now) for now in (0.4, 0.99)] == [True, False]
