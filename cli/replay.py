@@ -6,8 +6,10 @@ import os
 import stat
 import sys
 
+from popkernel.cli.bounds import MEMORY, DearError, bounded, read_file
 from popkernel.cli.story import Scene
 from popkernel.cli.tell import Pretty
+from popkernel.kernel.log import printable
 from popkernel.kernel.replaying import Difference, Result, replay, updated
 from popkernel.kernel.snapshot import SnapshotError
 from popkernel.proto import topology
@@ -17,6 +19,7 @@ __all__ = ["run"]
 
 DIFFERENT = 1
 _MOST = 10  # differences shown of one actor
+_MOST_TEXT = 2000  # characters of a line
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,24 +30,42 @@ def run(options: argparse.Namespace) -> int:
     return worst
 
 
+def _say(text: str, *, error: bool = False) -> None:
+    """A line. What a recording says is somebody's: it moves no cursor, and need not be UTF-8."""
+    text = printable(text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + " ...")
+    stream = sys.stderr if error else sys.stdout
+    print(text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii"), file=stream)
+
+
 def _file(path: str, options: argparse.Namespace) -> int:
     try:
-        with open(path, "rb") as file:
-            recording = read(file.read())
-        if recording.damage:
-            print(f"{path}: {recording.damage}; replayed up to there", file=sys.stderr)
-        results = replay(recording, actor=options.actor or "", maildir=options.maildir or "")
+        data = read_file(path)
+        with bounded(len(data)):
+            return _replay(path, data, options)
     except IsADirectoryError:
-        print(f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}", file=sys.stderr)
+        _say(f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}", error=True)
         return os.EX_NOINPUT
     except OSError as error:
-        print(f"popkernel: {path}: {error.strerror}", file=sys.stderr)
+        _say(f"popkernel: {path}: {error.strerror}", error=True)
         return os.EX_NOINPUT
     except (RecordingError, SnapshotError) as error:
-        print(f"popkernel: {path}: {error}", file=sys.stderr)
+        _say(f"popkernel: {path}: {error}", error=True)
+        return error.code if isinstance(error, SnapshotError) else os.EX_DATAERR
+    except MemoryError:
+        _say(f"popkernel: {path}: takes more than {MEMORY >> 30} GiB of memory: damaged, or too large to be replayed", error=True)
         return os.EX_DATAERR
+    except DearError as error:
+        _say(f"popkernel: {path}: {error}: damaged, or too large to be replayed", error=True)
+        return os.EX_DATAERR
+
+
+def _replay(path: str, data: bytes, options: argparse.Namespace) -> int:
+    recording = read(data)
+    if recording.damage:
+        _say(f"{path}: {recording.damage}; replayed up to there", error=True)
+    results = replay(recording, actor=options.actor or "", maildir=options.maildir or "")
     if not any(result.compared for result in results):
-        print(f"popkernel: {path}: nothing in it can be replayed", file=sys.stderr)
+        _say(f"popkernel: {path}: nothing in it can be replayed", error=True)
         for result in results:
             _tell(path, result, recording)
         return os.EX_DATAERR
@@ -58,25 +79,32 @@ def _file(path: str, options: argparse.Namespace) -> int:
 def _tell(path: str, result: Result, recording: Recording) -> None:
     count = len(result.differences)
     verdict = "as recorded" if not count else f"{count} difference{'s' if count > 1 else ''}"
-    print(f"{path}: {result.actor}: {f'{result.compared} messages, {verdict}' if result.compared or count else 'nothing to compare'}")
+    _say(f"{path}: {result.actor}: {f'{result.compared} messages, {verdict}' if result.compared or count else 'nothing to compare'}")
     for note in result.notes:
         if note != recording.damage:
-            print(f"  note: {note}")
+            _say(f"  note: {note}")
     for difference in result.differences[:_MOST]:
         _show(difference, recording)
     if count > _MOST:
-        print(f"  ... and {count - _MOST} more")
+        _say(f"  ... and {count - _MOST} more")
 
 
 def _show(difference: Difference, recording: Recording) -> None:
-    print(f"  frame {difference.where}: {difference.title}")
+    _say(f"  frame {difference.where}: {difference.title}")
     pretty = Pretty(recording.header.get("monotonic", 0), width=0, colour=False, ascii_only=not _utf8())
     for frame in difference.before:
-        text = pretty.tell(Scene(frame))
+        text = _told(pretty, frame)
         if text:
-            print(f"    {text}")
+            _say(f"    {text}")
     for line in difference.lines:
-        print(f"  ! {line}")
+        _say(f"  ! {line}")
+
+
+def _told(pretty: Pretty, frame: Frame) -> str:
+    try:
+        return pretty.tell(Scene(frame))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):  # its fields can be anything
+        return f"{frame.name} {frame.fields}"
 
 
 def _utf8() -> bool:

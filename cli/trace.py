@@ -88,7 +88,8 @@ class Recorder:
         self._watcher = watcher
         self._file: BinaryIO | None = None
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # nobody may read a pipe
+            os.set_blocking(fd, True)
             found = os.fstat(fd)
             if stat.S_ISREG(found.st_mode):
                 if found.st_size and not force:

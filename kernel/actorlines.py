@@ -1,11 +1,17 @@
-"""What actors may add to the log: so many lines each in a while, so that none of them can fill a disk or bury what others say."""
+"""What actors may add to the log: so much each in a while, so that none of them can fill a disk or bury what others say."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from popkernel.kernel.log import WARNING, Log
 from popkernel.kernel.loop import Loop
 
-__all__ = ["MOST", "WINDOW", "ActorLines"]
+__all__ = ["MOST", "MOST_EVENTS", "WINDOW", "ActorLines"]
 
 MOST = 500  # lines of one actor in a window
+# Events of one listener. No honest one has more logins fail than auth can check passwords, nor more sessions than a core can serve.
+MOST_EVENTS = {"login failed": 1000, "session over": 10_000}
+MOST_ALONE = 100  # of a listener that serves one connection
 WINDOW = 10.0  # seconds
 
 
@@ -15,20 +21,29 @@ class ActorLines:
     def __init__(self, log: Log, loop: Loop) -> None:
         self._log = log
         self._loop = loop
-        self._said: dict[str, int] = {}
+        self._said: dict[tuple[str, str], int] = {}  # by name and event, "" for lines
 
     def __call__(self, name: str, level: int, text: str, words_of: str = "") -> None:
         """A line of an actor's, or one it caused in the words of another; the window's end tells how many were too many."""
-        if level > self._log.most:
-            return
-        said = self._said.get(name, 0)
-        self._said[name] = said + 1
-        if not said:
-            self._loop.later(WINDOW, lambda: self._over(name))
-        if said < MOST:
+        if self._may(name, level, "", MOST):
             self._log(level, text, words_of or name)
 
-    def _over(self, name: str) -> None:
-        dropped = self._said.pop(name) - MOST
+    def event(self, name: str, level: int, event: str, fields: Mapping[str, Any], *, alone: bool = False) -> None:
+        """An event that a listener tells of. `alone`: it has one connection."""
+        if self._may(name, level, event, min(MOST_EVENTS[event], MOST_ALONE) if alone else MOST_EVENTS[event]):
+            self._log.event(level, event, fields)
+
+    def _may(self, name: str, level: int, event: str, most: int) -> bool:
+        if level > self._log.most:
+            return False
+        said = self._said.get((name, event), 0)
+        self._said[name, event] = said + 1
+        if not said:
+            self._loop.later(WINDOW, lambda: self._over(name, event, most))
+        return said < most
+
+    def _over(self, name: str, event: str, most: int) -> None:
+        dropped = self._said.pop((name, event)) - most
         if dropped > 0:
-            self._log(WARNING, f"{dropped} lines of {name} dropped: more than {MOST} in {WINDOW:.0f} seconds")
+            what = f'lines "{event}"' if event else "lines"
+            self._log(WARNING, f"{dropped} {what} of {name} dropped: more than {most} in {WINDOW:.0f} seconds")

@@ -105,13 +105,14 @@ class Key(NamedTuple):
 class Maildir:
     """What the kernel knows of a user's maildir actor."""
 
-    __slots__ = ("key", "name", "retiring", "row", "stale", "user", "waiting")
+    __slots__ = ("key", "name", "parks", "retiring", "row", "stale", "user", "waiting")
 
     def __init__(self, user: str, row: MailUser) -> None:
         self.user = user
         self.row = row  # as it was when it was forked
         self.name = f"maildir.{user}"
         self.key: Key | None = None  # the session that holds the lease
+        self.parks = 0.0  # before then it can't have been silent long enough to be parked
         self.retiring = False  # told to go: the next session waits for its end
         self.stale = False  # older than the user table: to go as soon as its session is over
         self.waiting: Key | None = None  # the session that gets the maildrop once its last one, or this actor, has ended
@@ -161,8 +162,7 @@ class Core:
                 Send(key.listener, m.Turned(key.session, "AUTH", "wrong name or password")),
             ]
         if self._too_soon(message.user, now):
-            text = f"only one login in {self.settings.login_delay} seconds"
-            return [Send(key.listener, m.Turned(key.session, "LOGIN-DELAY", text))]
+            return [Send(key.listener, m.Turned(key.session, "LOGIN-DELAY", f"only one login in {self.settings.login_delay} seconds"))]
         return self._open(message.user, row, key, now)
 
     def _too_soon(self, user: str, now: float) -> bool:
@@ -192,7 +192,7 @@ class Core:
             self.logins[user] = now  # no more of them than users
         maildir.key = key
         self.idle.pop(user, None)
-        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session, self._park())))
+        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session, self._park(maildir, now))))
         return effects
 
     def start(self, user: str, row: MailUser) -> list[Effect]:
@@ -201,9 +201,11 @@ class Core:
         return [Spawn(maildir.name, row)]
 
     # -- sessions sleep
-    def _park(self) -> int:
-        """How long a session may be silent before its process is wanted for others."""
-        return min(1, self.settings.park_seconds) if len(self.maildirs) > self.settings.crowd else self.settings.park_seconds
+    def _park(self, maildir: Maildir, now: float) -> int:
+        """How long a session may be silent before its process is wanted for others. Its actor may be early by clocks' grain, by no half."""
+        seconds = min(1, self.settings.park_seconds) if len(self.maildirs) > self.settings.crowd else self.settings.park_seconds
+        maildir.parks = now + (seconds / 2 if seconds else 1e12)
+        return seconds
 
     def parked(self, name: str, message: m.Parked, now: float) -> list[Effect]:
         """A maildir actor hands its session over. The lease stays the session's; the actor is idle."""
@@ -239,7 +241,7 @@ class Core:
         maildir.key = key
         self.idle.pop(user, None)
         self.sessions[key] = (user, self.sessions.get(key, (user, now))[1])
-        return [*effects, Rouse(user, maildir.name, m.Wake(key.session, self._park(), state))]
+        return [*effects, Rouse(user, maildir.name, m.Wake(key.session, self._park(maildir, now), state))]
 
     def sleeper_gone(self, user: str) -> list[Effect]:
         """A parked session's client has gone: nothing is removed, the lease is free."""
@@ -257,9 +259,7 @@ class Core:
         maildir = self.maildirs.get(name.removeprefix("maildir."))
         if maildir is None or maildir.key is None or maildir.key.session != message.session:
             return []
-        effects: list[Effect] = []
-        if message.failed:
-            effects.append(Line(4, f"{maildir.user}: {message.failed} messages could not be removed"))
+        effects: list[Effect] = [Line(4, f"{maildir.user}: {message.failed} messages could not be removed")] if message.failed else []
         self._free(maildir)
         if maildir.waiting is not None and not maildir.stale:
             return effects + self._next(maildir, now)

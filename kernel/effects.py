@@ -21,8 +21,8 @@ class Effects:
     def __init__(self, supervisor: "Supervisor") -> None:
         self._kernel = supervisor
 
-    def do(self, effects: list[core.Effect]) -> None:
-        """In this order."""
+    def do(self, effects: list[core.Effect], about: str = "") -> None:
+        """In this order. `about`: whose share of the log a line of theirs is, "" for nobody's."""
         k = self._kernel
         for effect in effects:
             match effect:
@@ -46,6 +46,8 @@ class Effects:
                 case core.Suspect(name):
                     if name in k.processes:
                         k.hung.suspect(k.processes[name])
+                case core.Line(level, text) if about:
+                    k.actor_line(about, level, text, "kernel")
                 case core.Line(level, text):
                     k.log_line(level, text)
 

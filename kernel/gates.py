@@ -63,7 +63,7 @@ class Gates:
         listener = self._kernel.processes.get(listener_name(message.session))
         if listener is not None and listener.parent == gate.name:
             listener.state = "stopping" if listener.hello is not None else listener.state
-            self._kernel.log_line.event(DEBUG, "session over", session_over(message._replace(user="")))
+            self._kernel.actor_line.event(gate.name, DEBUG, "session over", session_over(message._replace(user="")))
 
     def over(self, listener: Process) -> None:
         """Its process is no more, and its one session neither, whether it has said so or not: all sessions need not be looked through."""

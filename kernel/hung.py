@@ -24,12 +24,12 @@ class Hung:
         self._hangs = hangs
         self._asked: set[Process] = set()
 
-    def suspect(self, process: Process) -> None:
-        """Ask it for its counters; where none come within the edge's deadline, it hangs. Asking twice is asking once."""
+    def suspect(self, process: Process, seconds: int = 0) -> None:
+        """Ask it for its counters; where none come within those seconds, 0: the edge's deadline, it hangs. Asking twice is asking once."""
         if process in self._asked:
             return
         self._asked.add(process)
-        seconds = edge("kernel", process.kind).deadline + _START_SECONDS * (process.hello is None)
+        seconds = seconds or edge("kernel", process.kind).deadline + _START_SECONDS * (process.hello is None)
         before = process.counters
         process.channel.send(m.Report())
         self._loop.later(seconds, lambda: self._judge(process, before, seconds))

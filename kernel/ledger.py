@@ -3,7 +3,7 @@
 Channels are read in no order among themselves. So what must have been sent before a word is fetched first, where it decides.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel import core
 from popkernel.kernel.log import DEBUG, INFO, NOTICE
@@ -46,7 +46,7 @@ class Ledger:
             if holder is not None:  # the lease may be free already, or its session's client gone: the word of it waits in a channel
                 self._read(f"maildir.{message.user}")
                 self._read(holder.listener)
-            k.do(k.core.granted(message, k.loop.now))
+            k.do(k.core.granted(message, k.loop.now), f"maildir.{message.user}")
 
     def opened(self, key: core.Key) -> None:
         """A session has its maildrop."""
@@ -63,7 +63,7 @@ class Ledger:
             return
         self._opened.pop(core.Key(process.name, message.session), None)
         k.do(k.core.ended(process.name, message))
-        k.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
+        self._event(process, INFO if message.user else DEBUG, "session over", session_over(message))
 
     def lost(self, listeners: set[str]) -> None:
         """These listeners are no more, nor are their sessions."""
@@ -81,7 +81,10 @@ class Ledger:
         """A password was wrong, says a listener."""
         del fds
         if self._its_own(listener, message.session):
-            self._kernel.log_line.event(NOTICE, "login failed", login_failed(message))
+            self._event(listener, NOTICE, "login failed", login_failed(message))
+
+    def _event(self, listener: Process, level: int, event: str, fields: dict[str, Any]) -> None:
+        self._kernel.actor_line.event(listener.name, level, event, fields, alone=bool(listener.session))
 
     def _its_own(self, listener: Process, session: int) -> bool:
         """Whether a listener may speak of that session: one that serves a single connection of no other."""

@@ -29,6 +29,13 @@ class Parking:
     def __len__(self) -> int:
         return len(self._fds)
 
+    def too_soon(self, name: str, message: m.Parked) -> bool:
+        """Whether that session can't have been silent for so long: with a command unread it would be woken at once, again and again."""
+        maildir = self._core.maildirs.get(name.removeprefix("maildir."))
+        if maildir is None or maildir.key is None or maildir.key.session != message.session:
+            return False
+        return self._loop.now < maildir.parks
+
     def park(self, name: str, message: m.Parked, fd: int) -> None:
         """A maildir actor hands a session over; `fd` is ours now."""
         user = name.removeprefix("maildir.")

@@ -14,6 +14,7 @@ named in the result's notes, and nothing is left out in silence.
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from popkernel.kernel import compare
 from popkernel.kernel.compare import Difference, Result
 from popkernel.kernel.replay import decide
-from popkernel.kernel.snapshot import put, take
+from popkernel.kernel.snapshot import SnapshotError, put, take
 from popkernel.kernel.stage import Stage
 from popkernel.kernel.viewing import named
 from popkernel.proto import topology
@@ -50,14 +51,31 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
         if actor and not named(actor, name):
             continue
         frames = _of(recording.frames, name)
-        if name == "kernel":
-            results += _kernel(frames)
-        elif topology.kind_of(name) in _PLAYED:
-            try:
+        try:
+            if name == "kernel":
+                results += _kernel(frames)
+            elif _kind(name) in _PLAYED:
                 results.append(_actor(recording, name, frames, payload=payload, maildir=maildir))
-            except RecordingError as error:
-                raise RecordingError(f"{name}: {error}{_other_table(recording)}") from None
+        except RecordingError as error:
+            raise RecordingError(f"{name}: {error}{_other_table(recording)}") from None
+        except (SnapshotError, MemoryError):
+            raise
+        except Exception as error:  # a recording may say anything, and the actor on the stage takes it for what was decoded
+            raise RecordingError(f"{name}: can't be played: {_what(error)}{_other_table(recording)}") from error
     return results
+
+
+def _kind(name: str) -> str:
+    try:
+        return topology.kind_of(name)
+    except KeyError:
+        raise RecordingError("no actor of this program's") from None
+
+
+def _what(error: Exception) -> str:
+    """What went wrong, and where, for whoever looks whether the recording is damaged or an actor has a fault."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {str(error)[:200]} ({os.path.basename(at.filename)}:{at.lineno})"
 
 
 def _of(frames: Sequence[Frame], name: str) -> list[Frame]:

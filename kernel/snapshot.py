@@ -1,5 +1,6 @@
 """A maildir as it is, as data: for a recording to take along, and for a replay to put down again."""
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -8,7 +9,10 @@ from typing import Any
 __all__ = ["SnapshotError", "put", "take"]
 
 _MOST = 200 << 20  # octets
+_MOST_FILES = 200_000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)  # nothing that the maildir is to blame for
 _PARTS = (b"", b"cur", b"new", b"tmp")
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -37,7 +41,9 @@ def take(path: bytes) -> dict[str, Any]:
             at = os.open(part, _OPEN | os.O_DIRECTORY, dir_fd=root) if part else os.dup(root)
             try:
                 times[part] = os.fstat(at).st_mtime_ns
-                for name in sorted(map(os.fsencode, os.listdir(at))):
+                for name in _names(at):
+                    if len(files) >= _MOST_FILES:
+                        raise _too_many()
                     data, status = _read(at, name, _MOST - total)
                     if status is not None:
                         total += len(data)
@@ -49,6 +55,21 @@ def take(path: bytes) -> dict[str, Any]:
     finally:
         os.close(root)
     return {"files": files, "times": times}
+
+
+def _names(at: int) -> list[bytes]:
+    """In order, and no more of them than may be."""
+    names: list[bytes] = []
+    with os.scandir(at) as entries:
+        for entry in entries:
+            if len(names) >= _MOST_FILES:
+                raise _too_many()
+            names.append(os.fsencode(entry.name))
+    return sorted(names)
+
+
+def _too_many() -> SnapshotError:
+    return SnapshotError(f"more than {_MOST_FILES} files of mail: too much for a recording", os.EX_DATAERR)
 
 
 def _read(at: int, name: bytes, most: int) -> tuple[bytes, os.stat_result | None]:
@@ -77,17 +98,21 @@ def put(snapshot: Mapping[str, Any], path: str) -> None:
     try:
         for part in _PARTS:
             os.makedirs(os.path.join(os.fsencode(path), part), mode=0o700, exist_ok=True)
+        if len(snapshot["files"]) > _MOST_FILES:
+            raise _too_many()
         for name, file in snapshot["files"].items():
             folder, _, plain = name.rpartition(b"/")
-            if folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain:
+            if folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain or name in _PARTS:
                 raise SnapshotError(f"the recorded maildir names a file outside of it: {name!r}", os.EX_DATAERR)
             where = os.path.join(os.fsencode(path), name)
-            with open(where, "wb") as out:
+            with open(os.open(where, _MAKE, 0o600), "wb") as out:
                 out.write(file["data"])
-            os.chmod(where, 0o600)
             os.utime(where, ns=(file["mtime"], file["mtime"]))
         for part, when in snapshot["times"].items():
             if part in _PARTS:
                 os.utime(os.path.join(os.fsencode(path), part), ns=(when, when))
-    except (KeyError, TypeError, AttributeError):
+    except OSError as error:
+        code = os.EX_CANTCREAT if error.errno in _FULL else os.EX_DATAERR
+        raise SnapshotError(f"the recorded maildir can't be put down: {error.strerror}", code) from None
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise SnapshotError("the recorded maildir is none", os.EX_DATAERR) from None

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING, NoReturn
 
+from popkernel.kernel.hung import Hung
 from popkernel.kernel.log import ERROR, NOTICE
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
@@ -16,6 +17,7 @@ __all__ = ["Stopping"]
 _STAGES = (("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",))
 _SECONDS = 10  # for a stage, where its row does not give it less
 _GIVEN_UP_SECONDS = 2
+_SILENT_SECONDS = 4  # within which who stops must say that it lives
 
 
 class Stopping:
@@ -28,6 +30,7 @@ class Stopping:
         self._seconds = _SECONDS
         self._stages = list(_STAGES)  # those to come
         self._awaited: set[str] = set()  # those whose end the next stage waits for
+        self._silent = Hung(supervisor.loop, supervisor.hangs)
 
     def give_up(self, status: int, text: str) -> None:
         """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
@@ -47,6 +50,7 @@ class Stopping:
             k.log_line(NOTICE, "stopping")
         k.state = "stopping"
         self._seconds = seconds
+        self._ask_alive(list(k.processes.values()))
         self._next()
 
     def gone(self, name: str) -> None:
@@ -68,13 +72,36 @@ class Stopping:
             for process in stage:
                 process.state = "stopping"
             self._awaited = {process.name for process in stage}
+            self._ask_alive(stage)
             if stage:
                 k.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
 
+    def _ask_alive(self, processes: list[Process]) -> None:
+        """Who ends politely answers meanwhile; who says nothing is not waited for to the end of its time.
+
+        But a maildir actor that has a session may be at its QUIT, and sees nothing else until the disk has it; and whose end is its
+        children's is not ended before they had theirs.
+        """
+        parents = {p.parent for p in self._kernel.processes.values() if self._serves(p)}
+        for process in processes:
+            maildir = process.kind == "maildir.{user}"
+            if process.hello is not None and process.name not in parents and not (maildir and self._serves(process)):
+                self._silent.suspect(process, _SILENT_SECONDS)
+
+    def _serves(self, process: Process) -> bool:
+        """Whether it has a session."""
+        if process.kind != "maildir.{user}":
+            return bool(process.session) and process.state != "ahead"
+        maildir = self._kernel.core.maildirs.get(process.name.removeprefix("maildir."))
+        return maildir is not None and maildir.key is not None
+
     def _hurry(self, stage: list[Process]) -> None:
+        k = self._kernel
         for process in stage:
-            if self._kernel.processes.get(process.name) is process:
-                self._kernel.kill(process)
+            if k.processes.get(process.name) is process:
+                k.kill(process)
+                if process.parent in k.processes:  # who is stopped itself ends nobody, and tells of no end
+                    self._silent.suspect(k.processes[process.parent], _SILENT_SECONDS)
 
     def _over(self) -> NoReturn:
         k = self._kernel

@@ -78,7 +78,7 @@ class Supervisor(Actor):
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
-        self.hung = Hung(self.loop, self._hangs)
+        self.hung = Hung(self.loop, self.hangs)
         self.parking = Parking(self.loop, self.core, self.do)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
@@ -144,7 +144,7 @@ class Supervisor(Actor):
         try:
             handler(channel.tag, message, fds)
         except UnsayableError as error:  # what follows from it can't be said: it is not done, and the kernel goes on
-            self.log_line(ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}")
+            self.actor_line(channel.peer, ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}", "kernel")
 
     def violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""
@@ -157,7 +157,7 @@ class Supervisor(Actor):
         process: Process = channel.tag
         if why:
             self.refused += 1
-            self.log_line(ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
+            self.actor_line(_whose(process), ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended", "kernel")
             self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
@@ -251,7 +251,7 @@ class Supervisor(Actor):
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
-        self.do(self.core.closed(process.name, message, self.loop.now))
+        self.do(self.core.closed(process.name, message, self.loop.now), process.name)
         self._schedule_sweep()
 
     def _recipient(self, process: Process, message: m.Recipient, fds: list[int]) -> None:
@@ -276,6 +276,9 @@ class Supervisor(Actor):
             self.gone(message)
 
     def _parked(self, process: Process, message: m.Parked, fds: list[int]) -> None:
+        if self.parking.too_soon(process.name, message):
+            self.violates(process, "a session parked that was not silent for so long", fds)
+            return
         self.parking.park(process.name, message, fds[0])
         self._schedule_sweep()
 
@@ -286,9 +289,10 @@ class Supervisor(Actor):
         if process is not None:
             process.channel.send(message, fds)
 
-    def _hangs(self, process: Process, seconds: int) -> None:
+    def hangs(self, process: Process, seconds: int) -> None:
+        """It has not answered for so long: end it."""
         if self.processes.get(process.name) is process:
-            self.log_line(ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended")
+            self.actor_line(_whose(process), ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended", "kernel")
             self.kill(process)
 
     def kill(self, process: Process) -> None:
@@ -312,7 +316,7 @@ class Supervisor(Actor):
         expected = process.state in ("stopping", "draining") or self.state == "stopping"
         if process.kind == "maildir.{user}":
             if message.status:
-                self.log_line(WARNING, f"{process.name} ended: {how}")
+                self.actor_line(process.name, WARNING, f"{process.name} ended: {how}", "kernel")
             self.do(self.core.maildir_gone(process.name, self.loop.now))
             self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
         elif process.kind == "mda":
@@ -320,7 +324,7 @@ class Supervisor(Actor):
         elif process.session:
             self.ledger.lost_one(process)
             if message.status and not expected:
-                self.log_line(WARNING, f"{process.name} ended: {how}")
+                self.actor_line(_whose(process), WARNING, f"{process.name} ended: {how}", "kernel")
             self.gates.over(process)
         elif process.kind == "listener":
             self.ledger.lost({process.name})
@@ -377,3 +381,8 @@ class Supervisor(Actor):
         said = status(self)
         for answer in asking:
             answer(said)
+
+
+def _whose(process: Process) -> str:
+    """Whose share of the log its end is: listeners of one connection each have no name twice, so it is their gate's."""
+    return process.parent if process.session else process.name

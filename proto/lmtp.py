@@ -49,7 +49,7 @@ class Lmtp:
 
     __slots__ = (
         "_answers", "_bdat_begun", "_begun", "_buffer", "_chunk", "_commands", "_errors", "_held", "_hostname", "_last", "_left",
-        "_most", "_octets", "_out", "_refused", "_skipping", "_told", "closing", "greeted", "recipients", "sender", "state",
+        "_most", "_octets", "_out", "_refused", "_skipping", "_told", "announced", "closing", "greeted", "recipients", "sender", "state",
     )
 
     def __init__(self, hostname: str, most: int) -> None:
@@ -73,6 +73,7 @@ class Lmtp:
     def _clear(self) -> None:
         self.sender: str | None = None
         self.recipients: list[str] = []
+        self.announced = 0  # octets: MAIL's SIZE (RFC 1870 section 6), 0 where there was none
         self._begun = False  # DATA's first octets have come
         self._bdat_begun = False
         self._octets = 0
@@ -231,15 +232,17 @@ class Lmtp:
         if path is None:
             return self._wrong(b"501 5.1.7 that is no address")
         address, parameters = path
+        announced = 0
         for parameter in parameters.split():
             name, _, value = parameter.upper().partition(b"=")
             if name == b"SIZE" and value.isdigit() and len(value) <= 20:
-                if int(value) > self._most:
+                announced = int(value)
+                if announced > self._most:
                     self._reply(b"552 5.3.4 a message may have %d octets" % self._most)
                     return None
             elif not ((name == b"BODY" and value in (b"7BIT", b"8BITMIME")) or (name == b"SMTPUTF8" and not value)):
                 return self._wrong(b"555 5.5.4 a parameter that is not known")
-        self.sender = address
+        self.sender, self.announced = address, announced
         self._reply(b"250 2.1.0 ok")
         return None
 

@@ -488,11 +488,12 @@ class Post(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """A message too large for Post begins: who sends it, to which address."""
+    """A message too large for Post begins: who sends it, to which address, how large its sender said it was (0: it did not)."""
 
     delivery: Session
     sender: Annotated[str, Field("str", 0, 320)]
     recipient: Annotated[str, Field("str", 0, 320)]
+    octets: Octets
 
 
 class Content(NamedTuple):

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-__all__ = ["FORMAT", "Frame", "Recording", "RecordingError", "end", "header", "pack", "read"]
+__all__ = ["FORMAT", "MOST_OCTETS", "Frame", "Recording", "RecordingError", "end", "header", "pack", "read"]
 
 FORMAT = 1
-_MOST_FRAME = 256 << 20  # octets; the header with a maildir in it is the largest
+MOST_OCTETS = 256 << 20  # of a recording; the header with a maildir in it is the largest part
+_MOST_ITEMS = 1 << 20  # of an array or a map: room for them is made before they come
 _WAYS = ("in", "out", "note")
 
 
@@ -106,6 +107,8 @@ def read(data: bytes) -> Recording:
     head = first[1]
     if head["popkernel recording"] != FORMAT:
         raise RecordingError(f"a recording of format {head['popkernel recording']!r}; this program reads format {FORMAT}: record it anew")
+    if any(name in head and not _of_kind(head[name], kind) for name, kind in _HEADER.items()):
+        raise RecordingError("no popkernel recording: its header is none")
     frames: list[Frame] = []
     at = first[0]
     for where, thing in objects:
@@ -121,9 +124,22 @@ def read(data: bytes) -> Recording:
     return Recording(head, frames, f"cut off at octet {at}, behind {len(frames)} frames")
 
 
+# What is read of a header, where it says it; kinds in a list: one of each.
+_HEADER: dict[str, Any] = {"monotonic": int, "watches": dict, "maildir_taken": [int, int]}
+
+
+def _of_kind(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return type(value) is list and [type(v) for v in value] == kind
+    return type(value) is kind
+
+
 def _objects(data: bytes) -> Iterator[tuple[int, Any]]:
     """Each object and the octet behind it; a text in place of one that is none, then no more."""
-    unpacker = msgpack.Unpacker(max_buffer_size=_MOST_FRAME, strict_map_key=False, max_ext_len=0, unicode_errors="surrogateescape")
+    items = min(len(data), _MOST_ITEMS)  # one that claims more than there are octets is cut off
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=MOST_OCTETS, max_array_len=items, max_map_len=items, max_ext_len=0, unicode_errors="surrogateescape",
+    )
     try:
         unpacker.feed(data)
         while True:
@@ -131,5 +147,5 @@ def _objects(data: bytes) -> Iterator[tuple[int, Any]]:
             yield unpacker.tell(), thing if type(thing) is not str else None
     except msgpack.exceptions.OutOfData:
         return
-    except (ValueError, msgpack.exceptions.UnpackException, msgpack.exceptions.BufferFull) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, msgpack.exceptions.BufferFull) as error:
         yield -1, f"no msgpack ({type(error).__name__})"

@@ -10,6 +10,7 @@ from typing import Any
 
 from popkernel.actors.maildir.quota import FULL, Quota
 from popkernel.actors.maildir.store import Delivery, Maildrop, StoreError
+from popkernel.actors.maildir.storeerror import TEMP
 from popkernel.kernel.channel import Channel, Message
 from popkernel.proto import messages as m
 
@@ -24,7 +25,7 @@ _PIECE = 256 * 1024  # octets
 class _Open:
     """A large message that is coming in."""
 
-    __slots__ = ("delivery", "head", "octets", "recipient", "sender", "started")
+    __slots__ = ("delivery", "head", "octets", "recipient", "room", "sender", "started")
 
     def __init__(self, delivery: Delivery, sender: str, recipient: str) -> None:
         self.delivery = delivery
@@ -33,6 +34,7 @@ class _Open:
         self.started = False
         self.head = 0  # octets of the fields that were put on
         self.octets = 0
+        self.room = -1  # octets that the quota had left when it began, -1: no bound
 
 
 class Deliveries:
@@ -93,8 +95,9 @@ class Deliveries:
     def _post(self, message: m.Post) -> m.Accepted | m.Rejected:
         delivery: Delivery | None = None
         try:
-            delivery = self._new()
             data = trace_fields(message.sender, message.recipient, message.data) + message.data
+            self._room(len(data))
+            delivery = self._new()
             delivery.write(data)
             self._commit(delivery, len(data))
         except StoreError as error:
@@ -106,16 +109,29 @@ class Deliveries:
             raise self._trouble
         return self._drop.deliver_begin()
 
+    def _room(self, octets: int) -> int:
+        """Before anything is written; StoreError where a message of that size has no room."""
+        return self._quota.room(octets) if self._quota is not None else -1
+
+    def _bound(self, one: _Open, octets: int) -> None:
+        """That many octets more of it: unfinished messages together hold no more than the quota leaves. StoreError where they would."""
+        if one.room < 0:
+            return
+        if one.octets + octets > one.room:
+            one.room = self._room(one.octets + octets)  # mail may have been removed meanwhile
+        if one.room >= 0 and sum(o.octets for o in self.open.values()) + octets > one.room:
+            raise StoreError(TEMP, "no room beside the other messages on their way in", errno.EDQUOT)
+
     def _commit(self, delivery: Delivery, octets: int) -> None:
-        if self._quota is not None:
-            self._quota.check(octets)
         delivery.commit()
         if self._quota is not None:
             self._quota.add(octets, 1)
 
     def _begin(self, channel: Channel, key: tuple[int, int], message: m.Deliver) -> None:
         try:
-            self.open[key] = _Open(self._new(), message.sender, message.recipient)
+            room = self._room(message.octets)
+            one = self.open[key] = _Open(self._new(), message.sender, message.recipient)
+            one.room = room
         except StoreError as error:
             channel.send(self._rejected(message.delivery, None, error))
 
@@ -130,6 +146,7 @@ class Deliveries:
             one.head = len(fields)
             data = fields + data
         try:
+            self._bound(one, len(data))
             one.delivery.write(data)
             one.octets += len(data)
         except StoreError as error:
@@ -142,14 +159,17 @@ class Deliveries:
         """Another file of what came in, with fields of its own on top: content comes once, however many it is for."""
         delivery: Delivery | None = None
         try:
+            at = one.head
+            piece = one.delivery.read(_PIECE, at)
+            fields = trace_fields(one.sender, recipient, piece)
+            octets = one.octets - one.head + len(fields)
+            self._room(octets)
             delivery = self._new()
-            at, octets = one.head, 0
-            while piece := one.delivery.read(_PIECE, at):
-                at += len(piece)
-                if not octets:
-                    piece = trace_fields(one.sender, recipient, piece) + piece
+            delivery.write(fields)
+            while piece:
                 delivery.write(piece)
-                octets += len(piece)
+                at += len(piece)
+                piece = one.delivery.read(_PIECE, at)
             self._commit(delivery, octets)
         except StoreError as error:
             return self._rejected(number, delivery, error)
@@ -161,6 +181,7 @@ class Deliveries:
                 fields = trace_fields(one.sender, one.recipient, b"")
                 one.delivery.write(fields)
                 one.octets = len(fields)
+            self._room(one.octets)
             self._commit(one.delivery, one.octets)
         except StoreError as error:
             return self._rejected(number, one.delivery, error)

@@ -39,12 +39,15 @@ class Quota:
         self._configured = configured.encode("ascii")
         self._clock = clock
 
-    def check(self, octets: int) -> None:
-        """StoreError `FULL` where a message of that many octets has no room; OSErrors become StoreErrors too."""
+    def room(self, octets: int) -> int:
+        """Octets that there is room for, -1 for no bound. OSErrors become StoreErrors.
+
+        StoreError `FULL` where a message of that many has no room.
+        """
         try:
             definition, lines, age = self._read()
             if not definition:
-                return
+                return -1
             most_octets, most_messages = limits(definition)
             used = usage(lines)
             if used is None or _over(used, octets, most_octets, most_messages):
@@ -55,6 +58,7 @@ class Quota:
             raise from_os(error, "maildirsize") from None
         if _over(used, octets, most_octets, most_messages):
             raise _full(most_octets, most_messages)
+        return most_octets - used[0] if most_octets else -1
 
     def add(self, octets: int, messages: int) -> None:
         """Note a delivery or, negative, a removal, where there is a file. Never fails: it is counted anew in the end."""

@@ -64,6 +64,8 @@ class _Resumed(Delivery):
     __slots__ = ()
 
     def __init__(self, drop: Maildrop, name: bytes, octets: int) -> None:
+        if type(name) is not bytes or b"/" in name or octets < 0:
+            raise RecordingError("a delivery whose file is none of the maildir's")
         self._drop = drop
         self._source = self._name = name
         self._counter = SizeCounter()
@@ -82,7 +84,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
     if missing:
         raise RecordingError("the maildir actor's settings are other ones now: record it anew")
     with stage.set_up(main, reception, give_back=lambda: None):
-        actor = _Actor(boot_of(name, {"maildir": maildir.encode(), **settings}))
+        actor = _Actor(boot_of(name, {**settings, "maildir": maildir.encode()}))
         start = frames[0].turn / 1e9
         actor.clocks = _Source(stage, frames, "Clock", "seconds")
         actor.wall = settings.get("wall", start) - start

@@ -14,7 +14,7 @@ import time
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir import brought, cachefile, directory
+from popkernel.actors.maildir import brought, cachefile, directory, expiry
 from popkernel.actors.maildir.delivery import Delivery
 from popkernel.actors.maildir.listing import Listing, uidl_of
 from popkernel.actors.maildir.policy import Policy
@@ -521,11 +521,14 @@ class Maildrop:
         """Messages that the site keeps no longer (``expire_days``, RFC 2449 section 6.7), to be removed at QUIT.
 
         ``retrieved``: a byte a message, 1 for yes. A message is as old as its name or its file says, whichever is younger.
+        By age none goes while the clock is not believed (expiry.py).
         """
         days = self.policy.expire_days
         if days <= 0:
             return [i for i, yes in enumerate(retrieved) if yes] if not days else []
         now = int(self._clock())
+        if not expiry.believed(self.root, now):
+            return []
         limit = now - days * 86400
         old: list[int] = []
         for i, name in enumerate(listing.names):

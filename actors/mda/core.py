@@ -49,17 +49,21 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_unsent", "_want", "active", "copies", "large", "open",
-        "owner", "routing", "sender", "size", "whole",
+        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_unsent", "_want", "active", "announced", "copies", "large",
+        "open", "owner", "routing", "sender", "size", "whole",
     )
 
     def __init__(
         self, owner: Any, sender: str, number: Callable[[], int], want: Callable[[Copy], None],
-        answer: Callable[[int, str, bool], None],
+        answer: Callable[[int, str, bool], None], announced: int = 0,
     ) -> None:
-        """`owner`: whatever the shell wants to find again. `number`: gives a delivery's number, never the same again."""
+        """`owner`: whatever the shell wants to find again. `number`: gives a delivery's number, never the same again.
+
+        `announced`: octets the sender says it will have, 0 where it does not.
+        """
         self.owner = owner
         self.sender = sender
+        self.announced = announced
         self.copies: list[Copy] = []
         self.open: set[Copy] = set()  # not answered yet
         self.large = False
@@ -167,7 +171,7 @@ class Transaction:
             route.send(m.Post(copy.number, self.sender, copy.address, b""), self._chunks[0])
             return
         self.routing -= 1
-        route.send(m.Deliver(copy.number, self.sender, copy.address), b"")
+        route.send(m.Deliver(copy.number, self.sender, copy.address, self.announced), b"")
         for chunk in self._chunks:
             self._pass_on(copy, chunk)
         if not self.routing:

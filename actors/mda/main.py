@@ -332,7 +332,7 @@ class Mda(Actor):
                 client.transaction = None
             self._resume(client)
 
-        return Transaction(client, client.lmtp.sender or "", self.next_number, self.routes.want, answer)
+        return Transaction(client, client.lmtp.sender or "", self.next_number, self.routes.want, answer, client.lmtp.announced)
 
     def _resume(self, client: Client) -> None:
         """Something a client waited for has come: go on with it, before the loop waits again."""

@@ -134,13 +134,25 @@ def test_the_end_of_sessions_that_are_others_is_nobody_s_to_tell(hostile, bob):
 def test_a_session_that_is_parked_and_is_none_harms_its_user_alone(hostile, bob, what):
     user = user_of(f"say {what}")
     client = hostile.pop3(user)
-    wait_for(lambda: row(hostile, f"maildir.{user}"))
+    if what == "parked another":
+        wait_for(lambda: row(hostile, f"maildir.{user}"))
+    else:  # 50 ms after it was opened, too: what follows from a file in the place of a channel is in tests/unit/test_parking.py
+        hostile.wait_log(f"maildir.{user} broke the rules on its channel to the kernel: a session parked")
     try:
         client.stat()
         client.quit()
     except (OSError, poplib.error_proto):  # it is its own user's session
         client.close()
     wait_for(lambda: hostile.whole(user))
+
+
+def test_a_session_that_is_parked_again_and_again_ends_its_actor(hostile, bob):
+    """Its client's command, left unread, would wake it each time: half a core for kernel and actor."""
+    client = hostile.pop3("say-park-again")
+    hostile.wait_log("maildir.say-park-again broke the rules on its channel to the kernel: a session parked that was not silent for so long")
+    cut_off(client)
+    assert "say-park-again" not in {lease["user"] for lease in hostile.status()["leases"]}
+    wait_for(lambda: hostile.whole("say-park-again"))
 
 
 def test_three_users_actors_end_a_listener_that_speaks_garbage_to_them():

@@ -245,3 +245,55 @@ def test_quota_of_maildirsize_and_temporary():
         os.utime(file.name, (time.time() - 1000,) * 2)
         assert accepted(service), "so is one that is old and says full"
         assert used(sizes(service)) == [sum(map(len, messages(service, "alice").values())), len(messages(service, "alice"))]
+
+
+def in_tmp(service, user="alice"):
+    """Octets that lie in tmp/."""
+    path = f"{service.site.mail_users[user].maildir}/tmp"
+    sizes = []
+    for name in os.listdir(path):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(os.stat(f"{path}/{name}").st_size)
+    return sum(sizes)
+
+
+def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
+    """Ten senders who never end: each has room alone, and not all of them. Who is left without may try again; who is too large may not."""
+    with Service(mail=(), quota="1000000", message_octets=20_000_000) as service, contextlib.ExitStack() as stack:
+        for _ in range(10):
+            raw = stack.enter_context(Raw(service))
+            raw.envelope("alice")
+            raw.say(b"DATA\r\n", b"354")
+            raw.send(MAIL + b"x" * 300_000)
+        wait_for(lambda: in_tmp(service) > 600_000)
+        raw = stack.enter_context(Raw(service))  # what it sends is behind what they sent: so it has all been looked at
+        answer = raw.deliver(MAIL + b"y" * 500_000, "alice")[0]
+        assert answer.startswith(b"452 4.2.2 "), answer
+        assert 600_000 < in_tmp(service) <= 1_000_000
+        assert accepted(service), "a small one is through at once"
+        stack.close()
+        wait_for(lambda: left_in_tmp(service, "alice") == [])
+        with Raw(service) as endless:
+            endless.envelope("alice")
+            endless.say(b"DATA\r\n", b"354")
+            for _ in range(30):
+                endless.send(b"z" * 100_000)
+                assert in_tmp(service) <= 1_000_000
+            endless.send(b"\r\n.\r\n")
+            endless.expect(b"552")
+        assert accepted(service, mail=MAIL + b"y" * 500_000 + b"\r\n")
+
+
+def test_announced_size_and_quota():
+    """Who says how large it will be is refused before an octet of it is written, whatever comes then."""
+    with Service(mail=(), quota="1000000", quota_users=["bob=none"]) as service, Raw(service) as raw:
+        raw.say(b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=1500000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n", *[b"250"] * 4)
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(MAIL + b"x" * 500_000)
+        wait_for(lambda: in_tmp(service, "bob") > 400_000)
+        assert left_in_tmp(service, "alice") == []
+        raw.send(b"\r\n.\r\n")
+        assert [raw.answer()[:9] for _ in range(2)] == [b"552 5.2.2", b"250 2.0.0"]
+        raw.say(b"MAIL FROM:<s@example.org>\r\nRCPT TO:<alice>\r\nDATA\r\n", b"250", b"250", b"354")
+        raw.send(MAIL + b"x" * 500_000 + b"\r\n.\r\n")
+        raw.expect(b"250")  # what was announced was for that message

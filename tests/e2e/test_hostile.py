@@ -4,12 +4,15 @@ They get no mail, end nobody but themselves, and the service is whole again. Gar
 """
 
 import contextlib
+import os
+import signal
+import sys
 
 import pytest
 
 from tests.e2e.inside.service import Sabotaged, needs_cage
 from tests.e2e.test_cage_violations import MAIL, sessions_on_both
-from tests.service import wait_for
+from tests.service import Service, wait_for
 
 pytestmark = needs_cage
 ENDS_IT = {
@@ -129,3 +132,25 @@ def test_grants_that_come_again(with_auth):
     end = with_auth.status()["uptime"] + 4.5
     wait_for(lambda: with_auth.status()["uptime"] > end)
     assert leases(with_auth) == set() and singletons(with_auth) == before
+
+
+def test_what_a_listener_makes_the_log_hold(service):
+    """fail2ban reads it: what is left out is counted, and another listener's failures are there as ever."""
+    with contextlib.closing(said_evil(service, "event flood")):
+        log = service.wait_log('lines "login failed" of listener', seconds=30)
+    assert log.count("why=AUTH user=forged") == 1000
+    wait_for(service.whole)
+
+
+def test_who_ends_her_own_actor_again_and_again_has_a_share_of_the_log():
+    """Whatever runs as a mail user may end that user's maildir actor: each end is a line, up to a bound, and nobody else's is lost."""
+    few = "from popkernel.kernel import actorlines; actorlines.MOST, actorlines.WINDOW = 3, 4.0"
+    command = [sys.executable, "-c", f"{few}; from popkernel.cli.main import main; raise SystemExit(main())"]
+    with Service(command=command, mail=MAIL) as service:
+        for user in ["alice"] * 6 + ["bob"]:
+            with contextlib.closing(service.pop3(user)):
+                os.kill(service.actor(f"maildir.{user}")["pid"], signal.SIGKILL)
+                wait_for(lambda: not service.running(f"maildir.{user}"))  # noqa: B023
+        log = service.wait_log("3 lines of maildir.alice dropped")
+        assert log.count("maildir.alice ended: signal SIGKILL") == 3
+        assert log.count("maildir.bob ended: signal SIGKILL") == 1

@@ -239,4 +239,8 @@ def test_a_reload_puts_the_policy_in_force():
         service.command("reload")
         wait_for(lambda: not service.running("maildir.alice"))
         service.pop3().quit()
+        assert old in os.listdir(f"{alice.maildir}/cur")  # the clock is not believed yet
+        wait_for(lambda: not service.running("maildir.alice"))
+        os.utime(f"{alice.maildir}/popexpire", (time.time() - DAY,) * 2)
+        service.pop3().quit()
         assert old not in os.listdir(f"{alice.maildir}/cur")

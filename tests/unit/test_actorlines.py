@@ -1,6 +1,6 @@
 """Actors' lines in the log: each its share, by name, and the rest counted."""
 
-from popkernel.kernel.actorlines import MOST, WINDOW, ActorLines
+from popkernel.kernel.actorlines import MOST, MOST_ALONE, MOST_EVENTS, WINDOW, ActorLines
 
 
 class Log(list):
@@ -9,6 +9,9 @@ class Log(list):
     def __call__(self, level, text, actor="kernel"):
         self.append(text)
         assert actor in ("auth", "listener.0", "kernel")
+
+    def event(self, level, event, fields):
+        self.append(fields["why"])
 
 
 class Loop:
@@ -43,3 +46,23 @@ def test_what_is_not_logged_is_not_counted():
         said("auth", 7, "detail")
     said("auth", 4, "heard")
     assert log == ["heard"]
+
+
+def test_events_have_a_share_of_their_own_and_a_listener_of_one_connection_a_small_one():
+    log, loop = Log(), Loop()
+    said = ActorLines(log, loop)
+    most = MOST_EVENTS["login failed"]
+    for number in range(most + 3):
+        said.event("listener.0", 5, "login failed", {"why": number})
+        said.event("listener.1.17", 5, "login failed", {"why": "alone"}, alone=True)
+    said.event("listener.0", 5, "session over", {"why": "another"})
+    said("listener.0", 4, "a line")
+    assert [text for text in log if text != "alone"] == [*range(most), "another", "a line"]
+    assert log.count("alone") == MOST_ALONE
+    del log[:]
+    for timer in loop.timers:
+        timer()
+    assert log == [
+        f'3 lines "login failed" of listener.0 dropped: more than {most} in 10 seconds',
+        f'{most + 3 - MOST_ALONE} lines "login failed" of listener.1.17 dropped: more than {MOST_ALONE} in 10 seconds',
+    ]

@@ -59,3 +59,11 @@ def test_one_that_is_not_yet_there_has_longer():
     assert not named
     loop.advance(SECONDS + 21)
     assert named
+
+
+def test_seconds_of_ones_own():
+    loop, named, process, hung = world()
+    process.hello = None
+    hung.suspect(process, 4)
+    loop.advance(4.1)
+    assert named == [("maildir.alice", 4)]

@@ -1,13 +1,84 @@
-"""Descriptors that a maildir actor hands to the kernel with a session to be parked: what they are is the actor's choice."""
+"""What maildir actors hand over in the place of a session's channel: closed, waited for or forgotten; nothing stays open. No service."""
 
 import errno
 import os
+import socket
 
 import pytest
 from popkernel.kernel import core
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.parking import Parking
 from popkernel.proto import messages as m
+from popkernel.proto.tables import MailUser
+
+
+def make(now=0.0, **settings):
+    """With alice's session 1, opened at that time."""
+    kernel = core.Core({"alice": MailUser(1000, 1000, "/m/alice")}, core.Settings(**settings))
+    kernel.awaits("listener.0", m.Awaiting(1))
+    kernel.granted(m.Granted("listener.0", 1, "alice"), now)
+    done = []
+    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is core.Forget else None) for e in effects])
+    made.kernel, made.done = kernel, done
+    return made
+
+
+@pytest.fixture
+def parking():
+    return make()
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_file_is_no_session(parking):
+    fd = os.open(__file__, os.O_RDONLY)
+    parking.park("maildir.alice", m.Parked(1, b"x"), fd)
+    assert parking.done == [core.Forget("alice")]
+    assert not is_open(fd) and not len(parking) and not parking.kernel.leases
+
+
+def test_another_session_is_nobodys(parking):
+    fd = os.dup(0)
+    parking.park("maildir.alice", m.Parked(2, b"x"), fd)
+    assert not is_open(fd) and not len(parking)
+    assert parking.kernel.leases and parking.done == []
+
+
+def test_a_socket_is_waited_for(parking):
+    one, other = socket.socketpair()
+    with other:
+        parking.park("maildir.alice", m.Parked(1, b"x"), one.detach())
+        assert len(parking) == 1 and parking.done == []
+        second = os.dup(0)
+        parking.park("maildir.alice", m.Parked(1, b"x"), second)
+        assert not is_open(second)
+        parking.forget("alice")
+        assert other.recv(1) == b""
+
+
+def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it_was_woken():
+    parked = m.Parked(1, b"s")
+
+    def too_soon(there, now, message=parked):
+        there._loop.now = now
+        return there.too_soon("maildir.alice", message)
+
+    there = make(100.0, park_seconds=30)
+    assert [too_soon(there, now) for now in (100.0, 114.9, 129.9)] == [True, True, False]
+    assert not too_soon(there, 100.0, m.Parked(2, b"s")), "of no session of its: nothing is parked"
+    there.kernel.parked("maildir.alice", parked, 130.0)
+    assert not too_soon(there, 130.0), "nor by saying it twice"
+    there.kernel.woken("alice", 131.0)
+    assert [too_soon(there, now) for now in (131.0, 145.9, 160.9)] == [True, True, False]
+    assert too_soon(make(park_seconds=0), 1e9)
+    crowded = make(park_seconds=30, crowd=0)
+    assert [too_soon(crowded, now) for now in (0.4, 0.99)] == [True, False]
 
 
 @pytest.fixture
@@ -27,18 +98,15 @@ def one_that_closes_badly(tmp_path, monkeypatch):
     assert closed == [bad]
 
 
-SETTINGS = core.Settings(warm_seconds=1, warm_max=1, park_seconds=1, crowd=1, restart_intensity=1, restart_seconds=1, login_delay=0)
-
-
 def test_a_session_that_nobody_has(one_that_closes_badly):
     done = []
-    parking = Parking(Loop(), core.Core({}, SETTINGS), done.extend)
+    parking = Parking(Loop(), core.Core({}, core.Settings()), done.extend)
     parking.park("maildir.alice", m.Parked(1, b""), one_that_closes_badly)
     assert not len(parking)
 
 
 def test_a_session_that_is_forgotten(one_that_closes_badly):
-    parking = Parking(Loop(), core.Core({}, SETTINGS), lambda effects: None)
+    parking = Parking(Loop(), core.Core({}, core.Settings()), lambda effects: None)
     parking._fds["alice"] = one_that_closes_badly
     parking.forget("alice")
     assert not len(parking)

@@ -359,6 +359,58 @@ def test_a_large_message_that_could_not_be_sent_whole_does_not_expire(box):
     assert (session.finished, box.names()) == ((0, 0), [b"6.large:2,"])
 
 
+def quit_before(box, when):
+    """The last QUIT there was with expire_days set."""
+    path = os.path.join(box.path, b"popexpire")
+    with open(path, "ab"):
+        os.utime(path, (when, when))
+
+
+def at(box, when, days=10):
+    """QUIT at that time of the clock; how many messages are left."""
+    box.drop.close()
+    box.drop = Maildrop(box.path, lock_wait=0.05, policy=Policy(expire_days=days), clock=lambda: when)
+    talk(box.drop, box.drop.listing(), m.Quit([]))
+    return len(box.names())
+
+
+def test_a_clock_that_was_ahead_once_takes_no_mail(box):
+    now = 1_700_000_000
+    for n in range(3):
+        name = b"%d.%d:2," % (now - n * DAY, n)
+        box.put(name)
+        os.utime(os.path.join(box.path, b"cur", name), (now - n * DAY,) * 2)
+    for hours in (0, 1, 24, 49):
+        assert at(box, now + hours * 3600) == 3
+    for hours in (0, 1, 19):  # for some hours, ten years ahead
+        assert at(box, now + 3650 * DAY + hours * 3600) == 3
+    assert at(box, now + 3 * DAY) == 3  # set right again: that is no time to compare with either
+    assert at(box, now + 3 * DAY + 3600) == 3
+    assert at(box, now + 9 * DAY - 3600) == 2  # the oldest is 11 days old now
+
+
+def test_mail_expires_for_who_comes_daily_and_for_who_comes_weekly(box):
+    now = 1_700_000_000
+    for step in (DAY - 600, 7 * DAY + 600):
+        name = b"%d.%d:2," % (now, step)
+        box.put(name)
+        os.utime(os.path.join(box.path, b"cur", name), (now, now))
+        assert [at(box, now + k * step) for k in range(14)][-1] == 0
+        now += 1000 * DAY
+
+
+@pytest.mark.parametrize("what", ["directory", "link", "pipe"])
+def test_a_mark_that_is_none_takes_no_mail(box, what):
+    path = os.path.join(box.path, b"popexpire")
+    other = os.path.join(box.path, b"other")
+    {"directory": os.mkdir, "link": lambda p: os.symlink(other, p), "pipe": os.mkfifo}[what](path)
+    box.put(b"1000000000.a:2,")
+    os.utime(os.path.join(box.path, b"cur", b"1000000000.a:2,"), (10**9, 10**9))
+    for k in range(3):
+        assert at(box, 1_700_000_000 + k * 2 * DAY) == 1
+    assert not os.path.exists(other)
+
+
 def test_expire_after_days(box):
     now = int(time.time())
     old, young = now - 11 * DAY, now - 9 * DAY
@@ -371,6 +423,7 @@ def test_expire_after_days(box):
         os.utime(os.path.join(box.path, b"cur", name + b":2,"), (mtime, mtime))
     gone = {b"%d.old:2," % old, b"99999999999999.no-time-old:2,"}
     everything = set(box.names())
+    quit_before(box, now - 2 * DAY)
     listing = box.open(expire_days=10)
     talk(box.drop, listing, m.Retrieve(1, 1, 0))
     assert set(box.names()) == everything
@@ -378,6 +431,7 @@ def test_expire_after_days(box):
     assert session.finished == (2, 0)
     assert set(box.names()) == everything - gone
     assert quit_after(box, m.Quit([]), expire_days=-1) == (0, 0)
+    quit_before(box, now - 2 * DAY)
     assert quit_after(box, m.Quit([]), expire_days=1, deletion="trash-flag", hide_trashed=True) == (4 - 0, 0)
     assert all(name.endswith(b"T") for name in box.names())
 

@@ -100,6 +100,10 @@ LISTENER = {
     "late flood": flood(lambda actor: [m.Late(name) for name in ("auth", "kernel", "init", "spawner", "mda", "maildir.user0", "nobody", "listener.0", "listener.1")] * 3000),
     "refuse flood": lambda actor: refuse(actor),
     "refuse others": flood(lambda actor: [m.Refused("x", name, "a lie") for name in (*(f"maildir.user{n}" for n in range(30)), "listener.0", "listener.1", "kernel", "spawner")]),
+    "event flood": flood(
+        lambda actor: [m.LoginFailed(actor.evil.session, "forged", "192.0.2.66:1", "AUTH")] * 2500
+        + [m.Ended(1 << 50, "forged", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0)] * 1500,
+    ),
     "counters": flood(lambda actor: [m.Counters(1, 2, 3)] * 5000),
     "login flood": lambda actor: actor.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
     "login twice": lambda actor: actor.auth.send_all([actor.evil._replace(user="user9", secret=b"guess"), actor.evil._replace(user="user8", secret=b"guess")]),
@@ -120,6 +124,14 @@ def refuse(actor):
     actor.loop.later(0.1, lambda: refuse(actor))
 
 
+def park(actor, session, state, fd):
+    """At once, whatever waits in the channel; and so whenever it is woken."""
+    actor.handlers[m.Wake] = lambda message, fds: park(actor, message.session, message.state, fds[0])
+    actor.kernel.send(m.Parked(session, state), [fd])
+    if fd != actor.channel.fd:
+        os.close(fd)
+
+
 def again(actor):
     """A grant that is true, and the same many times: at once, and when the session is over."""
     grant = m.Granted(actor.asker, actor.evil.session, "bob")
@@ -134,6 +146,7 @@ SAYINGS = {
     "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
     "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
     "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
+    "park again": lambda actor: park(actor, actor.number, actor.session.park(), actor.channel.fd),
     "fds": lambda actor: stray_descriptors(actor.kernel),
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),

@@ -1,0 +1,110 @@
+"""What a message may write before its mailbox is known to have room for it. No service: the actor's side of the mda's channel alone."""
+
+import os
+import time
+
+import pytest
+from popkernel.actors.maildir.deliveries import Deliveries
+from popkernel.actors.maildir.quota import Quota
+from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.proto import messages as m
+
+QUOTA = 200_000
+
+
+class Channel:
+    fd = 5
+
+    def __init__(self):
+        self.said = []
+
+    def send(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture
+def box(tmp_path):
+    class Box:
+        path = tmp_path / "m"
+        channel = Channel()
+
+        def __init__(self):
+            self.drop = Maildrop(os.fsencode(self.path))
+            self.deliveries = self.made(f"{QUOTA}S")
+
+        def made(self, quota):
+            return Deliveries(
+                self.drop, StoreError("SYS/TEMP", "none"), Quota(self.drop.root, quota, time.time), full="5.2.2", log=lambda *_: None,
+            )
+
+        def take(self, *messages):
+            """The answers."""
+            self.channel.said.clear()
+            for message in messages:
+                self.deliveries.take(self.channel, message)
+            return [said.status if type(said) is m.Rejected else "safe" if said.safe else "credit" for said in self.channel.said]
+
+        def held(self):
+            return sum(file.stat().st_size for file in (self.path / "tmp").iterdir())
+
+    os.mkdir(Box.path, 0o700)
+    box = Box()
+    yield box
+    box.drop.close()
+
+
+def test_nothing_is_written_of_what_is_announced_too_large(box):
+    assert box.take(m.Deliver(1, "s", "a", QUOTA + 1)) == ["5.2.2"]
+    assert os.listdir(box.path / "tmp") == []
+    assert box.take(m.Content(1, b"x" * 1000), m.Commit(1)) == []
+
+
+def test_it_stops_where_the_room_ends(box):
+    box.take(m.Deliver(1, "s", "a", 0))
+    answers = []
+    while answers[-1:] != ["5.2.2"]:
+        answers += box.take(m.Content(1, b"x" * 30_000))
+        assert box.held() <= QUOTA
+    assert answers == ["credit"] * 6 + ["5.2.2"]
+    assert os.listdir(box.path / "tmp") == [] and not box.deliveries.open
+
+
+def test_many_together(box):
+    for number in range(1, 6):
+        assert box.take(m.Deliver(number, "s", "a", 0)) == []
+    answers = box.take(*[m.Content(number, b"x" * 60_000) for number in range(1, 6)])
+    assert answers == ["credit"] * 3 + ["4.2.2"] * 2
+    assert box.held() <= QUOTA
+    assert box.take(m.Abort(1), m.Deliver(6, "s", "a", 60_000), m.Content(6, b"x" * 60_000), m.Commit(6)) == ["credit", "safe"]
+
+
+def test_room_that_came_meanwhile_counts(box):
+    old = box.path / "cur" / "1.old:2,"
+    old.write_bytes(b"x" * 150_000)
+    box.take(m.Deliver(1, "s", "a", 0))
+    assert box.take(m.Content(1, b"x" * 40_000)) == ["credit"]
+    old.unlink()
+    (box.path / "maildirsize").unlink()
+    assert box.take(m.Content(1, b"x" * 40_000), m.Commit(1)) == ["credit", "safe"]
+
+
+def test_small_ones_and_further_copies_are_looked_at_first(box, monkeypatch):
+    made = []
+    begin = box.drop.deliver_begin
+    monkeypatch.setattr(type(box.drop), "deliver_begin", lambda _: made.append(1) or begin())
+    assert box.take(m.Post(1, "s", "a", b"x" * (QUOTA + 1))) == ["5.2.2"]
+    assert not made
+    assert box.take(m.Deliver(2, "s", "a", 0), m.Content(2, b"\n" + b"x" * 90_000), m.Again(3, 2, "a+b"), m.Again(4, 2, "a+c")) == [
+        "credit", "safe", "safe",
+    ]
+    assert box.take(m.Again(5, 2, "a+d")) == ["5.2.2"]
+    assert len(made) == 3
+    new = [file.read_bytes() for file in (box.path / "new").iterdir()]
+    assert [text.count(b"x") for text in new] == [90_000] * 2 and all(text.startswith(b"Return-Path: <s>\nDelivered-To: a+") for text in new)
+    assert box.take(m.Commit(2)) == ["5.2.2"]
+    assert os.listdir(box.path / "tmp") == []
+
+
+def test_no_quota_no_bound(box):
+    box.deliveries = box.made("")
+    assert box.take(m.Deliver(1, "s", "a", 1 << 40), m.Content(1, b"x" * QUOTA * 2), m.Commit(1)) == ["credit", "safe"]
