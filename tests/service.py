@@ -14,6 +14,8 @@ import time
 
 from popkernel.cli.demo import make_site
 
+from tests.ports import free_ports
+
 POPKERNEL = [sys.executable, "-m", "popkernel"]
 ROOT = os.geteuid() == 0
 
@@ -30,14 +32,28 @@ def wait_for(what, *, seconds=15.0, until=None):
         time.sleep(0.005)
 
 
+class Pop3(poplib.POP3_SSL):
+    """As poplib has it, but nothing is left open where no greeting comes."""
+
+    sock = file = None
+
+    def __init__(self, *arguments, **options):
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Service:
     """Started when made; `with` ends it. `site` as make_site() gives it; keyword arguments go to make_site()."""
 
     def __init__(self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site):
+        self.kept = contextlib.ExitStack()
         self.temporary = tempfile.TemporaryDirectory(prefix="pk", dir=directory)
         os.chmod(self.temporary.name, 0o711)
         # All come from one address here, many with wrong passwords: what bounds that has tests of its own.
-        self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, **site})
+        self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, "ports": free_ports(), **site})
         self.config = self.site.config
         self.toml = os.path.join(self.site.directory, "popkernel.toml")
         self.log = b""
@@ -60,6 +76,11 @@ class Service:
 
     def __exit__(self, *_):
         self.close()
+
+    def keep(self, thing):
+        """Have a client closed with the service at the latest: the frames of a test that failed hold it for long, and the next ones would be told of it."""
+        self.kept.callback(thing.close)
+        return thing
 
     @property
     def tls(self):
@@ -130,7 +151,7 @@ class Service:
         """A poplib session over implicit TLS, logged in."""
         context = ssl.create_default_context(cafile=self.site.cert)
         context.check_hostname = False
-        client = poplib.POP3_SSL(self.tls.host, self.tls.port, context=context, timeout=timeout)
+        client = Pop3(self.tls.host, self.tls.port, context=context, timeout=timeout)
         if login:
             try:
                 client.user(user)
@@ -138,7 +159,7 @@ class Service:
             except BaseException:
                 client.close()
                 raise
-        return client
+        return self.keep(client)
 
     def signal(self, number):
         """Send a signal to init."""
@@ -163,4 +184,5 @@ class Service:
                         os.kill(pid, signal.SIGKILL)
                 self.process.wait(10)
         self.process.stderr.close()
+        self.kept.close()
         self.temporary.cleanup()

@@ -121,7 +121,7 @@ def test_no_viewer_no_tap(service):
 
 
 def test_many_viewers_see_the_same(service):
-    viewers = [watcher(service, types=["Login", "Ready", "Bye"]) for _ in range(6)]
+    viewers = [service.keep(watcher(service, types=["Login", "Ready", "Bye"])) for _ in range(6)]
     session(service)
     seen = []
     for viewer in viewers:
@@ -241,7 +241,7 @@ def test_a_viewer_that_does_not_read_loses_frames_and_slows_nobody(service):
 
 def test_lost_frames_are_counted(service):
     """A viewer that stops reading for a while is told how much it has missed, and then goes on."""
-    sock = socket.socket(socket.AF_UNIX)
+    sock = service.keep(socket.socket(socket.AF_UNIX))
     sock.connect(service.config.control)
     request = msgpack.packb({"command": "trace", "types": ["Reply", "Sizes", "Ids"]})
     sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
@@ -276,7 +276,7 @@ def test_lost_frames_are_counted(service):
     {"command": "trace", "payload": 1}, {"command": "trace", "edge": ":::"}, {"command": "trace", "user": "x" * 300}, {"command": "trace", "types": [[]]},
 ])
 def test_what_no_program_of_ours_asks(service, request_map):
-    sock = socket.socket(socket.AF_UNIX)
+    sock = service.keep(socket.socket(socket.AF_UNIX))
     sock.settimeout(10)
     sock.connect(service.config.control)
     request = msgpack.packb(request_map)

@@ -54,18 +54,6 @@ class Sabotaged(Service):
         lines = [line.partition("inside|")[2] for line in self.read_log().splitlines() if "inside|" in line]
         return [line.split("|")[1:] for line in lines if line.startswith(what + "|")]
 
-    def pop3(self, user="alice", password=None, *, login=True, timeout=20):
-        """As Service's, but nothing is left open where the login fails."""
-        client = super().pop3(user, login=False, timeout=timeout)
-        try:
-            if login:
-                client.user(user)
-                client.pass_(self.site.passwords[user] if password is None else password)
-        except BaseException:
-            client.close()
-            raise
-        return client
-
     def login_error(self, user, password="secret"):
         """What the server answers to a login that must fail; "closed" where it hangs up."""
         client = self.pop3(login=False)
