@@ -1,18 +1,20 @@
 """A real service for tests: `popkernel start` on a site of its own, on loopback ports of its own, waited for and ended by its process id."""
 
 import contextlib
-import json
 import os
 import poplib
 import select
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 
+import msgpack
 from popkernel.cli.demo import make_site
+from popkernel.proto.zmtp import Reader, frame_head, preface
 
 from tests.ports import free_ports
 
@@ -120,8 +122,20 @@ class Service:
         return result
 
     def status(self):
-        """`status --json`, decoded."""
-        return json.loads(self.command("status", "--json").stdout)
+        """As the command gives it, without a process of its own: many tests ask often."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(self.config.control)
+            request = msgpack.packb({"command": "status"})
+            sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
+            reader, frames = Reader(1 << 26, (b"ROUTER",)), []
+            while not frames:
+                part = sock.recv(1 << 16)
+                assert part, "the service ended before it answered"
+                frames = reader.feed(part)
+        answer = msgpack.unpackb(frames[0], unicode_errors="surrogateescape")
+        assert answer.pop("ok"), answer
+        return answer
 
     def actor(self, name):
         """The status row of an actor (a name or its beginning), None where there is none."""

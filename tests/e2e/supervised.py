@@ -7,23 +7,14 @@ import signal
 import socket
 import ssl
 
-from popkernel.cli.control import ask
-
 from tests.service import Service, wait_for
 
 BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000))  # 20.6 MB
 
 
-class Quick(Service):
-    """Asks the control socket itself: these tests ask often."""
-
-    def status(self):
-        return ask(self.config.run_dir, "status")
-
-
 def serve(**site):
     """A service as these tests want it: of the actors that read mail. Delivery has its own tests."""
-    return Quick(**{"lmtp": False, **site})
+    return Service(**{"lmtp": False, **site})
 
 
 class Raw:

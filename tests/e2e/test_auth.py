@@ -10,10 +10,10 @@ import pytest
 from popkernel.cli.demo import make_certificate
 
 from tests.e2e.awkward import RawClient
-from tests.e2e.supervised import Quick, Raw, serve
+from tests.e2e.supervised import Raw, serve
 from tests.e2e.test_reload import rewrite, write
 from tests.e2e.tokens import EC, RESPONSES, RSA, SCOPE, key_set, settings, token
-from tests.service import wait_for
+from tests.service import Service, wait_for
 
 AUTH = b"-ERR [AUTH] wrong name or password\r\n"
 
@@ -47,7 +47,7 @@ def jwks(tmp_path):
 
 
 def test_tokens_and_a_new_key_of_the_issuer(jwks):
-    with Quick(lmtp=False, mail=(), penalty_seconds=0, **settings(jwks)) as service:
+    with Service(lmtp=False, mail=(), penalty_seconds=0, **settings(jwks)) as service:
         good = token(EC, "one")
         assert answer_to_token(service, good).startswith(b"+OK")
         assert answer_to_token(service, good, mechanism=b"OAUTHBEARER").startswith(b"+OK")

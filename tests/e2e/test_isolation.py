@@ -15,9 +15,9 @@ from popkernel.kernel.sandbox import lock
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.limiting import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, greeting, resets
-from tests.e2e.supervised import Quick, Raw, kill, mail_of, pid_of, running
+from tests.e2e.supervised import Raw, kill, mail_of, pid_of, running
 from tests.e2e.tracing import Trace, session
-from tests.service import ROOT, wait_for
+from tests.service import ROOT, Service, wait_for
 
 MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 4)]
 USERS = ("alice", "bob", "carol")
@@ -26,7 +26,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def serve(**site):
     """A service of gates, without delivery."""
-    return Quick(**{"lmtp": False, "isolation": "connection", "users": USERS, "mail": MAIL, "allow_plaintext": True, **site})
+    return Service(**{"lmtp": False, "isolation": "connection", "users": USERS, "mail": MAIL, "allow_plaintext": True, **site})
 
 
 @pytest.fixture(scope="module")
