@@ -62,6 +62,7 @@ class Service:
         self.process = subprocess.Popen(
             [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+            pipesize=1 << 20,  # nobody reads the log while a test does something else, and who writes to a full pipe waits
         )
         os.set_blocking(self.process.stderr.fileno(), False)
         if expect_ready:

@@ -2,6 +2,7 @@
 
 import base64
 import subprocess
+import time
 
 import pytest
 from popkernel.kernel.watcher import Watcher
@@ -12,7 +13,7 @@ from tests.e2e.tokens import RESPONSES, key_set, settings, token
 from tests.service import POPKERNEL, ROOT, Service
 
 WORD = "vErY-sEcReT-47110815"
-TOKEN = token()
+TOKEN = token(exp=time.time() + 86400)  # made when the tests are collected, used when their turn comes
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ def talk(service):
                 client.sock.close()
             else:
                 client.end()
+        service.read_log()  # there is more of it than a pipe holds
 
 
 def inside_base64(word):
