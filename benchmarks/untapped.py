@@ -101,10 +101,10 @@ exec {python} "$@"
 def main():
     """`python untapped.py VARIANT DIRECTORY start ...`: DIRECTORY gets a file a process, with its count."""
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init, supervisor
+    from popkernel.kernel import init, singletons, stopping
 
-    supervisor._START_PATIENCE = PATIENCE  # noqa: SLF001  valgrind is slow, and slower where others work
-    supervisor.Supervisor._hurry = lambda *_: None  # noqa: SLF001
+    singletons._START_PATIENCE = PATIENCE  # noqa: SLF001  valgrind is slow, and slower where others work
+    stopping.Stopping._hurry = lambda *_: None  # noqa: SLF001
     variant, counts = sys.argv.pop(1), sys.argv.pop(1)
     wrapper = os.path.join(counts, "python")
     with open(wrapper, "w") as file:

@@ -16,8 +16,9 @@ from popkernel.cli.certificate import check_certificate, check_names
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel import trust
 from popkernel.kernel.binding import BindError, bind
-from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, actor_ids, gather, keys, mta_uids
+from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
+from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.rundir import problem as run_dir_problem
@@ -39,6 +40,11 @@ class Report:
         """One more error."""
         self.code = self.code or code
         self.errors.append(finding)
+
+    def all_errors(self, findings: Iterable[Finding], code: int) -> None:
+        """Each of them."""
+        for finding in findings:
+            self.error(finding, code)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,8 +88,7 @@ def check(config: Config, report: Report | None = None) -> Report:
     pairs = [pair for pair in [(config.cert, config.key), *config.certs] if all(pair)]
     for cert, key in dict.fromkeys(pairs):
         errors, warnings = check_certificate(cert, key, file_of(config.key_passphrase_file))
-        for finding in errors:
-            report.error(finding, _CONFIG)
+        report.all_errors(errors, _CONFIG)
         report.warnings.extend(warnings)
     report.warnings.extend(check_names(pairs) if config.certs else [])
     _check_keys(config, report)
@@ -109,8 +114,7 @@ def check_tables(config: Config, report: Report) -> None:
     # No table at all has been said already; an empty one would be a finding of its own.
     users, user_findings = ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
     auth, auth_findings = ({}, []) if auth_data is None else parse_auth(auth_data, config.auth_table)
-    for finding in user_findings + auth_findings:
-        report.error(finding, _DATA)
+    report.all_errors(user_findings + auth_findings, _DATA)
     # A line that did not parse would show up as missing too: say that only once it does parse.
     if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
         report.warnings.extend(_missing(auth, users, config.auth_table, auth_data, config.user_table))
@@ -126,8 +130,7 @@ def _check_keys(config: Config, report: Report) -> None:
         from popkernel.actors.auth.tokens import parse_jwks
 
         keys, findings = parse_jwks(data, config.oauth_jwks)
-        for finding in findings:
-            report.error(finding, _DATA)
+        report.all_errors(findings, _DATA)
         _check_trust(config.oauth_jwks, report, _DATA)
         if not findings and len(keys) > 1 and any(key.kid is None for key in keys):
             what = "a key has no `kid`: every token is tried with each"
@@ -135,11 +138,10 @@ def _check_keys(config: Config, report: Report) -> None:
 
 
 def _check_blocked(config: Config, report: Report) -> None:
-    data = _read_table(config.block_list, report) if config.block_list else None
+    data = _read_table(config.block_list, report)
     if data is not None:
         networks, findings = parse_networks(data, config.block_list)
-        for finding in findings:
-            report.error(finding, _DATA)
+        report.all_errors(findings, _DATA)
         if networks.contains("127.0.0.1") or networks.contains("::1"):
             what = "this machine itself is blocked"
             report.warnings.append(Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant"))
@@ -240,8 +242,7 @@ def _check_ids(config: Config, report: Report) -> None:
         ids = actor_ids(config)
         mta_uids(config)
     except ConfigError as error:
-        for finding in error.findings:
-            report.error(finding, _CONFIG)
+        report.all_errors(error.findings, _CONFIG)
     if os.geteuid() != 0:
         what = "without root every actor has your own uid, and only your own maildirs can be served"
         report.warnings.append(Finding("configuration", 0, what, "start it as root to part the actors"))
@@ -295,8 +296,7 @@ def _check_sandbox(config: Config, report: Report) -> None:
     if config.insecure_no_sandbox:
         report.warnings.extend(found)
         return
-    for finding in found:
-        report.error(finding, _OSERR)
+    report.all_errors(found, _OSERR)
 
 
 def _finding_of(line: str) -> Finding:

@@ -12,6 +12,7 @@ from typing import Any
 
 from popkernel.actors.maildir.migrate import bring, source_of
 from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.usertable import NoTableError, read_users
 from popkernel.proto.tables import MailUser
@@ -71,15 +72,8 @@ def _in_child(user: MailUser, options: argparse.Namespace, program: bytes | None
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        try:
-            os.close(reading)
-            text = json.dumps(_work(user, options, program)).encode()
-            while text:
-                text = text[os.write(writing, text) :]
-        except BaseException:  # noqa: BLE001 - a child has no other way out; its parent says so
-            sys.excepthook(*sys.exc_info())
-            os._exit(SOFTWARE)
-        os._exit(OK)
+        os.close(reading)
+        do_and_leave(lambda: _hand_over(_work(user, options, program), writing), SOFTWARE)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
         text = file.read(_MOST_ANSWER)
@@ -88,6 +82,13 @@ def _in_child(user: MailUser, options: argparse.Namespace, program: bytes | None
         return {"code": SOFTWARE, "said": f"ended with wait status {status}: nothing is known to be changed"}
     answer: dict[str, Any] = json.loads(text)
     return answer
+
+
+def _hand_over(said: dict[str, Any], pipe: int) -> int:
+    text = json.dumps(said).encode()
+    while text:
+        text = text[os.write(pipe, text) :]
+    return OK
 
 
 def _work(user: MailUser, options: argparse.Namespace, program: bytes | None) -> dict[str, Any]:

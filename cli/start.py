@@ -5,10 +5,10 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 import popkernel
 from popkernel.kernel import init
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.config import Config
 from popkernel.kernel.log import WARNING, say
 from popkernel.kernel.passphrase import ask, file_of
@@ -39,7 +39,7 @@ def _detached(config: Config, serve: Callable[[Callable[[], None]], int]) -> int
     if pid == 0:
         os.close(said_in)
         os.close(ready_in)
-        _serve(config, serve, said_out, ready_out)
+        do_and_leave(lambda: _serve(config, serve, said_out, ready_out), os.EX_SOFTWARE)
     os.close(said_out)
     os.close(ready_out)
     open_ends = {said_in, ready_in}
@@ -66,29 +66,20 @@ def _pass_on(part: bytes) -> None:
         os.write(2, part)
 
 
-def _serve(config: Config, serve: Callable[[Callable[[], None]], int], said: int, ready: int) -> NoReturn:
+def _serve(config: Config, serve: Callable[[Callable[[], None]], int], said: int, ready: int) -> int:
     """Be the service: a session of its own, no terminal."""
-    status = os.EX_SOFTWARE
-    try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        if config.log != "stderr":
-            os.dup2(said, 2)
-        os.close(said)
-        os.close(null)
-        os.chdir("/")
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    if config.log != "stderr":
+        os.dup2(said, 2)
+    os.close(said)
+    os.close(null)
+    os.chdir("/")
 
-        def on_ready() -> None:
-            os.write(ready, b"\0")
-            os.close(ready)
+    def on_ready() -> None:
+        os.write(ready, b"\0")
+        os.close(ready)
 
-        status = serve(on_ready)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        raise
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-        os._exit(status)
+    return serve(on_ready)

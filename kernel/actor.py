@@ -27,7 +27,7 @@ SOFTWARE, TEMPFAIL = 70, 75  # sysexits(3)
 class Boot:
     """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
 
-    __slots__ = ("channel", "config", "fds", "gid", "name", "program", "row", "sandboxed", "uid")
+    __slots__ = ("channel", "config", "gid", "name", "program", "row", "sandboxed", "uid")
 
     def __init__(
         self,
@@ -37,17 +37,15 @@ class Boot:
         gid: int,
         config: dict[str, Any],
         *,
-        fds: Sequence[int] = (),
         sandboxed: bool = True,
         program: bytes | None = None,
     ) -> None:
-        """`fds`: descriptors handed over besides the channel. `program`: the promises, compiled before (the warm image)."""
+        """`program`: the promises, compiled before (the warm image)."""
         self.name = name
         self.channel = channel
         self.uid = uid
         self.gid = gid
         self.config = config
-        self.fds = list(fds)
         self.sandboxed = sandboxed
         self.program = program
         self.row: Row = row_of(name)

@@ -37,7 +37,7 @@ def main() -> None:
     channel.set_inheritable(False)
     for fd in fds:
         os.set_inheritable(fd, False)
-    boot = Boot(name, channel, uid, gid, config, fds=fds, sandboxed=bool(sandboxed))
+    boot = Boot(name, channel, uid, gid, config, sandboxed=bool(sandboxed))
     os.umask(0o077)
     set_title(name)
     import_module(boot.row.module).main(boot)

@@ -4,7 +4,6 @@ A child dies with its parent (PR_SET_PDEATHSIG): nothing lives here whose parent
 """
 
 import contextlib
-import ctypes
 import gc
 import os
 import signal
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from popkernel.kernel.loop import READ, Loop
+from popkernel.kernel.sandbox.libc import library
 
 __all__ = ["Brood"]
 
@@ -27,7 +27,6 @@ class Brood:
         self._reaped = reaped
         self._names: dict[int, str] = {}
         self._pids: dict[str, int] = {}
-        self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self._woken = self._wake = -1
 
     def begin(self) -> None:
@@ -52,16 +51,15 @@ class Brood:
             self._names[pid] = name
             self._pids[name] = pid
             return pid
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)  # SIGCHLD's handler stays: it does nothing, and a child has no child
         os.close(self._woken)
         os.close(self._wake)
         return 0
 
     def die_with_parent(self) -> None:
         """In a child: SIGKILL when its parent goes; to be asked for anew after a change of ids, which forgets it (prctl(2))."""
-        if self._libc is not None:
-            self._libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if sys.platform == "linux":
+            library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
     def kill(self, name: str) -> None:
         """It is our child and not yet reaped, so its number is nobody else's."""

@@ -35,17 +35,28 @@ _codecs: dict[tuple[str, str], Codec] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
 
 
-class counts:  # noqa: N801  a name for two numbers
+class _Counts:
     """Messages that this process took and gave, for `popkernel status`."""
 
-    messages_in = 0
-    messages_out = 0
+    __slots__ = ("messages_in", "messages_out")
+
+    def __init__(self) -> None:
+        self.messages_in = 0
+        self.messages_out = 0
 
 
-class watch:  # noqa: N801
+class _Watch:
     """The tap: None unless somebody watches this process. One branch a message is all that it costs then."""
 
-    tap: Tap | None = None
+    __slots__ = ("tap",)
+
+    def __init__(self) -> None:
+        self.tap: Tap | None = None
+
+
+# Objects with slots: to write to a class makes CPython forget all that it has cached of it, at each message.
+counts = _Counts()
+watch = _Watch()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -322,14 +333,19 @@ class Channel:
         self.gone = True
         self._loop.remove(self.fd)
         self.sock.close()
-        for fd in self._fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        discard(self._fds)
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()
         self._fds.clear()
+
+
+def discard(fds: Sequence[int]) -> None:
+    """Close descriptors that somebody handed over. What they are was that one's choice, and so whether closing tells of an error (FUSE)."""
+    for fd in fds:
+        with contextlib.suppress(OSError):  # it is closed all the same, close(2)
+            os.close(fd)
 
 
 def _int_array(fds: Sequence[int]) -> bytes:

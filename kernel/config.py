@@ -2,25 +2,25 @@
 
 Every key stands once, below, with its default, its check and its sentence of documentation; ``popkernel start --help``
 prints the same sentences. Nothing here opens a socket or a table: ``popkernel check`` looks at what the paths hold.
+What a value may be, by its kind, is configvalues.py's; where each fault of the file stands, tomlfile.py's.
 """
 
 import os
 import re
 import socket
-import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from popkernel.kernel.address import LMTP_PORT, POP3_PORT, POP3S_PORT, Address
+from popkernel.kernel.configvalues import checked
+from popkernel.kernel.tomlfile import line_of, read_toml
 from popkernel.proto.tables import Finding
+from popkernel.proto.uidlist import SOURCES
 
 MAX_SOCKET_PATH = 100
 """Octets: sun_path holds 104 on OpenBSD and 108 on Linux, with a NUL; the sockets beside this one have longer names."""
-_MOST_TOML_ERRORS = 20
 COMMAND_LINE = "command line"
 """What a finding names as its file when a flag is meant."""
 FLAGS = {
@@ -34,22 +34,17 @@ FLAGS = {
     "verbose": "-v",
 }
 """Short flag by key; every other key's flag is its name with dashes."""
-_FREE_IDS = {"listener": 64301, "auth": 64302, "mda": 64303}
-"""For a mend: ids that systems do not give out by themselves, below nobody's 65534."""
 
 
 __all__ = [
     "Address",
     "Config",
     "ConfigError",
-    "actor_ids",
     "control_path",
     "default_run_dir",
     "gather",
     "keys",
     "load",
-    "make_user_command",
-    "mta_uids",
     "run_dir_in",
 ]
 
@@ -169,9 +164,7 @@ class Config:
     hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see")
     set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved")
     expire_days: int = _key("int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500)
-    uidl_from: str = _key(
-        "choice", "none", "whose unique ids messages keep that popkernel sees first", choices=("none", "dovecot", "courier", "filename"),
-    )
+    uidl_from: str = _key("choice", "none", "whose unique ids messages keep that popkernel sees first", choices=SOURCES)
     hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
 
     @property
@@ -207,11 +200,11 @@ def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Conf
 
     Arguments as for load().
     """
-    text, file_values, findings = _read_toml(toml_path) if toml_path else ("", {}, [])
+    text, file_values, findings = read_toml(toml_path) if toml_path else ("", {}, [])
     values: dict[str, Any] = {}
     known = {key.name: key for key in keys()}
     for name, value in file_values.items():
-        where = (toml_path or "", _line_of(text, name))
+        where = (toml_path or "", line_of(text, name))
         if name not in known:
             findings.append(_unknown_key(*where, name, list(known)))
         elif flags.get(name) is None:
@@ -235,11 +228,11 @@ def run_dir_in(toml_path: str) -> str:
         ConfigError: the file cannot be read, or its run_dir is wrong.
 
     """
-    text, file_values, findings = _read_toml(toml_path)
+    text, file_values, findings = read_toml(toml_path)
     values: dict[str, Any] = {"run_dir": default_run_dir()}
     if "run_dir" in file_values:
         key = next(key for key in keys() if key.name == "run_dir")
-        _take(key, file_values["run_dir"], (toml_path, _line_of(text, "run_dir")), values, findings)
+        _take(key, file_values["run_dir"], (toml_path, line_of(text, "run_dir")), values, findings)
     if findings:
         raise ConfigError(findings)
     return str(values["run_dir"])
@@ -247,41 +240,6 @@ def run_dir_in(toml_path: str) -> str:
 
 def _flag(name: str) -> str:
     return FLAGS.get(name, "--" + name.replace("_", "-"))
-
-
-def _read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
-    """Text, values, and what is wrong with the file; a line that is no TOML is left out, and the rest read on."""
-    findings: list[Finding] = []
-    try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 20).decode("utf-8")
-    except OSError as error:
-        mend = "name the file that is meant, and see that the user who starts popkernel may read it"
-        return "", {}, [Finding(path, 0, error.strerror or "cannot be read", mend)]
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        return "", {}, [Finding(path, line, "the file is not UTF-8", "save it as UTF-8")]
-    lines = text.split("\n")
-    while len(findings) < _MOST_TOML_ERRORS:
-        try:
-            return text, tomllib.loads("\n".join(lines)), findings
-        except tomllib.TOMLDecodeError as error:
-            said = str(error)
-            place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
-            number = int(place[1]) if place and place[1] else len(lines) - lines[::-1].index(next(filter(str.strip, reversed(lines)), ""))
-            what = said[: place.start()] if place else said
-            findings.append(Finding(path, number, what, "write it as TOML: key = value, texts in quotes"))
-            if not lines[number - 1].strip():
-                break
-            lines[number - 1] = ""
-    return text, {}, findings
-
-
-def _line_of(text: str, name: str) -> int:
-    """Find the line a top-level key or table stands on: tomllib does not tell."""
-    quoted = re.escape(name)
-    found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{quoted}[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
 def _unknown_key(path: str, line: int, name: str, known: list[str]) -> Finding:
@@ -292,182 +250,10 @@ def _unknown_key(path: str, line: int, name: str, known: list[str]) -> Finding:
 
 def _take(key: Field[Any], value: Any, where: tuple[str, int], values: dict[str, Any], findings: list[Finding]) -> None:
     try:
-        values[key.name] = _CHECKS[key.metadata["kind"]](value, key.metadata)
+        values[key.name] = checked(value, key.metadata)
     except ValueError as error:
         what, semicolon, mend = str(error).partition("; ")
         findings.append(Finding(*where, f"{key.name}: {what}", mend if semicolon else "see `popkernel start --help`"))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} where a text is wanted; write it in quotes")  # noqa: TRY004
-    if not value or "\0" in value or "\n" in value:
-        raise ValueError("empty, or with a NUL or newline; write it in one line")
-    return value
-
-
-def _take_text(value: Any, _rules: Mapping[str, Any]) -> str:
-    if value == "":
-        return ""
-    text = _text(value)
-    if not text.isprintable() or " " in text or len(text) > 1000:
-        raise ValueError(f"{text[:100]!r} is no word of at most 1000 characters; write it without blanks")
-    return text
-
-
-def _take_path(value: Any, _rules: Mapping[str, Any]) -> str:
-    path = _text(value)
-    if not path.startswith("/"):
-        raise ValueError(f"{path!r} is no absolute path; write {os.path.abspath(path)}")
-    return path
-
-
-def _take_subdir(value: Any, _rules: Mapping[str, Any]) -> str:
-    path = _text(value)
-    if path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"{path!r} is no subdirectory; write it relative to the user's directory, without `..`")
-    return path.strip("/")
-
-
-def _bare(value: Any) -> str:
-    """The mend of a value in quotes, where it has them."""
-    return ", without quotes" if isinstance(value, str) else ""
-
-
-def _take_int(value: Any, rules: Mapping[str, Any]) -> int:
-    low, high = rules["low"], rules["high"]
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{value!r} is no whole number from {low} to {high}; write one{_bare(value)}")
-    return value
-
-
-def _take_bool(value: Any, _rules: Mapping[str, Any]) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false; write one of the two{_bare(value)}")  # noqa: TRY004
-    return value
-
-
-def _take_choice(value: Any, rules: Mapping[str, Any]) -> str:
-    if value not in rules["choices"]:
-        raise ValueError(f"{value!r} is not known; write one of " + ", ".join(f'"{c}"' for c in rules["choices"]))
-    return str(value)
-
-
-def _take_user(value: Any, _rules: Mapping[str, Any]) -> str:
-    user = _text(value)
-    numbers = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", user)
-    if numbers is None and re.search(r"[\s:/]|^[0-9-]", user):
-        raise ValueError(f"{user!r} is no user; write a user's name, or its numbers as uid:gid")
-    if numbers is not None and not all(0 < int(number) < 2**31 for number in numbers.groups()):
-        raise ValueError(f"{user!r}: uid and gid go from 1 to {2**31 - 1}; choose ones that are not root's")
-    return user
-
-
-def _take_hostname(value: Any, _rules: Mapping[str, Any]) -> str:
-    name = _text(value)
-    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})", name):
-        raise ValueError(f"{name!r} is no host name; write letters, digits, dots and dashes")
-    return name
-
-
-def _take_addresses(value: Any, rules: Mapping[str, Any]) -> tuple[Address, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple):
-        raise ValueError(f'{value!r} is no list of addresses; write ["192.0.2.1:{rules["low"]}"]')  # noqa: TRY004
-    return tuple(Address.parse(_text(text), rules["low"]) for text in texts)
-
-
-def _take_users(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(_take_user(text, rules) for text in _texts(value, "_smtpd"))
-
-
-def _texts(value: Any, example: str) -> list[Any]:
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{value!r} is no list of texts; write ["{example}"]')  # noqa: TRY004
-    return list(value)
-
-
-def _take_separators(value: Any, _rules: Mapping[str, Any]) -> str:
-    if value == "":
-        return ""
-    marks = _text(value)
-    if not re.fullmatch(r"[!#$%&'*+/=?^_`{|}~.-]{1,8}", marks):
-        raise ValueError(f'{value!r}: a separator is a mark that may stand in an address; write "+" or "+-"')
-    return marks
-
-
-def _take_certs(value: Any, rules: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for text in _texts(value, "/etc/ssl/other.pem:/etc/ssl/private/other.key"):
-        chain, colon, key = _text(text).partition(":/")
-        pairs.append((_take_path(chain, rules), "/" + key if colon else chain))
-    return tuple(pairs)
-
-
-def _take_networks(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
-    networks = []
-    for text in _texts(value, "192.0.2.0/24"):
-        try:
-            networks.append(str(ip_network(_text(text))))
-        except ValueError as error:
-            raise ValueError(f"{error}; write 192.0.2.10 or 192.0.2.0/24") from None
-    return tuple(networks)
-
-
-def _take_domains(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
-    domains = []
-    for text in _texts(value, "example.org"):
-        domain = _text(text).lower().rstrip(".")
-        if "@" in domain or re.search(r"\s", domain):
-            raise ValueError(f"{text!r} is no domain; write example.org")
-        domains.append(domain)
-    return tuple(domains)
-
-
-def _take_quota(value: Any, _rules: Mapping[str, Any]) -> str:
-    """Give a quota as the first line of Maildir++'s maildirsize has it: `1073741824S,5000C`; "" for none."""
-    if value in ("", "none"):
-        return ""
-    parts = []
-    for part in _text(value).replace(" ", "").split(","):
-        found = re.fullmatch(r"([0-9]{1,12})(?:([KMGT]?)S?|(C))", part)
-        if found is None or not int(found[1]):
-            raise ValueError(f"{value!r} is no quota; write 500M, 2G, or 2G,5000C")
-        number = int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
-        parts.append(f"{number}{found[3] or 'S'}")
-    return ",".join(parts)
-
-
-def _take_quotas(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
-    quotas = []
-    for text in _texts(value, "alice=2G"):
-        user, sign, quota = _text(text).rpartition("=")
-        if not (sign and user.strip()):
-            raise ValueError(f'{text!r} is no user with a quota; write "alice=2G"')
-        quotas.append(f"{user.strip()}={_take_quota(quota.strip(), rules)}")
-    return tuple(quotas)
-
-
-_CHECKS = {
-    "text": _take_text,
-    "path": _take_path,
-    "subdir": _take_subdir,
-    "int": _take_int,
-    "bool": _take_bool,
-    "choice": _take_choice,
-    "user": _take_user,
-    "hostname": _take_hostname,
-    "addresses": _take_addresses,
-    "users": _take_users,
-    "separators": _take_separators,
-    "domains": _take_domains,
-    "certs": _take_certs,
-    "networks": _take_networks,
-    "quota": _take_quota,
-    "quotas": _take_quotas,
-}
 
 
 class _Places(NamedTuple):
@@ -484,7 +270,7 @@ class _Places(NamedTuple):
 
     def of(self, name: str) -> tuple[str, int]:
         if self.flags.get(name) is None and name in self.file_values:
-            return self.toml_path or "", _line_of(self.text, name)
+            return self.toml_path or "", line_of(self.text, name)
         if self.flags.get(name) is None and self.toml_path:
             return self.toml_path, 0
         return COMMAND_LINE, 0
@@ -531,77 +317,3 @@ def _oauth(config: Config, places: _Places) -> list[Finding]:
     if given and not config.oauth_user_claim:
         return [Finding(*places.of("oauth_user_claim"), "oauth_user_claim is empty", 'write "email" or "sub"')]
     return []
-
-
-def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
-    """Give uid and gid for "listener", "auth" and "mda".
-
-    An ordinary user cannot become anyone else, so then all three are the caller's own.
-
-    Raises:
-        ConfigError: as root, when a user does not exist; the mend is the command that makes it.
-
-    """
-    users = {"listener": config.listener_user, "auth": config.auth_user, "mda": config.mda_user}
-    if os.geteuid() != 0:
-        return dict.fromkeys(users, (os.geteuid(), os.getegid()))
-    ids: dict[str, tuple[int, int]] = {}
-    findings: list[Finding] = []
-    for actor, user in users.items():
-        try:
-            ids[actor] = _ids_of(user)
-        except ValueError as error:
-            what, _, mend = str(error).partition("; ")
-            numbers = f'{actor}_user = "{_FREE_IDS[actor]}:{_FREE_IDS[actor]}"'
-            findings.append(Finding(f"{actor}_user", 0, what, f"{mend}, or write numbers in the file of -f: {numbers}"))
-    first_of: dict[int, str] = {}
-    for actor, (uid, _gid) in ids.items():
-        twin = first_of.setdefault(uid, actor)
-        if twin != actor:
-            what = f"has the same uid, {uid}, as {twin}_user: either could take over the other"
-            findings.append(Finding(f"{actor}_user", 0, what, "give each a user of its own"))
-    if findings:
-        raise ConfigError(findings)
-    return ids
-
-
-def mta_uids(config: Config) -> list[int]:
-    """Give the uids of ``mta_users``.
-
-    Raises:
-        ConfigError: one of them does not exist.
-
-    """
-    uids: list[int] = []
-    findings: list[Finding] = []
-    for user in config.mta_users:
-        try:
-            uids.append(_ids_of(user)[0])
-        except ValueError as error:
-            what = str(error).partition("; ")[0]
-            findings.append(Finding("mta_users", 0, what, "name the user that the mail server's delivery runs as"))
-    if findings:
-        raise ConfigError(findings)
-    return uids
-
-
-def _ids_of(user: str) -> tuple[int, int]:
-    if ":" in user:
-        uid, gid = user.split(":")
-        return int(uid), int(gid)
-    import pwd
-
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise ValueError(f"there is no user {user}; make it: {make_user_command(user)}") from None
-    if entry.pw_uid == 0 or entry.pw_gid == 0:
-        raise ValueError(f"user {user} has root's uid or gid; give it ones of its own")
-    return entry.pw_uid, entry.pw_gid
-
-
-def make_user_command(user: str) -> str:
-    """Say how a system user without a login is made on this system."""
-    if sys.platform.startswith("openbsd"):
-        return f"useradd -L daemon -s /sbin/nologin -d /var/empty {user}"
-    return f"useradd --system --home-dir /var/empty --shell /usr/sbin/nologin {user}"

@@ -7,7 +7,6 @@ under way is bounded here; and no client waits for the kernel.
 
 from typing import TYPE_CHECKING
 
-from popkernel.kernel.channel import Channel, pair
 from popkernel.kernel.log import DEBUG
 from popkernel.kernel.process import Process
 from popkernel.kernel.status import session_over
@@ -48,13 +47,10 @@ class Gates:
         k = self._kernel
         self._last[gate] += 1
         session = self._last[gate]
-        mine, its = pair()
-        channel = Channel(k.loop, mine, "kernel", listener_name(session), k._on_actor, k._on_actor_gone)  # noqa: SLF001  one room, two names
-        process = channel.tag = Process(listener_name(session), channel, gate.name)
+        process, its = k.enrol(listener_name(session), gate.name)
         process.session, process.state = session, "ahead"
-        k.processes[process.name] = process
         k.taps.started(process)
-        k.wire(process)
+        k.singletons.wire(process)
         gate.channel.send(m.Seat(session), [its.fileno()])
         its.close()
 

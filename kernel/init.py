@@ -13,28 +13,30 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgpack
 from popkernel.kernel.actor import Boot
-from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.channel import Channel, Message, pair
-from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, mta_uids
+from popkernel.kernel.child import do_and_leave
+from popkernel.kernel.config import Config, ConfigError
 from popkernel.kernel.exits import EXITS
+from popkernel.kernel.ids import actor_ids, mta_uids
+from popkernel.kernel.listening import Listening, unix_socket
 from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
-from popkernel.kernel.passphrase import Held, file_of
+from popkernel.kernel.passphrase import Held
 from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.told import Telling
 from popkernel.kernel.watching import Watching
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 
 __all__ = ["run"]
 
-SOFTWARE, OSERR, CONFIG, CANTCREAT = (EXITS[name].code for name in ("software", "oserr", "config", "cantcreat"))
-_BACKLOG = 4096
+SOFTWARE, OSERR, CONFIG = (EXITS[name].code for name in ("software", "oserr", "config"))
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
     "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
@@ -44,14 +46,6 @@ _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for
     "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
     "watch", "deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from",
 })
-_LIMITS = (  # what a listener takes at a time and what a session may do, as the keys are named; for all listeners together
-    "max_sessions_address", "ipv6_prefix", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
-    "max_commands",
-)
-_SESSIONS = (  # what a session is told, or goes by
-    "allow_plaintext", "login_seconds", "idle_seconds", "session_memory", "login_delay", "expire_days", "oauth_issuer", "oauth_scope",
-    "block_list",
-)
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 _LAST_WAIT = 5.0  # seconds for children to go by themselves once the kernel is gone
@@ -76,7 +70,7 @@ def run(
         run_dir = RunDir(config.run_dir)
         try:
             listening = Listening(config)
-            control = _control_socket(config.control)
+            control = unix_socket(config.control, 0o600)
         except BaseException:
             run_dir.tidy()
             raise
@@ -86,9 +80,8 @@ def run(
     except ConfigError as error:
         say(ERROR, str(error), config.log_format)
         return CONFIG
-    init = Init(config, again, version, ids, run_dir, listening)
+    init = Init(config, again, version, ids, run_dir, listening, phrase)
     init.on_ready = on_ready
-    init.phrase = phrase
     init.toml_path = toml_path or ""
     return init.serve(control)
 
@@ -99,76 +92,17 @@ def _check_sandbox(config: Config) -> None:
         raise StartError(OSERR, "actors can't be locked in here: " + "; ".join(lacks))
 
 
-def _control_socket(path: str) -> socket.socket:
-    return _unix_socket(path, 0o600)
-
-
-def _unix_socket(path: str, mode: int) -> socket.socket:
-    """A listening socket in the run directory; who may connect is decided by its mode, and by its owner where that asks."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # ours: the lock is held
-    before = os.umask(0o777 & ~mode)
-    try:
-        sock.bind(path)
-        sock.listen(64)
-    except OSError as error:
-        raise StartError(CANTCREAT, f"{path}: {error.strerror}; give another --run-dir") from None
-    finally:
-        os.umask(before)
-    sock.setblocking(False)
-    return sock
-
-
-class Listening:
-    """The listening sockets, bound once, handed to every listener that is started."""
-
-    def __init__(self, config: Config) -> None:
-        self.tls = [self._bind("listen", a) for a in config.listen]
-        self.plain = [self._bind("listen_starttls", a) for a in config.listen_starttls]
-        self.lmtp = [_unix_socket(f"{config.run_dir}/lmtp.sock", 0o666)] if config.lmtp else []  # the mda asks who is there
-        self.lmtp += [self._bind("lmtp_listen", a) for a in config.lmtp_listen]
-
-    @staticmethod
-    def _bind(key: str, address: Address) -> socket.socket:
-        try:
-            sock = bind(key, address)
-            try:
-                sock.listen(_BACKLOG)
-            except OSError as error:  # somebody listens there whose socket lets others bind too
-                raise BindError(key, address, error) from None
-        except BindError as error:
-            raise StartError(error.code, str(error)) from None
-        sock.setblocking(False)
-        return sock
-
-    def addresses(self) -> list[str]:
-        """As they are bound, for the line that says we are ready."""
-        return [
-            *(f"pop3s {_shown(s)}" for s in self.tls), *(f"pop3 {_shown(s)}" for s in self.plain),
-            *(f"lmtp {_shown(s)}" for s in self.lmtp),
-        ]
-
-
-def _shown(sock: socket.socket) -> str:
-    if sock.family == socket.AF_UNIX:
-        return str(sock.getsockname())
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 class Init:
     """The parent of the kernel and of the singletons."""
 
     def __init__(
         self, config: Config, again: Callable[[], Config], version: str, ids: dict[str, tuple[int, int]], run_dir: RunDir,
-        listening: Listening,
+        listening: Listening, phrase: Held | None,
     ) -> None:
         self.config = config
         self.again = again
         self.version = version
         self.ids = ids
-        self.trusted = sorted({0, os.geteuid(), *mta_uids(config)})  # as the kernel has them: until the next start
         self.run_dir = run_dir
         self.listening = listening
         self.loop = Loop()
@@ -177,8 +111,9 @@ class Init:
         self.kernel_pid = 0
         self.status = SOFTWARE
         self.text = ""
-        self.serial = 0
-        self.phrase: Held | None = None
+        self.phrase = phrase
+        trusted = sorted({0, os.geteuid(), *mta_uids(config)})  # as the kernel has them: until the next start
+        self.telling = Telling(listening, version, trusted, phrase)
         self.toml_path = ""
         self.on_ready: Callable[[], None] | None = None
         self.before: tuple[Config, dict[str, tuple[int, int]]] | None = None  # while a reload is under way: what to go back to
@@ -195,7 +130,7 @@ class Init:
             os.close(woken)
             os.close(wake)
             mine.close()
-            self._become_kernel(its, control)
+            do_and_leave(lambda: self._become_kernel(its, control), SOFTWARE)
         its.close()
         control.close()
         os.set_blocking(woken, False)
@@ -235,15 +170,9 @@ class Init:
             "tidy": self.run_dir.tidy,
         }
         boot = Boot("kernel", channel, os.getuid(), os.getgid(), config, sandboxed=not self.config.insecure_no_sandbox)
-        try:
-            supervisor = Supervisor(boot)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            supervisor.begin()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            raise
-        finally:
-            os._exit(SOFTWARE)
+        supervisor = Supervisor(boot)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        supervisor.begin()
 
     # -- signals
     def _take_signals(self, woken: int, wake: int) -> None:
@@ -401,10 +330,9 @@ class Init:
 
     def _execute(self, message: m.Execute, channel: int) -> None:
         """Start a singleton: fork, exec a fresh interpreter. What it is told comes on a pipe, from here and not from the bus."""
-        fds = [channel]
-        config = self._config_of(message, fds)
+        config, fds = self.telling.of(self.config, message)
         uid, gid = self.ids.get(row_of(message.actor).runs_as, (os.getuid(), os.getgid()))
-        blob = {"uid": uid, "gid": gid, "config": config, "fds": fds[1:], "sandboxed": not self.config.insecure_no_sandbox}
+        blob = {"uid": uid, "gid": gid, "config": config, "fds": fds, "sandboxed": not self.config.insecure_no_sandbox}
         reading, writing = os.pipe()
         packed = msgpack.packb(blob)
         fcntl.fcntl(writing, getattr(fcntl, "F_SETPIPE_SZ", 1031), max(65536, len(packed) + 4096))
@@ -413,7 +341,7 @@ class Init:
         pid = os.fork()
         if pid == 0:
             try:
-                _exec(message.name, reading, fds)
+                _exec(message.name, reading, [channel, *fds])
             finally:
                 os._exit(OSERR)
         os.close(reading)
@@ -421,54 +349,6 @@ class Init:
         self.children[pid] = message.name
         assert self.kernel is not None
         self.kernel.send(m.Started(message.name, pid))
-
-    def _config_of(self, message: m.Execute, fds: list[int]) -> dict[str, Any]:
-        """What each singleton is told, and no more: auth no certificate, the listener no table, the spawner no file."""
-        config = self.config
-        common: dict[str, Any] = {"verbose": config.verbose, "hostname": config.hostname}
-        if message.actor == "spawner":
-            quotas = dict(text.rsplit("=", 1) for text in config.quota_users)
-            return common | {
-                "roots": message.roots,
-                "run_dir": config.run_dir,
-                "quota": config.quota,
-                "quotas": quotas,
-                "quota_temporary": config.quota_temporary,
-                "mail": {key: getattr(config, key) for key in ("deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from")},
-            }
-        if message.actor == "auth":
-            oauth = {name: getattr(config, f"oauth_{name}") for name in ("issuer", "audience", "jwks", "user_claim", "scope")}
-            return common | {
-                "auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds, "penalty_seconds": config.penalty_seconds,
-                "ipv6_prefix": config.ipv6_prefix, "oauth": oauth if config.oauth_issuer else {},
-            }
-        if message.actor == "mda":
-            unix = [s.fileno() for s in self.listening.lmtp if s.family == socket.AF_UNIX]
-            tcp = [s.fileno() for s in self.listening.lmtp if s.family != socket.AF_UNIX]
-            fds += unix + tcp
-            return common | {
-                "unix_fds": unix, "tcp_fds": tcp, "seconds": config.lmtp_seconds, "most": config.lmtp_connections,
-                "each": config.lmtp_connections_user, "trusted": self.trusted,
-                "message_octets": config.message_octets, "version": self.version,
-            }
-        if message.actor in ("listener", "gate"):
-            self.serial += 1
-            tls, plain = [s.fileno() for s in self.listening.tls], [s.fileno() for s in self.listening.plain]
-            fds += tls + plain
-            return common | {
-                "tls_min": config.tls_min, "tls_fds": tls, "plain_fds": plain,
-                "pairs": [(config.cert, config.key), *config.certs], "phrase": self._phrase(),
-                "listeners": config.listeners, "proxy_networks": config.proxy_networks,
-                **{name: getattr(config, name) for name in (*_LIMITS, *_SESSIONS)},
-                "max_sessions": max(1, config.max_sessions // config.listeners),
-                "version": self.version, "serial": self.serial << 40,
-            }
-        return common
-
-    def _phrase(self) -> bytes | str:
-        """For the private keys: the path of a file, or the phrase itself where it was asked for; empty where none is known."""
-        path = file_of(self.config.key_passphrase_file)
-        return path or (self.phrase.peek() if self.phrase is not None else b"")
 
     # -- the end
     def _wait_for_children(self) -> None:

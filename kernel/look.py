@@ -6,12 +6,11 @@ Nothing waits for a slow disk, or for 10,000 users.
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NoReturn
 
 from popkernel.kernel import trust
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.log import printable
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.mailboxes import warnings
@@ -33,7 +32,7 @@ class Look:
         self._pipe, its = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _be_looker(its, table, subdir, decisive)
+            do_and_leave(lambda: _look(its, table, subdir, decisive), 1)
         os.close(its)
         os.set_blocking(self._pipe, False)
         loop.add(self._pipe, self._read)
@@ -70,21 +69,12 @@ class Look:
             self.pid = 0
 
 
-def _be_looker(pipe: int, table: str, subdir: str, decisive: Sequence[str]) -> NoReturn:
+def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str]) -> int:
     """In the child, which keeps of init's descriptors the pipe and standard error only: the lock above all must not outlive init."""
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        os.closerange(3, pipe)
-        os.closerange(pipe + 1, 65536)
-        with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
-            for line in chain(trust.warnings(decisive), warnings(table, subdir)):
-                os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
-        status = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        raise
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-        os._exit(status)
+    signal.set_wakeup_fd(-1)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, 65536)
+    with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
+        for line in chain(trust.warnings(decisive), warnings(table, subdir)):
+            os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
+    return 0

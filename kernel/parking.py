@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 
 from popkernel.kernel import core
-from popkernel.kernel.channel import adopt
+from popkernel.kernel.channel import adopt, discard
 from popkernel.kernel.loop import Loop
 from popkernel.proto import messages as m
 
@@ -35,7 +35,7 @@ class Parking:
         known = user in self._core.asleep
         effects = self._core.parked(name, message, self._loop.now)
         if known or user not in self._core.asleep:  # not a session of that actor's: nothing was put to sleep
-            os.close(fd)
+            discard([fd])
         else:
             self._fds[user] = fd
             if not self._watch(user, fd):
@@ -71,6 +71,6 @@ class Parking:
 
     def forget(self, user: str) -> None:
         """The session is over."""
-        os.close(self.take(user))
+        discard([self.take(user)])
 
 

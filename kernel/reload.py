@@ -1,18 +1,26 @@
-"""A reload is a replacement: who serves needs no file, and a bad file changes nothing."""
+"""A reload is a replacement: who serves needs no file, and a bad file changes nothing.
+
+It begins with init, whoever asks (a SIGHUP, `popkernel reload`, a file that has changed): init reads the configuration, and says HUP or
+NOT. Then the kernel reads the user table, and has new actors read the rest. What comes of it is told to init, which keeps the new
+configuration or goes back, and to whoever asked.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from popkernel.kernel.actor import TEMPFAIL
+from popkernel.kernel.exits import EXITS
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
-from popkernel.kernel.usertable import roots_of
+from popkernel.kernel.usertable import code_of, read_users, roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["Asker", "Reload"]
+__all__ = ["Asker", "Reload", "Reloads"]
 
+_CONFIG = EXITS["config"].code
 _LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
 
 
@@ -57,18 +65,18 @@ class Asker:
 class Reload:
     """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
 
-    def __init__(self, supervisor: "Supervisor", users: dict[str, MailUser], asker: Asker) -> None:
+    def __init__(self, supervisor: "Supervisor", users: dict[str, MailUser], over: Callable[[str, int], None]) -> None:
+        """`over`: to be called once, with "" and 0, or with what was wrong and its code."""
         self.supervisor = supervisor
         self.users = users
-        self.asker = asker
+        self.over = over
         self.names: list[str] = []
         self.ready: set[str] = set()
 
     def begin(self) -> None:
         """Start the new ones."""
         s = self.supervisor
-        self.names = [s.launch("spawner", roots_of(self.users)), s.launch("auth")]
-        self.names += [s.launch(s.door, number=n) for n in range(s.config.listeners)]
+        self.names = s.singletons.launch(roots_of(self.users))
         for name in self.names:
             s.processes[name].on_hello = lambda name=name: self._hello(name)
 
@@ -80,23 +88,22 @@ class Reload:
     def _swap(self) -> None:
         """The new take over in one turn of the loop; old sessions go on with whom they have."""
         s = self.supervisor
-        old = [s.processes[n] for n in (s.spawner, s.auth, *s.listeners) if n in s.processes]
+        old = [s.processes[name] for name in s.singletons.in_force() if name in s.processes]
         s.core.users = self.users
-        s.spawner, s.auth = self.names[0], self.names[1]
-        s.listeners = self.names[2:]
+        s.singletons.put_in_force(self.names)
         for name in self.names:
             s.processes[name].on_hello = None
         for process in old:
             process.state = "draining"
-        s.wire(s.processes[s.auth])  # joins the draining listeners too: they may have clients at their password
+        s.singletons.wire(s.processes[s.singletons.auth])  # joins the draining listeners too: they may have clients at their password
         for process in old:
-            if process.kind == s.door:
+            if process.kind == s.singletons.door:
                 process.channel.send(m.Drain())
             else:
                 process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
-        s.send(s.mda, m.Anew())
+        s.send(s.singletons.mda, m.Anew())
         s.do(s.core.retire_all())
-        self._finish()
+        self.over("", 0)
         s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
 
     def fail(self, why: str, code: int) -> None:
@@ -108,8 +115,74 @@ class Reload:
                 process.state = "stopping"
                 s.kill(process)
         s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
-        self._finish(why, code)
+        self.over(why, code)
 
-    def _finish(self, error: str = "", code: int = 0) -> None:
-        self.supervisor.reload = None
-        self.supervisor.reloaded(self.asker, error, code)
+
+class Reloads:
+    """One reload at a time, from the question to the answer."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._kernel = supervisor
+        self._asked: Callable[[dict[str, Any]], None] | None = None  # who asked for one that init has not yet begun
+        self._now: Reload | None = None  # the one under way
+        self._last = Asker(supervisor, None, [])  # of the last reload, or of the start
+
+    def ask(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        """`popkernel reload`."""
+        k = self._kernel
+        if self._now is not None or self._asked is not None or k.state != "running":
+            now = k.state if k.state != "running" else "reloading"
+            Asker(k, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
+            return
+        self._asked = answer
+        k.tell_init(m.Signal("HUP"))
+
+    def told(self, word: str, rest: str) -> None:
+        """Init's word: what is wrong with a mailbox, or how the configuration reads."""
+        k = self._kernel
+        if word in ("MAILBOX", "LOOKED"):
+            self._last.looked(*rest.partition(" ")[::2])
+            return
+        asked, self._asked = self._asked, None
+        asker = Asker(k, asked, rest.split(", ") if word == "HUP" and rest else [])
+        if word == "HUP":
+            if rest:
+                k.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
+            self._begin(asker)
+            return
+        k.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
+        asker.refuse(_CONFIG, rest)
+
+    def _begin(self, asker: Asker) -> None:
+        """Replace auth and listeners by new ones that read the new files."""
+        k = self._kernel
+        if self._now is not None or k.state != "running":
+            now = k.state if self._now is None else "reloading"
+            self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
+            return
+        try:
+            users = read_users(k.config.user_table, k.config.subdir)
+        except ValueError as error:
+            k.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
+            self._over(asker, str(error), code_of(error))
+            return
+        self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
+        self._now.begin()
+
+    def concerned(self, name: str) -> Reload | None:
+        """The reload under way, if that is one of the new actors of it."""
+        return self._now if self._now is not None and name in self._now.names else None
+
+    def _ended(self, asker: Asker, error: str, code: int) -> None:
+        self._now = None
+        self._over(asker, error, code)
+
+    def _over(self, asker: Asker, error: str, code: int) -> None:
+        """It went well, or nothing has changed because of `error`; init is told first, then whoever asked."""
+        self._kernel.tell_init(m.Signal("NOT" if error else "DONE"))
+        if error:
+            asker.refuse(code, error)
+            return
+        self._last.done()
+        self._last = asker
+        asker.wait()

@@ -143,7 +143,7 @@ class RunDir:
         The lock goes last, while it is still held.
         """
         for name in ("control.sock", "lmtp.sock", "lock"):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # not every one was made, and the others are to go all the same
                 os.unlink(f"{self.path}/{name}")
         with contextlib.suppress(OSError):
             for name in os.listdir(self.path):

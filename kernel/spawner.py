@@ -34,7 +34,7 @@ class Spawner(Actor):
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
-        import_module(f"{self.module.__package__}.warm").rehearse(self.boot.config["run_dir"])
+        import_module(f"{self.module.__package__}.warm").rehearse(self.boot.config["run_dir"], sandboxed=self.boot.sandboxed)
         roots = [root for root in self.boot.config["roots"] if os.path.isdir(root)]
         self.lock([(root, "rwc") for root in roots])
         keep_memory(1 << 20)  # children inherit it

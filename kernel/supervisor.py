@@ -1,12 +1,16 @@
-"""The kernel's shell: makes the channels, keeps the actors running, does what core.py decides. Never sees a byte from the network.
+"""The kernel's shell: makes the channels, takes every message, and sees who ends. Never sees a byte from the network.
 
 It knows users' names, uids and paths, and no hash. It trusts no actor: every message is decoded against the table, and what it means
 is judged by core.py. A singleton that breaks the rules is ended; the word of a maildir actor, which runs as a mail user, ends nobody
 but itself (else one user's compromised process could end everyone's listener).
+
+Beside it, a room for each thing that it does: singletons.py starts and restarts, effects.py does what core.py decides, ledger.py follows
+the sessions, reload.py replaces, stopping.py ends.
 """
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -15,36 +19,36 @@ from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
 from popkernel.kernel.actorlines import ActorLines
 from popkernel.kernel.blame import Blame
-from popkernel.kernel.channel import Channel, Message, pair
+from popkernel.kernel.channel import Channel, Message, discard, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
+from popkernel.kernel.effects import Effects
 from popkernel.kernel.gates import Gates
 from popkernel.kernel.hung import Hung
-from popkernel.kernel.log import DEBUG, ERROR, INFO, NOTICE, WARNING, Log, printable
+from popkernel.kernel.ledger import Ledger
+from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
-from popkernel.kernel.process import Process, how_ended, plain
+from popkernel.kernel.process import Process, how_ended
 from popkernel.kernel.recipients import Rules
-from popkernel.kernel.reload import Asker, Reload
-from popkernel.kernel.status import login_failed, session_over, sessions_lost, status
+from popkernel.kernel.reload import Reloads
+from popkernel.kernel.singletons import Singletons
+from popkernel.kernel.status import status
+from popkernel.kernel.stopping import Stopping
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
-from popkernel.kernel.usertable import NoTableError, read_users, roots_of
+from popkernel.kernel.usertable import code_of, read_users
 from popkernel.proto import messages as m
 from popkernel.proto.schema import UnsayableError
-from popkernel.proto.tables import MailUser
 from popkernel.proto.topology import actor as row_of
-from popkernel.proto.topology import edge
 
 __all__ = ["Supervisor"]
 
-CONFIG = 78  # sysexits(3)
-_START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 
 
 class Supervisor(Actor):
-    """Supervises as OTP does: starts in the table's order, stops in reverse, restarts with back-off, gives up past an intensity."""
+    """The kernel, as an actor among the others; `processes` are all that it has had started, by name."""
 
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot, many=True)
@@ -63,15 +67,14 @@ class Supervisor(Actor):
             Rules(separators=config.subaddress, fold=config.recipient_case == "fold", domains=config.recipient_domains),
             frozenset((0, boot.uid, *boot.config["mta_uids"])), tcp=bool(config.lmtp_listen),
         )
+        self.do = Effects(self).do
         self.taps = Taps(self)
         self.blame = Blame(self)
-        self.opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
         self.gates = Gates(self)
-        self.restarts: dict[str, int] = {}
-        self.launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
-        self.spawner = self.auth = self.mda = ""  # names of those in force
-        self.listeners: list[str] = []
-        self.door = "gate" if config.isolation == "connection" else "listener"  # who takes connections
+        self.singletons = Singletons(self)
+        self.ledger = Ledger(self)
+        self.reloads = Reloads(self)
+        self.stopping = Stopping(self)
         self.state = "starting"
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
@@ -80,14 +83,10 @@ class Supervisor(Actor):
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
         self.broken = 0
-        self.reload: Reload | None = None
-        self.stopping: set[str] = set()  # those whose end the next stage waits for
-        self.asked: Callable[[dict[str, Any]], None] | None = None  # who asked for a reload that init has not yet begun
-        self.asker = Asker(self, None, [])  # of the last reload, or of the start
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
-            m.Counters: self._counters, m.Awaiting: self._awaiting, m.Granted: self._granted, m.Ended: self._ended,
-            m.LoginFailed: self._login_failed, m.Closed: self._closed, m.Exited: self._exited,
+            m.Counters: self._counters, m.Awaiting: self.ledger.awaiting, m.Granted: self.ledger.granted, m.Ended: self.ledger.ended,
+            m.LoginFailed: self.ledger.login_failed, m.Closed: self._closed, m.Exited: self._exited,
             m.Parked: self._parked, m.Late: self.blame.late,
             m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
@@ -99,16 +98,12 @@ class Supervisor(Actor):
         try:
             self.core.users = read_users(self.config.user_table, self.config.subdir)
         except ValueError as error:
-            self.end_service(66 if isinstance(error, NoTableError) else 65, str(error))
+            self.stopping.give_up(code_of(error), str(error))
             self.run()
         set_title("kernel")
         self._lock_in()
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)
-        self.spawner = self.launch("spawner", roots_of(self.core.users))
-        self.auth = self.launch("auth")
-        self.listeners = [self.launch(self.door, number=n) for n in range(self.config.listeners)]
-        if self.config.lmtp or self.config.lmtp_listen:
-            self.mda = self.launch("mda")
+        self.singletons.begin()
         self.run()
 
     def _lock_in(self) -> None:
@@ -120,49 +115,40 @@ class Supervisor(Actor):
     def _broke(self, call: str, promise: str) -> None:
         self.log_line(ERROR, f"kernel broke its promises: {call} would need {promise!r}")
 
-    def launch(self, kind: str, roots: list[bytes] | None = None, number: int | None = None, name: str = "") -> str:
-        """Have init start a singleton; its name. What it sends before it serves waits in its channel."""
-        if not name:
-            name = kind if number is None else f"{kind}.{number}"
-            self.launched[name] = self.launched.get(name, 0) + 1
-            if self.launched[name] > 1:
-                name += f"~{self.launched[name]}"
+    # -- channels
+    def enrol(self, name: str, parent: str) -> tuple[Process, socket.socket]:
+        """Make the channel of an actor that `parent` is to start; what the kernel knows of it, and the actor's end.
+
+        To be followed by taps.started(), once what is known of it is in its place: Watch comes before anything else.
+        """
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
-        process = Process(name, channel, "init")
-        process.restarts = self.restarts.get(plain(name), 0)
-        channel.tag = process
+        process = channel.tag = Process(name, channel, parent)
         self.processes[name] = process
-        self.taps.started(process)
-        assert self.init is not None
-        self.init.send(m.Execute(kind, name, roots or []), [its.fileno()])
-        its.close()
-        self.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
-        return name
+        return process, its
 
-    def _too_slow(self, process: Process) -> None:
-        if process.state == "starting" and self.processes.get(process.name) is process:
-            self.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE} seconds")
-            self.kill(process)
+    def tell_init(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Say something to init."""
+        assert self.init is not None
+        self.init.send(message, fds)
 
     # -- messages
     def _on_actor(self, channel: Channel, message: Message, fds: list[int]) -> None:
         if channel.tag.kind == "maildir.{user}" and channel.tag.floods(self.loop.now):
-            self._violates(channel.tag, "messages without end", fds)
+            self.violates(channel.tag, "messages without end", fds)
             return
         handler = self.on_kernel_message.get(type(message))
         if handler is None:
-            self._violates(channel.tag, f"{type(message).__name__} is nothing that it may say now", fds)
+            self.violates(channel.tag, f"{type(message).__name__} is nothing that it may say now", fds)
             return
         try:
             handler(channel.tag, message, fds)
         except UnsayableError as error:  # what follows from it can't be said: it is not done, and the kernel goes on
             self.log_line(ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}")
 
-    def _violates(self, process: Process, why: str, fds: list[int]) -> None:
+    def violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""
-        for fd in fds:
-            os.close(fd)
+        discard(fds)
         process.channel.close()
         self._on_actor_gone(process.channel, why)
 
@@ -187,9 +173,13 @@ class Supervisor(Actor):
             if process is not None:
                 process.pid = message.pid
         elif isinstance(message, m.Exited):
-            self._gone(message)
+            self.gone(message)
         elif isinstance(message, m.Signal):
-            self._signal(message.name)
+            word, _, rest = message.name.partition(" ")
+            if word == "TERM":
+                self.stopping.begin()
+            else:
+                self.reloads.told(word, rest)
 
     def _on_init_gone(self, channel: Channel, why: str) -> None:
         del channel, why
@@ -197,38 +187,9 @@ class Supervisor(Actor):
         self.boot.config["tidy"]()
         os._exit(TEMPFAIL)
 
-    def _signal(self, name: str) -> None:
-        word, _, rest = name.partition(" ")
-        if word == "TERM":
-            self.stop(10)
-            return
-        if word in ("MAILBOX", "LOOKED"):
-            self.asker.looked(*rest.partition(" ")[::2])
-            return
-        asked, self.asked = self.asked, None
-        asker = Asker(self, asked, rest.split(", ") if word == "HUP" and rest else [])
-        if word == "HUP":
-            if rest:
-                self.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
-            self.begin_reload(asker)
-            return
-        self.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
-        asker.refuse(CONFIG, rest)
-
-    def reloaded(self, asker: Asker, error: str, code: int = 0) -> None:
-        """A reload is over; init, which has read the configuration for it, keeps that or goes back, and whoever asked is told."""
-        assert self.init is not None
-        self.init.send(m.Signal("NOT" if error else "DONE"))
-        if error:
-            asker.refuse(code, error)
-            return
-        self.asker.done()
-        self.asker = asker
-        asker.wait()
-
     def _hello(self, process: Process, message: m.Hello, fds: list[int]) -> None:
         if process.hello is not None:
-            self._violates(process, "hello, again", fds)
+            self.violates(process, "hello, again", fds)
             return
         process.hello = message
         process.pid = message.pid
@@ -245,37 +206,23 @@ class Supervisor(Actor):
         if process.on_hello is not None:
             process.on_hello()
             return
-        self.wire(process)
+        self.singletons.wire(process)
         if self.state == "starting" and all(p.state == "serving" or p.session for p in self.processes.values()):
             self.state = "running"
-            assert self.init is not None
             took = time.monotonic() - self.started
             text = f"ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
-            self.init.send(m.Running(text[:2000]))
+            self.tell_init(m.Running(text[:2000]))
             if not self.log_line.seen:
                 self.log_line(NOTICE, text)
 
-    def wire(self, process: Process) -> None:
-        """Join a new auth with every listener, a new listener with auth, once both serve; a gate opens when there is an auth."""
-        auth = self.processes.get(self.auth)
-        if auth is None or auth.state != "serving":
-            return
-        for other in list(self.processes.values()) if process.name == self.auth else [process]:
-            if other.kind == "listener" and other.state in ("serving", "draining", "ahead"):
-                self._join_auth(other)
-            elif other.kind == "gate" and other.state in ("serving", "draining"):
-                self.gates.opens(other)
-
-    def _join_auth(self, listener: Process) -> None:
-        self.do([core.Join(self.auth, m.Peer(listener.name), listener.name, m.Peer(self.auth))])
-
     def _failed(self, process: Process, message: m.Failed, fds: list[int]) -> None:
         del fds
-        if self.reload is not None and process.name in self.reload.names:
-            self.reload.fail(message.text, message.status)
+        reload = self.reloads.concerned(process.name)
+        if reload is not None:
+            reload.fail(message.text, message.status)
             return
         if self.state == "starting":
-            self.end_service(message.status, message.text)
+            self.stopping.give_up(message.status, message.text)
             return
         for line in message.text.split("\n"):
             self.actor_line(process.name, ERROR, line)
@@ -302,57 +249,6 @@ class Supervisor(Actor):
         del fds
         process.counters = message
 
-    def _its_own(self, process: Process, session: int) -> bool:
-        """Whether a listener may speak of that session: one that serves a single connection of no other."""
-        if process.session in (0, session):
-            return True
-        self._violates(process, "a session that is not its own", [])
-        return False
-
-    def _awaiting(self, process: Process, message: m.Awaiting, fds: list[int]) -> None:
-        del fds
-        if not self._its_own(process, message.session):
-            return
-        there = self.core.sessions.get(core.Key(process.name, message.session))
-        holder = self.processes.get(f"maildir.{there[0]}") if there is not None else None
-        if holder is not None and not holder.channel.gone:
-            holder.channel.read()  # its login before this one failed there: that it is over waits in the channel
-        self.do(self.core.awaits(process.name, message))
-
-    def _granted(self, process: Process, message: m.Granted, fds: list[int]) -> None:
-        del process, fds
-        listener = self.processes.get(message.listener)
-        if listener is not None and listener.kind == "listener" and not listener.channel.gone:
-            listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
-            self._read_holder(message.user)
-            self.do(self.core.granted(message, self.loop.now))
-
-    def _read_holder(self, user: str) -> None:
-        """The lease may be free already, or its session's client gone: the actor's or another listener's word waits in its channel."""
-        holder = self.core.leases.get(user)
-        if holder is None:
-            return
-        for name in (f"maildir.{user}", holder.listener):
-            process = self.processes.get(name)
-            if process is not None and not process.channel.gone:
-                process.channel.read()
-
-    def _ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
-        del fds
-        if process.kind == "gate":
-            self.gates.ended(process, message)
-            return
-        if not self._its_own(process, message.session):
-            return
-        self.opened.pop(core.Key(process.name, message.session), None)
-        self.do(self.core.ended(process.name, message))
-        self.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
-
-    def _login_failed(self, process: Process, message: m.LoginFailed, fds: list[int]) -> None:
-        del fds
-        if self._its_own(process, message.session):
-            self.log_line.event(NOTICE, "login failed", login_failed(message))
-
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
         self.do(self.core.closed(process.name, message, self.loop.now))
@@ -377,71 +273,18 @@ class Supervisor(Actor):
         del fds
         child = self.processes.get(message.name)
         if child is not None and child.parent == process.name:
-            self._gone(message)
+            self.gone(message)
 
     def _parked(self, process: Process, message: m.Parked, fds: list[int]) -> None:
         self.parking.park(process.name, message, fds[0])
         self._schedule_sweep()
 
-    # -- effects
-    def do(self, effects: list[core.Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case core.Send(to, message):
-                    self.send(to, message)
-                case core.Join(one, to_one, other, to_other):
-                    if isinstance(to_one, m.Opened):
-                        key = core.Key(one, to_one.session)
-                        self.opened[key] = self.core.sessions[key]
-                    self._join(one, to_one, other, to_other)
-                case core.Spawn(name, row):
-                    self._spawn(name, row)
-                case core.Rouse(user, name, wake):
-                    fd = self.parking.take(user)
-                    self.send(name, wake, [fd])
-                    os.close(fd)
-                case core.Forget(user):
-                    self.parking.forget(user)
-                case core.Kill(name):
-                    if name in self.processes:
-                        self.kill(self.processes[name])
-                case core.Suspect(name):
-                    if name in self.processes:
-                        self.hung.suspect(self.processes[name])
-                case core.Line(level, text):
-                    self.log_line(level, text)
-
+    # -- orders
     def send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:
+        """Say something to an actor, if it is there."""
         process = self.processes.get(to)
         if process is not None:
             process.channel.send(message, fds)
-
-    def _join(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
-        """A channel between two actors: whoever is gone, the other sees its end at once."""
-        ends = pair()
-        for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
-            process = self.processes.get(name)
-            if process is not None:
-                process.met = one
-                process.channel.send(message, [end.fileno()])
-                if process.session and type(message) is m.Opened:
-                    self.gates.entered(process)
-            end.close()
-
-    def _spawn(self, name: str, row: MailUser) -> None:
-        spawner = self.processes.get(self.spawner)
-        mine, its = pair()
-        channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
-        process = Process(name, channel, self.spawner)
-        process.ids = (row.uid, row.gid)
-        channel.tag = process
-        self.processes[name] = process
-        self.taps.started(process)
-        if spawner is None:  # it died, and the next one is not due yet: nobody would ever tell of this actor's end
-            self.loop.soon(lambda: self._gone(m.Exited(name, 1, int(signal.SIGKILL))))
-        else:
-            spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
-        its.close()
 
     def _hangs(self, process: Process, seconds: int) -> None:
         if self.processes.get(process.name) is process:
@@ -451,15 +294,12 @@ class Supervisor(Actor):
     def kill(self, process: Process) -> None:
         """Have its parent end it: only the parent can be sure whose the process number is."""
         if process.parent == "init":
-            assert self.init is not None
-            self.init.send(m.Kill(process.name))
+            self.tell_init(m.Kill(process.name))
         else:
-            parent = self.processes.get(process.parent)
-            if parent is not None:
-                parent.channel.send(m.Kill(process.name))
+            self.send(process.parent, m.Kill(process.name))
 
     # -- ends
-    def _gone(self, message: m.Exited) -> None:
+    def gone(self, message: m.Exited) -> None:
         """A process is no more."""
         process = self.processes.pop(message.name, None)
         if process is None:
@@ -478,62 +318,31 @@ class Supervisor(Actor):
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.session:
-            self._sessions_lost([core.Key(process.name, process.session)])
+            self.ledger.lost_one(process)
             if message.status and not expected:
                 self.log_line(WARNING, f"{process.name} ended: {how}")
             self.gates.over(process)
         elif process.kind == "listener":
-            self._sessions_lost([key for key in self.opened if key.listener == process.name])
+            self.ledger.lost({process.name})
             self.do(self.core.listener_gone(process.name))
         elif process.kind == "gate":
-            its = {p.name for p in self.processes.values() if p.parent == process.name}
-            self._sessions_lost([key for key in self.opened if key.listener in its])
+            self.ledger.lost({p.name for p in self.processes.values() if p.parent == process.name})
             self.gates.gone(process)
             self._orphans(process.name)
         elif process.kind == "spawner":
             self._orphans(process.name)
-        self.stopping.discard(process.name)
+        reload = self.reloads.concerned(process.name)
         if self.state == "stopping":
-            self._next_stop()
-        elif self.reload is not None and process.name in self.reload.names:
-            self.reload.fail(f"{process.name} ended: {how}", SOFTWARE)
-        elif row_of(process.name).singleton and not process.session and not expected:
-            self._restart(process, how)
-
-    def _sessions_lost(self, keys: list[core.Key]) -> None:
-        for fields in sessions_lost(self.opened, keys, self.loop.now):
-            self.log_line.event(INFO, "session over", fields)
+            self.stopping.gone(process.name)
+        elif reload is not None:
+            reload.fail(f"{process.name} ended: {how}", SOFTWARE)
+        elif row_of(process.name).restart == "permanent" and not process.session and not expected:
+            self.singletons.ended(process, how)
 
     def _orphans(self, parent: str) -> None:
         """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""
         for child in [p for p in self.processes.values() if p.parent == parent]:
-            self._gone(m.Exited(child.name, max(child.pid, 1), 0 if child.state == "ahead" else int(signal.SIGKILL)))
-
-    def _restart(self, process: Process, how: str) -> None:
-        name = plain(process.name)
-        if self.state == "starting":
-            self.end_service(SOFTWARE, f"{process.name} ended before it served: {how}")
-            return
-        verdict = self.core.died(name, self.loop.now)
-        if verdict.seconds < 0:
-            self.log_line(ERROR, f"{process.name} ended again and again ({how}): giving up")
-            self.end_service(SOFTWARE, f"{process.name} ended again and again, last: {how}")
-            return
-        self.log_line(ERROR, f"{process.name} ended: {how}; again in {verdict.seconds:.1f} s")
-        self.taps.note("Restart", process.name, seconds=verdict.seconds)
-        self.restarts[name] = self.restarts.get(name, 0) + 1
-        self.loop.later(verdict.seconds, lambda: self._again(process.name, process.kind))
-
-    def _again(self, name: str, kind: str) -> None:
-        if self.state != "running":
-            return
-        in_force = (self.spawner, self.auth, *self.listeners, self.mda)
-        if name not in in_force or name in self.processes:  # a reload has put another in its place meanwhile
-            return
-        if kind == "spawner":
-            self.launch(kind, roots_of(dict(self.core.users)), name=name)
-        else:
-            self.launch(kind, name=name)
+            self.gone(m.Exited(child.name, max(child.pid, 1), 0 if child.state == "ahead" else int(signal.SIGKILL)))
 
     def _schedule_sweep(self) -> None:
         if self.sweeper is None:
@@ -546,86 +355,6 @@ class Supervisor(Actor):
         self.do(self.core.sweep(self.loop.now))
         self._schedule_sweep()
 
-    # -- the end of all
-    def end_service(self, status: int, text: str) -> None:
-        """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
-        if self.state == "starting" and not self.log_line.seen:
-            self.log_line(ERROR, text)
-        self.exit_status, self.exit_text = status, text
-        self.stop(2)
-
-    exit_status = 0
-    exit_text = ""
-
-    def stop(self, seconds: int) -> None:
-        """Stop in reverse order, each stage when the one before has gone."""
-        if self.state == "stopping":
-            return
-        self.ended_early = self.state == "starting" and self.exit_status != 0
-        if not self.ended_early:
-            self.log_line(NOTICE, "stopping")
-        self.state = "stopping"
-        self.stop_seconds = seconds
-        self.stages = [("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",)]
-        self._next_stop()
-
-    ended_early = False  # before it was ready, for a fault that init tells of
-    stop_seconds = 10
-    stages: list[tuple[str, ...]] = []  # noqa: RUF012  replaced, never changed in place, by stop()
-
-    def _next_stop(self) -> None:
-        while True:
-            if self.stopping:
-                return
-            if not self.stages:
-                break
-            kinds, self.stages = self.stages[0], self.stages[1:]
-            told = [p for p in self.processes.values() if p.kind in kinds]
-            stage = [p for p in told if p.state != "ahead"]  # those wait for a client to come: their gate's end is theirs
-            seconds = min(self.stop_seconds, row_of(kinds[0]).shutdown)
-            for process in told:
-                process.channel.send(m.Stop(seconds))
-            for process in stage:
-                process.state = "stopping"
-            self.stopping = {process.name for process in stage}
-            if stage:
-                self.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
-        assert self.init is not None
-        self.init.send(m.Ending(self.exit_status, self.exit_text[:2000]))
-        if not self.ended_early:
-            self.log_line(NOTICE, "stopped")
-        os._exit(0)
-
-    def _hurry(self, stage: list[Process]) -> None:
-        for process in stage:
-            if self.processes.get(process.name) is process:
-                self.kill(process)
-
-    # -- reload
-    def begin_reload(self, asker: Asker) -> None:
-        """Replace auth and listeners by new ones that read the new files."""
-        if self.reload is not None or self.state != "running":
-            self.reloaded(asker, "not now: the service is " + ("reloading" if self.reload else self.state) + "; try again", TEMPFAIL)
-            return
-        try:
-            users = read_users(self.config.user_table, self.config.subdir)
-        except ValueError as error:
-            self.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
-            self.reloaded(asker, str(error), 66 if isinstance(error, NoTableError) else 65)
-            return
-        self.reload = Reload(self, users, asker)
-        self.reload.begin()
-
-    def _ask_reload(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """It begins with init, which reads the configuration anew and says HUP or NOT."""
-        if self.reload is not None or self.asked is not None or self.state != "running":
-            now = self.state if self.state != "running" else "reloading"
-            Asker(self, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
-            return
-        self.asked = answer
-        assert self.init is not None
-        self.init.send(m.Signal("HUP"))
-
     # -- the operator
     def _command(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
         """`status`, `stop`, `reload`, from who may (control.py has checked)."""
@@ -637,9 +366,9 @@ class Supervisor(Actor):
                 self.loop.later(0.1 if self.processes else 0.0, self._tell_status)
         elif name == "stop":
             answer({"ok": True})
-            self.loop.later(0.0, lambda: self.stop(10))
+            self.loop.later(0.0, self.stopping.begin)
         elif name == "reload":
-            self._ask_reload(answer)
+            self.reloads.ask(answer)
         else:
             answer({"ok": False, "error": "no such command"})
 

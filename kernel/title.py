@@ -7,6 +7,8 @@ has setproctitle(3).
 import ctypes
 import sys
 
+from popkernel.kernel.sandbox.libc import library
+
 __all__ = ["set_title"]
 
 _PR_SET_NAME = 15  # prctl(2)
@@ -24,7 +26,6 @@ def _arguments() -> tuple[int, int]:
 
 
 _start, _size = _arguments() if sys.platform == "linux" else (0, 0)
-_libc = ctypes.CDLL(None)
 
 
 def set_title(title: str) -> None:
@@ -32,6 +33,6 @@ def set_title(title: str) -> None:
     text = b"popkernel: " + title.encode(errors="replace")
     if _size:
         ctypes.memmove(_start, text[: _size - 1].ljust(_size, b"\0"), _size)
-        _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(title.encode(errors="replace")[:15]), 0, 0, 0)
+        library().prctl(_PR_SET_NAME, ctypes.c_char_p(title.encode(errors="replace")[:15]), 0, 0, 0)
     elif sys.platform.startswith("openbsd"):
-        _libc.setproctitle(b"%s", title.encode(errors="replace"))
+        library().setproctitle(b"%s", title.encode(errors="replace"))

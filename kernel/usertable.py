@@ -2,9 +2,10 @@
 
 import os
 
+from popkernel.kernel.exits import EXITS
 from popkernel.proto.tables import MailUser, parse_users
 
-__all__ = ["NoTableError", "read_users", "roots_of"]
+__all__ = ["NoTableError", "code_of", "read_users", "roots_of"]
 
 _MOST_ROOTS = 200  # directories that the spawner unveils
 _MOST_OCTETS = 100_000  # characters of them all: they travel in one message
@@ -25,6 +26,11 @@ def read_users(path: str, subdir: str) -> dict[str, MailUser]:
     if findings:
         raise ValueError("\n".join(map(str, findings[:20])))
     return users
+
+
+def code_of(error: ValueError) -> int:
+    """What a start ends with, or a reload, for what read_users() raised; sysexits(3)."""
+    return EXITS["noinput" if isinstance(error, NoTableError) else "data"].code
 
 
 def roots_of(users: dict[str, MailUser]) -> list[bytes]:

@@ -126,6 +126,9 @@ class Viewer:
         """Show a frame if it is wanted. `twin`: its other end is shown too."""
         wish = self.wish
         session = about(frame)
+        owner = frame["actor"].removeprefix("maildir.")
+        if wish.session and owner != frame["actor"] and owner != known.get(wish.session, owner):
+            return  # another user's: what concerns each of its sessions concerns not this one
         if frame["name"] == "Settings" and frame["way"] == "note":
             if wish.watches(frame["actor"]) and wish.session in (0, session or wish.session) and self._of_user(frame, known, session):
                 self.push(frame)

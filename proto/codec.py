@@ -1,14 +1,13 @@
 """Messages to octets and back, one codec an edge. Whatever comes in is hostile until `decode` has taken it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 from popkernel.proto import topology
-from popkernel.proto.messages import CARRIES
 from popkernel.proto.schema import BadMessageError, compile_check, fields_of
 
-__all__ = ["BadMessageError", "Codec", "redacted"]
+__all__ = ["BadMessageError", "Codec"]
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _unpack = msgpack.unpackb
@@ -37,11 +36,11 @@ class Codec:
         secret = {f"{c.__name__}.{n}" for c in self.edge.messages for n, f in fields_of(c).items() if f.secret}
         if secret != set(self.edge.secrets):
             raise TypeError(f"edge {self.name}: its messages' secret fields {secret} are not those its row names")
-        rows = [(code, c, _check_of(c), CARRIES.get(c, 0)) for code, c in enumerate(self.edge.messages, 1)]
+        rows = [(code, c, _check_of(c)) for code, c in enumerate(self.edge.messages, 1)]
         # An array takes memory by what it announces, however little follows: no more than the longest of this edge, 1,000 deep.
         fields = [fields_of(c) for c in self.edge.messages]
         self._longest = max([1 + len(fs) for fs in fields] + [f.items for fs in fields for f in fs.values()])
-        self._by_code: dict[int, tuple[type, Callable[[Any], None], int]] = {r[0]: (r[1], r[2], r[3]) for r in rows}
+        self._by_code: dict[int, tuple[type, Callable[[Any], None]]] = {r[0]: (r[1], r[2]) for r in rows}
         self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
 
     def encode(self, message: tuple[Any, ...]) -> bytes:
@@ -85,31 +84,9 @@ class Codec:
         message: tuple[Any, ...] = row[0](*fields)
         return message
 
-    def carries(self, message: tuple[Any, ...]) -> int:
-        """How many descriptors travel with it."""
-        if getattr(message, "fresh", False):
-            return 1
-        return self._by_code[self._by_class[type(message)][0]][2]
-
 
 def whole(message: tuple[Any, ...], data: memoryview | bytes) -> tuple[Any, ...]:
     """The bulk message with its last field in place."""
     make: Any = type(message)
     made: tuple[Any, ...] = make(*message[:-1], bytes(data))
     return made
-
-
-class Shown(NamedTuple):
-    """A message as people and recordings see it."""
-
-    name: str
-    fields: dict[str, Any]
-
-
-def redacted(message: tuple[Any, ...]) -> Shown:
-    """Its name and fields; secret ones replaced as the table says, before anything else is done with them."""
-    kinds = fields_of(type(message))
-    return Shown(
-        type(message).__name__,
-        {n: "[secret]" if f.secret else v for (n, f), v in zip(kinds.items(), message, strict=True)},
-    )

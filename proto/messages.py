@@ -1,7 +1,7 @@
 """Every message between actors, in the order of the edges they travel on. Data only; who may send what stands in topology.py.
 
-Numbers of messages are POP3's (1 is the first). Octets are counted as POP3 sends them (RFC 1939 section 11). A message that
-`carries` hands over that many file descriptors with it (SCM_RIGHTS): always ends of channels that the kernel made.
+Numbers of messages are POP3's (1 is the first). Octets are counted as POP3 sends them (RFC 1939 section 11). A message
+that CARRIES names hands over that many file descriptors with it (SCM_RIGHTS): always ends of channels that the kernel made.
 """
 
 from typing import Annotated, NamedTuple

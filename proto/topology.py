@@ -35,7 +35,6 @@ class Actor(NamedTuple):
     promises: str  # while serving
     why: str  # each promise, in words
     unveiled: tuple[Unveiled, ...] = ()
-    network: bool = False  # may use TCP sockets (those it was handed; it can make none that Landlock lets bind or connect)
     singleton: bool = True
     restart: str = "permanent"  # permanent: always; temporary: when next needed; never: its end is everyone's
     shutdown: int = 5  # seconds from Stop to the end
@@ -73,7 +72,6 @@ ACTORS: tuple[Actor, ...] = (
         " reads nothing but the kernel's orders. The rest is what the actors it starts need until they lock themselves in",
         restart="never",
         nested=True,
-        network=True,
         nofile=1024,
         memory=0,
     ),
@@ -120,7 +118,6 @@ ACTORS: tuple[Actor, ...] = (
         "listener",
         "stdio inet recvfd",
         "serves TCP connections on the listening sockets it was handed (inet); takes sessions' channels (recvfd)",
-        network=True,
         threads=True,  # its watchdog
         nofile=65536,
         shutdown=10,
@@ -133,7 +130,6 @@ ACTORS: tuple[Actor, ...] = (
         "stdio inet proc recvfd",
         'with isolation = "connection", in the listeners\' place: takes TCP connections on the listening sockets it was handed (inet)'
         " and forks a listener for each (proc), whose channel to the kernel was sent ahead (recvfd)",
-        network=True,
         nested=True,
         nofile=65536,
         shutdown=10,
@@ -157,7 +153,6 @@ ACTORS: tuple[Actor, ...] = (
         "mda",
         "stdio unix inet recvfd",
         "serves LMTP on the sockets it was handed (unix, inet on loopback); takes channels to maildir actors (recvfd)",
-        network=True,
         nofile=8192,
         memory=1024 * MIB,
     ),

@@ -124,7 +124,7 @@ class Door(Actor):
                     self._complain(f"no more connections can be taken: {os.strerror(error.errno)}")
                 return
             sock.setblocking(False)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the client has gone already: the first read tells
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.proxies.contains(address[0]):
                 self._await_header(sock, address, tls)

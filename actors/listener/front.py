@@ -7,18 +7,19 @@ import contextlib
 import socket
 import ssl
 
+from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.policy import Policy
 from popkernel.actors.listener.tls import Served
 from popkernel.actors.listener.watchdog import Watchdog
 from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import Channel, watch
-from popkernel.kernel.loop import READ, WRITE, Timer
+from popkernel.kernel.channel import watch
+from popkernel.kernel.loop import READ, WRITE
 from popkernel.kernel.tap import note, piece
 from popkernel.proto import messages as m
 
-__all__ = ["Client", "Front"]
+__all__ = ["Front"]
 
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _CHUNK = 8192  # octets read from a client at once: commands are short, and a buffer is made for each read
@@ -26,51 +27,6 @@ _GRACE = 5.0  # seconds a closing connection may stand still before it has taken
 _SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
 _CLOSED_WELL = ("quit", "quit before login")
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
-
-
-class Client:
-    """A connection: its socket, its session, and what waits to be sent."""
-
-    __slots__ = (
-        "asked",
-        "asked_at",
-        "channel",
-        "deadline",
-        "ending",
-        "eof",
-        "events",
-        "handshake",
-        "host",
-        "octets_in",
-        "out",
-        "session",
-        "shaking",
-        "sock",
-        "started",
-        "timer",
-        "unsent",
-        "waits",
-    )
-
-    def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
-        self.sock = sock
-        self.session = session
-        self.host = ""  # the client's address; empty where it was refused
-        self.asked = 0  # auths that were asked about the login under way
-        self.asked_at = 0.0  # when what another actor has not yet answered was asked, or when it last went on answering; 0: nothing is
-        self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
-        self.handshake = False
-        self.shaking = False  # the client has begun with it
-        self.channel: Channel | None = None
-        self.out: list[bytes] = []
-        self.unsent = 0
-        self.octets_in = 0
-        self.started = now
-        self.deadline = now
-        self.timer: Timer | None = None
-        self.events = READ
-        self.waits = False  # for the client to take what was sent
-        self.ending = False  # all is said; what waits to be sent is the last
 
 
 class Front(Door):
@@ -420,7 +376,7 @@ class Front(Door):
         if client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
         if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # who does not listen any more need not know
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
         client.sock.close()
         self._account(

@@ -10,7 +10,6 @@ A client of TLS speaks first: until it has, it costs a socket here and no proces
 import os
 import resource
 import socket
-import sys
 from collections import deque
 from typing import NamedTuple, NoReturn
 
@@ -20,6 +19,7 @@ from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
 from popkernel.kernel.actor import SOFTWARE, Boot, hard_limit
 from popkernel.kernel.brood import Brood
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
@@ -74,7 +74,7 @@ class Gate(Door):
         row = row_of("listener")
         program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
         theirs = told({**config, "die_with_parent": self.children.die_with_parent}, served)
-        rehearse(theirs)
+        rehearse(theirs, sandboxed=boot.sandboxed)
         self.listener = Lone(
             Boot(row.name, boot.channel, boot.uid, boot.gid, theirs, sandboxed=boot.sandboxed, program=program),
         )
@@ -202,7 +202,7 @@ class Gate(Door):
             self._cut(guest, "no process for it")
             return
         if pid == 0:
-            self._become(guest, sock, session, channel)
+            do_and_leave(lambda: self._become(guest, sock, session, channel), SOFTWARE)
         os.close(channel)
         sock.close()
         guest.sock, guest.session = None, session
@@ -212,19 +212,13 @@ class Gate(Door):
 
     def _become(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> NoReturn:
         """In the child: lose every descriptor that is not its own, then be the listener."""
-        try:
-            below, above = sorted((sock.fileno(), channel))
-            for first, end in ((3, below), (below + 1, above), (above + 1, self.nofile)):
-                if first < end:  # closerange(n, n) closes all
-                    os.closerange(first, end)
-            left = _GRACE if guest.refused else guest.came + self.login_seconds - self.loop.now
-            address = (guest.host, guest.port)
-            self.listener.serve(session, channel, sock, address, tls=guest.tls, refused=guest.refused, left=max(0.1, left))
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            raise
-        finally:
-            os._exit(SOFTWARE)
+        below, above = sorted((sock.fileno(), channel))
+        for first, end in ((3, below), (below + 1, above), (above + 1, self.nofile)):
+            if first < end:  # closerange(n, n) closes all
+                os.closerange(first, end)
+        left = _GRACE if guest.refused else guest.came + self.login_seconds - self.loop.now
+        address = (guest.host, guest.port)
+        self.listener.serve(session, channel, sock, address, tls=guest.tls, refused=guest.refused, left=max(0.1, left))
 
     def _entered(self, message: m.Entered, fds: list[int]) -> None:
         del fds

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from popkernel.actors.listener.front import Client
+from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.main import Listener
 from popkernel.actors.listener.tls import Served
 from popkernel.kernel.actor import Boot

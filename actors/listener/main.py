@@ -7,7 +7,8 @@ is one channel, which is one session of one user.
 import os
 from typing import Any
 
-from popkernel.actors.listener.front import Client, Front
+from popkernel.actors.listener.client import Client
+from popkernel.actors.listener.front import Front
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.kernel.loop import Timer

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.listener import front, main
+from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.limits import Bounds, Limits
 from popkernel.actors.listener.policy import Policy
@@ -81,7 +82,7 @@ class _Listener(main.Listener):
     stage: Stage
     alone = False  # it ends with its client
 
-    def _start_tls(self, client: front.Client) -> None:
+    def _start_tls(self, client: Client) -> None:
         client.handshake = True
 
     def _show(self, session: Session) -> None:
@@ -188,13 +189,13 @@ def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Fra
             listener._ready(client, WRITE)  # noqa: SLF001  the loop's part is played here
 
 
-def _socket(client: front.Client) -> _ClientSocket:
+def _socket(client: Client) -> _ClientSocket:
     sock: Any = client.sock
     assert isinstance(sock, _ClientSocket)
     return sock
 
 
-def _leave(stage: Stage, client: front.Client, frames: Sequence[Frame]) -> None:
+def _leave(stage: Stage, client: Client, frames: Sequence[Frame]) -> None:
     """How much of its answer the client leaves for later, as the recording has it behind this frame."""
     leaves = client.unsent
     for later in frames[stage.at + 1 :]:

@@ -14,6 +14,7 @@ from popkernel.actors.listener.lone import Lone
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, counts, pair
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
 
 __all__ = ["rehearse"]
@@ -23,12 +24,14 @@ _MAIL = b"lines as they come in mail, of no great length\r\n" * 20
 _NAME = "listener.0"
 
 
-def rehearse(config: dict[str, Any]) -> None:
-    """Play it through; `config` is a listener's, with its keys in memory."""
+def rehearse(config: dict[str, Any], *, sandboxed: bool) -> None:
+    """Play it through; `config` is a listener's, with its keys in memory. `sandboxed`: locking in as well, but for what binds."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     for _ in range(_ROUNDS):
+        if sandboxed:
+            sandbox.rehearse([])
         _one_life(config, context)
     counts.messages_in = counts.messages_out = 0
 

@@ -45,6 +45,6 @@ class Watchdog:
         self._before = time.clock_gettime(self._clock)
         if call is not None and call is self._seen and self._before - before > _MOST:
             self.stopped += 1
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 socket.socket.shutdown(call[0], socket.SHUT_RDWR)
         self._seen = call

@@ -14,6 +14,8 @@ from popkernel.actors.maildir.store import Maildrop
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, counts, pair
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 
 __all__ = ["rehearse"]
@@ -22,12 +24,14 @@ _ROUNDS = 24  # a function is adapted after some eight calls, a loop sooner
 _MAIL = b"From: a@example.org\nSubject: rehearsal\n\n.a line\n" + b"lines as they come in mail, of no great length\n" * 40
 
 
-def rehearse(directory: str) -> None:
-    """Play it through; `directory` must be ours to write in."""
+def rehearse(directory: str, *, sandboxed: bool) -> None:
+    """Play it through; `directory` must be ours to write in. `sandboxed`: locking in as well, but for what binds."""
     path = os.path.join(directory, f"rehearsal-{os.getpid()}")
     os.mkdir(path, 0o700)
     try:
         for number in range(_ROUNDS):
+            if sandboxed:
+                sandbox.rehearse([(path, "rwc")])
             _one_life(path, number)
     finally:
         _remove(path)
@@ -35,6 +39,7 @@ def rehearse(directory: str) -> None:
 
 
 def _one_life(path: str, life: int) -> None:
+    set_title("spawner")  # its name already
     mine, its = pair()
     maildir = os.fsencode(path)
     config = {"maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}

@@ -9,8 +9,9 @@ other end of the unix socket. The channels are routes.py's.
 import errno
 import os
 import socket
-from typing import Any, NamedTuple
+from typing import Any
 
+from popkernel.actors.mda.client import Ask, Client
 from popkernel.actors.mda.core import Copy, Transaction
 from popkernel.actors.mda.limits import TCP, Limits
 from popkernel.actors.mda.route import Route
@@ -34,32 +35,6 @@ _MOST_KNOWN = 20000  # recipients whose owner is remembered
 _OTHER_FDS = 32  # besides connections and channels: listening sockets, the kernel's channel, a tap
 _MUCH = 4 << 20  # octets of mail after which memory is given back as soon as there is a quiet second
 _BUSY = "4.3.2 the mailbox is not available now, try again later"
-
-
-class Ask(NamedTuple):
-    """Who wants to know something of the kernel: a client about its recipient, or a user's copies. Until when."""
-
-    asker: "Client | str"
-    due: float
-
-
-class Client:
-    """An LMTP connection."""
-
-    __slots__ = ("asking", "counted", "deadline", "events", "half", "id", "lmtp", "out", "sock", "transaction", "uid")
-
-    def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp, number: int) -> None:
-        self.sock = sock
-        self.id = number  # for who watches
-        self.counted = False
-        self.half = False  # what came last did not end with a line
-        self.uid = uid
-        self.lmtp = lmtp
-        self.transaction: Transaction | None = None
-        self.asking = 0  # the request about a recipient that the kernel has not answered
-        self.deadline = 0.0
-        self.events = READ
-        self.out = b""
 
 
 class Mda(Actor):
@@ -243,9 +218,7 @@ class Mda(Actor):
 
     def _flush(self, client: Client) -> bool:
         """Send what there is to be sent; False where that was the client's end."""
-        out = client.lmtp.take_out()
-        if client.out:
-            out = client.out + out
+        out = client.out + client.lmtp.take_out()
         if out:
             if watch.tap is not None:
                 self._said(client, out[len(client.out) :])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.mda import main, routes
+from popkernel.actors.mda.client import Client
 from popkernel.kernel.loop import READ
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
 from popkernel.proto.lmtp import Lmtp
@@ -49,7 +50,7 @@ class _Mda(main.Mda):
         self.number = self.numbers[at] if at < len(self.numbers) else self.number + 1
         return self.number
 
-    def _flush(self, client: main.Client) -> bool:
+    def _flush(self, client: Client) -> bool:
         before = client.lmtp.take_out
 
         def take_out() -> bytes:
@@ -72,7 +73,7 @@ class _Seen:
         return getattr(self._lmtp, name)
 
 
-def _flushed(flush: Any, client: main.Client, take_out: Any) -> bool:
+def _flushed(flush: Any, client: Client, take_out: Any) -> bool:
     lmtp = client.lmtp
     client.lmtp = _Seen(lmtp, take_out)  # type: ignore[assignment]
     try:
@@ -110,16 +111,16 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
                 return
 
 
-def _rested(stage: Stage, mda: _Mda, rows: Sequence[Any]) -> dict[int, main.Client]:
+def _rested(stage: Stage, mda: _Mda, rows: Sequence[Any]) -> dict[int, Client]:
     """Connections that were there, between two messages; the others are left out."""
-    clients: dict[int, main.Client] = {}
+    clients: dict[int, Client] = {}
     for number, uid, counted, rest, seconds in rows:
         if counted:
             mda.limits.take(uid)
         if not rest:
             stage.skipped.add(number)
             continue
-        client = main.Client(_ClientSocket(), uid, Lmtp(mda.hostname, mda.message_octets), number)  # type: ignore[arg-type]
+        client = Client(_ClientSocket(), uid, Lmtp(mda.hostname, mda.message_octets), number)  # type: ignore[arg-type]
         client.lmtp.go_on(rest)
         client.counted = counted
         client.deadline = stage.loop.now + seconds
@@ -201,7 +202,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     return mda
 
 
-def _client(mda: _Mda, clients: dict[int, main.Client], frame: Frame) -> None:
+def _client(mda: _Mda, clients: dict[int, Client], frame: Frame) -> None:
     """What a client does."""
     if frame.name == "Connected":
         mda.serial = frame.session - 1

@@ -87,6 +87,21 @@ def unveil(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> None:
     Raises:
         SandboxError: Landlock is off, a path is not there, or its permissions make no sense.
     """
+    ruleset = _ruleset(paths, network=network)
+    try:
+        answer, code = syscall(_RESTRICT_SELF, ruleset, 0)
+        checked(answer, "landlock_restrict_self", code)
+    finally:
+        os.close(ruleset)
+
+
+def rehearse(paths: Iterable[tuple[str | bytes, str]]) -> None:
+    """All of unveil() but what binds; see lock.rehearse()."""
+    os.close(_ruleset(paths, network=False))
+
+
+def _ruleset(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> int:
+    """A descriptor of what unveil() is to restrict this thread to; it fails as unveil() does."""
     version = abi()
     if not version:
         raise SandboxError(missing()[0])
@@ -98,10 +113,10 @@ def unveil(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> None:
     try:
         for path, permissions in paths:
             _give(ruleset, path, permissions, files)
-        answer, code = syscall(_RESTRICT_SELF, ruleset, 0)
-        checked(answer, "landlock_restrict_self", code)
-    finally:
+    except BaseException:
         os.close(ruleset)
+        raise
+    return ruleset
 
 
 def _give(ruleset: int, path: str | bytes, permissions: str, files: int) -> None:

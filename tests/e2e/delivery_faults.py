@@ -82,11 +82,11 @@ def patch_mda():
 
 
 def patch_kernel():
-    from popkernel.kernel import supervisor
+    from popkernel.kernel import effects, supervisor
 
     patch_channels()
     recipient = supervisor.Supervisor._recipient
-    supervisor.pair = counted(supervisor.pair)
+    effects.pair = supervisor.pair = counted(supervisor.pair)
 
     def asking(self, process, message, fds):
         arm(message.address, "kernel")

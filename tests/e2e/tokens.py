@@ -18,7 +18,8 @@ def key_set(private=EC, kid="one"):
 
 
 def token(private=EC, kid="one", **claims):
-    data = {"iss": ISSUER, "aud": "pop3", "exp": time.time() + 300, "email": "alice", "scope": SCOPE} | claims
+    # One made when its file was imported must outlive the whole suite.
+    data = {"iss": ISSUER, "aud": "pop3", "exp": time.time() + 86400, "email": "alice", "scope": SCOPE} | claims
     return jwt.encode(data, private, algorithm="ES256" if private is EC else "PS256", headers={"kid": kid}).encode()
 
 

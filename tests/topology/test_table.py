@@ -7,9 +7,10 @@ import pytest
 from popkernel.kernel.actor import Actor as Shell
 from popkernel.kernel.sandbox import names
 from popkernel.proto import messages, topology
-from popkernel.proto.codec import Codec, redacted
+from popkernel.proto.codec import Codec
 from popkernel.proto.messages import CARRIES
 from popkernel.proto.schema import fields_of
+from popkernel.proto.shown import SECRET, shown
 from popkernel.proto.topology import ACTORS, EDGES, actor, edge, kind_of
 
 from tests.topology.rows import CASES, IDS, largest, smallest, values
@@ -64,9 +65,9 @@ def test_passwords_and_hashes_meet_nowhere():
 
 @pytest.mark.parametrize(("edge_", "message"), CASES, ids=IDS)
 def test_secrets_are_redacted(edge_, message):
-    shown = redacted(message(*values(message)))
+    fields, _ = shown(message(*values(message)), payload=True)
     for name, field in fields_of(message).items():
-        assert (shown.fields[name] == "[secret]") == field.secret
+        assert (fields[name] == SECRET) == field.secret
 
 
 def test_a_secret_that_the_row_does_not_name_makes_no_codec(monkeypatch):

@@ -7,8 +7,9 @@ import sys
 import types
 
 import pytest
-from popkernel.cli.arguments import build_parser, config_from
+from popkernel.cli.arguments import build_parser
 from popkernel.cli.main import main
+from popkernel.cli.serverflags import config_from
 from popkernel.kernel.config import keys
 
 COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "deliver", "topology", "demo", "completion"]
@@ -99,7 +100,7 @@ def test_wrong_configuration(tmp_path, capsys):
 
 def test_start_up_imports_nothing_heavy():
     code = (
-        "import sys; from popkernel.cli.arguments import build_parser, config_from\n"
+        "import sys; from popkernel.cli.arguments import build_parser; from popkernel.cli.serverflags import config_from\n"
         f"import popkernel.cli.main; config_from(build_parser().parse_args({START!r}))\n"
         "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & set(sys.modules)))"
     )

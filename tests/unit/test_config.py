@@ -2,10 +2,11 @@
 
 import os
 import socket
+import sys
 
 import pytest
-from popkernel.kernel import config as config_module
-from popkernel.kernel.config import Address, Config, ConfigError, actor_ids, control_path, default_run_dir, load
+from popkernel.kernel.config import Address, Config, ConfigError, control_path, default_run_dir, load
+from popkernel.kernel.ids import actor_ids, make_user_command
 
 FLAGS = {"auth_table": "/a", "user_table": "/u", "listen": ["127.0.0.1"], "cert": "/c", "key": "/k", "run_dir": "/r"}
 
@@ -185,10 +186,10 @@ def test_ids_as_root(monkeypatch):
 
 
 def test_the_command_that_makes_a_user(monkeypatch):
-    monkeypatch.setattr(config_module.sys, "platform", "linux")
-    assert "--system" in config_module.make_user_command("_pop3d")
-    monkeypatch.setattr(config_module.sys, "platform", "openbsd7")
-    assert config_module.make_user_command("_x") == "useradd -L daemon -s /sbin/nologin -d /var/empty _x"
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert "--system" in make_user_command("_pop3d")
+    monkeypatch.setattr(sys, "platform", "openbsd7")
+    assert make_user_command("_x") == "useradd -L daemon -s /sbin/nologin -d /var/empty _x"
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,7 @@ PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "fun
 LARGE = {
     "proto/messages.py": "every message, in the order of the table: a list",
     "proto/lmtp.py": "one protocol, whose commands share one state",
-    "kernel/config.py": "every key once, with its sentence",
-    "kernel/init.py": "the one process that may do all: to be read in one go",
-    "kernel/supervisor.py": "the kernel's shell, one handler a message",
-    "actors/listener/front.py": "sockets, TLS and timers of one connection",
     "actors/maildir/store.py": "one maildrop from opening to QUIT",
-    "actors/mda/main.py": "the mda's shell, as the listener's",
-    "cli/arguments.py": "every flag once, with its sentence",
 }
 MOST = 400
 LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway

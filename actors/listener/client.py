@@ -1,0 +1,54 @@
+"""A connection of the listener's, as front.py serves it."""
+
+import socket
+
+from popkernel.actors.listener.core import Session
+from popkernel.kernel.channel import Channel
+from popkernel.kernel.loop import READ, Timer
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Its socket, its session, its channel to the maildir actor, and what waits to be sent."""
+
+    __slots__ = (
+        "asked",
+        "asked_at",
+        "channel",
+        "deadline",
+        "ending",
+        "eof",
+        "events",
+        "handshake",
+        "host",
+        "octets_in",
+        "out",
+        "session",
+        "shaking",
+        "sock",
+        "started",
+        "timer",
+        "unsent",
+        "waits",
+    )
+
+    def __init__(self, sock: socket.socket, session: Session, now: float) -> None:
+        self.sock = sock
+        self.session = session
+        self.host = ""  # the client's address; empty where it was refused
+        self.asked = 0  # auths that were asked about the login under way
+        self.asked_at = 0.0  # when what another actor has not yet answered was asked, or when it last went on answering; 0: nothing is
+        self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
+        self.handshake = False
+        self.shaking = False  # the client has begun with it
+        self.channel: Channel | None = None
+        self.out: list[bytes] = []
+        self.unsent = 0
+        self.octets_in = 0
+        self.started = now
+        self.deadline = now
+        self.timer: Timer | None = None
+        self.events = READ
+        self.waits = False  # for the client to take what was sent
+        self.ending = False  # all is said; what waits to be sent is the last

@@ -1,0 +1,96 @@
+"""The sessions, as those say who serve them: what listeners and auth tell, taken to core.py, and to the log once each.
+
+Channels are read in no order among themselves. So what must have been sent before a word is fetched first, where it decides.
+"""
+
+from typing import TYPE_CHECKING
+
+from popkernel.kernel import core
+from popkernel.kernel.log import DEBUG, INFO, NOTICE
+from popkernel.kernel.process import Process
+from popkernel.kernel.status import login_failed, session_over, sessions_lost
+from popkernel.proto import messages as m
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """What the kernel makes of Awaiting, Granted, Ended and LoginFailed."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._kernel = supervisor
+        self._opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
+
+    def awaiting(self, listener: Process, message: m.Awaiting, fds: list[int]) -> None:
+        """A listener has a login that auth is about to judge."""
+        del fds
+        k = self._kernel
+        if not self._its_own(listener, message.session):
+            return
+        there = k.core.sessions.get(core.Key(listener.name, message.session))
+        if there is not None:  # its login before this one failed there: that it is over waits in the channel
+            self._read(f"maildir.{there[0]}")
+        k.do(k.core.awaits(listener.name, message))
+
+    def granted(self, auth: Process, message: m.Granted, fds: list[int]) -> None:
+        """Auth has found a password, or a token, to be right."""
+        del auth, fds
+        k = self._kernel
+        listener = k.processes.get(message.listener)
+        if listener is not None and listener.kind == "listener" and not listener.channel.gone:
+            listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
+            holder = k.core.leases.get(message.user)
+            if holder is not None:  # the lease may be free already, or its session's client gone: the word of it waits in a channel
+                self._read(f"maildir.{message.user}")
+                self._read(holder.listener)
+            k.do(k.core.granted(message, k.loop.now))
+
+    def opened(self, key: core.Key) -> None:
+        """A session has its maildrop."""
+        self._opened[key] = self._kernel.core.sessions[key]
+
+    def ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
+        """A session is over, says its listener, or its gate."""
+        del fds
+        k = self._kernel
+        if process.kind == "gate":
+            k.gates.ended(process, message)
+            return
+        if not self._its_own(process, message.session):
+            return
+        self._opened.pop(core.Key(process.name, message.session), None)
+        k.do(k.core.ended(process.name, message))
+        k.log_line.event(INFO if message.user else DEBUG, "session over", session_over(message))
+
+    def lost(self, listeners: set[str]) -> None:
+        """These listeners are no more, nor are their sessions."""
+        self._lost([key for key in self._opened if key.listener in listeners])
+
+    def lost_one(self, listener: Process) -> None:
+        """The same of a listener of one session: all sessions need not be looked through."""
+        self._lost([core.Key(listener.name, listener.session)])
+
+    def _lost(self, keys: list[core.Key]) -> None:
+        for fields in sessions_lost(self._opened, keys, self._kernel.loop.now):
+            self._kernel.log_line.event(INFO, "session over", fields)
+
+    def login_failed(self, listener: Process, message: m.LoginFailed, fds: list[int]) -> None:
+        """A password was wrong, says a listener."""
+        del fds
+        if self._its_own(listener, message.session):
+            self._kernel.log_line.event(NOTICE, "login failed", login_failed(message))
+
+    def _its_own(self, listener: Process, session: int) -> bool:
+        """Whether a listener may speak of that session: one that serves a single connection of no other."""
+        if listener.session in (0, session):
+            return True
+        self._kernel.violates(listener, "a session that is not its own", [])
+        return False
+
+    def _read(self, name: str) -> None:
+        process = self._kernel.processes.get(name)
+        if process is not None and not process.channel.gone:
+            process.channel.read()

@@ -1,0 +1,68 @@
+"""The listening sockets: bound once, before anything is locked in, and handed to every process that is started to serve on them."""
+
+import contextlib
+import os
+import socket
+
+from popkernel.kernel.binding import BindError, bind
+from popkernel.kernel.config import Address, Config
+from popkernel.kernel.exits import EXITS
+from popkernel.kernel.rundir import StartError
+
+__all__ = ["Listening", "unix_socket"]
+
+_BACKLOG = 4096
+
+
+class Listening:
+    """Those of the configuration; `control.sock` is the kernel's."""
+
+    def __init__(self, config: Config) -> None:
+        self.tls = [self._bind("listen", a) for a in config.listen]
+        self.plain = [self._bind("listen_starttls", a) for a in config.listen_starttls]
+        self.lmtp = [unix_socket(f"{config.run_dir}/lmtp.sock", 0o666)] if config.lmtp else []  # the mda asks who is there
+        self.lmtp += [self._bind("lmtp_listen", a) for a in config.lmtp_listen]
+
+    @staticmethod
+    def _bind(key: str, address: Address) -> socket.socket:
+        try:
+            sock = bind(key, address)
+            try:
+                sock.listen(_BACKLOG)
+            except OSError as error:  # somebody listens there whose socket lets others bind too
+                raise BindError(key, address, error) from None
+        except BindError as error:
+            raise StartError(error.code, str(error)) from None
+        sock.setblocking(False)
+        return sock
+
+    def addresses(self) -> list[str]:
+        """As they are bound, for the line that says we are ready."""
+        return [
+            *(f"pop3s {_shown(s)}" for s in self.tls), *(f"pop3 {_shown(s)}" for s in self.plain),
+            *(f"lmtp {_shown(s)}" for s in self.lmtp),
+        ]
+
+
+def _shown(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return str(sock.getsockname())
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unix_socket(path: str, mode: int) -> socket.socket:
+    """A listening socket in the run directory; who may connect is decided by its mode, and by its owner where that asks."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # ours: the lock is held
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+        sock.listen(64)
+    except OSError as error:
+        raise StartError(EXITS["cantcreat"].code, f"{path}: {error.strerror}; give another --run-dir") from None
+    finally:
+        os.umask(before)
+    sock.setblocking(False)
+    return sock

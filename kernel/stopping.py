@@ -1,0 +1,84 @@
+"""The end of the service: in reverse of the start, each stage when the one before has gone; then init is told why, and with what code."""
+
+import os
+from typing import TYPE_CHECKING, NoReturn
+
+from popkernel.kernel.log import ERROR, NOTICE
+from popkernel.kernel.process import Process
+from popkernel.proto import messages as m
+from popkernel.proto.topology import actor as row_of
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["Stopping"]
+
+_STAGES = (("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",))
+_SECONDS = 10  # for a stage, where its row does not give it less
+_GIVEN_UP_SECONDS = 2
+
+
+class Stopping:
+    """One stop, asked for or forced; whatever asks for it again changes nothing."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._kernel = supervisor
+        self._status, self._text = 0, ""  # what init leaves with, and says
+        self._early = False  # before it was ready, for a fault that init tells of
+        self._seconds = _SECONDS
+        self._stages = list(_STAGES)  # those to come
+        self._awaited: set[str] = set()  # those whose end the next stage waits for
+
+    def give_up(self, status: int, text: str) -> None:
+        """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
+        k = self._kernel
+        if k.state == "starting" and not k.log_line.seen:
+            k.log_line(ERROR, text)
+        self._status, self._text = status, text
+        self.begin(_GIVEN_UP_SECONDS)
+
+    def begin(self, seconds: int = _SECONDS) -> None:
+        """Stop; `seconds` for each stage at most."""
+        k = self._kernel
+        if k.state == "stopping":
+            return
+        self._early = k.state == "starting" and self._status != 0
+        if not self._early:
+            k.log_line(NOTICE, "stopping")
+        k.state = "stopping"
+        self._seconds = seconds
+        self._next()
+
+    def gone(self, name: str) -> None:
+        """A process has ended, during the stop."""
+        self._awaited.discard(name)
+        self._next()
+
+    def _next(self) -> None:
+        k = self._kernel
+        while not self._awaited:
+            if not self._stages:
+                self._over()
+            kinds = self._stages.pop(0)
+            told = [p for p in k.processes.values() if p.kind in kinds]
+            stage = [p for p in told if p.state != "ahead"]  # those wait for a client to come: their gate's end is theirs
+            seconds = min(self._seconds, row_of(kinds[0]).shutdown)
+            for process in told:
+                process.channel.send(m.Stop(seconds))
+            for process in stage:
+                process.state = "stopping"
+            self._awaited = {process.name for process in stage}
+            if stage:
+                k.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
+
+    def _hurry(self, stage: list[Process]) -> None:
+        for process in stage:
+            if self._kernel.processes.get(process.name) is process:
+                self._kernel.kill(process)
+
+    def _over(self) -> NoReturn:
+        k = self._kernel
+        k.tell_init(m.Ending(self._status, self._text[:2000]))
+        if not self._early:
+            k.log_line(NOTICE, "stopped")
+        os._exit(0)
