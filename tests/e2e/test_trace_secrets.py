@@ -2,7 +2,6 @@
 
 import base64
 import subprocess
-import time
 
 import pytest
 from popkernel.kernel.watcher import Watcher
@@ -13,7 +12,7 @@ from tests.e2e.tokens import RESPONSES, key_set, settings, token
 from tests.service import POPKERNEL, ROOT, Service
 
 WORD = "vErY-sEcReT-47110815"
-TOKEN = token(exp=time.time() + 86400)  # made when the tests are collected, used when their turn comes
+TOKEN = token()
 
 
 @pytest.fixture(scope="module")
