@@ -37,9 +37,14 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Most tests wait, so two processes share them by file; those that bound seconds of the wall come afterwards, alone.
+JOBS := 2
+ALONE := tests/e2e/test_scale.py tests/e2e/test_scale_spawn.py
+
 test: dev check
 	sh tests/packages.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 bench: dev
 	$(BIN)/python -m benchmarks

@@ -180,12 +180,14 @@ def _read_lines(
         said = found[: MAX_FINDINGS - len(findings)]
         findings += said
         unsaid += len(found) - len(said)
-    if unsaid:
-        findings.append(Finding(path, 0, f"{unsaid} more errors", "mend the ones above first"))
-    if last:
+    if last and len(findings) < MAX_FINDINGS:
         findings.append(_no_newline(path, len(lines) + 1))
+    elif last:
+        unsaid += 1
     elif not entries and not findings:
         findings.append(Finding(path, max(1, len(lines)), "the table has no user", add_one))
+    if unsaid:
+        findings.append(Finding(path, 0, f"{unsaid} more errors", "mend the ones above first"))
     return entries, findings
 
 

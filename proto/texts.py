@@ -20,6 +20,7 @@ LANGUAGES = {"en": "English", "de": "Deutsch"}
 """Each with its name in itself."""
 _CHANGED = {"en": "texts are in English now", "de": "Texte kommen nun auf Deutsch"}
 _REPLY_LIMIT = 512  # octets with CRLF, RFC 2449 section 4
+_CODE = re.compile(rb"\[[!-Z^-~]{1,60}\] ")  # section 8 there; what is none is text
 _MOST_TAG = 40  # octets of a language tag that are looked at
 
 _GERMAN = {
@@ -136,9 +137,8 @@ def reply(line: bytes, tongue: str) -> bytes:
     if sign not in (b"+OK", b"-ERR") or not blank:
         return line
     code = b""
-    if sign == b"-ERR" and rest.startswith(b"["):
-        code, _, rest = rest.partition(b"] ")
-        code += b"] "
+    if sign == b"-ERR" and (found := _CODE.match(rest)):
+        code, rest = found[0], rest[found.end() :]
     head = sign + blank + code
     text = translate(rest.decode(errors="replace"), tongue).encode()
     whole = text[: _REPLY_LIMIT - len(head) - 2].decode(errors="ignore").encode()  # no half of a letter at the cut

@@ -1,18 +1,22 @@
 """A real service for tests: `popkernel start` on a site of its own, on loopback ports of its own, waited for and ended by its process id."""
 
 import contextlib
-import json
 import os
 import poplib
 import select
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 
+import msgpack
 from popkernel.cli.demo import make_site
+from popkernel.proto.zmtp import Reader, frame_head, preface
+
+from tests.ports import free_ports
 
 POPKERNEL = [sys.executable, "-m", "popkernel"]
 ROOT = os.geteuid() == 0
@@ -30,20 +34,35 @@ def wait_for(what, *, seconds=15.0, until=None):
         time.sleep(0.005)
 
 
+class Pop3(poplib.POP3_SSL):
+    """As poplib has it, but nothing is left open where no greeting comes."""
+
+    sock = file = None
+
+    def __init__(self, *arguments, **options):
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            self.close()
+            raise
+
+
 class Service:
     """Started when made; `with` ends it. `site` as make_site() gives it; keyword arguments go to make_site()."""
 
     def __init__(self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site):
+        self.kept = contextlib.ExitStack()
         self.temporary = tempfile.TemporaryDirectory(prefix="pk", dir=directory)
         os.chmod(self.temporary.name, 0o711)
         # All come from one address here, many with wrong passwords: what bounds that has tests of its own.
-        self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, **site})
+        self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, "ports": free_ports(), **site})
         self.config = self.site.config
         self.toml = os.path.join(self.site.directory, "popkernel.toml")
         self.log = b""
         self.process = subprocess.Popen(
             [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
+            pipesize=1 << 20,  # nobody reads the log while a test does something else, and who writes to a full pipe waits
         )
         os.set_blocking(self.process.stderr.fileno(), False)
         if expect_ready:
@@ -60,6 +79,11 @@ class Service:
 
     def __exit__(self, *_):
         self.close()
+
+    def keep(self, thing):
+        """Have a client closed with the service at the latest: the frames of a test that failed hold it for long, and the next ones would be told of it."""
+        self.kept.callback(thing.close)
+        return thing
 
     @property
     def tls(self):
@@ -99,8 +123,20 @@ class Service:
         return result
 
     def status(self):
-        """`status --json`, decoded."""
-        return json.loads(self.command("status", "--json").stdout)
+        """As the command gives it, without a process of its own: many tests ask often."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(20)
+            sock.connect(self.config.control)
+            request = msgpack.packb({"command": "status"})
+            sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
+            reader, frames = Reader(1 << 26, (b"ROUTER",)), []
+            while not frames:
+                part = sock.recv(1 << 16)
+                assert part, "the service ended before it answered"
+                frames = reader.feed(part)
+        answer = msgpack.unpackb(frames[0], unicode_errors="surrogateescape")
+        assert answer.pop("ok"), answer
+        return answer
 
     def actor(self, name):
         """The status row of an actor (a name or its beginning), None where there is none."""
@@ -130,7 +166,7 @@ class Service:
         """A poplib session over implicit TLS, logged in."""
         context = ssl.create_default_context(cafile=self.site.cert)
         context.check_hostname = False
-        client = poplib.POP3_SSL(self.tls.host, self.tls.port, context=context, timeout=timeout)
+        client = Pop3(self.tls.host, self.tls.port, context=context, timeout=timeout)
         if login:
             try:
                 client.user(user)
@@ -138,7 +174,7 @@ class Service:
             except BaseException:
                 client.close()
                 raise
-        return client
+        return self.keep(client)
 
     def signal(self, number):
         """Send a signal to init."""
@@ -163,4 +199,5 @@ class Service:
                         os.kill(pid, signal.SIGKILL)
                 self.process.wait(10)
         self.process.stderr.close()
+        self.kept.close()
         self.temporary.cleanup()

@@ -51,9 +51,7 @@ class Auth(Actor):
         self.work: deque[Attempt] = deque()
         self.ready = threading.Semaphore(0)
         self.done: deque[tuple[Attempt, bool]] = deque()
-        self.woken, self.wake = os.pipe()
-        os.set_blocking(self.woken, False)
-        os.set_blocking(self.wake, False)
+        self.woken = self.wake = -1  # a pipe for the threads, once there are to be any: a replay has none
         self.seconds = 0.0  # what a check takes, lately
         self.hashers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.listeners: dict[str, Channel] = {}
@@ -91,6 +89,9 @@ class Auth(Actor):
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         bcrypt.checkpw(b"warm", self.table.hash_of("")[0][:4] + b"04" + self.table.hash_of("")[0][6:])  # what it loads, it loads now
+        self.woken, self.wake = os.pipe()
+        os.set_blocking(self.woken, False)
+        os.set_blocking(self.wake, False)
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
         self.connect()

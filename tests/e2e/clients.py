@@ -33,9 +33,9 @@ def with_poplib(service, user, mode, _tmp, count):
     """Python's own."""
     context = ssl.create_default_context(cafile=service.site.cert)
     if mode == "tls":
-        client = poplib.POP3_SSL(service.tls.host, service.tls.port, context=context, timeout=60)
+        client = service.keep(poplib.POP3_SSL(service.tls.host, service.tls.port, context=context, timeout=60))
     else:
-        client = poplib.POP3(service.plain.host, service.plain.port, timeout=60)
+        client = service.keep(poplib.POP3(service.plain.host, service.plain.port, timeout=60))
         client.stls(context)
     before, poplib._MAXLINE = poplib._MAXLINE, LINE
     try:

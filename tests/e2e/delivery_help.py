@@ -45,7 +45,7 @@ class Lmtp(smtplib.LMTP):
 
 def lmtp(service):
     """Over the service's unix socket."""
-    client = Lmtp(socket_path(service))
+    client = service.keep(Lmtp(socket_path(service)))
     client.sock.settimeout(60)
     return client
 
@@ -59,11 +59,15 @@ class Raw:
 
     def __init__(self, service, uid=None, path=None):
         self.sock = connected_as(path or socket_path(service), uid) if uid is not None else socket.socket(socket.AF_UNIX)
-        if uid is None:
-            self.sock.connect(path or socket_path(service))
-        self.sock.settimeout(60)
         self.file = self.sock.makefile("rb")
-        self.expect(b"220")
+        try:
+            if uid is None:
+                self.sock.connect(path or socket_path(service))
+            self.sock.settimeout(60)
+            self.expect(b"220")
+        except BaseException:
+            self.close()
+            raise
 
     def answer(self):
         """One whole answer."""

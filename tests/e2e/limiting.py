@@ -5,7 +5,7 @@ import struct
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient
-from tests.e2e.supervised import Quick
+from tests.service import Service
 
 MAIL = [awkward.head("one") + b"body\n"]
 USERS = ("alice", "bob", "carol", "dave", "erin", "frank")
@@ -15,7 +15,7 @@ TOO_FAST = b"-ERR [SYS/TEMP] too many connections a minute from your address, tr
 
 
 def serve(**settings):
-    return Quick(**{"users": USERS, "mail": MAIL, "lmtp": False, "allow_plaintext": True, "most_errors": 10000, **settings})
+    return Service(**{"users": USERS, "mail": MAIL, "lmtp": False, "allow_plaintext": True, "most_errors": 10000, **settings})
 
 
 def greeting(service, tls="tls", **options):

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from tests.ports import free_ports
 from tests.service import ROOT, wait_for
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,12 +36,6 @@ def passable_directory():
     with tempfile.TemporaryDirectory(prefix="pkmta") as directory:
         os.chmod(directory, 0o755)
         yield directory
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def swaks(port, recipients, mail, sender="sender@example.net"):
@@ -128,7 +123,7 @@ class Server:
 def opensmtpd(directory, actions):
     """OpenSMTPD with `actions` (with {port}) as its configuration; spool and control socket are its own, in a mount namespace."""
     need("smtpd", "swaks", "unshare")
-    port = free_port()
+    (port,) = free_ports(1)
     spool, run = f"{directory}/spool", f"{directory}/run"
     for path in (directory, spool, f"{spool}/smtpd", run):
         os.makedirs(path, exist_ok=True)
@@ -158,7 +153,7 @@ def postfix(directory, main):
     """Postfix with these lines in main.cf. Its owner is a system user that is there: `postfix`, or one that has no other use here."""
     need("swaks")
     prefix = unpacked_postfix()
-    port = free_port()
+    (port,) = free_ports(1)
     owner, group = postfix_owner()
     config, queue, data = (f"{directory}/{name}" for name in ("config", "queue", "data"))
     for path in (config, queue, data):

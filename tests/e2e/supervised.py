@@ -7,48 +7,45 @@ import signal
 import socket
 import ssl
 
-from popkernel.cli.control import ask
-
 from tests.service import Service, wait_for
 
 BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000))  # 20.6 MB
 
 
-class Quick(Service):
-    """Asks the control socket itself: these tests ask often."""
-
-    def status(self):
-        return ask(self.config.run_dir, "status")
-
-
 def serve(**site):
     """A service as these tests want it: of the actors that read mail. Delivery has its own tests."""
-    return Quick(**{"lmtp": False, **site})
+    return Service(**{"lmtp": False, **site})
 
 
 class Raw:
     """A POP3 connection. `tls` False: port of STLS, without it. `buffer`: octets the system takes before we read."""
 
     def __init__(self, service, *, tls=True, buffer=0, timeout=20):
-        sock = socket.socket()
-        if buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        sock.settimeout(timeout)
-        address = service.tls if tls else service.plain
-        sock.connect((address.host, address.port))
-        if tls:
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            sock = context.wrap_socket(sock)
-        self.sock = sock
+        self.sock = socket.socket()
         self.held = b""
-        self.greeting = self.line()
+        try:
+            if buffer:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            self.sock.settimeout(timeout)
+            address = service.tls if tls else service.plain
+            self.sock.connect((address.host, address.port))
+            if tls:
+                context = ssl.create_default_context()
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+                self.sock = context.wrap_socket(self.sock)
+            self.greeting = self.line()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
         self.sock.close()
 
     def certificate(self):

@@ -70,7 +70,7 @@ def _half_open(service, count):
     beginnings = [b"", hello[:1], hello[:-1], hello]
     socks = []
     for n in range(count):
-        sock = socket.create_connection((service.tls.host, service.tls.port), timeout=20)
+        sock = service.keep(socket.create_connection((service.tls.host, service.tls.port), timeout=20))
         sock.sendall(beginnings[n % 4])
         socks.append(sock)
     return socks
@@ -222,7 +222,7 @@ class Changing:
         self.user = user
         self.row = service.site.mail_users[user]
         self.cur = f"{self.row.maildir}/cur"
-        self.client = RawClient(service, user=user)
+        self.client = service.keep(RawClient(service, user=user))
         self.names = sorted(os.listdir(self.cur))
         self.wire = [awkward.on_the_wire(m) for m in CAROL]
 

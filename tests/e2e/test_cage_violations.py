@@ -1,6 +1,5 @@
 """An actor that breaks the rules of its channels, live: it is ended, logged and counted, and everyone else's sessions go on."""
 
-import contextlib
 import poplib
 
 import pytest
@@ -15,6 +14,7 @@ MAIL = (b"a: b\n\nc\n",)
 # Whole messages that it may send, and that are not true: the first end it.
 LIES = ("hello twice", "fds", "broke")
 HARMLESS = ("log", "accuse auth", "accuse spawner", "accuse bob", "accuse listener", "accuse kernel")
+LINES = [("log", ": line "), ("accuse", " refused a message on x: a lie")]
 PARKED = ("parked another", "parked a file", "parked a channel")
 
 
@@ -102,24 +102,31 @@ def test_a_lie_of_a_maildir_actor_about_others_changes_nothing(hostile, bob, wha
     assert all(line.startswith(("warning: maildir.say-log: ", "error: maildir.say-broke ")) for line in lines)
 
 
-def test_a_flood_of_lines_is_cut(hostile, bob):
-    client = hostile.pop3("say-log-flood")
-    hostile.wait_log(f"flood {MOST - 1}\n")
-    with contextlib.suppress(poplib.error_proto):  # who floods fast enough is ended for it, and its own session with it
-        client.quit()
-    client.close()
-    hostile.command("status")  # what it said before its end has been read by now
-    assert f"flood {MOST}\n" not in hostile.read_log()
-
-
-def test_a_flood_of_accusations_ends_nobody_and_is_cut(hostile, bob):
-    """Of one user's actor, which counts once: see test_three_users_actors_end_a_listener."""
-    client = hostile.pop3("say-accuse-flood")
-    hostile.wait_log("maildir.say-accuse-flood refused a message on x: a lie")
+@pytest.mark.parametrize(("what", "line"), LINES)
+def test_more_lines_than_the_log_takes_are_cut_and_cost_nothing_else(hostile, bob, what, line):
+    """Accusations count once, since they are one user's actor's: see test_three_users_actors_end_a_listener."""
+    user = f"say-{what}-much"
+    client = hostile.pop3(user)
+    hostile.wait_log(f"maildir.{user}{line}", count=MOST)
     assert client.stat()[0] == 1
     client.quit()
-    hostile.command("status")
-    assert hostile.read_log().count("maildir.say-accuse-flood refused a message on x: a lie") <= MOST
+    # Its lease ends with its last word: the kernel has read all that it said before.
+    wait_for(lambda: hostile.status(), until=lambda status: user not in {lease["user"] for lease in status["leases"]})
+    assert hostile.read_log().count(f"maildir.{user}{line}") == MOST
+    assert f"maildir.{user} broke the rules" not in hostile.read_log()
+
+
+@pytest.mark.parametrize(("what", "line"), LINES)
+def test_a_flood_of_lines_ends_who_floods(hostile, bob, what, line):
+    """And nobody else: its own session is told so and ends, and its user can log in again."""
+    user = f"say-{what}-flood"
+    client = hostile.pop3(user)
+    hostile.wait_log(f"maildir.{user} broke the rules on its channel to the kernel: messages without end; ended")
+    hostile.wait_log(f"maildir.{user} ended")
+    cut_off(client)
+    assert hostile.read_log().count(f"maildir.{user} broke the rules") == 1
+    assert hostile.read_log().count(f"maildir.{user}{line}") == MOST
+    assert hostile.whole(user)
 
 
 def test_the_end_of_sessions_that_are_others_is_nobody_s_to_tell(hostile, bob):

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 
-from tests.e2e.supervised import Quick, Raw, wait_for
+from tests.e2e.supervised import Raw
+from tests.service import Service, wait_for
 
 MAIL = [b"Subject: one\n\none\n", b"Subject: two\n\ntwo\n"]
 SHORTEN = (
@@ -23,7 +24,7 @@ DRIVER = (
 
 
 def serve(**site):
-    return Quick(command=[sys.executable, "-c", DRIVER], lmtp=False, **site)
+    return Service(command=[sys.executable, "-c", DRIVER], lmtp=False, **site)
 
 
 def pid_of(service, name):

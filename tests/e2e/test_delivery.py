@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.e2e.delivery_help import Lmtp, Raw, bodies, left_in_tmp, lmtp, messages, peak, pop_all, rss, without_trace
+from tests.ports import free_ports
 from tests.service import ROOT, Service, wait_for
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nbody\r\n"
@@ -221,7 +222,7 @@ def test_a_reader_that_does_not_read_its_answers(service):
 def test_many_connections(fresh):
     """The most that may be, and one more."""
     with Service(mail=(), lmtp_connections=3) as few:
-        raws = [Raw(few) for _ in range(3)]
+        raws = [few.keep(Raw(few)) for _ in range(3)]
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(f"{few.config.run_dir}/lmtp.sock")
             assert sock.recv(100).startswith(b"421 4.3.2 ")
@@ -334,9 +335,7 @@ def test_lmtp_off():
 
 
 def test_over_loopback_tcp():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with Service(mail=(), lmtp_listen=[f"127.0.0.1:{port}"]) as service, Lmtp("127.0.0.1", port) as client:
         assert client.sendmail("a@b", ["alice"], MAIL) == {}
         assert without_trace(next(iter(messages(service, "alice").values()))) == MAIL.replace(b"\r\n", b"\n")

@@ -10,6 +10,7 @@ import pytest
 from popkernel.actors.mda.route import MOST_STREAMS
 
 from tests.e2e.delivery_help import Lmtp, Raw, bodies, connected_as, left_in_tmp, lmtp, messages, peak, rss, socket_path
+from tests.ports import free_ports
 from tests.service import ROOT, Service, wait_for
 
 LINE = b"a line of a large message, of which there are many\r\n"
@@ -155,9 +156,7 @@ def greeting(sock):
 
 @pytest.mark.skipif(not ROOT, reason="only root can be several users")
 def test_one_user_can_not_have_all_connections():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = {"lmtp_connections": 20, "lmtp_connections_user": 4, "mta_users": ["64777:64777"], "lmtp_listen": [f"127.0.0.1:{port}"]}
     with Service(mail=(), **settings) as service, contextlib.ExitStack() as stack:
         path = socket_path(service)

@@ -9,9 +9,9 @@ import ssl
 import subprocess
 
 import pytest
-from popkernel.cli.demo import free_ports
 
 from tests.e2e.supervised import Raw
+from tests.ports import free_ports
 from tests.service import Service
 
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "packaging", "fail2ban")

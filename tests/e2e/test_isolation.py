@@ -15,9 +15,9 @@ from popkernel.kernel.sandbox import lock
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.limiting import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, greeting, resets
-from tests.e2e.supervised import Quick, Raw, kill, mail_of, pid_of, running
+from tests.e2e.supervised import Raw, kill, mail_of, pid_of, running
 from tests.e2e.tracing import Trace, session
-from tests.service import ROOT, wait_for
+from tests.service import ROOT, Service, wait_for
 
 MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 4)]
 USERS = ("alice", "bob", "carol")
@@ -26,7 +26,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def serve(**site):
     """A service of gates, without delivery."""
-    return Quick(**{"lmtp": False, "isolation": "connection", "users": USERS, "mail": MAIL, "allow_plaintext": True, **site})
+    return Service(**{"lmtp": False, "isolation": "connection", "users": USERS, "mail": MAIL, "allow_plaintext": True, **site})
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def cut_off(client):
 def test_a_process_for_each_connection_and_none_afterwards(service):
     none_left(service)
     clients = [service.pop3(user) for user in USERS]
-    plain = RawClient(service, "stls")
+    plain = service.keep(RawClient(service, "stls"))
     found = listeners(service)
     assert len(found) == len(set(found.values())) == 4
     names = {s["session"]: s["listener"] for s in service.status()["sessions"]}
@@ -190,8 +190,8 @@ def test_who_says_nothing_costs_no_process(service):
 
 def test_a_silent_client_is_cut_off_in_time():
     with serve(login_seconds=1) as service:
-        silent = socket.create_connection((service.tls.host, service.tls.port), 20)
-        with RawClient(service, "tls") as slow, RawClient(service, "") as plain, silent:
+        silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
+        with RawClient(service, "tls") as slow, RawClient(service, "") as plain:
             assert silent.recv(1) == b""
             assert slow.end() == plain.end() == b""
         none_left(service)
@@ -315,7 +315,7 @@ def test_auth_killed_while_a_login_waits_for_it(service):
 
 def test_reload_with_open_sessions():
     with serve(login_seconds=60) as service:
-        alice, early = service.pop3("alice"), Raw(service)
+        alice, early = service.pop3("alice"), service.keep(Raw(service))
         before = {a["name"]: a["pid"] for a in service.status()["actors"]}
         service.command("reload")
         gates = {a["state"]: a for a in service.status()["actors"] if a["name"].startswith("gate")}
@@ -328,7 +328,7 @@ def test_reload_with_open_sessions():
         assert early.login("carol").startswith(b"+OK 3 ")  # it asks the new auth
         alice.quit()
         assert early.command("QUIT").startswith(b"+OK")
-        early.sock.close()
+        early.close()
         wait_for(lambda: not running([before["gate.0"], *(p for n, p in before.items() if n.startswith("listener"))]))
         assert bob.stat()[0] == 3
         bob.quit()
@@ -358,8 +358,8 @@ def test_a_reload_that_fails_changes_nothing(service):
 
 def test_stop_with_open_sessions():
     with serve() as service:
-        alice, plain = Raw(service), RawClient(service, "")
-        silent = socket.create_connection((service.tls.host, service.tls.port), 20)
+        alice, plain = service.keep(Raw(service)), service.keep(RawClient(service, ""))
+        silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
         assert alice.login().startswith(b"+OK")
         assert alice.command("DELE 1").startswith(b"+OK")
         pids = service.pids()
@@ -367,9 +367,8 @@ def test_stop_with_open_sessions():
         assert b"-ERR [SYS/TEMP] the server is going down" in alice.rest()
         assert b"-ERR [SYS/TEMP] the server is going down" in plain.end()
         assert silent.recv(1) == b""
-        for one in (alice.sock, silent):
+        for one in (alice, silent, plain):
             one.close()
-        plain.close()
         assert not running(pids)
         assert len(mail_of(service)) == 3
 

@@ -7,13 +7,13 @@ import socket
 import types
 
 import pytest
-from popkernel.cli.demo import free_ports
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.limiting import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, greeting, hangs_up, refused_and_served, resets, serve
 from tests.e2e.supervised import pid_of
 from tests.e2e.test_fail2ban import has_ipv6
 from tests.e2e.test_reload import write
+from tests.ports import free_ports
 from tests.service import wait_for
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
@@ -161,7 +161,7 @@ def test_sessions_of_one_address():
 @pytest.mark.skipif(not has_ipv6(), reason="needs ::1")
 def test_sessions_of_one_address_of_ipv6():
     """It is not 127.0.0.1's, and is written in brackets."""
-    ports = [*free_ports(), *free_ports()]
+    ports = free_ports(4)
     with serve(max_sessions_address=1, listen=[f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}"], listen_starttls=[f"[::1]:{ports[2]}"]) as service:
         six = types.SimpleNamespace(tls=service.config.listen[1], plain=service.config.listen_starttls[0], site=service.site)
         with RawClient(six, user="alice") as one, RawClient(service, user="bob") as other:
@@ -197,7 +197,7 @@ def test_two_listeners_share():
 
 
 def kept(service):
-    return RawClient(service)
+    return service.keep(RawClient(service))
 
 
 def trim(clients):

@@ -20,7 +20,7 @@ HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello beg
 
 
 def beginning(service, data=HELLO):
-    sock = socket.create_connection((service.tls.host, service.tls.port), 20)
+    sock = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
     sock.sendall(data)
     return sock
 
@@ -51,7 +51,7 @@ def test_handshakes():
 
 
 def asking(service, user, password="secret", tls="tls", **options):
-    client = RawClient(service, tls, **options)
+    client = service.keep(RawClient(service, tls, **options))
     client.ask(b"USER " + user.encode())
     client.send(b"PASS " + password.encode() + b"\r\n")
     return client

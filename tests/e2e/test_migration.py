@@ -11,8 +11,8 @@ import subprocess
 import time
 
 import pytest
-from popkernel.cli.samplesite import free_ports
 
+from tests.ports import free_ports
 from tests.service import POPKERNEL, ROOT, Service, wait_for
 
 MAIL = [b"Subject: number %d\n\nbody %d\n" % (n, n) for n in range(12)]
@@ -52,7 +52,7 @@ class Dovecot:
     """On loopback, over the maildirs of a site; ended by its process id."""
 
     def __init__(self, site, directory, extra=""):
-        self.directory, self.port = os.fspath(directory), free_ports()[0]
+        self.directory, self.port = os.fspath(directory), free_ports(1)[0]
         os.makedirs(self.directory, exist_ok=True)
         lines = (f"{name}:{{PLAIN}}secret:{u.uid}:{u.gid}::{u.maildir}::\n" for name, u in site.mail_users.items())
         self._write("users", "".join(lines))

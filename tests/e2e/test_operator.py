@@ -12,6 +12,7 @@ import pytest
 from popkernel.cli.demo import make_site
 
 from tests.e2e.supervised import Raw, serve
+from tests.ports import free_ports
 from tests.service import POPKERNEL, ROOT, Service
 
 USERS = [f"user{n:02d}" for n in range(15)]
@@ -28,7 +29,7 @@ def site():
     """A site that nobody serves yet, in a directory whose path is short."""
     with tempfile.TemporaryDirectory(prefix="pk") as directory:
         os.chmod(directory, 0o711)
-        yield make_site(directory, lmtp=False, mail=())
+        yield make_site(directory, lmtp=False, mail=(), ports=free_ports())
 
 
 def toml(site):
@@ -88,7 +89,7 @@ def test_a_start_names_broken_mailboxes(site, daemon):
 def test_a_start_names_ten_and_counts_the_others():
     with tempfile.TemporaryDirectory(prefix="pk") as directory:
         os.chmod(directory, 0o711)
-        site = make_site(directory, lmtp=False, mail=(), users=USERS)
+        site = make_site(directory, lmtp=False, mail=(), users=USERS, ports=free_ports())
         break_mailboxes(site, USERS)
         result = run("start", "-f", toml(site), "--daemon", "--log", "syslog")
         lines = [line for line in result.stderr.splitlines() if "mail" in line and "ready: " not in line]
@@ -288,20 +289,18 @@ def test_a_session_has_one_name():
         status = service.status()
         name = status["sessions"][0]["session"]
         assert status["leases"] == [{"user": "bob", "session": name, "listener": "listener.0"}]
-        trace = subprocess.Popen(
+        with subprocess.Popen(
             [*POPKERNEL, "trace", "--session", name, "--format", "json", "--run-dir", service.config.run_dir],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        assert "attached" in trace.stderr.readline()
-        assert client.command("QUIT").startswith(b"+OK")
-        log = service.wait_log("session over: ")
-        seen = [json.loads(trace.stdout.readline()) for _ in range(4)]
-        trace.terminate()
-        trace.stdout.read()
-        trace.stderr.read()
-        trace.wait(20)
-        trace.stdout.close()
-        trace.stderr.close()
+        ) as trace:
+            try:
+                assert "attached" in trace.stderr.readline()
+                assert client.command("QUIT").startswith(b"+OK")
+                log = service.wait_log("session over: ")
+                seen = [json.loads(trace.stdout.readline()) for _ in range(4)]
+            finally:
+                trace.terminate()
+                trace.communicate(timeout=20)
         assert f" session={name} why=quit user=bob commands=3 " in log
         assert {row["session"] for row in seen if row["session"]} == {name}
         assert {row["fields"]["session"] for row in seen if "session" in row["fields"]} <= {name}

@@ -226,7 +226,7 @@ def test_quit_counts_a_message_another_program_removed_as_removed(service, user)
 
 def test_no_quit_removes_nothing(service, user):
     for ending in ("close", "half a QUIT", "reset"):
-        client = RawClient(service, user=user)
+        client = service.keep(RawClient(service, user=user))
         assert client.ask(b"DELE 1").startswith(b"+OK")
         if ending == "half a QUIT":
             client.send(b"QUIT")

@@ -32,6 +32,7 @@ GARBAGE = {
     "a wrong checksum": checked(tcp4(), wrong=1), "too long": v2(body=tcp4(), length=60000), "datagrams": v2(0x21, 0x12, tcp4()), "NULs": bytes(600),
     "a name": b"PROXY TCP4 localhost 192.0.2.1 1 2\r\n",
 }
+HALVES = (b"", b"PROXY TCP4 192.0", v2(body=tcp4())[:20])
 
 
 def client1(address, port=51234):
@@ -109,15 +110,16 @@ def test_what_is_no_header_ends_the_connection_without_a_word(service, title):
         assert other.ask(b"STAT").startswith(b"+OK 1 ")
 
 
-@pytest.mark.parametrize("half", [b"", b"PROXY TCP4 192.0", v2(body=tcp4())[:20]])
-def test_a_header_that_does_not_come(service, half):
+def test_a_header_that_does_not_come(service):
     """Who hangs up before it is there, and who waits: five seconds."""
     for waits in (False, True):
-        with socket.create_connection((service.plain.host, service.plain.port), 20) as sock:
-            sock.sendall(half)
-            if not waits:
-                sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(100) == b""
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_connection((service.plain.host, service.plain.port), 20)) for _ in HALVES]
+            for sock, half in zip(socks, HALVES, strict=True):
+                sock.sendall(half)
+                if not waits:
+                    sock.shutdown(socket.SHUT_WR)
+            assert [sock.recv(100) for sock in socks] == [b""] * len(HALVES)
     with RawClient(service, before=HEADERS["version 2, IPv4"][0]) as client:
         use(client)
 

@@ -17,6 +17,7 @@ from popkernel.cli.demo import make_site
 from popkernel.kernel.config import keys
 
 from tests.e2e.supervised import Raw, all_gone, serve
+from tests.ports import free_ports
 from tests.service import POPKERNEL, ROOT, wait_for
 
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "packaging")
@@ -34,7 +35,7 @@ def site(tmp_path):
     """A site that nobody serves yet, in a directory whose path is short."""
     with tempfile.TemporaryDirectory(prefix="pk") as directory:
         os.chmod(directory, 0o711)
-        yield make_site(directory, lmtp=False)
+        yield make_site(directory, lmtp=False, ports=free_ports())
 
 
 def toml(site):

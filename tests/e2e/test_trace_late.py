@@ -216,7 +216,7 @@ def test_an_lmtp_connection_that_is_open(service, begun, lmtp, arguments):
 
 def test_an_answer_that_is_under_way(tmp_path):
     """What a session owes can't be told; once it has removed mail, what later ones see is not known."""
-    with Service(mail=[b"Subject: large\n\n" + b"x" * 70 + b"\n" * 4_000_000, *MAIL], users=["alice"]) as service:
+    with Service(mail=[b"Subject: large\n\n" + (b"x" * 70 + b"\n") * 120_000, *MAIL], users=["alice"]) as service:
         pop = service.pop3()
         pop._putcmd("RETR 1")
         pop.file.readline()

@@ -81,6 +81,7 @@ def talk(service):
                 client.sock.close()
             else:
                 client.end()
+        service.read_log()  # there is more of it than a pipe holds
 
 
 def inside_base64(word):
@@ -109,9 +110,11 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
     path = tmp_path / "all.rec"
     payload = ["--payload"] if ROOT else []
     command = [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--format", "json", "--record", str(path), *payload]
-    trace = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    trace.stderr.readline()
-    with Watcher(service.config.run_dir, payload=ROOT, decisions=True) as viewer:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as trace,
+        Watcher(service.config.run_dir, payload=ROOT, decisions=True) as viewer,
+    ):
+        trace.stderr.readline()
         taken = []
         viewer.next_frame(0)
         talk(service)
@@ -119,8 +122,8 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
         last.quit()
         while (frame := viewer.next_frame(1)) is not None:
             taken.append(frame)
-    trace.terminate()
-    out, error = trace.communicate(timeout=20)
+        trace.terminate()
+        out, error = trace.communicate(timeout=20)
     raw = path.read_bytes()
     names = {f.name for f in taken}
     assert names >= {"Typed", "Login", "Granted", "Denied", "Reply", "LoginFailed", "Ended"}

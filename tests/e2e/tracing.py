@@ -17,6 +17,7 @@ class Trace:
         self.process = subprocess.Popen(
             [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, *arguments], stdout=stdout, stderr=subprocess.PIPE, **options,
         )
+        service.keep(self)
         self.first = ""
         while "attached" not in self.first:
             line = self.process.stderr.readline().decode()
@@ -34,6 +35,12 @@ class Trace:
             select.select([fd], [], [], 0.1)
             self.text += (self.process.stdout.read() or b"").decode()
         return self.text
+
+    def close(self):
+        """Where it was not stopped."""
+        with self.process:  # waits for it, and closes the pipes
+            if self.process.poll() is None:
+                self.process.kill()
 
     def stop(self, code=0):
         self.process.terminate()

@@ -233,7 +233,7 @@ def restarts(service, tmp):
 
 def timeouts(service, tmp):
     """Who says nothing, who says half a line, who logs in too slowly; and one who hurries."""
-    silent, half, slow = (awkward.RawClient(service, how, timeout=20) for how in ("", "stls", "tls"))
+    silent, half, slow = (service.keep(awkward.RawClient(service, how, timeout=20)) for how in ("", "stls", "tls"))
     half.send(b"USER al")
     slow.send(b"USER alice\r\n")
     slow.line()
@@ -279,17 +279,17 @@ def make(name, path=None):
 
 def record(service, arguments, act, until, path):
     """Run `trace --record` around `act`, until what was recorded satisfies `until`."""
-    trace = subprocess.Popen(
+    with subprocess.Popen(
         [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), "--force", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )
-    try:
-        assert "attached" in trace.stderr.readline()
-        act()
-        wait_for(lambda: until(read(pathlib.Path(path).read_bytes())))
-    finally:
-        trace.terminate()
-        rest = trace.communicate(timeout=20)[1]
+    ) as trace:
+        try:
+            assert "attached" in trace.stderr.readline()
+            act()
+            wait_for(lambda: until(read(pathlib.Path(path).read_bytes())))
+        finally:
+            trace.terminate()
+            rest = trace.communicate(timeout=20)[1]
     assert trace.returncode == 0, rest
 
 

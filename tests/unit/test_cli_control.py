@@ -152,20 +152,20 @@ def test_reload_refused(serve, tmp_path, capsys):
 
 def test_stop_waits_for_the_process(serve, tmp_path, capsys):
     # Ends when its standard input does; the socket's file goes first, as the kernel does it.
-    server = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as server:
 
-    def end():
-        os.unlink(tmp_path / "control.sock")
-        server.stdin.close()
-        return {"ok": True}
+        def end():
+            os.unlink(tmp_path / "control.sock")
+            server.stdin.close()
+            return {"ok": True}
 
-    serve({"status": {"ok": True, "pid": server.pid}, "stop": end})
-    reaper = threading.Thread(target=server.wait)
-    reaper.start()
-    assert tell("stop", tmp_path) == 0
-    assert capsys.readouterr().out == "stopped\n"
-    reaper.join(10)
-    assert server.returncode == 0
+        serve({"status": {"ok": True, "pid": server.pid}, "stop": end})
+        reaper = threading.Thread(target=server.wait)
+        reaper.start()
+        assert tell("stop", tmp_path) == 0
+        assert capsys.readouterr().out == "stopped\n"
+        reaper.join(10)
+        assert server.returncode == 0
 
 
 def test_stop_that_does_not_end(serve, tmp_path, capsys, monkeypatch):

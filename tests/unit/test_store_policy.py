@@ -1,5 +1,6 @@
 """The maildir store as a site wants it: UIDLs brought along, sizes in names, what DELE and time delete, who waits for a lock."""
 
+import contextlib
 import os
 import time
 
@@ -183,7 +184,8 @@ def test_import_survives_a_crash_in_the_middle(box):
         pass
 
     steps = []
-    bring(Maildrop(box.path, fault=steps.append), "dovecot", force=False, dry=False)
+    with contextlib.closing(Maildrop(box.path, fault=steps.append)) as drop:
+        bring(drop, "dovecot", force=False, dry=False)
     assert steps.index("rewrite:journaling") < steps.index("rewrite:truncated")
     for crash in steps[steps.index("rewrite:journaling") + 1 :]:  # until the journal has its name, nothing is brought
         os.unlink(box.path + b"/popcache")

@@ -159,6 +159,10 @@ def test_limits():
     findings = parse_auth(b"zzz\n" * 1000, "t")[1]
     assert len(findings) == tables.MAX_FINDINGS + 1
     assert "900 more errors" in findings[-1].what
+    findings = parse_auth(b"zzz\n" * 1000 + b"half", "t")[1]
+    assert len(findings) == tables.MAX_FINDINGS + 1
+    assert "901 more errors" in findings[-1].what
+    assert "half written" in parse_auth(b"zzz\n" * (tables.MAX_FINDINGS - 1) + b"half", "t")[1][-1].what
 
 
 def test_a_huge_file_is_one_finding():

@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from popkernel.proto import texts
 from popkernel.proto.texts import LANGUAGES, language, reply, translate
@@ -123,6 +123,9 @@ def test_whole_replies(line, german):
     assert reply(line, "en") == line
 
 
+@example(b"[\x80", b"-ERR ")
+@example(b"[\x80] x", b"-ERR ")
+@example(b"[" + b"A" * 600 + b"] x", b"-ERR ")
 @given(st.binary(max_size=700), st.sampled_from([b"+OK ", b"-ERR ", b"-ERR [SYS/TEMP] the message can't be read: ", b""]))
 def test_any_line_stays_one_line_and_utf8(body, head):
     line = head + body.replace(b"\r", b"").replace(b"\n", b"") + b"\r\n"

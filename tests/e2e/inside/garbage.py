@@ -58,6 +58,7 @@ def misbehave(actor, plan, other):
         {**SAYINGS, **LISTENER, **AUTH}[what](actor)
 
 
+MUCH = 1500  # messages: more than the log takes of one actor, fewer than the kernel ends a maildir actor for
 FILE = [os.open(__file__, os.O_RDONLY)]  # a descriptor that nobody can wait for
 
 
@@ -132,6 +133,15 @@ def park(actor, session, state, fd):
         os.close(fd)
 
 
+def without_end(messages):
+    """More than the kernel takes of a maildir actor in a second (kernel/process.py), and again, until somebody puts an end to it."""
+    def go_on(actor):
+        actor.kernel.send_all(messages)
+        actor.loop.later(0.05, lambda: go_on(actor))
+
+    return go_on
+
+
 def again(actor):
     """A grant that is true, and the same many times: at once, and when the session is over."""
     grant = m.Granted(actor.asker, actor.evil.session, "bob")
@@ -150,12 +160,14 @@ SAYINGS = {
     "fds": lambda actor: stray_descriptors(actor.kernel),
     "broke": lambda actor: actor.kernel.send(m.Broke("execve", "exec\n1970-01-01 forged line")),
     "log": lambda actor: actor.kernel.send(m.Log(4, "session: user=bob\nlogin failed: user=forged")),
-    "log flood": lambda actor: [actor.kernel.send(m.Log(4, f"flood {n}")) for n in range(3000)],
+    "log much": flood(lambda actor: [m.Log(4, f"line {n}") for n in range(MUCH)]),
+    "log flood": without_end([m.Log(4, f"line {n}") for n in range(3000)]),
     "tap deep": lambda actor: tapped("in", "kernel", "Open", b"\x81\xa1a" * 900 + b"\xc0"),
     "tap no map": lambda actor: tapped("in", "kernel", "Open", b"\x93\x01\x02\x03"),
     "tap note": lambda actor: tapped("note", "auth", "Ended", b"\x81\xa3how\xadsignal forged"),
     "tap others": lambda actor: tapped("in", "auth", "Granted", b"\x81\xa4user\xa6forged"),
-    "accuse flood": flood(lambda actor: [m.Refused("x", "listener", "a lie")] * 3000),
+    "accuse much": flood(lambda actor: [m.Refused("x", "listener", "a lie")] * MUCH),
+    "accuse flood": without_end([m.Refused("x", "auth", "a lie")] * 3000),
     "closed another": lambda actor: [actor.kernel.send(m.Closed(n, 9, 9)) for n in (1, 2, 1 << 40, (1 << 40) + 1) if n != actor.number],
     "accuse auth": accuse("auth"),
     "accuse spawner": accuse("spawner"),

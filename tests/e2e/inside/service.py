@@ -7,11 +7,9 @@ import socket
 import sys
 import tempfile
 
-import msgpack
 import pytest
 from popkernel.kernel.sandbox import lock
 from popkernel.proto.topology import ACTORS
-from popkernel.proto.zmtp import Reader, frame_head, preface
 
 from tests.service import Service
 
@@ -54,18 +52,6 @@ class Sabotaged(Service):
         lines = [line.partition("inside|")[2] for line in self.read_log().splitlines() if "inside|" in line]
         return [line.split("|")[1:] for line in lines if line.startswith(what + "|")]
 
-    def pop3(self, user="alice", password=None, *, login=True, timeout=20):
-        """As Service's, but nothing is left open where the login fails."""
-        client = super().pop3(user, login=False, timeout=timeout)
-        try:
-            if login:
-                client.user(user)
-                client.pass_(self.site.passwords[user] if password is None else password)
-        except BaseException:
-            client.close()
-            raise
-        return client
-
     def login_error(self, user, password="secret"):
         """What the server answers to a login that must fail; "closed" where it hangs up."""
         client = self.pop3(login=False)
@@ -79,18 +65,6 @@ class Sabotaged(Service):
         finally:
             client.close()
         raise AssertionError(f"{user} was let in")
-
-    def status(self):
-        """As the command gives it, without a process of its own."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
-            sock.connect(self.config.control)
-            request = msgpack.packb({"command": "status"})
-            sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
-            reader, frames = Reader(1 << 26, (b"ROUTER",)), []
-            while not frames:
-                frames = reader.feed(sock.recv(1 << 16))
-        return msgpack.unpackb(frames[0])
 
     def send_login(self, user):
         """Ask for a login and wait for no answer; the client."""
