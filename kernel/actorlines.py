@@ -21,12 +21,17 @@ class ActorLines:
     def __init__(self, log: Log, loop: Loop) -> None:
         self._log = log
         self._loop = loop
-        self._said: dict[tuple[str, str], int] = {}  # by name and event, "" for lines
+        self._said: dict[tuple[str, str], int] = {}  # by name and event, "" for lines, "end" for those about its end
 
     def __call__(self, name: str, level: int, text: str, words_of: str = "") -> None:
         """A line of an actor's, or one it caused in the words of another; the window's end tells how many were too many."""
         if self._may(name, level, "", MOST):
             self._log(level, text, words_of or name)
+
+    def end(self, name: str, level: int, text: str) -> None:
+        """The kernel's line about an actor's end, and why: of a share of its own, which nothing that it said before can have used up."""
+        if self._may(name, level, "end", MOST):
+            self._log(level, text)
 
     def event(self, name: str, level: int, event: str, fields: Mapping[str, Any], *, alone: bool = False) -> None:
         """An event that a listener tells of. `alone`: it has one connection."""
@@ -45,5 +50,5 @@ class ActorLines:
     def _over(self, name: str, event: str, most: int) -> None:
         dropped = self._said.pop((name, event)) - most
         if dropped > 0:
-            what = f'lines "{event}"' if event else "lines"
+            what = f'lines "{event}"' if event in MOST_EVENTS else "lines"
             self._log(WARNING, f"{dropped} {what} of {name} dropped: more than {most} in {WINDOW:.0f} seconds")

@@ -157,7 +157,7 @@ class Supervisor(Actor):
         process: Process = channel.tag
         if why:
             self.refused += 1
-            self.actor_line(_whose(process), ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended", "kernel")
+            self.actor_line.end(_whose(process), ERROR, f"{process.name} broke the rules on its channel to the kernel: {why}; ended")
             self.taps.note("Refused", process.name, reason=why, by="kernel")
         if process.kind == "maildir.{user}":
             self.core.ending(process.name)
@@ -231,7 +231,7 @@ class Supervisor(Actor):
         del fds
         self.broken += 1
         why = f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended"
-        self.actor_line(process.name, ERROR, why, "kernel")
+        self.actor_line.end(process.name, ERROR, why)
         self.taps.note("Broke", process.name, call=message.call, promise=message.promise)
         self.loop.later(1.0, lambda: self._gone_by_now(process))
 
@@ -292,7 +292,7 @@ class Supervisor(Actor):
     def hangs(self, process: Process, seconds: int) -> None:
         """It has not answered for so long: end it."""
         if self.processes.get(process.name) is process:
-            self.actor_line(_whose(process), ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended", "kernel")
+            self.actor_line.end(_whose(process), ERROR, f"{process.name} is not alive: it has not answered for {seconds} s; ended")
             self.kill(process)
 
     def kill(self, process: Process) -> None:
@@ -316,7 +316,7 @@ class Supervisor(Actor):
         expected = process.state in ("stopping", "draining") or self.state == "stopping"
         if process.kind == "maildir.{user}":
             if message.status:
-                self.actor_line(process.name, WARNING, f"{process.name} ended: {how}", "kernel")
+                self.actor_line.end(process.name, WARNING, f"{process.name} ended: {how}")
             self.do(self.core.maildir_gone(process.name, self.loop.now))
             self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
         elif process.kind == "mda":
@@ -324,7 +324,7 @@ class Supervisor(Actor):
         elif process.session:
             self.ledger.lost_one(process)
             if message.status and not expected:
-                self.actor_line(_whose(process), WARNING, f"{process.name} ended: {how}", "kernel")
+                self.actor_line.end(_whose(process), WARNING, f"{process.name} ended: {how}")
             self.gates.over(process)
         elif process.kind == "listener":
             self.ledger.lost({process.name})

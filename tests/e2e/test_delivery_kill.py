@@ -204,6 +204,7 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
             client.send(Sender.mail(2, LARGE))
             tmp = f"{service.site.mail_users['alice'].maildir}/tmp"
             wait_for(lambda: os.listdir(tmp))
+            holder = service.actor("maildir.alice")["pid"]
             pid = service.process.pid if victim == "init" else service.actor(victim)["pid"]
             os.kill(pid, signal.SIGKILL)
             harmless = victim in ("listener", "auth")
@@ -223,7 +224,13 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
             service.process.wait(20)
             wait_for(lambda: not os.path.exists(socket_path(service)))
         else:
-            sender.until_accepted("alice", 2, LARGE)
+            # The spawner's end is its children's, a moment later: what was written in that moment has no answer, and comes twice.
+            if victim in ("spawner", "maildir"):
+                wait_for(lambda: not os.path.exists(f"/proc/{holder}"))
+            written = len(messages(service, "alice")) == 2
+            assert not written or victim == "spawner"
+            tries = sender.until_accepted("alice", 2, LARGE)
+            sender.sent["alice", 2] = (tries + written, sender.sent["alice", 2][1])
         sender.check()
         if session is not None:
             session.close()
