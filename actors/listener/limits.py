@@ -14,7 +14,9 @@ __all__ = ["Bounds", "Limits", "group"]
 
 _MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one that was longest quiet is forgotten
 _WAITING = 4  # logins that may wait, for each that may be under way: 100 and 400 are 15 s of bcrypt of cost 10 on two cores
-_SPARE = 5.0  # seconds that a client has to get somewhere before it makes room for another, when there is none
+# Seconds that a client has to get somewhere before it makes room for another, when there is none: five round trips of 0.4 s, which TLS and
+# a login take. For so long a flood that takes every place within a moment keeps all others out.
+_SPARE = 2.0
 
 _Who = tuple[str, str]  # a user, and where they come from
 

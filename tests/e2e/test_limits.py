@@ -125,7 +125,7 @@ def test_every_end_of_a_handshake_frees_its_place(three, data):
 
 
 def test_who_is_silent_makes_room():
-    """When all places are taken: who has not logged in for five seconds."""
+    """When all places are taken: who has not logged in for two seconds."""
     with serve(max_sessions=2, login_seconds=60) as service, RawClient(service, user="alice") as one, RawClient(service) as silent:
         assert greeting(service) == TOO_MANY
         wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"), seconds=20)

@@ -40,7 +40,7 @@ def test_handshakes():
         wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"))
         third = stack.enter_context(beginning(service))
         wait_for(lambda: greeting(service), until=lambda said: said == b"")
-        wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"), seconds=20)  # after 5 s one makes room
+        wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"), seconds=20)  # after 2 s one makes room
         service.wait_log('why="made room for another handshake"')
         with contextlib.suppress(ConnectionError):
             assert two.recv(100) == b""

@@ -80,8 +80,8 @@ def test_handshakes():
     assert limits.shake(1, 10.0) == ""
     assert limits.shake(1, 12.0) == ""
     assert limits.shake(2, 11.0) == "too many TLS handshakes at once, try again"
-    assert limits.spare_handshake(14.9) is None
-    assert limits.spare_handshake(15.0) == 1
+    assert limits.spare_handshake(11.9) is None
+    assert limits.spare_handshake(12.0) == 1
     limits.shaken(1)
     limits.shaken(1)
     assert limits.spare_handshake(99.0) is None
@@ -94,10 +94,11 @@ def test_who_has_not_logged_in_makes_room():
         limits.come(A, now)
         limits.waits(session, now)
     limits.entered(1)
-    assert limits.spare(5.9) is None
-    assert limits.spare(6.0) == 2
+    assert limits.spare(2.9) is None
+    assert limits.spare(3.0) == 2
     limits.entered(2)
-    assert limits.spare(7.0) == 3
+    assert limits.spare(3.9) is None
+    assert limits.spare(4.0) == 3
     limits.entered(3)
     assert limits.spare(99.0) is None
 
