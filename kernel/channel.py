@@ -32,6 +32,7 @@ _MOST_FDS = 8  # that may wait for the rest of their message
 _MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
 _codecs: dict[tuple[str, str], Codec] = {}
+_carrying: dict[Codec, bool] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
 
 
@@ -82,6 +83,15 @@ def codec(source: str, target: str) -> Codec:
     return found
 
 
+def _takes_fds(incoming: Codec) -> bool:
+    """Whether descriptors may come along; found out once an edge, for a channel is made for each session."""
+    found = _carrying.get(incoming)
+    if found is None:
+        found = any(CARRIES.get(c, 0) or "fresh" in c.__annotations__ for c in incoming.edge.messages)
+        _carrying[incoming] = found
+    return found
+
+
 class Channel:
     """One end. `on_message(channel, message, fds)` for each message taken; `on_gone(channel, why)` once at its end.
 
@@ -126,7 +136,7 @@ class Channel:
         mine, theirs = kind_of(me), kind_of(peer)
         incoming, self._out = codec(theirs, mine), codec(mine, theirs)
         self._decode = incoming.decode
-        self._takes_fds = any(CARRIES.get(c, 0) or "fresh" in c.__annotations__ for c in incoming.edge.messages)
+        self._takes_fds = _takes_fds(incoming)
         self._reader = Reader(incoming.octets)
         self._said = resumed
         if resumed:

@@ -7,6 +7,7 @@ Pure: octets and texts in, no name is ever looked up. A file has one address or 
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 
 from popkernel.proto.tables import MAX_FINDINGS, Finding
@@ -102,6 +103,7 @@ def plain(address: str) -> str:
     return str(found) if isinstance(found, IPv4Address) else address
 
 
+@lru_cache(4096)  # the same few addresses come again and again, and each comes four times
 def prefix_of(address: str, ipv6_bits: int = 64) -> str:
     """What counts as one client: an IPv4 address, or the first bits of an IPv6 one, as text. What is no address is itself."""
     found = _address(address)

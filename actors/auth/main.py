@@ -55,6 +55,7 @@ class Auth(Actor):
         self.seconds = 0.0  # what a check takes, lately
         self.hashers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.listeners: dict[str, Channel] = {}
+        self.granted: list[Message] = []  # in this turn
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
 
     def _read(self, path: str) -> Any:
@@ -212,9 +213,18 @@ class Auth(Actor):
         if channel is None:  # gone, and its sessions with it
             return
         if good:
-            self.tell(m.Granted(listener, login.session, login.user))
+            self.granted.append(m.Granted(listener, login.session, login.user))
+            if len(self.granted) == 1:
+                self.loop.soon(self._tell_granted)
         else:
             channel.send(m.Denied(login.session, *DENIED))
+
+
+    def _tell_granted(self) -> None:
+        """Those of a turn of the loop travel together."""
+        granted, self.granted = self.granted, []
+        if self.kernel is not None:
+            self.kernel.send_all(granted)
 
 
 class Verified:

@@ -27,6 +27,7 @@ class Listener(Front):
         super().__init__(boot)
         self.auth: Channel | None = None
         self.reports: list[Message] = []
+        self.asks: list[m.Login] = []  # of this turn
         self.watching: Timer | None = None
         self.auth_patience = edge("listener", "auth").deadline
         self.maildir_patience = edge("listener", "maildir.{user}").deadline
@@ -65,7 +66,7 @@ class Listener(Front):
         for client in list(self.awaiting.values()):
             if client.asked >= _ASKS:  # it may be this very login that ends them
                 self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
-            elif client.asked and client.session.login is not None:
+            elif client.asked and client.session.login is not None and client.session.login not in self.asks:
                 self._ask(client, client.session.login)
 
     def _opened(self, message: m.Opened, fds: list[int]) -> None:
@@ -140,9 +141,17 @@ class Listener(Front):
     def _ask(self, client: Client, login: m.Login) -> None:
         client.asked += 1
         client.asked_at = self.loop.now
-        self.tell(m.Awaiting(login.session))
-        if self.auth is not None:
-            self.auth.send(login)
+        self.asks.append(login)
+        if len(self.asks) == 1:
+            self.loop.soon(self._send_asks)
+
+    def _send_asks(self) -> None:
+        """The logins of a turn of the loop travel together. The kernel is told of each before auth is."""
+        asks, self.asks = [login for login in self.asks if login.session in self.awaiting], []
+        if asks and self.kernel is not None:
+            self.kernel.send_all([m.Awaiting(login.session) for login in asks])
+            if self.auth is not None:
+                self.auth.send_all(asks)
 
     # -- from a maildir actor
     def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:

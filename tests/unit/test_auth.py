@@ -38,6 +38,7 @@ class Shell:
         self.stage.loop.advance(self.stage.loop.now + seconds)
 
     def said(self):
+        self.stage.loop.settle()  # the turn of the loop is over
         said, self.stage.said = self.stage.said, []
         return [(one.name, one.session, one.fields.get("code", one.fields.get("user"))) for one in said]
 
