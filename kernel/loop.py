@@ -12,6 +12,7 @@ __all__ = ["READ", "WRITE", "Loop", "Timer"]
 READ = 1  # POLLIN and EPOLLIN are the same number, as are their OUTs
 WRITE = 4
 
+_CROWD = 1024
 _Callback = Callable[[int], None]
 
 
@@ -25,14 +26,14 @@ class Timer:
         self.due = due  # monotonic seconds
 
     def cancel(self) -> None:
-        """Never to be called; costs nothing, the heap forgets it when its time comes."""
+        """Never to be called; costs nothing, the heap forgets it when its time comes or it has become large."""
         self.call = None
 
 
 class Loop:
     """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
 
-    __slots__ = ("_calls", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
+    __slots__ = ("_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
 
     def __init__(self, *, many: bool = False) -> None:
         self._many = many and hasattr(select, "epoll")
@@ -42,6 +43,7 @@ class Loop:
         self._soon: list[Callable[[], None]] = []
         self._sequence = count()
         self._running = False
+        self._crowd = _CROWD  # timers at which those that were cancelled are looked for
         self.on_timer: Callable[[], None] | None = None  # told before a timer's call, while somebody watches
         self.now = time.monotonic()  # seconds; read once a turn, good enough for every deadline here
 
@@ -62,8 +64,16 @@ class Loop:
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, that many seconds from now."""
         timer = Timer(call, time.monotonic() + seconds)
+        if len(self._timers) >= self._crowd:
+            self._forget_cancelled()
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
+
+    def _forget_cancelled(self) -> None:
+        """A session's timer is cancelled long before it is due: at hundreds of sessions a second the heap would hold little else."""
+        self._timers = [entry for entry in self._timers if entry[2].call is not None]
+        heapq.heapify(self._timers)
+        self._crowd = max(_CROWD, 2 * len(self._timers))
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call once, before the loop waits again."""

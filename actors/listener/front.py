@@ -6,6 +6,7 @@ What a session wants of the other actors it hands to the shell above it (main.py
 import contextlib
 import socket
 import ssl
+from functools import partial
 
 from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
@@ -131,11 +132,8 @@ class Front(Door):
         return True
 
     def _attend(self, client: Client) -> None:
-        def ready(events: int) -> None:
-            self._ready(client, events)
-
         client.events = READ
-        self.loop.add(client.sock.fileno(), ready)
+        self.loop.add(client.sock.fileno(), partial(self._ready, client))
 
     def _start_tls(self, client: Client) -> None:
         if client.events and client.sock.fileno() >= 0:
