@@ -38,9 +38,10 @@ class Shell:
         self.stage.loop.advance(self.stage.loop.now + seconds)
 
     def said(self):
-        self.stage.loop.settle()  # the turn of the loop is over
+        """By session: what a turn of the loop says to the kernel it says at its end, behind what it says to listeners."""
+        self.stage.loop.settle()
         said, self.stage.said = self.stage.said, []
-        return [(one.name, one.session, one.fields.get("code", one.fields.get("user"))) for one in said]
+        return sorted((one.session, one.name, one.fields.get("code", one.fields.get("user"))) for one in said)
 
 
 @pytest.fixture
@@ -61,16 +62,16 @@ def shell(tmp_path, monkeypatch):
 def test_right_and_wrong(shell):
     right, wrong, nobody = shell.login(), shell.login(secret=b"wrong"), shell.login("nobody")
     assert shell.work() == 3
-    assert shell.said() == [("Granted", right, "alice"), ("Denied", wrong, "AUTH"), ("Denied", nobody, "AUTH")]
+    assert shell.said() == [(right, "Granted", "alice"), (wrong, "Denied", "AUTH"), (nobody, "Denied", "AUTH")]
 
 
 def test_the_second_time_costs_no_hashing(shell):
     shell.login()
     assert shell.work() == 1
     again, wrong = shell.login(), shell.login(secret=b"wrong")
-    assert shell.said()[-1] == ("Granted", again, "alice")
+    assert shell.said()[-1] == (again, "Granted", "alice")
     assert shell.work() == 1  # the wrong one
-    assert shell.said() == [("Denied", wrong, "AUTH")]
+    assert shell.said() == [(wrong, "Denied", "AUTH")]
     shell.rest(601)
     shell.login()
     assert shell.work() == 1
@@ -93,7 +94,7 @@ def test_a_guesser_s_answer_waits(shell):
     shell.work()
     assert shell.said() == []  # it failed, and is not told yet
     shell.rest(5)
-    assert shell.said() == [("Denied", last, "AUTH")]
+    assert shell.said() == [(last, "Denied", "AUTH")]
 
 
 def test_a_guesser_in_a_hurry_costs_no_hashing(shell):
@@ -109,7 +110,7 @@ def test_others_do_not_wait_for_a_guesser(shell):
     guess(shell, 12)
     session = shell.login()
     shell.work()
-    assert shell.said() == [("Granted", session, "alice")]
+    assert shell.said() == [(session, "Granted", "alice")]
 
 
 def test_who_is_known_there_does_not_wait_either(shell):
@@ -117,7 +118,7 @@ def test_who_is_known_there_does_not_wait_either(shell):
     shell.work()
     guess(shell, 12)
     known = shell.login("alice", b"secret", "203.0.113.9:78")
-    assert shell.said() == [("Granted", known, "alice")]
+    assert shell.said() == [(known, "Granted", "alice")]
     shell.login("bob", b"secret", "203.0.113.9:79")
     assert shell.said() == [] and not shell.auth.work
 
@@ -134,7 +135,7 @@ def test_nothing_is_looked_at_for_a_listener_that_is_gone(shell):
 def test_a_full_queue_is_told_as_such(shell, monkeypatch):
     monkeypatch.setattr(main, "_MOST_WAITING", 2)
     sessions = [shell.login(f"user{n}", b"x", f"192.0.2.{n}:1") for n in range(4)]
-    assert shell.said() == [("Denied", sessions[2], "SYS/TEMP"), ("Denied", sessions[3], "SYS/TEMP")]
+    assert shell.said() == [(sessions[2], "Denied", "SYS/TEMP"), (sessions[3], "Denied", "SYS/TEMP")]
     assert shell.auth.guard._addresses["192.0.2.3"].under_way == 0
 
 
@@ -142,14 +143,14 @@ def test_a_full_queue_is_told_as_such(shell, monkeypatch):
 def test_mechanisms_with_passwords(shell, mechanism):
     session = shell.login(mechanism=mechanism)
     shell.work()
-    assert shell.said() == [("Granted", session, "alice")]
+    assert shell.said() == [(session, "Granted", "alice")]
 
 
 @pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
 def test_tokens_where_none_are_configured(shell, mechanism):
     session = shell.login(mechanism=mechanism)
     assert shell.work() == 0
-    assert shell.said() == [("Denied", session, "AUTH")]
+    assert shell.said() == [(session, "Denied", "AUTH")]
 
 
 def test_tokens(shell):
@@ -164,7 +165,7 @@ def test_tokens(shell):
         shell.login("alice", b"alice's"),
     )
     assert shell.work() == 1
-    assert shell.said() == [("Granted", right, "alice"), *(("Denied", s, "AUTH") for s in (other, bad, not_in_table, password))]
+    assert shell.said() == [(right, "Granted", "alice"), *((s, "Denied", "AUTH") for s in (other, bad, not_in_table, password))]
     shell.login("alice", b"alice's")
     assert shell.work() == 1  # a token that was good is no password, in the cache neither
 

@@ -37,6 +37,21 @@ def test_called_while_ready(loop, pipes):
     assert said == [(READ, b"a"), (READ, b"b")]
 
 
+def test_timers_that_were_cancelled_are_forgotten_and_no_others(loop):
+    said = []
+    kept = [loop.later(0.0, lambda n=n: said.append(n)) for n in range(3)]
+    for _ in range(20_000):
+        loop.later(600.0, lambda: said.append("never")).cancel()
+    assert len(loop._timers) <= 1100
+    alive = [loop.later(600.0, lambda: None) for _ in range(3000)]
+    assert len(loop._timers) >= 3003
+    for timer in alive:
+        timer.cancel()
+    loop.later(0.0, loop.stop)
+    loop.run()
+    assert said == [0, 1, 2] and all(timer.call is None or timer in kept for timer in alive + kept)
+
+
 def test_change_and_remove(loop, pipes):
     reading, writing = pipes()
     said = []
