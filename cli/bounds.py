@@ -17,6 +17,7 @@ __all__ = ["DearError", "bounded", "read_file"]
 MEMORY = 2 << 30  # octets of address space, beside what there is already
 SECONDS = 60  # of processor time for a recording, and
 SECONDS_MIB = 2  # more for each MiB of it
+WALL = 4  # times as long by the clock: waiting for a disk takes no processor
 PATIENCE = 60  # seconds, for what comes through a pipe
 _AGAIN = 10.0  # seconds: the word that it was too much may have met one who does not pass it on
 _ADDRESS_SPACE: int = getattr(resource, "RLIMIT_AS", resource.RLIMIT_DATA)
@@ -63,24 +64,28 @@ def _through_pipe(fd: int) -> bytes:
 
 @contextlib.contextmanager
 def bounded(octets: int) -> Iterator[None]:
-    """Within, memory has an end (MemoryError) and so has processor time (DearError). `octets`: the file's."""
+    """Within, memory has an end (MemoryError) and so has time (DearError). `octets`: the file's."""
     before = resource.getrlimit(_ADDRESS_SPACE)
     most = _size() + MEMORY
     if before[0] == resource.RLIM_INFINITY or most < before[0]:
         resource.setrlimit(_ADDRESS_SPACE, (most, before[1]))
     seconds = SECONDS + SECONDS_MIB * (octets >> 20)
-    handler = signal.signal(signal.SIGPROF, lambda *_: _dear(seconds))
+    handler = signal.signal(signal.SIGPROF, lambda *_: _dear(f"{seconds} s of processor time"))
+    waited = signal.signal(signal.SIGALRM, lambda *_: _dear(f"{WALL * seconds} s"))
     signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, WALL * seconds, _AGAIN)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGPROF, handler)
+        signal.signal(signal.SIGALRM, waited)
         resource.setrlimit(_ADDRESS_SPACE, before)
 
 
-def _dear(seconds: int) -> Any:
-    raise DearError(f"takes more than {seconds} s of processor time")
+def _dear(what: str) -> Any:
+    raise DearError(f"takes more than {what}")
 
 
 def _size() -> int:

@@ -9,8 +9,9 @@ from popkernel.kernel.loop import Loop
 __all__ = ["MOST", "MOST_EVENTS", "WINDOW", "ActorLines"]
 
 MOST = 500  # lines of one actor in a window
-# Events of one listener. No honest one has more logins fail than auth can check passwords, nor more sessions than a core can serve.
-MOST_EVENTS = {"login failed": 1000, "session over": 10_000}
+# Events of one listener. No honest one has more passwords found wrong than auth can check, nor more sessions than a core can serve. What is
+# refused unseen costs nobody anything, so one client may have thousands: these must not crowd out what fail2ban counts.
+MOST_EVENTS = {"login failed": 1000, "login refused": 500, "session over": 10_000}
 MOST_ALONE = 100  # of a listener that serves one connection
 WINDOW = 10.0  # seconds
 
@@ -35,7 +36,8 @@ class ActorLines:
 
     def event(self, name: str, level: int, event: str, fields: Mapping[str, Any], *, alone: bool = False) -> None:
         """An event that a listener tells of. `alone`: it has one connection."""
-        if self._may(name, level, event, min(MOST_EVENTS[event], MOST_ALONE) if alone else MOST_EVENTS[event]):
+        share = "login refused" if event == "login failed" and fields["why"] != "AUTH" else event
+        if self._may(name, level, share, min(MOST_EVENTS[share], MOST_ALONE) if alone else MOST_EVENTS[share]):
             self._log.event(level, event, fields)
 
     def _may(self, name: str, level: int, event: str, most: int) -> bool:

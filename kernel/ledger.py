@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 
+_MOST_OPENED = 200_000  # more than a system has descriptors for
+
+
 class Ledger:
     """What the kernel makes of Awaiting, Granted, Ended and LoginFailed."""
 
@@ -51,6 +54,8 @@ class Ledger:
     def opened(self, key: core.Key) -> None:
         """A session has its maildrop."""
         self._opened[key] = self._kernel.core.sessions[key]
+        if len(self._opened) > _MOST_OPENED:  # a listener that never says what is over
+            del self._opened[next(iter(self._opened))]
 
     def ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
         """A session is over, says its listener, or its gate."""

@@ -102,7 +102,7 @@ def put(snapshot: Mapping[str, Any], path: str) -> None:
             raise _too_many()
         for name, file in snapshot["files"].items():
             folder, _, plain = name.rpartition(b"/")
-            if folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain or name in _PARTS:
+            if name.startswith(b"/") or folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain or name in _PARTS:
                 raise SnapshotError(f"the recorded maildir names a file outside of it: {name!r}", os.EX_DATAERR)
             where = os.path.join(os.fsencode(path), name)
             with open(os.open(where, _MAKE, 0o600), "wb") as out:

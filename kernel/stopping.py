@@ -67,20 +67,20 @@ class Stopping:
             told = [p for p in k.processes.values() if p.kind in kinds]
             stage = [p for p in told if p.state != "ahead"]  # those wait for a client to come: their gate's end is theirs
             seconds = min(self._seconds, row_of(kinds[0]).shutdown)
+            self._ask_alive(stage)  # before it is told to stop: that may keep it busy for a while
             for process in told:
                 process.channel.send(m.Stop(seconds))
             for process in stage:
                 process.state = "stopping"
             self._awaited = {process.name for process in stage}
-            self._ask_alive(stage)
             if stage:
                 k.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
 
     def _ask_alive(self, processes: list[Process]) -> None:
         """Who ends politely answers meanwhile; who says nothing is not waited for to the end of its time.
 
-        But a maildir actor that has a session may be at its QUIT, and sees nothing else until the disk has it; and whose end is its
-        children's is not ended before they had theirs.
+        But a maildir actor that has a session or a delivery may be at its QUIT, or wait for the disk or a lock, and sees nothing else until
+        then; and whose end is its children's is not ended before they had theirs.
         """
         parents = {p.parent for p in self._kernel.processes.values() if self._serves(p)}
         for process in processes:
@@ -89,11 +89,12 @@ class Stopping:
                 self._silent.suspect(process, _SILENT_SECONDS)
 
     def _serves(self, process: Process) -> bool:
-        """Whether it has a session."""
+        """Whether it has a session, or mail may be on its way into it."""
         if process.kind != "maildir.{user}":
             return bool(process.session) and process.state != "ahead"
-        maildir = self._kernel.core.maildirs.get(process.name.removeprefix("maildir."))
-        return maildir is not None and maildir.key is not None
+        user = process.name.removeprefix("maildir.")
+        maildir = self._kernel.core.maildirs.get(user)
+        return user in self._kernel.deliveries.holders or (maildir is not None and maildir.key is not None)
 
     def _hurry(self, stage: list[Process]) -> None:
         k = self._kernel

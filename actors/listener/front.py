@@ -91,8 +91,8 @@ class Front(Door):
         """The client's time is over, and another actor still owed it something."""
         raise NotImplementedError
 
-    def _account(self, ended: m.Ended) -> None:
-        """A connection is over."""
+    def _account(self, ended: m.Ended, *, leased: bool) -> None:
+        """A connection is over. `leased`: a maildrop is its, or was asked for."""
         raise NotImplementedError
 
     # -- clients come
@@ -364,6 +364,7 @@ class Front(Door):
             return
         if watch.tap is not None and not session.why:
             note("Gone", session.id, {"why": why}, way="in", peer="client")
+        leased = session.entered or client.channel is not None or session.id in self.awaiting
         self.awaiting.pop(session.id, None)
         self._forget(client)
         if client.timer is not None:
@@ -390,5 +391,6 @@ class Front(Door):
                 session.deleted,
                 int((self.loop.now - client.started) * 1000),
             ),
+            leased=leased,
         )
         self._done_draining()

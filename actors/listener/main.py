@@ -28,6 +28,7 @@ class Listener(Front):
         self.auth: Channel | None = None
         self.reports: list[Message] = []
         self.asks: list[m.Login] = []  # of this turn
+        self.held: list[m.Login] = []  # until the kernel has what it must know before
         self.watching: Timer | None = None
         self.auth_patience = edge("listener", "auth").deadline
         self.maildir_patience = edge("listener", "maildir.{user}").deadline
@@ -63,10 +64,12 @@ class Listener(Front):
             for sock, tls in self.listening:
                 self._listen(sock, tls)
         self.auth = Channel(self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_auth, self._on_auth_gone)
-        for client in list(self.awaiting.values()):
+        self.held.clear()  # they are asked again
+        unsent = {login.session for login in self.asks}
+        for client in [c for number, c in self.awaiting.items() if number not in unsent]:
             if client.asked >= _ASKS:  # it may be this very login that ends them
                 self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
-            elif client.asked and client.session.login is not None and client.session.login not in self.asks:
+            elif client.asked and client.session.login is not None:
                 self._ask(client, client.session.login)
 
     def _opened(self, message: m.Opened, fds: list[int]) -> None:
@@ -147,11 +150,23 @@ class Listener(Front):
 
     def _send_asks(self) -> None:
         """The logins of a turn of the loop travel together. The kernel is told of each before auth is."""
-        asks, self.asks = [login for login in self.asks if login.session in self.awaiting], []
+        asks, self.asks = self._wanted(self.asks), []
         if asks and self.kernel is not None:
             self.kernel.send_all([m.Awaiting(login.session) for login in asks])
-            if self.auth is not None:
-                self.auth.send_all(asks)
+            self.held += asks
+            if self.kernel.waiting:
+                self.kernel.on_drained = self._ask_auth  # what auth says must not be there before what the kernel is told
+            else:
+                self._ask_auth()
+
+    def _ask_auth(self) -> None:
+        asks, self.held = self._wanted(self.held), []
+        if asks and self.auth is not None:
+            self.auth.send_all(asks)
+
+    def _wanted(self, logins: list[m.Login]) -> list[m.Login]:
+        """Those whose clients still wait for them."""
+        return [login for login in logins if login.session in self.awaiting and self.awaiting[login.session].session.login is login]
 
     # -- from a maildir actor
     def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:
@@ -232,13 +247,14 @@ class Listener(Front):
             self.tell(m.Late(self.auth.peer))
 
     # -- the log
-    def _account(self, ended: m.Ended) -> None:
+    def _account(self, ended: m.Ended, *, leased: bool) -> None:
         """Several travel together, for the kernel is woken once for them: only the log waits.
 
-        Not so where a session ended without QUIT: its user's next login may be here before the maildir actor has seen the end.
+        Not so where a session ended without QUIT and has, or is about to have, a maildrop: its user's next login may be here before the
+        maildir actor has seen the end.
         """
         self.reports.append(ended)
-        if ended.user and ended.why != "quit":
+        if leased and ended.why != "quit":
             self._send_reports()
         elif len(self.reports) == 1:
             self.loop.later(_REPORT_SECONDS, self._send_reports)

@@ -25,7 +25,7 @@ _PIECE = 256 * 1024  # octets
 class _Open:
     """A large message that is coming in."""
 
-    __slots__ = ("delivery", "head", "octets", "recipient", "room", "sender", "started")
+    __slots__ = ("delivery", "head", "octets", "recipient", "sender", "started")
 
     def __init__(self, delivery: Delivery, sender: str, recipient: str) -> None:
         self.delivery = delivery
@@ -34,7 +34,6 @@ class _Open:
         self.started = False
         self.head = 0  # octets of the fields that were put on
         self.octets = 0
-        self.room = -1  # octets that the quota had left when it began, -1: no bound
 
 
 class Deliveries:
@@ -96,7 +95,7 @@ class Deliveries:
         delivery: Delivery | None = None
         try:
             data = trace_fields(message.sender, message.recipient, message.data) + message.data
-            self._room(len(data))
+            self._room(len(data), len(data))
             delivery = self._new()
             delivery.write(data)
             self._commit(delivery, len(data))
@@ -109,17 +108,15 @@ class Deliveries:
             raise self._trouble
         return self._drop.deliver_begin()
 
-    def _room(self, octets: int) -> int:
-        """Before anything is written; StoreError where a message of that size has no room."""
-        return self._quota.room(octets) if self._quota is not None else -1
+    def _room(self, size: int, more: int) -> None:
+        """Before `more` octets are written of a message that has `size` with them. StoreError where it has no room, or not now.
 
-    def _bound(self, one: _Open, octets: int) -> None:
-        """That many octets more of it: unfinished messages together hold no more than the quota leaves. StoreError where they would."""
-        if one.room < 0:
+        Unfinished messages together hold no more than the quota leaves. It is asked each time: others write and remove as well.
+        """
+        if self._quota is None:
             return
-        if one.octets + octets > one.room:
-            one.room = self._room(one.octets + octets)  # mail may have been removed meanwhile
-        if one.room >= 0 and sum(o.octets for o in self.open.values()) + octets > one.room:
+        left = self._quota.room(size)
+        if 0 <= left < sum(one.octets for one in self.open.values()) + more:
             raise StoreError(TEMP, "no room beside the other messages on their way in", errno.EDQUOT)
 
     def _commit(self, delivery: Delivery, octets: int) -> None:
@@ -129,9 +126,9 @@ class Deliveries:
 
     def _begin(self, channel: Channel, key: tuple[int, int], message: m.Deliver) -> None:
         try:
-            room = self._room(message.octets)
-            one = self.open[key] = _Open(self._new(), message.sender, message.recipient)
-            one.room = room
+            # What the client says is with CR LF, and a guess (RFC 1870): refused is what can't fit however short its lines are.
+            self._room((message.octets + 1) // 2, 0)
+            self.open[key] = _Open(self._new(), message.sender, message.recipient)
         except StoreError as error:
             channel.send(self._rejected(message.delivery, None, error))
 
@@ -146,7 +143,7 @@ class Deliveries:
             one.head = len(fields)
             data = fields + data
         try:
-            self._bound(one, len(data))
+            self._room(one.octets + len(data), len(data))
             one.delivery.write(data)
             one.octets += len(data)
         except StoreError as error:
@@ -163,7 +160,7 @@ class Deliveries:
             piece = one.delivery.read(_PIECE, at)
             fields = trace_fields(one.sender, recipient, piece)
             octets = one.octets - one.head + len(fields)
-            self._room(octets)
+            self._room(octets, 0)  # what it is made of may be refused in its place
             delivery = self._new()
             delivery.write(fields)
             while piece:
@@ -181,7 +178,7 @@ class Deliveries:
                 fields = trace_fields(one.sender, one.recipient, b"")
                 one.delivery.write(fields)
                 one.octets = len(fields)
-            self._room(one.octets)
+            self._room(one.octets, 0)
             self._commit(one.delivery, one.octets)
         except StoreError as error:
             return self._rejected(number, one.delivery, error)

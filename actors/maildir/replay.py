@@ -16,11 +16,12 @@ from popkernel.actors.maildir.quota import NAME as QUOTA_FILE
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.stage import LeftError, Stage, boot_of
 from popkernel.proto.octets import SizeCounter
-from popkernel.proto.recording import Frame, RecordingError
+from popkernel.proto.recording import MOST_OCTETS, Frame, RecordingError
 from popkernel.proto.shown import is_cut
 
 __all__ = ["play"]
 
+_MOST_WRITTEN = 2 * MOST_OCTETS
 _NO_MAIL = "mail that was delivered is not in the recording, for want of --payload: sessions that began behind it are left out"
 
 
@@ -78,6 +79,29 @@ class _Resumed(Delivery):
             self._counter.feed(piece)
 
 
+class _Bounded(Delivery):
+    """A recording says what is written, as often as it likes: all of it together has an end."""
+
+    __slots__ = ()
+
+    def write(self, data: bytes) -> None:
+        drop = self._drop
+        assert isinstance(drop, _Drop)
+        drop.left -= len(data)
+        if drop.left < 0:
+            raise RecordingError(f"its deliveries are more than {_MOST_WRITTEN >> 20} MiB: too much for a replay")
+        super().write(data)
+
+
+class _Drop(Maildrop):
+    """The copy of the maildir."""
+
+    left = 0  # octets that may still be written
+
+    def deliver_begin(self) -> Delivery:
+        return _Bounded(self)
+
+
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame], maildir: str) -> None:
     """Play the frames of one life of a maildir actor, over the maildir at that path, which changes as it did then."""
     missing = [key for key in ("hostname", "quota", "quota_temporary") if key not in settings]
@@ -91,10 +115,11 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
         octets = _Source(stage, frames, "Random", "octets")
         stage.enter(actor, start)
         try:
-            actor.drop = Maildrop(
+            actor.drop = drop = _Drop(
                 maildir, hostname=settings["hostname"], clock=actor.clock, random=lambda many: octets.next() or bytes(many),
                 policy=policy_of(settings),
             )
+            drop.left = _MOST_WRITTEN
         except StoreError as error:
             actor.trouble = error
         counted = bool(settings["quota"]) or os.path.exists(os.path.join(os.fsencode(maildir), QUOTA_FILE))

@@ -285,9 +285,9 @@ def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
 
 
 def test_announced_size_and_quota():
-    """Who says how large it will be is refused before an octet of it is written, whatever comes then."""
+    """Who announces what can never fit, twice the quota and more, is refused before an octet of it is written, whatever comes then."""
     with Service(mail=(), quota="1000000", quota_users=["bob=none"]) as service, Raw(service) as raw:
-        raw.say(b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=1500000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n", *[b"250"] * 4)
+        raw.say(b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=2100000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n", *[b"250"] * 4)
         raw.say(b"DATA\r\n", b"354")
         raw.send(MAIL + b"x" * 500_000)
         wait_for(lambda: in_tmp(service, "bob") > 400_000)

@@ -52,17 +52,22 @@ def test_events_have_a_share_of_their_own_and_a_listener_of_one_connection_a_sma
     log, loop = Log(), Loop()
     said = ActorLines(log, loop)
     most = MOST_EVENTS["login failed"]
-    for number in range(most + 3):
-        said.event("listener.0", 5, "login failed", {"why": number})
-        said.event("listener.1.17", 5, "login failed", {"why": "alone"}, alone=True)
+    for _ in range(most + 3):
+        said.event("listener.0", 5, "login failed", {"why": "SYS/TEMP"})
+    assert list(log) == ["SYS/TEMP"] * MOST_EVENTS["login refused"]
+    del log[:]
+    for _ in range(most + 3):
+        said.event("listener.0", 5, "login failed", {"why": "AUTH"})  # none of them is crowded out
+        said.event("listener.1.17", 5, "login failed", {"why": "AUTH"}, alone=True)
     said.event("listener.0", 5, "session over", {"why": "another"})
     said("listener.0", 4, "a line")
-    assert [text for text in log if text != "alone"] == [*range(most), "another", "a line"]
-    assert log.count("alone") == MOST_ALONE
+    assert [text for text in log if text != "AUTH"] == ["another", "a line"]
+    assert log.count("AUTH") == most + MOST_ALONE
     del log[:]
     for timer in loop.timers:
         timer()
     assert log == [
+        f'{most + 3 - MOST_EVENTS["login refused"]} lines "login refused" of listener.0 dropped: more than {MOST_EVENTS["login refused"]} in 10 seconds',
         f'3 lines "login failed" of listener.0 dropped: more than {most} in 10 seconds',
         f'{most + 3 - MOST_ALONE} lines "login failed" of listener.1.17 dropped: more than {MOST_ALONE} in 10 seconds',
     ]

@@ -54,9 +54,21 @@ def box(tmp_path):
 
 
 def test_nothing_is_written_of_what_is_announced_too_large(box):
-    assert box.take(m.Deliver(1, "s", "a", QUOTA + 1)) == ["5.2.2"]
+    assert box.take(m.Deliver(1, "s", "a", 2 * QUOTA + 2)) == ["5.2.2"]
     assert os.listdir(box.path / "tmp") == []
     assert box.take(m.Content(1, b"x" * 1000), m.Commit(1)) == []
+
+
+def test_what_fits_is_not_refused_for_its_size_on_the_wire(box):
+    lines = b"ab\n" * 65_000
+    assert box.take(m.Deliver(1, "s", "a", 4 * 65_000), m.Content(1, lines), m.Commit(1)) == ["credit", "safe"]
+
+
+def test_what_others_took_meanwhile_is_gone(box):
+    box.take(m.Deliver(1, "s", "a", 0))
+    assert box.take(m.Post(2, "s", "a", b"x" * 180_000)) == ["safe"]
+    assert box.take(m.Content(1, b"x" * 180_000)) == ["5.2.2"]
+    assert os.listdir(box.path / "tmp") == []
 
 
 def test_it_stops_where_the_room_ends(box):

@@ -181,7 +181,7 @@ def test_a_device_without_end(capsys):
 
 
 @pytest.mark.parametrize("name", [
-    b"../x", b"cur/../../x", b"/tmp/x", b"cur", b"new", b"", b".", b"..", b"cur/", b"cur/..", b"a\0b", b"cur/" + b"x" * 300, "text", 7, b"elsewhere/x",
+    b"../x", b"cur/../../x", b"/tmp/x", b"/x", b"cur", b"new", b"", b".", b"..", b"cur/", b"cur/..", b"a\0b", b"cur/" + b"x" * 300, "text", 7, b"elsewhere/x",
 ], ids=repr)
 def test_mail_outside_of_the_maildir(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

@@ -1,0 +1,72 @@
+"""In which order a listener announces logins to the kernel and has auth judge them. Channels that are none."""
+
+from types import SimpleNamespace
+
+import pytest
+from popkernel.actors.listener.main import Listener
+from popkernel.kernel.loop import Loop
+from popkernel.proto import messages as m
+
+
+class Channel:
+    def __init__(self, name, order):
+        self.name, self.order, self.waiting, self.on_drained = name, order, False, None
+
+    def send_all(self, messages):
+        self.order += [(self.name, type(message).__name__, message.session) for message in messages]
+
+
+@pytest.fixture
+def listener():
+    made = Listener.__new__(Listener)
+    made.order = []
+    made.loop = Loop()
+    made.kernel, made.auth = Channel("kernel", made.order), Channel("auth", made.order)
+    made.asks, made.held, made.awaiting = [], [], {}
+    return made
+
+
+def log_in(listener, session):
+    login = m.Login(session, "alice", b"secret", "192.0.2.7:1", "PASS")
+    client = SimpleNamespace(asked=0, asked_at=0.0, session=SimpleNamespace(login=login, id=session))
+    listener.awaiting[session] = client
+    listener._ask(client, login)
+    return client
+
+
+def turn(listener):
+    listener.loop.later(0.0, lambda: None)
+    listener.loop.turn()
+
+
+def test_those_of_a_turn_travel_together(listener):
+    log_in(listener, 1)
+    log_in(listener, 2)
+    assert listener.order == []
+    turn(listener)
+    assert listener.order == [("kernel", "Awaiting", 1), ("kernel", "Awaiting", 2), ("auth", "Login", 1), ("auth", "Login", 2)]
+    turn(listener)
+    assert len(listener.order) == 4
+
+
+def test_whose_client_has_gone_is_not_asked_about(listener):
+    log_in(listener, 1)
+    log_in(listener, 2)
+    del listener.awaiting[1]
+    turn(listener)
+    assert listener.order == [("kernel", "Awaiting", 2), ("auth", "Login", 2)]
+
+
+def test_auth_hears_of_none_that_the_kernel_can_not_have_heard_of(listener):
+    listener.kernel.waiting = True
+    log_in(listener, 1)
+    turn(listener)
+    log_in(listener, 2)
+    turn(listener)
+    assert [name for name, *_ in listener.order] == ["kernel", "kernel"]
+    del listener.awaiting[2]
+    listener.kernel.waiting = False
+    listener.kernel.on_drained()
+    assert listener.order[2:] == [("auth", "Login", 1)]
+    listener.kernel.on_drained()
+    assert len(listener.order) == 3
