@@ -46,7 +46,6 @@ from popkernel.proto.topology import actor as row_of
 __all__ = ["Supervisor"]
 
 
-
 class Supervisor(Actor):
     """The kernel, as an actor among the others; `processes` are all that it has had started, by name."""
 

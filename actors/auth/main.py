@@ -219,7 +219,6 @@ class Auth(Actor):
         else:
             channel.send(m.Denied(login.session, *DENIED))
 
-
     def _tell_granted(self) -> None:
         """Those of a turn of the loop travel together."""
         granted, self.granted = self.granted, []

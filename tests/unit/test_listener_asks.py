@@ -70,3 +70,18 @@ def test_auth_hears_of_none_that_the_kernel_can_not_have_heard_of(listener):
     assert listener.order[2:] == [("auth", "Login", 1)]
     listener.kernel.on_drained()
     assert len(listener.order) == 3
+
+
+def ended(user="", why="connection lost"):
+    return m.Ended(1, user, "192.0.2.7:1", why, 1, 2, 3, 0, 0, 4)
+
+
+@pytest.mark.parametrize(("leased", "why", "at_once"), [(True, "connection lost", True), (False, "connection lost", False), (True, "quit", False)])
+def test_who_may_come_again_at_once_is_told_of_at_once(listener, leased, why, at_once):
+    """Also one whose mailbox was still being listed, and who has no name in the log for that."""
+    listener.kernel.send_all = listener.order.extend
+    listener.reports = []
+    listener._account(ended(why=why), leased=leased)
+    assert listener.order == ([ended(why=why)] if at_once else [])
+    listener._send_reports()
+    assert listener.order == [ended(why=why)]
