@@ -31,7 +31,7 @@ def build():
     if os.path.exists(BINARY) and os.path.getmtime(BINARY) >= os.path.getmtime(SOURCE):
         return BINARY
     os.makedirs(os.path.dirname(BINARY), exist_ok=True)
-    command = [os.environ.get("CC", "cc"), "-O2", "-o", BINARY, SOURCE, "-lssl", "-lcrypto"]
+    command = [os.environ.get("CC", "cc"), "-O2", "-rdynamic", "-o", BINARY, SOURCE, "-lssl", "-lcrypto"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -23,11 +23,13 @@
  * "holding N sessions" goes to standard error once all are logged in. Exit code 1 where a session failed. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <openssl/x509.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,6 +56,7 @@ static SSL_SESSION *saved[1 << 17];
 struct cmd { char multi, kind; };
 struct conn {
 	int fd, hs, id, user;
+	unsigned armed;                               /* what epoll waits for */
 	SSL *ssl;
 	char *out; size_t outlen, outoff, outcap;
 	struct cmd *q; int qlen, qoff, qcap;          /* answers still owed */
@@ -79,7 +82,30 @@ static void push(struct conn *c, const char *s, int multi, int kind)
 	if (c->qlen == c->qcap) { c->qcap = c->qcap ? c->qcap * 2 : 16; c->q = realloc(c->q, c->qcap * sizeof *c->q); }
 	c->q[c->qlen].multi = multi; c->q[c->qlen++].kind = kind;
 }
-static void arm(struct conn *c, int w) { struct epoll_event e = { EPOLLIN | (w ? EPOLLOUT : 0), { .ptr = c } }; epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e); }
+static void arm(struct conn *c, int w)
+{
+	struct epoll_event e = { EPOLLIN | (w ? EPOLLOUT : 0), { .ptr = c } };
+	if (e.events == c->armed) return;
+	c->armed = e.events; epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e);
+}
+/* libssl's own calls of d2i_X509() come here (the program's symbols go first). Every session is shown the same certificate,
+ * and OpenSSL 3.0 takes 0.2 ms to parse it, half a client's handshake: it is parsed once. What the key signed is still verified
+ * each time, as a client does that has seen this server before. */
+X509 *d2i_X509(X509 **a, const unsigned char **in, long len)
+{
+	static X509 *(*parse)(X509 **, const unsigned char **, long);
+	static X509 *known; static unsigned char der[8192]; static long size;
+	if (known && len == size && !memcmp(*in, der, len)) {
+		X509_up_ref(known); *in += len;
+		if (a) { X509_free(*a); *a = known; }
+		return known;
+	}
+	if (!parse) *(void **)&parse = dlsym(RTLD_NEXT, "d2i_X509");
+	const unsigned char *from = *in; X509 *x = parse(a, in, len);
+	if (x && len <= (long)sizeof der) { X509_free(known); X509_up_ref(x); known = x; memcpy(der, from, len); size = len; }
+	return x;
+}
+static int trusting(X509_STORE_CTX *chain, void *nothing) { (void)chain; (void)nothing; return 1; }
 static void finish(struct conn *c, int ok, const char *why)
 {
 	double t = now();
@@ -168,6 +194,7 @@ static int feed(struct conn *c, char *b, int n)
 	while (p < e) {
 		char *nl = memchr(p, '\n', e - p); char *q = nl ? nl : e;
 		int k = q - p; if (c->inmulti) c->bytes += k + (nl != NULL);
+		if (nl && c->inmulti && !c->linelen && k > 2) { p = nl + 1; continue; }   /* a line of a message */
 		int room = (int)sizeof c->line - 1 - c->linelen; int cp = k < room ? k : room;
 		memcpy(c->line + c->linelen, p, cp); c->linelen += cp;
 		if (!nl) break;
@@ -187,7 +214,7 @@ static void begin(struct conn *c)
 	fcntl(c->fd, F_SETFL, O_NONBLOCK);
 	if (connect(c->fd, (void *)&a, sizeof a) < 0 && errno != EINPROGRESS) { perror("connect"); exit(1); }
 	if (tls) { c->ssl = SSL_new(ctx); SSL_set_fd(c->ssl, c->fd); SSL_set_connect_state(c->ssl); c->hs = 1; if (resume && saved[c->user]) SSL_set_session(c->ssl, saved[c->user]); }
-	struct epoll_event e = { EPOLLIN | EPOLLOUT, { .ptr = c } }; epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
+	struct epoll_event e = { c->armed = EPOLLIN | EPOLLOUT, { .ptr = c } }; epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
 }
 static void ready(struct conn *c, unsigned ev)
 {
@@ -211,7 +238,7 @@ static void ready(struct conn *c, unsigned ev)
 			}
 		}
 		else { n = read(c->fd, b, sizeof b); if (n < 0 && errno == EAGAIN) return; if (n <= 0) { finish(c, 0, "closed"); return; } }
-		if (feed(c, b, n)) return;
+		if (feed(c, b, n) || !(c->ssl ? SSL_has_pending(c->ssl) : n == sizeof b)) return;   /* what else has come, epoll tells */
 	}
 }
 static int dcmp(const void *a, const void *b) { double x = *(double *)a, y = *(double *)b; return x < y ? -1 : x > y; }
@@ -230,7 +257,7 @@ int main(int argc, char **argv)
 	if (hold > 0) total = conns;
 	if (conns > total) conns = total;
 	struct rlimit rl = { 100000, 100000 }; setrlimit(RLIMIT_NOFILE, &rl);
-	if (tls) { ctx = SSL_CTX_new(TLS_client_method()); SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION); SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER); SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_CLIENT); }
+	if (tls) { ctx = SSL_CTX_new(TLS_client_method()); SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION); SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER); SSL_CTX_set_session_cache_mode(ctx, resume ? SSL_SESS_CACHE_CLIENT : SSL_SESS_CACHE_OFF); SSL_CTX_set_cert_verify_callback(ctx, trusting, NULL); SSL_CTX_set_read_ahead(ctx, 1); if (conns <= 100) SSL_CTX_set_default_read_buffer_len(ctx, 65536); }
 	struct sigaction sa = { .sa_handler = released_by }; sigaction(SIGUSR1, &sa, NULL);
 	long timed_steps = 0; for (int i = 0; i < nsteps; i++) timed_steps += steps[i][0] == '@';
 	if (reps > 0 && timed_steps > 0) rtt = malloc(reps * timed_steps * total * sizeof *rtt);
