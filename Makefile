@@ -1,5 +1,7 @@
 # Two commands do everything: `make run` (a demo server) and `make test`.
-PYTHON ?= python3
+# The system's own Python where it will do: everybody may run it (users' deliveries do), only root may change it, and it is built for speed.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo /usr/bin/python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -13,9 +13,9 @@ from collections import deque
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import bcrypt
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.actors.auth.guessing import Guard
+from popkernel.actors.auth.hashing import checker
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.tap import note
@@ -56,6 +56,7 @@ class Auth(Actor):
         self.hashers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.listeners: dict[str, Channel] = {}
         self.granted: list[Message] = []  # in this turn
+        self.check = checker()
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
 
     def _read(self, path: str) -> Any:
@@ -89,7 +90,6 @@ class Auth(Actor):
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
-        bcrypt.checkpw(b"warm", self.table.hash_of("")[0][:4] + b"04" + self.table.hash_of("")[0][6:])  # what it loads, it loads now
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
@@ -112,7 +112,7 @@ class Auth(Actor):
             secret = login.secret if usable(login.secret) else b"\xff"
             began = time.monotonic()
             try:
-                good = bcrypt.checkpw(secret, expected)
+                good = self.check(secret, expected)
             except ValueError:  # a hash that looks right and is not: nobody's password
                 good = False
             self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing

@@ -29,7 +29,7 @@ class Shell:
         while self.auth.work:
             attempt = self.auth.work.popleft()
             expected, known = self.auth.table.hash_of(attempt.login.user)
-            good = known and usable(attempt.login.secret) and bcrypt.checkpw(attempt.login.secret, expected)
+            good = known and usable(attempt.login.secret) and self.auth.check(attempt.login.secret, expected)
             self.auth.done.append((attempt, good))
         self.auth.wake_up()
         return many
