@@ -26,6 +26,7 @@ class Client:
         "out",
         "session",
         "shaking",
+        "shook",
         "sock",
         "started",
         "timer",
@@ -42,6 +43,7 @@ class Client:
         self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
         self.handshake = False
         self.shaking = False  # the client has begun with it
+        self.shook = False  # and has had our first answer
         self.channel: Channel | None = None
         self.out: list[bytes] = []
         self.unsent = 0

@@ -26,6 +26,8 @@ _REFUSING = 64  # connections at a time that are told why they are not served; m
 _CHUNK = 8192  # octets read from a client at once: commands are short, and a buffer is made for each read
 _GRACE = 5.0  # seconds a closing connection may stand still before it has taken its last answer
 _SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
+_RECORD = 16384  # octets of a TLS record, RFC 8446 section 5.1
+_CORK: int = getattr(socket, "TCP_CORK", 0)  # Linux
 _CLOSED_WELL = ("quit", "quit before login")
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
@@ -153,21 +155,30 @@ class Front(Door):
         assert isinstance(client.sock, ssl.SSLSocket)
         if not client.shaking and not self._may_shake(client):
             return
-        self.dog.call = (client.sock,)
+        if client.shook:  # its second word is mostly the last: then our ticket leaves with the greeting
+            _cork(client.sock, 1)
+        if self._handshake(client, client.sock):
+            self._shaken(client, client.sock.version() or "")
+        if client.shook:
+            _cork(client.sock, 0)
+        client.shook = True
+
+    def _handshake(self, client: Client, sock: ssl.SSLSocket) -> bool:
+        """Go on with it; whether it is done."""
+        self.dog.call = (sock,)
         try:
-            client.sock.do_handshake()
+            sock.do_handshake()
         except ssl.SSLWantReadError:
             self._events(client, READ)
-            return
         except ssl.SSLWantWriteError:
             self._events(client, READ | WRITE)
-            return
         except (ssl.SSLError, OSError, ValueError) as error:
             self._over(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
-            return
+        else:
+            return True
         finally:
             self.dog.call = None
-        self._shaken(client, client.sock.version() or "")
+        return False
 
     def _may_shake(self, client: Client) -> bool:
         """A handshake counts from the client's first octet on: who says nothing keeps nobody from theirs."""
@@ -305,6 +316,10 @@ class Front(Door):
         view = memoryview(data)
         sent = 0
         piece = _SLICE if isinstance(client.sock, ssl.SSLSocket) else len(data)
+        last = client.session.closing  # close_notify and the end of TCP come right behind
+        together = last or len(data) > _RECORD
+        if together:
+            _cork(client.sock, 1)
         try:
             while sent < len(data):
                 sent += client.sock.send(view[sent : sent + piece])
@@ -313,6 +328,8 @@ class Front(Door):
         except (OSError, ValueError):
             self._over(client, "connection lost")
             return False
+        if together and not (last and sent == len(data)):
+            _cork(client.sock, 0)
         if sent:
             client.session.octets_sent += sent
             if client.session.closing:
@@ -394,3 +411,10 @@ class Front(Door):
             leased=leased,
         )
         self._done_draining()
+
+
+def _cork(sock: socket.socket, on: int) -> None:
+    """What is written until it is off goes out together, tcp(7): a packet less is a wake-up of the client less."""
+    if _CORK:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _CORK, on)
