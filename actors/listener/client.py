@@ -1,12 +1,16 @@
 """A connection of the listener's, as front.py serves it."""
 
+import contextlib
 import socket
 
 from popkernel.actors.listener.core import Session
 from popkernel.kernel.channel import Channel
 from popkernel.kernel.loop import READ, Timer
+from popkernel.proto import messages as m
 
 __all__ = ["Client"]
+
+_CORK: int = getattr(socket, "TCP_CORK", 0)  # Linux
 
 
 class Client:
@@ -16,6 +20,7 @@ class Client:
         "asked",
         "asked_at",
         "channel",
+        "corked",
         "deadline",
         "ending",
         "eof",
@@ -43,6 +48,7 @@ class Client:
         self.eof = False  # the client says no more, and may still listen: shutdown(2), `nc -N`
         self.handshake = False
         self.shaking = False  # the client has begun with it
+        self.corked = False
         self.shook = False  # and has had our first answer
         self.channel: Channel | None = None
         self.out: list[bytes] = []
@@ -54,3 +60,26 @@ class Client:
         self.events = READ
         self.waits = False  # for the client to take what was sent
         self.ending = False  # all is said; what waits to be sent is the last
+
+    def cork(self, *, on: bool) -> None:
+        """What is written until it is off leaves together, tcp(7): a packet less is a wake-up of the client less."""
+        if on is not self.corked and _CORK:
+            self.corked = on
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.IPPROTO_TCP, _CORK, int(on))
+
+    def ended(self, why: str, now: float) -> m.Ended:
+        """What the log is told of it; `why` where the session knows of nothing better."""
+        session = self.session
+        return m.Ended(
+            session.id,
+            session.user if session.entered else "",
+            session.address,
+            (session.why or why)[:200],
+            session.commands,
+            self.octets_in,
+            session.octets_sent,
+            session.retrieved,
+            session.deleted,
+            int((now - self.started) * 1000),
+        )

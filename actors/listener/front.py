@@ -27,7 +27,6 @@ _CHUNK = 8192  # octets read from a client at once: commands are short, and a bu
 _GRACE = 5.0  # seconds a closing connection may stand still before it has taken its last answer
 _SLICE = 65536  # octets given to OpenSSL at once: it tells how much a client took only when all of them are gone
 _RECORD = 16384  # octets of a TLS record, RFC 8446 section 5.1
-_CORK: int = getattr(socket, "TCP_CORK", 0)  # Linux
 _CLOSED_WELL = ("quit", "quit before login")
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
@@ -156,11 +155,10 @@ class Front(Door):
         if not client.shaking and not self._may_shake(client):
             return
         if client.shook:  # its second word is mostly the last: then our ticket leaves with the greeting
-            _cork(client.sock, 1)
+            client.cork(on=True)
         if self._handshake(client, client.sock):
             self._shaken(client, client.sock.version() or "")
-        if client.shook:
-            _cork(client.sock, 0)
+        client.cork(on=False)
         client.shook = True
 
     def _handshake(self, client: Client, sock: ssl.SSLSocket) -> bool:
@@ -317,9 +315,8 @@ class Front(Door):
         sent = 0
         piece = _SLICE if isinstance(client.sock, ssl.SSLSocket) else len(data)
         last = client.session.closing  # close_notify and the end of TCP come right behind
-        together = last or len(data) > _RECORD
-        if together:
-            _cork(client.sock, 1)
+        if last or len(data) > _RECORD:
+            client.cork(on=True)
         try:
             while sent < len(data):
                 sent += client.sock.send(view[sent : sent + piece])
@@ -328,8 +325,8 @@ class Front(Door):
         except (OSError, ValueError):
             self._over(client, "connection lost")
             return False
-        if together and not (last and sent == len(data)):
-            _cork(client.sock, 0)
+        if not last or sent < len(data):
+            client.cork(on=False)
         if sent:
             client.session.octets_sent += sent
             if client.session.closing:
@@ -394,27 +391,7 @@ class Front(Door):
         if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
             with contextlib.suppress(OSError, ValueError):  # who does not listen any more need not know
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
+        client.cork(on=False)  # before it is closed: where something of the client's is unread, close(2) throws away what has not left
         client.sock.close()
-        self._account(
-            m.Ended(
-                session.id,
-                session.user if session.entered else "",
-                session.address,
-                (session.why or why)[:200],
-                session.commands,
-                client.octets_in,
-                session.octets_sent,
-                session.retrieved,
-                session.deleted,
-                int((self.loop.now - client.started) * 1000),
-            ),
-            leased=leased,
-        )
+        self._account(client.ended(why, self.loop.now), leased=leased)
         self._done_draining()
-
-
-def _cork(sock: socket.socket, on: int) -> None:
-    """What is written until it is off goes out together, tcp(7): a packet less is a wake-up of the client less."""
-    if _CORK:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, _CORK, on)

@@ -181,23 +181,26 @@ def patch_auth():
     """Attempts in the threads that hash."""
     from popkernel.actors.auth import main as auth
 
-    check, begin = auth.bcrypt.checkpw, auth.Auth.begin
+    checker, begin = auth.checker, auth.Auth.begin
     found = []
 
-    class Bcrypt:
-        @staticmethod
-        def checkpw(secret, hashed):
+    def new_checker():
+        check = checker()
+
+        def new_check(secret, hashed):
             if threading.current_thread() is not threading.main_thread() and not found:
                 found.append("")
                 for name in PLAN["threads"]:
                     say(STATE["auth"], "thread", "auth", name, attempts.verdict(attempts.SOFT[name], PLACE))
             return check(secret, hashed)
 
+        return new_check
+
     def new_begin(self):
         STATE["auth"] = self
         begin(self)
 
-    auth.bcrypt, auth.Auth.begin = Bcrypt, new_begin
+    auth.checker, auth.Auth.begin = new_checker, new_begin
 
 
 def install(plan, name):
