@@ -40,7 +40,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAXSTEP = 64 };
+enum { MAXSTEP = 64, OPENING = 100 /* sessions to be held that log in at a time */ };
 static const char *host = "127.0.0.1", *userfmt = "user%04d", *password = "secret", *badpw;
 static int port = 110, tls, conns = 10, users = 1, pipelined, quiet, resume, first;
 static long total = 100;
@@ -265,7 +265,7 @@ int main(int argc, char **argv)
 	ep = epoll_create1(0); all = calloc(conns, sizeof *all);
 	double t0 = now(); if (dur) limit = t0 + dur;
 	int inflight = 0; (void)inflight;
-	for (int i = 0; i < conns; i++) { all[i].id = i; begin(&all[i]); if (hold > 0 && i % 64 == 63) { /* pace the opening of many */ struct epoll_event ev[256]; int n = epoll_wait(ep, ev, 256, 20); for (int k = 0; k < n; k++) ready(ev[k].data.ptr, ev[k].events); } }
+	for (int i = 0; i < conns; i++) { all[i].id = i; begin(&all[i]); while (hold > 0 && i + 1 - nheld - failn > OPENING && now() - t0 < bound) { struct epoll_event ev[256]; int n = epoll_wait(ep, ev, 256, 20); for (int k = 0; k < n; k++) ready(ev[k].data.ptr, ev[k].events); } }
 	struct epoll_event ev[256]; double released = 0;
 	for (;;) {
 		long done = okn + failn + refusedn;
