@@ -51,7 +51,7 @@ class Client:
         self.corked = False
         self.shook = False  # and has had our first answer
         self.channel: Channel | None = None
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.unsent = 0
         self.octets_in = 0
         self.started = now

@@ -116,7 +116,7 @@ class Front(Door):
             client.host = host
             self.limits.waits(self.serial, self.loop.now)
         if watch.tap is not None:
-            client.session.shown = [*client.session.out]
+            client.session.shown = [bytes(part) for part in client.session.out]
             note("Connected", self.serial, {"address": where, "tls": tls, "refused": refused}, way="in", peer="client")
         self._arm(client, _GRACE if refused else self.policy.login_seconds)
         if tls:

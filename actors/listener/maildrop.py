@@ -42,7 +42,7 @@ class Maildrop(Replies):
         self.owed_credit = 0
         self._allowed = m.WINDOW  # octets that the maildir actor may still send without new credit
         self._reader = LineReader()
-        self._ahead: dict[int, tuple[int, bytes]] = {}
+        self._ahead: dict[int, tuple[int, memoryview]] = {}
         self._ahead_octets = 0
         self._taken: list[int] = []
         self._last = 0
@@ -104,7 +104,7 @@ class Maildrop(Replies):
         self._end_run()
         self._run = [kind, n, 1]
 
-    def _from_ahead(self, n: int, octets: int, data: bytes) -> None:
+    def _from_ahead(self, n: int, octets: int, data: memoryview) -> None:
         """A message that came before it was asked for."""
         self._ahead_octets -= len(data)
         self._last = n
@@ -114,7 +114,18 @@ class Maildrop(Replies):
         elif len(self._taken) < 4096:
             self._taken += (n, 1)
         head = b"+OK %d octets\r\n" % octets
-        self._say(b"%b%b.\r\n" % (head, data), len(head), len(data))
+        if self._owed:
+            self._say(b"".join((head, data, b".\r\n")), len(head), len(data))
+        else:
+            self._put_mail(head, data)
+
+    def _put_mail(self, head: bytes, data: memoryview) -> None:
+        """A whole message; the shell puts the pieces together, so that nobody copies it before."""
+        if self.shown is None:
+            self.out += (head, data, b".\r\n")
+            self.out_octets += len(head) + len(data) + 3
+        else:
+            self._put(b"".join((head, data, b".\r\n")), len(head), len(data))
 
     def _drop_ahead(self) -> None:
         self._ahead.clear()
@@ -236,27 +247,27 @@ class Maildrop(Replies):
             if at + size > len(data):
                 raise ValueError("parts that are not the data")
             if last == AHEAD:
-                self._keep_ahead(n, octets, bytes(view[at : at + size]))
+                self._keep_ahead(n, octets, view[at : at + size])
             else:
                 owed = self._expect("retr", "top")
                 if owed[1] != n:
                     raise ValueError("a part of a message that was not asked for")
-                self._part(owed, octets, bytes(view[at : at + size]) if size != len(data) else data, last)
+                self._part(owed, octets, view[at : at + size], last)
             at += size
         if at != len(data):
             raise ValueError("parts that are not the data")
 
-    def _part(self, owed: tuple[Any, ...], octets: int, data: bytes, last: int) -> None:
+    def _part(self, owed: tuple[Any, ...], octets: int, view: memoryview, last: int) -> None:
         if len(owed) == 2:  # its first part
             head = b"+OK %d octets\r\n" % octets if owed[0] == "retr" else b"+OK\r\n"
             if last:
-                self._put(b"%b%b.\r\n" % (head, data), len(head), len(data))
+                self._put_mail(head, view)
             else:
                 self._owed[0] = (owed[0], owed[1], "begun")
                 self._put(head)
-                self._put(data, 0, len(data))
+                self._put_part(view)
         else:
-            self._put(data, 0, len(data))
+            self._put_part(view)
             if last:
                 self._put(b".\r\n")
         if last:
@@ -264,7 +275,12 @@ class Maildrop(Replies):
             if owed[0] == "retr":
                 self.retrieved += 1
 
-    def _keep_ahead(self, n: int, octets: int, data: bytes) -> None:
+    def _put_part(self, view: memoryview) -> None:
+        """A part of a large message: mostly a frame's whole data, which need not be copied."""
+        data = view.obj if isinstance(view.obj, bytes) and len(view) == len(view.obj) else bytes(view)
+        self._put(data, 0, len(data))
+
+    def _keep_ahead(self, n: int, octets: int, data: memoryview) -> None:
         if self._owed or n in self._ahead or self._ahead_octets + len(data) > _AHEAD_OCTETS or len(self._ahead) >= _AHEAD:
             return  # the client has gone elsewhere meanwhile, and what it asked for there is answered in its turn
         self._ahead[n] = (octets, data)

@@ -108,7 +108,7 @@ class _Listener(main.Listener):
 
 def _shown_session(*arguments: Any, **more: Any) -> Session:
     session = Session(*arguments, **more)
-    session.shown = [*session.out]
+    session.shown = [bytes(part) for part in session.out]
     return session
 
 

@@ -24,7 +24,7 @@ class Replies:
 
     def __init__(self, policy: Policy) -> None:
         self.state = "authorization"  # authorization, sasl, login, transaction, update, over
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
         self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
         self.tongue = DEFAULT  # the language of texts, for commands from now on
@@ -38,7 +38,7 @@ class Replies:
         self._errors = 0
         self.shown: list[bytes | tuple[bytes]] | None = None  # while it is watched: what is said, mail content apart in a tuple
 
-    def take_out(self) -> list[bytes]:
+    def take_out(self) -> list[bytes | memoryview]:
         """What is to go to the client now."""
         out, self.out = self.out, []
         return out

@@ -17,7 +17,6 @@ PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "fun
 LARGE = {
     "proto/messages.py": "every message, in the order of the table: a list",
     "proto/lmtp.py": "one protocol, whose commands share one state",
-    "actors/maildir/store.py": "one maildrop from opening to QUIT",
 }
 MOST = 400
 LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway

@@ -1,0 +1,378 @@
+"""A maildir that is listed and read, over plain descriptors: what store.py's Maildrop does not change. See there.
+
+Raises StoreError from every method; OSError never leaves this room.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir import brought, cachefile, directory
+from popkernel.actors.maildir.listing import Listing, uidl_of
+from popkernel.actors.maildir.policy import Policy
+from popkernel.actors.maildir.scan import Match, Scan, split_names
+from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
+from popkernel.proto import maildirname, popcache, uidlist
+from popkernel.proto.octets import encode, wire_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["NOWHERE", "Mailbox"]
+
+NOWHERE = b"/"  # an info no file can have: looked for, not there
+_GUESSES = (b":2,", b":2,S", b"")
+_MOST_OWN = 1000  # names of own deliveries remembered; what is beyond is measured like another program's
+_HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
+_AS_EVER = Policy()
+_Stamp = tuple[int, int, int]
+
+
+class Mailbox:
+    """One maildir. ``root``, ``cur``, ``new`` and ``tmp`` are its directory descriptors.
+
+    ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
+    popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done
+    with mail; ``fault`` is told the name of each step that a crash
+    could come after (for tests).
+    """
+
+    def __init__(
+        self,
+        path: bytes | str,
+        *,
+        clock: Callable[[], float] = time.time,
+        lock_wait: float = 5.0,
+        hostname: bytes | str = b"localhost",
+        random: Callable[[int], bytes] = os.urandom,
+        policy: Policy = _AS_EVER,
+        fault: Callable[[str], None] | None = None,
+    ) -> None:
+        self.lock_wait = lock_wait
+        self.policy = policy
+        self._held_until = 0.0
+        self._verified: set[bytes] = set()
+        self._clock = clock
+        self._random = random
+        self._fault = fault
+        self._host = maildirname.escape_host(os.fsencode(hostname))
+        self._doubtful: set[bytes] = set()
+        self._delivered: set[bytes] = set()  # since the last listing, by this process: their popcache lines are ours
+        self.named = 0, 0  # the last fresh name's second and number
+        self._linked: dict[bytes, tuple[int, int]] = {}  # messages that had two names at the last scan
+        self._last: Listing | None = None
+        self._last_state: tuple[object, ...] = ()
+        self._last_made = 0
+        self._looked: tuple[int, tuple[int, int]] = (0, (0, 0))
+        self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
+        self.cur = self.new = self.tmp = -1
+        self.root = directory.open_root(os.fsencode(path))
+        try:
+            self.cur = directory.open_part(self.root, b"cur")
+            self.new = directory.open_part(self.root, b"new")
+            self.tmp = directory.open_part(self.root, b"tmp")
+        except StoreError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the descriptors; the maildrop is of no use afterwards."""
+        for fd in (self.cur, self.new, self.tmp, self.root):
+            if fd >= 0:
+                os.close(fd)
+        self.cur = self.new = self.tmp = self.root = -1
+
+    def at(self, step: str) -> None:
+        """Tell the fault hook which step has just been taken."""
+        if self._fault is not None:
+            self._fault(step)
+
+    def forget(self) -> None:
+        """Let the next ``listing`` read the maildir anew."""
+        self._last = None
+
+    def take_lock(self, code: str, wait: float | None = None) -> int:
+        """Take the popcache lock; closing the descriptor gives it back. StoreError ``code`` where another program keeps it.
+
+        This process serves a session and deliveries at once, and waiting stops it all: so after one wait in vain, nobody waits
+        again for half a minute.
+        """
+        wait = self.lock_wait if wait is None else min(wait, self.lock_wait)
+        try:
+            lock = cachefile.acquire(self.root, 0.0 if time.monotonic() < self._held_until else wait, code)
+        except StoreError:
+            self._held_until = time.monotonic() + _HELD
+            raise
+        self._held_until = 0.0
+        return lock
+
+    def uidl_of(self, name: bytes) -> bytes:
+        """Give the UIDL of a message of our own delivery."""
+        return name if self.policy.uidl_from == "filename" and uidlist.valid(name) else uidl_of(name)
+
+    def delivered(self, name: bytes) -> None:
+        """A message was put into new/, with a popcache line that needs no checking."""
+        if len(self._delivered) < _MOST_OWN:
+            self._delivered.add(name)
+
+    def fresh_name(self) -> bytes:
+        """Make a name for a new message: TIME.8HEX.HOSTNAME.
+
+        Within one second the hex digits only rise, and the time never goes back: so messages are numbered as they came,
+        and the popcache stays in order by appending to it.
+        """
+        seconds, number = int(self._clock()), int.from_bytes(self._random(4), "big") >> 1
+        if seconds <= self.named[0]:
+            seconds, number = self.named[0], self.named[1] + 1 + (number & 0xFFFF)
+            if number > 0xFFFFFFFF:
+                seconds, number = seconds + 1, number & 0xFFFF
+        self.named = seconds, number
+        return maildirname.unique_name(seconds, number, self._host)
+
+    # Listing
+
+    def listing(self) -> Listing:
+        """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
+
+        An unchanged maildrop gives the listing of last time, without a lock and without reading. The popcache is brought
+        up to date where it was not; when that fails (disk full), ``Listing.notes`` says so and the session goes on.
+        """
+        try:
+            cur, new = self._look("cur"), self._look("new")
+            last = self._last
+            settled = popcache.settled(self._last_made, cur[1:], new[1:])
+            if last is not None and settled and self._last_state == (cur, new, self._popcache_state()):
+                return last
+            self._last = None
+            lock = self.take_lock(IN_USE)
+            try:
+                return self._list(lock)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise from_os(error, "maildir") from None
+
+    def _look(self, part: str) -> _Stamp:
+        """(inode, mtime_ns, ctime_ns) of cur or new, opened anew where somebody put another directory there."""
+        fd = getattr(self, part)
+        try:
+            status = os.stat(part, dir_fd=self.root, follow_symlinks=False)
+        except FileNotFoundError:
+            status = None
+        if status is None or status.st_ino != os.fstat(fd).st_ino:
+            os.close(fd)
+            setattr(self, part, -1)
+            fd = directory.open_part(self.root, part.encode())
+            setattr(self, part, fd)
+            status = os.fstat(fd)
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+    def _popcache_state(self) -> tuple[int, ...]:
+        try:
+            status = os.stat(cachefile.NAME, dir_fd=self.root, follow_symlinks=False)
+        except FileNotFoundError:
+            return ()
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def _list(self, lock: int) -> Listing:
+        made = int(self._clock() * 1e9)
+        cur, new = self._look("cur"), self._look("new")
+        cache = cachefile.load(lock)
+        header, count = cache.header, len(cache.names)
+        sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
+        # What is trashed only the directory says.
+        if sound and header is not None and not self.policy.hide_trashed and header.proves(cur[1:], new[1:], count):
+            listing, clean = Listing(cache.names, cache.sizes, cache.uidls, [None] * count), True
+        else:
+            listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0))
+            if self.policy.hide_trashed:
+                listing = listing.untrashed()
+        if clean:
+            self._last, self._last_made = listing, made
+            self._last_state = cur, new, self._popcache_state()
+        return listing
+
+    def _scan(self, lock: int, cache: popcache.Cache, seen: popcache.Header) -> tuple[Listing, bool]:
+        """Read the directories, write back what the popcache lacked. With it: may this listing be used again."""
+        journal = cachefile.read_journal(self.root)
+        header, removed = cache.header, cache.removed
+        scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
+        scan.alive, scan.now = self.alive, seen.made
+        scan.own, self._delivered = self._delivered, set()
+        if self.policy.uidl_from != "none":
+            scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
+        scan.read(self.at)
+        match = Match(cache, scan, journal)
+        self._linked = scan.linked
+        self._doubtful = set()
+        listing = match.listing
+        seen.count = listing.count
+        provable = scan.clean and not match.odd and popcache.settled(seen.made, seen.cur, seen.new)
+        dead = removed + len(match.gone)
+        if cache.given_up:
+            listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
+        try:
+            if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
+                rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
+                cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at)
+            else:
+                self._update(lock, match)
+                if provable and header is not None and not header.proves(seen.cur, seen.new, seen.count):
+                    cachefile.write_header(lock, seen)
+            if journal is not None:
+                cachefile.drop_journal(self.root)
+        except OSError as error:
+            listing.notes += (f"popcache: not brought up to date: {os.strerror(error.errno or 0)}",)
+            return listing, False
+        return listing, scan.clean
+
+    def _update(self, lock: int, match: Match) -> None:
+        if match.gone:
+            cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock) or b"", match.gone))
+            self.at("listing:marked")
+        if match.added:
+            cachefile.append(lock, match.added)
+            self.at("listing:appended")
+
+    # One message
+
+    def _candidates(self, listing: Listing, i: int) -> Iterable[bytes]:
+        """File names in cur/ the message may have, the likeliest first."""
+        info = listing.infos[listing.check(i)]
+        name = listing.names[i]
+        return [name + guess for guess in _GUESSES] if info is None else [name + info]
+
+    def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
+        """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
+        before = directory.stamps(self.cur)
+        made, looked = self._looked
+        if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, before, before):
+            self._looked = int(self._clock() * 1e9), before
+            present = self._present()
+            if listing.names[i] not in present:
+                present |= self._present()  # reading a directory may miss a name that is being changed
+            listing.infos = [present.get(name, NOWHERE) for name in listing.names]
+        name, info = listing.names[i], listing.infos[i]
+        if info is not None and info != NOWHERE:
+            return self.cur, name + info
+        for there in directory.list_names(self.new):
+            if maildirname.canonical(there) == name:
+                return self.new, there
+        return None
+
+    def _present(self) -> dict[bytes, bytes]:
+        return dict(zip(*split_names(directory.list_names(self.cur)), strict=True))
+
+    def open_message(self, listing: Listing, i: int) -> int:
+        """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.
+
+        StoreError SYS/TEMP "message gone" when another program removed it, SYS/PERM when it cannot be read. What is read
+        must come to ``listing.size(i)`` octets of wire form; where it does not, fail and call ``distrust``.
+        """
+        try:
+            fd = self._open(listing, i)
+            if S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+        self.distrust(listing, i)
+        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more")
+
+    def _open(self, listing: Listing, i: int) -> int:
+        for name in self._candidates(listing, i):
+            try:
+                fd = os.open(name, directory.READ, dir_fd=self.cur)
+            except FileNotFoundError:
+                continue
+            if listing.infos[i] is None:
+                listing.infos[i] = name[len(listing.names[i]) :]
+            return fd
+        found = self._find(listing, i)
+        if found is not None:
+            try:
+                return os.open(found[1], directory.READ, dir_fd=found[0])
+            except FileNotFoundError:
+                found = None
+        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program")
+
+    def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
+
+        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
+        """
+        return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
+
+    def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """As ``read_small``, in wire form (``octets.to_wire``): one pass over the octets less."""
+        info, size = listing.infos[listing.check(i)], listing.sizes[i]
+        if info is not None and size <= limit:  # a message as it should be; whatever is odd goes the long way, which knows what it means
+            try:
+                fd = os.open(listing.names[i] + info, directory.READ, dir_fd=self.cur)
+                try:
+                    wire, octets = encode(os.read(fd, size + 1))
+                finally:
+                    os.close(fd)
+                if octets == size:
+                    return wire
+            except OSError:
+                pass
+        return self._read_checked(listing, i, limit, encode)
+
+    def _read_checked(
+        self, listing: Listing, i: int, limit: int, form: Callable[[bytes], tuple[bytes, int]]
+    ) -> bytes | None:
+        size = listing.size(i)
+        if size > limit:
+            return None
+        for whole in (False, True):  # one read gives all of a regular file, but for signals and network file systems
+            out, octets = form(self._read(listing, i, size + 1, whole=whole))
+            if octets == size:
+                return out
+        self.distrust(listing, i)
+        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
+
+    def _read(self, listing: Listing, i: int, most: int, *, whole: bool) -> bytes:
+        try:
+            fd = self._open(listing, i)
+            try:
+                data = os.read(fd, most)
+                while whole and len(data) < most and (more := os.read(fd, most - len(data))):
+                    data += more
+                return data
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+
+    def _doubts(self, listing: Listing, i: int) -> bool:
+        """Whether the size listed for message ``i`` may be no more than what its name says."""
+        claimed = maildirname.claimed_sizes(listing.names[i])
+        return claimed is not None and claimed[1] == listing.sizes[i] and listing.names[i] not in self._verified
+
+    def verify(self, listing: Listing, i: int) -> None:
+        """Before a large message goes out: measure it, where nobody has yet, and correct its size. StoreError as ``open_message``."""
+        if not self._doubts(listing, i):
+            return
+        fd = self.open_message(listing, i)
+        try:
+            octets = directory.count(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+        finally:
+            os.close(fd)
+        self._verified.add(listing.names[i])
+        if octets != listing.sizes[i]:
+            listing.correct(i, octets)
+            self.distrust(listing, i)
+
+    def distrust(self, listing: Listing, i: int) -> None:
+        """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
+        self._doubtful.add(listing.name(i))
+        self._last = None
