@@ -34,6 +34,10 @@ _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
 _codecs: dict[tuple[str, str], Codec] = {}
 _carrying: dict[Codec, bool] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
+# Too many descriptors of this uid are under way, all its processes' together, unix(7): many actors of one uid that park at once. No event
+# tells when there are fewer.
+_CROWDED = errno.ETOOMANYREFS
+_CROWDED_SECONDS = 0.02
 
 
 class _Counts:
@@ -217,6 +221,10 @@ class Channel:
             else:
                 sent = self.sock.sendmsg(parts)
         except OSError as error:
+            if error.errno == _CROWDED:
+                self._enqueue(b"".join(parts), [os.dup(fd) for fd in fds])
+                self._loop.later(_CROWDED_SECONDS, self._go_on)
+                return
             if error.errno not in _AGAIN:
                 return  # the peer is gone; what it said before it went is still to be read, then its end
             sent = 0
@@ -224,7 +232,12 @@ class Channel:
             return
         rest = b"".join(parts)[sent:]
         self._enqueue(rest, [os.dup(fd) for fd in fds] if not sent else ())
-        self._loop.change(self.fd, READ | WRITE)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Send what waits, as soon as the socket takes it."""
+        if not self.gone:
+            self._loop.change(self.fd, READ | WRITE)
 
     def _enqueue(self, data: bytes, fds: Sequence[int]) -> None:
         self._queue.append((data, fds))
@@ -244,6 +257,10 @@ class Channel:
                 sent = self.sock.sendmsg([data], ancillary)
             except OSError as error:
                 if error.errno in _AGAIN:
+                    return
+                if error.errno == _CROWDED:
+                    self._loop.change(self.fd, READ)
+                    self._loop.later(_CROWDED_SECONDS, self._go_on)
                     return
                 sent = len(data)  # as in _write
             for fd in fds:

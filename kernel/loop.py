@@ -33,12 +33,13 @@ class Timer:
 class Loop:
     """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
 
-    __slots__ = ("_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
+    __slots__ = ("_added", "_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
 
     def __init__(self, *, many: bool = False) -> None:
         self._many = many and hasattr(select, "epoll")
         self._poller: Any = select.epoll() if self._many else select.poll()
         self._calls: dict[int, _Callback] = {}
+        self._added: set[int] = set()  # in this turn: what was polled of that number was another descriptor's
         self._timers: list[tuple[float, int, Timer]] = []
         self._soon: list[Callable[[], None]] = []
         self._sequence = count()
@@ -51,6 +52,7 @@ class Loop:
         """Call `call(events)` whenever `fd` is ready (level-triggered)."""
         self._poller.register(fd, events)
         self._calls[fd] = call
+        self._added.add(fd)
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other events of a descriptor."""
@@ -91,10 +93,11 @@ class Loop:
 
     def turn(self) -> None:
         """Wait once, and call whom it concerns."""
-        calls = self._calls
+        calls, added = self._calls, self._added
+        added.clear()
         for fd, events in self._poll():
-            call = calls.get(fd)  # one of an earlier event may have removed it
-            if call is not None:
+            call = calls.get(fd)  # one of an earlier event may have removed it, and closed it, and got another of its number
+            if call is not None and fd not in added:
                 call(events)
         while self._timers and self._timers[0][0] <= self.now:
             timer = heapq.heappop(self._timers)[2]

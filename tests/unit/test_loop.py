@@ -121,3 +121,33 @@ def test_the_end_of_a_pipe_is_told(loop):
     assert said[0] & ~WRITE
     loop.remove(reading)
     os.close(reading)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(many):
+    """A parked session was taken for ended: what had been polled of its number was of a channel closed in that very turn."""
+    loop, heard = Loop(many=many), []
+    pipes = [os.pipe(), os.pipe()]
+    fresh = os.pipe()
+
+    def hear(number):
+        def call(_events):
+            heard.append(number)
+            other = pipes[1 - number][0]
+            loop.remove(other)
+            os.dup2(fresh[0], other)  # closed, and there is another one of its number
+            loop.add(other, lambda _: heard.append("fresh"))
+
+        return call
+
+    for number, (read, write) in enumerate(pipes):
+        loop.add(read, hear(number))
+        os.write(write, b"x")
+    loop.turn()
+    assert len(heard) == 1
+    os.write(fresh[1], b"y")
+    loop.remove(pipes[heard[0]][0])
+    loop.turn()
+    assert heard[1:] == ["fresh"]
+    for fd in {fd for pair in (*pipes, fresh) for fd in pair}:
+        os.close(fd)
