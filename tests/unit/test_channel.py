@@ -1,5 +1,6 @@
 """Channels over real socket pairs: messages and descriptors, back-pressure, hand-over, and every end."""
 
+import errno
 import os
 import socket
 import sys
@@ -185,6 +186,38 @@ def test_descriptors_that_wait_are_sent_too(joined, loop):
     its.close()
     until(loop, lambda: maildir.fds)
     assert maildir.came[-1].session == 7
+    mine.close()
+    with adopt(os.dup(maildir.fds[0])) as sock:
+        assert sock.recv(1) == b""  # it is that pair
+
+
+class Crowded:
+    """A socket whose uid has too many descriptors under way, for so many sendings."""
+
+    def __init__(self, sock, times):
+        self.sock, self.times = sock, times
+
+    def sendmsg(self, parts, ancillary=()):
+        if ancillary and self.times:
+            self.times -= 1
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        return self.sock.sendmsg(parts, ancillary)
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+
+def test_descriptors_wait_while_too_many_of_the_uid_are_under_way(joined, loop):
+    kernel, maildir = joined("kernel", "maildir.alice")
+    kernel.channel.sock = Crowded(kernel.channel.sock, 3)
+    mine, its = pair()
+    kernel.channel.send(m.Open(7, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+    its.close()
+    assert kernel.channel.waiting
+    kernel.channel.send(m.Report())  # behind it
+    until(loop, lambda: len(maildir.came) == 2)
+    assert [type(message) for message in maildir.came] == [m.Open, m.Report]
+    assert not kernel.channel.waiting and not kernel.channel.sock.times
     mine.close()
     with adopt(os.dup(maildir.fds[0])) as sock:
         assert sock.recv(1) == b""  # it is that pair
