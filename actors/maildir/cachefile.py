@@ -130,7 +130,10 @@ def _write(fd: int, data: bytes, offset: int) -> None:
 
 
 def append(fd: int, lines: bytes) -> None:
-    """Add lines after the last whole one. Torn octets at the end are cut off, before and when the disk is full after."""
+    """Add lines after the last whole one. Torn octets at the end are cut off, before and when the disk is full after.
+
+    They are popkernel's word: where all before them is, the header says so of them too.
+    """
     size = os.fstat(fd).st_size
     end = size
     if size and os.pread(fd, 1, size - 1) != b"\n":
@@ -138,10 +141,15 @@ def append(fd: int, lines: bytes) -> None:
         end = os.pread(fd, _TAIL, start).rfind(b"\n") + 1
         end += start if end else 0  # no line ends there: no line at all is worth keeping
         os.ftruncate(fd, end)
+    header = popcache.parse_header(os.pread(fd, popcache.HEADER_LENGTH, 0)) if end else None
     if not end:
-        lines = popcache.UNPROVEN.encode() + lines
+        header = popcache.Header(0, (0, 0), (0, 0), 0)
+        lines = header.encode() + lines
     try:
         _write(fd, lines, end)
+        if header is not None and header.checked == end:
+            header.checked = end + len(lines)
+            write_header(fd, header)
     except OSError:
         os.ftruncate(fd, end)
         raise
@@ -159,12 +167,23 @@ def write_header(fd: int, header: popcache.Header) -> None:
 
 
 def rewrite(
-    root: int, fd: int, rows: Iterable[tuple[bytes, int, bytes]], header: popcache.Header, at: Callable[[str], None]
+    root: int,
+    fd: int,
+    rows: Iterable[tuple[bytes, int, bytes]],
+    header: popcache.Header,
+    at: Callable[[str], None],
+    *,
+    checked: bool,
 ) -> None:
-    """Replace the whole text by these messages: (canonical name, octets, UIDL). ``at`` is told of each step."""
-    rows = [row for row in rows if popcache.fits(row[0])]
+    """Replace the whole text by these messages: (canonical name, octets, UIDL). ``at`` is told of each step.
+
+    ``checked``: all their sizes are popkernel's word.
+    """
+    rows = list(rows)
+    if not popcache.all_fit([row[0] for row in rows]):
+        rows = [row for row in rows if popcache.fits(row[0])]
     keep_safe = any(uidl != uidl_of(name) for name, _, uidl in rows)  # a UIDL that cannot be computed again
-    lines = b"".join(map(b"%s %d %s\n".__mod__, rows))
+    lines = popcache.format_lines(rows)
     text = popcache.UNPROVEN.encode() + lines
     if keep_safe:
         _write_journal(root, lines, at)
@@ -180,8 +199,8 @@ def rewrite(
         os.fsync(fd)
         drop_journal(root)
         at("rewrite:unjournaled")
-    if header.made:
-        write_header(fd, header)
+    if header.made or checked:
+        write_header(fd, popcache.Header(header.made, header.cur, header.new, header.count, len(text) if checked else 0))
 
 
 def _write_journal(root: int, lines: bytes, at: Callable[[str], None]) -> None:

@@ -110,7 +110,6 @@ class Delivery:
             line = popcache.format_line(self._name, self._counter.finish(), drop.uidl_of(self._name))
             try:
                 cachefile.append(lock, line)
-                drop.delivered(self._name)
             except OSError:
                 drop.forget()  # the message itself is there, and the listing finds it without a line
             drop.at("deliver:told")

@@ -5,11 +5,18 @@ from __future__ import annotations
 import errno
 import os
 from stat import S_ISREG
+from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir.storeerror import PERM, StoreError, from_os
 from popkernel.proto.octets import SizeCounter, wire_size
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 CHUNK = 65536
+_AT_ONCE = 32  # files open at a time; an actor may have 64
+_NO_FILE = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP))  # not there, or none to be read
+_WILLNEED: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)  # OpenBSD has no such call
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO somebody put into cur/ must not wait for a writer.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -81,19 +88,59 @@ def stamps(fd: int) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
-def measure(fd: int, name: bytes, claimed: tuple[int, int] | None = None) -> int | None:
-    """Octets POP3 will send for the file ``name`` of the directory ``fd``; None when it is gone or no regular file.
+_File = tuple[int, bytes, "tuple[int, int] | None"]
 
-    ``claimed``: what ``maildirname.claimed_sizes`` says. Of a file too large for one read it is believed, where the file has that
-    size and ends its last line: then only what the name says of the line ends is taken on trust, until the message is sent.
-    Raises OSError when it is there and cannot be read. Takes an open, a stat, a read and a close for a small message.
+
+def measure_all(files: Sequence[_File], meanwhile: Callable[[], None] | None = None) -> list[int | OSError | None]:
+    """For each file octets POP3 will send for it; None when it is gone or no regular file; OSError when it cannot be read.
+
+    ``files``: (directory descriptor, name, what ``maildirname.claimed_sizes`` says). Of a file too large for one read that claim is
+    believed, where the file has that size and ends its last line: then only what the name says of the line ends is taken on trust,
+    until the message is sent. ``meanwhile`` is called now and then.
     """
+    sizes: list[int | OSError | None] = []
+    for start in range(0, len(files), _AT_ONCE):
+        sizes += _measure_some(files[start : start + _AT_ONCE])
+        if meanwhile is not None:
+            meanwhile()
+    return sizes
+
+
+def _measure_some(files: Sequence[_File]) -> list[int | OSError | None]:
+    """The disk is asked for all before the first is waited for: of mail nobody has read yet, five times as fast as one by one."""
+    opened: list[int] = []
+    sizes: list[int | OSError | None] = []
+    try:
+        for fd, name, _ in files:
+            opened.append(_ahead(fd, name, sizes))
+        for at, (file, (_, _, claimed)) in enumerate(zip(opened, files, strict=True)):
+            if file >= 0:
+                sizes[at] = _measured(file, claimed)
+    finally:
+        for file in opened:
+            if file >= 0:
+                os.close(file)
+    return sizes
+
+
+def _ahead(fd: int, name: bytes, sizes: list[int | OSError | None]) -> int:
+    """Open a file and have the disk begin to read it. -1 where it cannot be opened; ``sizes`` gets why."""
+    sizes.append(None)
     try:
         file = os.open(name, READ, dir_fd=fd)
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP}:
-            return None
-        raise
+        if error.errno not in _NO_FILE:
+            sizes[-1] = error
+        return -1
+    if _WILLNEED is not None:
+        try:
+            os.posix_fadvise(file, 0, CHUNK, _WILLNEED)
+        except OSError:  # a FIFO has no pages
+            return file
+    return file
+
+
+def _measured(file: int, claimed: tuple[int, int] | None) -> int | OSError | None:
     try:
         status = os.fstat(file)
         if not S_ISREG(status.st_mode):
@@ -102,8 +149,16 @@ def measure(fd: int, name: bytes, claimed: tuple[int, int] | None = None) -> int
             return claimed[1]
         data = os.read(file, min(status.st_size + 1, CHUNK))
         return wire_size(data) if len(data) == status.st_size else count(file, data)
-    finally:
-        os.close(file)
+    except OSError as error:
+        return error
+
+
+def measure(fd: int, name: bytes, claimed: tuple[int, int] | None = None) -> int | None:
+    """As ``measure_all``, of one file; raises its OSError."""
+    (octets,) = measure_all([(fd, name, claimed)])
+    if isinstance(octets, OSError):
+        raise octets
+    return octets
 
 
 def count(file: int, data: bytes = b"") -> int:

@@ -21,12 +21,15 @@ def uidl_of(name: bytes) -> bytes:
     return digest.encode()
 
 
+IN_NEW = b"/new"  # an info no file can have: the message lies in new/, under its bare name
+
+
 class Listing:
     """The messages of a maildrop at one moment, in message order; indices are 0-based.
 
     ``count`` messages, ``octets`` all together as POP3 sends them. ``notes``: what went wrong with single
     files (name and reason: not readable, not movable), for the log. ``infos`` belongs to the store: what follows the canonical
-    name in cur/ now (``:2,S``), None where nobody has looked yet.
+    name in cur/ now (``:2,S``), ``IN_NEW``, None where nobody has looked yet.
     """
 
     __slots__ = ("_digest", "count", "infos", "names", "notes", "octets", "sizes", "uidls")

@@ -11,7 +11,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import brought, cachefile, directory
-from popkernel.actors.maildir.listing import Listing, uidl_of
+from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Match, Scan, split_names
 from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
@@ -25,7 +25,6 @@ __all__ = ["NOWHERE", "Mailbox"]
 
 NOWHERE = b"/"  # an info no file can have: looked for, not there
 _GUESSES = (b":2,", b":2,S", b"")
-_MOST_OWN = 1000  # names of own deliveries remembered; what is beyond is measured like another program's
 _HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
 _AS_EVER = Policy()
 _Stamp = tuple[int, int, int]
@@ -60,13 +59,13 @@ class Mailbox:
         self._fault = fault
         self._host = maildirname.escape_host(os.fsencode(hostname))
         self._doubtful: set[bytes] = set()
-        self._delivered: set[bytes] = set()  # since the last listing, by this process: their popcache lines are ours
         self.named = 0, 0  # the last fresh name's second and number
         self._linked: dict[bytes, tuple[int, int]] = {}  # messages that had two names at the last scan
+        self.untidy = False  # whether the last scan left mail in new/: there is something for `tidy`
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
-        self._looked: tuple[int, tuple[int, int]] = (0, (0, 0))
+        self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
         self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
         self.cur = self.new = self.tmp = -1
         self.root = directory.open_root(os.fsencode(path))
@@ -112,11 +111,6 @@ class Mailbox:
     def uidl_of(self, name: bytes) -> bytes:
         """Give the UIDL of a message of our own delivery."""
         return name if self.policy.uidl_from == "filename" and uidlist.valid(name) else uidl_of(name)
-
-    def delivered(self, name: bytes) -> None:
-        """A message was put into new/, with a popcache line that needs no checking."""
-        if len(self._delivered) < _MOST_OWN:
-            self._delivered.add(name)
 
     def fresh_name(self) -> bytes:
         """Make a name for a new message: TIME.8HEX.HOSTNAME.
@@ -201,12 +195,13 @@ class Mailbox:
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.now = self.alive, seen.made
-        scan.own, self._delivered = self._delivered, set()
+        scan.unchecked = frozenset(cache.names[cache.checked :])
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._linked = scan.linked
+        self.untidy = scan.left
         self._doubtful = set()
         listing = match.listing
         seen.count = listing.count
@@ -215,13 +210,18 @@ class Mailbox:
         if cache.given_up:
             listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
+            checked = not scan.unreadable
             if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
-                cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at)
+                cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at, checked=checked)
             else:
                 self._update(lock, match)
-                if provable and header is not None and not header.proves(seen.cur, seen.new, seen.count):
+                seen.checked = os.fstat(lock).st_size if checked else 0
+                if header is not None and provable and not header.proves(seen.cur, seen.new, seen.count):
                     cachefile.write_header(lock, seen)
+                elif header is not None and header.checked != seen.checked:
+                    header.checked = seen.checked
+                    cachefile.write_header(lock, header)
             if journal is not None:
                 cachefile.drop_journal(self.root)
         except OSError as error:
@@ -239,17 +239,19 @@ class Mailbox:
 
     # One message
 
-    def _candidates(self, listing: Listing, i: int) -> Iterable[bytes]:
-        """File names in cur/ the message may have, the likeliest first."""
+    def _candidates(self, listing: Listing, i: int) -> Iterable[tuple[int, bytes]]:
+        """Where the message may be, directory and file name, the likeliest first."""
         info = listing.infos[listing.check(i)]
         name = listing.names[i]
-        return [name + guess for guess in _GUESSES] if info is None else [name + info]
+        if info is None:
+            return [(self.cur, name + guess) for guess in _GUESSES]
+        return [(self.new, name) if info == IN_NEW else (self.cur, name + info)]
 
     def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
         """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
-        before = directory.stamps(self.cur)
+        before = directory.stamps(self.cur), directory.stamps(self.new)
         made, looked = self._looked
-        if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, before, before):
+        if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, *before):
             self._looked = int(self._clock() * 1e9), before
             present = self._present()
             if listing.names[i] not in present:
@@ -257,14 +259,16 @@ class Mailbox:
             listing.infos = [present.get(name, NOWHERE) for name in listing.names]
         name, info = listing.names[i], listing.infos[i]
         if info is not None and info != NOWHERE:
-            return self.cur, name + info
+            return (self.new, name) if info == IN_NEW else (self.cur, name + info)
         for there in directory.list_names(self.new):
             if maildirname.canonical(there) == name:
                 return self.new, there
         return None
 
     def _present(self) -> dict[bytes, bytes]:
-        return dict(zip(*split_names(directory.list_names(self.cur)), strict=True))
+        return dict.fromkeys(directory.list_names(self.new), IN_NEW) | dict(
+            zip(*split_names(directory.list_names(self.cur)), strict=True)
+        )
 
     def open_message(self, listing: Listing, i: int) -> int:
         """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.
@@ -284,9 +288,9 @@ class Mailbox:
         raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more")
 
     def _open(self, listing: Listing, i: int) -> int:
-        for name in self._candidates(listing, i):
+        for part, name in self._candidates(listing, i):
             try:
-                fd = os.open(name, directory.READ, dir_fd=self.cur)
+                fd = os.open(name, directory.READ, dir_fd=part)
             except FileNotFoundError:
                 continue
             if listing.infos[i] is None:
@@ -312,7 +316,8 @@ class Mailbox:
         info, size = listing.infos[listing.check(i)], listing.sizes[i]
         if info is not None and size <= limit:  # a message as it should be; whatever is odd goes the long way, which knows what it means
             try:
-                fd = os.open(listing.names[i] + info, directory.READ, dir_fd=self.cur)
+                part, name = (self.new, listing.names[i]) if info == IN_NEW else (self.cur, listing.names[i] + info)
+                fd = os.open(name, directory.READ, dir_fd=part)
                 try:
                     wire, octets = encode(os.read(fd, size + 1))
                 finally:

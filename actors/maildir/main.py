@@ -20,6 +20,7 @@ from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 
 _ALIVE_SECONDS = 2.0  # between two signs of life while a mailbox is listed
+_TIDY_AFTER = 5.0  # seconds from a session's end; who only polls twice in a row shall not wait
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
 
@@ -41,6 +42,7 @@ class MaildirActor(Actor):
         self.silent_since = 0.0
         self.said_alive = time.monotonic()
         self.parking: Timer | None = None
+        self.tidying: Timer | None = None
         self.handlers |= {m.Open: self._open, m.Wake: self._wake, m.Retire: self._retire, m.Receive: self.reception.receive}
 
     def begin(self) -> None:
@@ -86,6 +88,7 @@ class MaildirActor(Actor):
             "leaving": self.leaving,
             "stopping": self.stopping,
             "session": [self.number, self.park_seconds, now - self.silent_since] if self.channel is not None else [],
+            "tidying": self.tidying.due - now if self.tidying is not None else -1.0,
             "parking": self.parking.due - now if self.parking is not None else -1.0,
             "state": self.session.park() if self.session is not None else None,
             **self.reception.settings(now),
@@ -166,8 +169,16 @@ class MaildirActor(Actor):
 
     def rest(self) -> None:
         """Something has ended: go, if that is wanted and nothing is open any more."""
+        if self.tidying is None and self.session is None and self.drop is not None and self.drop.untidy:
+            self.tidying = self.loop.later(_TIDY_AFTER, self._tidy)
         if self.leaving and self.session is None and self.reception.left():
             self.end()
+
+    def _tidy(self) -> None:
+        """Mail that a session of very much was served from new/ goes to cur/ when nobody is there, a little at a time."""
+        self.tidying = None
+        if self.drop is not None and self.channel is None and self.drop.tidy():
+            self.tidying = self.loop.later(0.0, self._tidy)
 
     def _retire(self, message: m.Retire, fds: list[int]) -> None:
         del message, fds

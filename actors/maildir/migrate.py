@@ -142,5 +142,5 @@ def _write(drop: Maildrop, lock: int | None, after: _Known) -> None:
     assert lock is not None
     names = list(after)
     maildirname.sort_names(names)
-    cachefile.rewrite(drop.root, lock, [(name, *after[name]) for name in names], popcache.UNPROVEN, drop.at)
+    cachefile.rewrite(drop.root, lock, [(name, *after[name]) for name in names], popcache.UNPROVEN, drop.at, checked=False)
     cachefile.drop_journal(drop.root)

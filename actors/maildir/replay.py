@@ -137,6 +137,9 @@ def _set_scene(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> set[int
     if actor.drop is not None and settings["named"]:
         actor.drop.named = tuple(settings["named"])
     _receive(stage, actor, settings)
+    if settings.get("tidying", -1.0) >= 0 and actor.drop is not None:
+        actor.drop.untidy = True
+        actor.tidying = stage.loop.later(settings["tidying"], actor._tidy)  # noqa: SLF001
     if not settings["session"]:
         return set()
     number, park, silent = settings["session"]

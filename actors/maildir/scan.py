@@ -10,6 +10,8 @@ Decisions where maildir and popcache leave a choice:
   may be younger than five seconds. Until then both stay, the message is served once, and a later listing looks again.
 - A name that cannot stand in a popcache line (a blank or a line end in it) is served like any other, measured at each
   scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
+- New mail is moved to cur/ before the session begins, as the server popkernel takes over from did. Of more than ``MOVED_AT_ONCE`` messages
+  only what is odd is: the others are served from new/ where they lie, and moved when their user has gone (``Maildrop.tidy``).
 - A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
   read a second time: a UIDL brought along from another server must not be lost that way.
 - A message that cannot be read and whose size nobody knows is left out of this session and said in ``Listing.notes``; one
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import directory
 from popkernel.actors.maildir.brought import notes as refusals
-from popkernel.actors.maildir.listing import Listing, uidl_of
+from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.storeerror import from_os, show
 from popkernel.proto import maildirname, popcache
 from popkernel.proto.uidlist import choose
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
 _YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
+MOVED_AT_ONCE = 256  # messages: five milliseconds of link and unlink
 _HEX64 = frozenset(b"0123456789abcdef")
 
 
@@ -55,18 +58,19 @@ def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 class Scan:
     """One reading of new/ and cur/, made under the popcache lock.
 
-    ``present``: canonical name to info, of cur/ after new/ was emptied; names that are no messages may be among them.
-    ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them all new mail but ``own``, which
-    this process delivered: another program's popcache line is checked before it is believed. ``clean``: what was found will
-    still be so as long as neither directory changes. ``lied``: names whose sizes in them are not believed.
-    ``brought``: gives UIDLs that another server left for messages the popcache does not know, and what is wrong with its file;
-    None where none are wanted. ``alive``: called now and then while messages are measured, which may take minutes. ``now``: ns of the
-    epoch when this began. ``linked``: canonical name to (device, inode) of messages that have two names, one of them to go later.
+    ``present``: canonical name to info, of cur/ after new/ was emptied, or ``IN_NEW``; names that are no messages may be among them.
+    ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them what lay in new/ and is in
+    ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
+    as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``brought``: gives UIDLs that another
+    server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``:
+    called now and then while messages are measured, which may take minutes. ``now``: ns of the epoch when this began. ``left``:
+    there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages that have two names, one of them to
+    go later.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "lied", "linked", "notes", "now", "own",
-        "present", "unreadable",
+        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "left", "lied", "linked", "notes", "now",
+        "present", "unchecked", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -78,12 +82,13 @@ class Scan:
         self.lied = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
         self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
-        self.own: frozenset[bytes] | set[bytes] = frozenset()
+        self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
         self.now = 0
         self.linked: dict[bytes, tuple[int, int]] = {}
         self.unreadable: set[bytes] = set()
+        self.left = False
         self.clean = True
 
     def read(self, at: Callable[[str], None]) -> None:
@@ -93,10 +98,27 @@ class Scan:
         self.present = dict(zip(bases, infos, strict=True))
         if len(self.present) != len(names):
             self._resolve_doubles(names)
-        for name in directory.list_names(self._new):
+        for name in self._odd(directory.list_names(self._new)):
             if maildirname.is_message(name):
-                self._take(name)
+                self.take(name)
                 at("listing:moved")
+
+    def _odd(self, names: list[bytes]) -> list[bytes]:
+        """Of names in new/ those to be moved now: all of few; of many those that say more than a canonical name, or a known one."""
+        if len(names) <= MOVED_AT_ONCE:
+            return names
+        present = self.present
+        odd = [name for name in names if b":" in name or name in present]
+        left = dict.fromkeys(names if not odd else set(names).difference(odd), IN_NEW)
+        present.update(left)
+        self.left = True
+        self.doubtful |= self.unchecked & left.keys()
+        return odd
+
+    def where(self, base: bytes) -> tuple[int, bytes]:
+        """Directory and file name of a present message."""
+        info = self.present[base]
+        return (self._new, base) if info == IN_NEW else (self._cur, base + info)
 
     def second_look(self) -> None:
         """Read cur/ once more and add what the first reading missed, or what was put back into new/ meanwhile."""
@@ -111,7 +133,8 @@ class Scan:
     def vanished(self, name: bytes) -> bool:
         """Of a present message that could not be measured: is it gone, or no file? Or has another program renamed it meanwhile?"""
         try:
-            return not S_ISREG(os.stat(name + self.present[name], dir_fd=self._cur, follow_symlinks=False).st_mode)
+            fd, there = self.where(name)
+            return not S_ISREG(os.stat(there, dir_fd=fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             self.clean = False
         for fd in (self._cur, self._new):
@@ -149,7 +172,8 @@ class Scan:
         """Is ``name`` a link to the file that keeps ``base``, or a file of its own? None where that is not settled yet."""
         try:
             before = os.stat(name, dir_fd=source, follow_symlinks=False)
-            kept = os.stat(base + self.present[base], dir_fd=self._cur, follow_symlinks=False)
+            fd, there = self.where(base)
+            kept = os.stat(there, dir_fd=fd, follow_symlinks=False)
             after = os.stat(name, dir_fd=source, follow_symlinks=False)
         except FileNotFoundError:
             return None
@@ -185,7 +209,7 @@ class Scan:
             self._note(f"{show(name)}: {os.strerror(error.errno or 0)}")
         self.clean = False
 
-    def _take(self, name: bytes) -> None:
+    def take(self, name: bytes) -> None:
         """Move one message from new/ to cur/; what cannot be moved stays for a later session."""
         base = maildirname.canonical(name)
         info = name[len(base) :] or maildirname.INFO_NEW
@@ -197,7 +221,7 @@ class Scan:
                 self._free(self._new, name, base)
             elif directory.move_no_replace(self._new, name, self._cur, base + info):
                 self.present[base] = info
-                if base not in self.own:
+                if base in self.unchecked:
                     self.doubtful.add(base)
             else:
                 self.clean = False  # another program put it there this moment: the next session sees to it
@@ -210,20 +234,23 @@ class Scan:
         self.notes.append(text)
         self.clean = False
 
-    def measure(self, name: bytes) -> int | None:
-        """Octets of a present message; None when it is none, is gone or cannot be read."""
-        if self.alive is not None:
-            self.alive()
+    def measure(self, names: list[bytes]) -> list[int | None]:
+        """Octets of present messages; None for one that is none, is gone or cannot be read."""
         # Asked here: most names say nothing, and a function not called is a page not copied.
-        claimed = maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None
-        try:
-            return directory.measure(self._cur, name + self.present[name], claimed)
-        except OSError as error:
-            if error.errno in _SHORTAGE:
-                raise from_os(error, f"cur/{show(name)}") from None
-            self._note(f"cur/{show(name + self.present[name])}: {os.strerror(error.errno or 0)}")
-            self.unreadable.add(name)
-            return None
+        claims = [maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None for name in names]
+        files = [(*self.where(name), claimed) for name, claimed in zip(names, claims, strict=True)]
+        found = directory.measure_all(files, self.alive)
+        for name, octets in zip(names, found, strict=True):
+            if isinstance(octets, OSError):
+                self._cannot_read(name, octets)
+        return [None if isinstance(octets, OSError) else octets for octets in found]
+
+    def _cannot_read(self, name: bytes, error: OSError) -> None:
+        part, file = ("new", name) if self.present[name] == IN_NEW else ("cur", name + self.present[name])
+        if error.errno in _SHORTAGE:
+            raise from_os(error, f"{part}/{show(name)}") from None
+        self._note(f"{part}/{show(file)}: {os.strerror(error.errno or 0)}")
+        self.unreadable.add(name)
 
 
 class Match:
@@ -259,13 +286,15 @@ class Match:
         present = scan.present
         if not all(map(present.__contains__, cache.names)):
             scan.second_look()
+        doubtful = [name for name in cache.names if name in scan.doubtful and name in present] if scan.doubtful else []
+        measured = dict(zip(doubtful, scan.measure(doubtful), strict=True))
         kept: list[int] = []
         for i, name in enumerate(cache.names):
             if name not in present:
                 self.gone.add(name)
                 continue
-            if name in scan.doubtful:
-                octets = scan.measure(name)
+            if name in measured:
+                octets = measured[name]
                 if octets is None and name not in scan.unreadable and scan.vanished(name):
                     self.gone.add(name)
                     continue
@@ -280,32 +309,29 @@ class Match:
             cache.uidl_set = set(cache.uidls)
 
     def _add_fresh(self, cache: popcache.Cache, scan: Scan) -> None:
-        fresh = [name for name in scan.present.keys() - set(cache.names) if maildirname.is_message(name)]
+        fresh = list(scan.present.keys() - set(cache.names) - self.gone)
+        fit = popcache.all_fit(fresh)
+        if not fit:
+            fresh = [name for name in fresh if maildirname.is_message(name)]
         maildirname.sort_names(fresh)
         brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
-        lines: list[bytes] = []
+        rows = [
+            (name, octets, brought.get(name) or uidl_of(name))
+            for name, octets in zip(fresh, scan.measure(fresh), strict=True) if octets is not None
+        ]
         last = cache.names[-1] if cache.names else None
-        for name in fresh:
-            if name in self.gone:
-                continue
-            octets = scan.measure(name)
-            if octets is None:
-                continue
-            uidl = brought.get(name) or uidl_of(name)
-            if uidl in cache.uidl_set:
-                self._settle(cache)
-            cache.names.append(name)
-            cache.sizes.append(octets)
-            cache.uidls.append(uidl)
-            cache.uidl_set.add(uidl)
-            if popcache.fits(name):
-                lines.append(popcache.format_line(name, octets, uidl))
-            else:
-                self.odd = True
-            if last is not None and maildirname.order_key(name) < maildirname.order_key(last):
-                cache.ordered = False
-                self.whole |= popcache.fits(name)
-        self.added = b"".join(lines)
+        cache.names += [name for name, _, _ in rows]
+        cache.sizes.extend([octets for _, octets, _ in rows])
+        cache.uidls += [uidl for _, _, uidl in rows]
+        cache.uidl_set = set(cache.uidls)
+        if len(cache.uidl_set) < len(cache.uidls):
+            self._settle(cache)
+        fitting = rows if fit else [row for row in rows if popcache.fits(row[0])]
+        self.odd = len(fitting) < len(rows)
+        self.added = popcache.format_lines(fitting)
+        if last is not None and rows and maildirname.order_key(rows[0][0]) < maildirname.order_key(last):
+            cache.ordered = False
+            self.whole |= any(maildirname.order_key(row[0]) < maildirname.order_key(last) for row in fitting)
 
     def _brought(self, fresh: list[bytes], cache: popcache.Cache, scan: Scan) -> dict[bytes, bytes]:
         """UIDLs of another server for these messages: those that can be had."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import cachefile, directory, expiry
 from popkernel.actors.maildir.delivery import Delivery
-from popkernel.actors.maildir.listing import Listing
+from popkernel.actors.maildir.listing import IN_NEW, Listing
 from popkernel.actors.maildir.mailbox import NOWHERE, Mailbox
+from popkernel.actors.maildir.scan import Scan
 from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os
 from popkernel.proto import maildirname, popcache
 
@@ -34,6 +35,7 @@ class Maildrop(Mailbox):
     """A mailbox that sessions end in, and mail comes to."""
 
     quota: Quota | None = None  # to be told of removals
+    _tidying: list[bytes] | None = None  # names in new/ that are still to be moved, last one first
 
     # The end of a session
 
@@ -48,12 +50,13 @@ class Maildrop(Mailbox):
             return self._trash(listing, indices)
         failed: list[int] = []
         doomed: set[bytes] = set()
+        touched: set[int] = set()
         freed = 0
         count = self.quota is not None and self.quota.kept
         for i in indices:
             try:
                 freed += self._file_size(listing, i) if count else 0
-                self._unlink(listing, i)
+                touched.add(self._unlink(listing, i))
                 doomed.add(listing.names[i])
             except OSError:
                 failed.append(i)
@@ -63,9 +66,10 @@ class Maildrop(Mailbox):
         if doomed:
             self._last = None
             try:
-                directory.sync(self.cur)
+                for part in touched:
+                    directory.sync(part)
             except OSError as error:
-                raise from_os(error, "cur") from None
+                raise from_os(error, "cur or new") from None
             self.at("remove:synced")
             self._strike_out(doomed)
         return failed
@@ -75,29 +79,31 @@ class Maildrop(Mailbox):
         return 0 if status is None else status.st_size
 
     def _status(self, listing: Listing, i: int) -> os.stat_result | None:
-        for name in self._candidates(listing, i):
+        for part, name in self._candidates(listing, i):
             try:
-                return os.stat(name, dir_fd=self.cur, follow_symlinks=False)
+                return os.stat(name, dir_fd=part, follow_symlinks=False)
             except FileNotFoundError:
                 continue
         found = self._find(listing, i)
         return None if found is None else os.stat(found[1], dir_fd=found[0], follow_symlinks=False)
 
-    def _unlink(self, listing: Listing, i: int) -> None:
+    def _unlink(self, listing: Listing, i: int) -> int:
+        """Gives the descriptor of the directory that the message was in; cur's where it was gone already."""
         if listing.names[i] in self._linked:
             self._unlink_links(listing.names[i])
-        for name in self._candidates(listing, i):
+        for part, name in self._candidates(listing, i):
             try:
-                os.unlink(name, dir_fd=self.cur)
-                return
+                os.unlink(name, dir_fd=part)
+                return part
             except FileNotFoundError:
                 continue
-        found = self._find(listing, i)
-        if found is not None:
+        part, name = self._find(listing, i) or (self.cur, b"")
+        if name:
             try:
-                os.unlink(found[1], dir_fd=found[0])
+                os.unlink(name, dir_fd=part)
             except FileNotFoundError:
-                return
+                return self.cur
+        return part
 
     def _unlink_links(self, base: bytes) -> None:
         """A message whose second name was too young to be taken away: else it would be back at the next listing."""
@@ -126,7 +132,8 @@ class Maildrop(Mailbox):
                 left = popcache.parse(data)
                 rows = zip(left.names, left.sizes, left.uidls, strict=True)
                 kept = (row for row in rows if row[0] not in doomed)
-                cachefile.rewrite(self.root, lock, kept, popcache.UNPROVEN, self.at)
+                checked = left.checked == len(left.names)
+                cachefile.rewrite(self.root, lock, kept, popcache.UNPROVEN, self.at, checked=checked)
             else:
                 cachefile.mark_removed(lock, offsets)
             self.at("remove:marked")
@@ -159,7 +166,9 @@ class Maildrop(Mailbox):
         for _ in range(2):  # another program may change flags between the look and the rename
             try:
                 info, source = listing.infos[i], self.cur
-                if info is None or info == NOWHERE:
+                if info == IN_NEW:
+                    info, source = b"", self.new
+                elif info is None or info == NOWHERE:
                     found = self._find(listing, i)
                     if found is None:
                         return gone
@@ -204,6 +213,33 @@ class Maildrop(Mailbox):
                 if status is not None and status.st_mtime < limit:
                     old.append(i)
         return old
+
+    def tidy(self, most: int = 64) -> bool:
+        """Move up to ``most`` messages that a listing left in new/ to cur/, first come first. True while there are more.
+
+        Not while a session is open. What cannot be moved, or is being moved by another program, is left to the next listing.
+        """
+        if not self.untidy:
+            return False
+        self._last = None
+        try:
+            if self._tidying is None:
+                self._tidying = sorted(filter(maildirname.is_message, directory.list_names(self.new)), reverse=True)
+            lock = self.take_lock(TEMP, 0.0)
+        except (OSError, StoreError):
+            self._tidying, self.untidy = None, False
+            return False
+        scan = Scan(self.cur, self.new, self._host, self._random, set())
+        try:
+            for name in self._tidying[-most:][::-1]:
+                scan.take(name)
+        finally:
+            os.close(lock)
+        del self._tidying[-most:]
+        self.untidy = bool(self._tidying) and not scan.notes
+        if not self.untidy:
+            self._tidying = None
+        return self.untidy
 
     # Delivery
 

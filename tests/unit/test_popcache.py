@@ -94,7 +94,7 @@ def test_header_round_trip():
     header = Header(NOW, STAMPS, STAMPS, 3)
     text = header.encode()
     assert len(text) == popcache.HEADER_LENGTH
-    assert text.startswith(b"#popkernel 1 ")
+    assert text.startswith(b"#popkernel 2 ")
     back = parse(text + GOOD).header
     assert back is not None
     assert back.proves(STAMPS, STAMPS, 3)
