@@ -213,7 +213,8 @@ class Mailbox:
             checked = not scan.unreadable
             if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
-                cachefile.rewrite(self.root, lock, rows, seen if provable else popcache.UNPROVEN, self.at, checked=checked)
+                proof = seen if provable else popcache.UNPROVEN
+                cachefile.rewrite(self.root, lock, rows, proof, self.at, checked=checked, plain=match.plain)
             else:
                 self._update(lock, match)
                 seen.checked = os.fstat(lock).st_size if checked else 0
@@ -234,7 +235,7 @@ class Mailbox:
             cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock) or b"", match.gone))
             self.at("listing:marked")
         if match.added:
-            cachefile.append(lock, match.added)
+            cachefile.append(lock, popcache.format_lines(match.added))
             self.at("listing:appended")
 
     # One message

@@ -236,9 +236,13 @@ class Scan:
 
     def measure(self, names: list[bytes]) -> list[int | None]:
         """Octets of present messages; None for one that is none, is gone or cannot be read."""
+        present, cur, new = self.present, self._cur, self._new
         # Asked here: most names say nothing, and a function not called is a page not copied.
-        claims = [maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None for name in names]
-        files = [(*self.where(name), claimed) for name, claimed in zip(names, claims, strict=True)]
+        files = [
+            ((new, name) if present[name] == IN_NEW else (cur, name + present[name]))
+            + (maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None,)
+            for name in names
+        ]
         found = directory.measure_all(files, self.alive)
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
@@ -256,17 +260,18 @@ class Scan:
 class Match:
     """The popcache's lines set beside a scan: the listing, and what has to be written back.
 
-    ``gone``: canonical names whose lines must go. ``added``: popcache lines to append. ``whole``: appending and marking
-    is not enough, the file must be written anew. ``odd``: there are names that no popcache line can hold.
-    ``notes``: UIDLs of another server that could not be used.
+    ``gone``: canonical names whose lines must go. ``added``: what lines to append (canonical name, octets, UIDL). ``whole``:
+    appending and marking is not enough, the file must be written anew. ``odd``: there are names that no popcache line can hold.
+    ``plain``: all UIDLs were made of the names here. ``notes``: UIDLs of another server that could not be used.
     """
 
-    __slots__ = ("added", "gone", "listing", "notes", "odd", "whole")
+    __slots__ = ("added", "gone", "listing", "notes", "odd", "plain", "whole")
 
     def __init__(self, cache: popcache.Cache, scan: Scan, journal: popcache.Cache | None) -> None:
         self.gone: set[bytes] = set()
-        self.added = b""
+        self.added: list[tuple[bytes, int, bytes]] = []
         self.odd = False
+        self.plain = not cache.names and journal is None
         self.notes: tuple[str, ...] = ()
         self.whole = bool(cache.refused or journal is not None or not cache.ordered)
         if journal is not None:
@@ -315,6 +320,7 @@ class Match:
             fresh = [name for name in fresh if maildirname.is_message(name)]
         maildirname.sort_names(fresh)
         brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
+        self.plain &= not brought
         rows = [
             (name, octets, brought.get(name) or uidl_of(name))
             for name, octets in zip(fresh, scan.measure(fresh), strict=True) if octets is not None
@@ -328,7 +334,7 @@ class Match:
             self._settle(cache)
         fitting = rows if fit else [row for row in rows if popcache.fits(row[0])]
         self.odd = len(fitting) < len(rows)
-        self.added = popcache.format_lines(fitting)
+        self.added = fitting
         if last is not None and rows and maildirname.order_key(rows[0][0]) < maildirname.order_key(last):
             cache.ordered = False
             self.whole |= any(maildirname.order_key(row[0]) < maildirname.order_key(last) for row in fitting)

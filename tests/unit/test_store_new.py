@@ -1,0 +1,241 @@
+"""Very much new mail is served from new/ where it lies; and whose word a popcache line is."""
+
+import errno
+import os
+
+import pytest
+from popkernel.actors.maildir import directory, scan
+from popkernel.actors.maildir.core import Session
+from popkernel.actors.maildir.policy import Policy
+from popkernel.actors.maildir.store import Maildrop
+from popkernel.proto import messages as m
+from popkernel.proto import popcache
+from popkernel.proto.octets import to_wire
+
+from tests.unit.test_store import MAIL, Box, rows, shown, text
+
+MANY = scan.MOVED_AT_ONCE + 44
+NAMES = [b"%d.x" % (1000 + i) for i in range(MANY)]
+
+
+def letter(name):
+    return b"Subject: %s\n\n.dotted\n" % name + b"line\n" * (int(name[:4]) % 7)
+
+
+@pytest.fixture
+def box(tmp_path):
+    box = Box(tmp_path)
+    yield box
+    box.drop.close()
+
+
+@pytest.fixture
+def many(box):
+    for name in NAMES:
+        box.put(name, letter(name), b"new")
+    return box
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Names of the files that were measured."""
+    names = []
+    real = directory.measure_all
+
+    def measure_all(files, meanwhile=None):
+        names.extend(name for _, name, _ in files)
+        return real(files, meanwhile)
+
+    monkeypatch.setattr(directory, "measure_all", measure_all)
+    return names
+
+
+def expected(names=NAMES):
+    return [row for name in names for row in rows(name, data=letter(name))]
+
+
+def test_few_are_moved_before_the_session(box):
+    for name in NAMES[: scan.MOVED_AT_ONCE]:
+        box.put(name, letter(name), b"new")
+    assert shown(box.drop.listing()) == expected(NAMES[: scan.MOVED_AT_ONCE])
+    assert box.names(b"new") == []
+    assert not box.drop.untidy
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_many_are_served_where_they_lie(many, proven):
+    if proven:
+        many.age()
+        many.drop.listing()
+    listing = many.again()
+    assert (listing.infos[0] is None) == proven
+    assert shown(listing) == expected()
+    assert many.names(b"new") == sorted(NAMES)
+    for i in (0, 5, MANY - 1):
+        assert many.drop.read_wire(listing, i, 1000) == to_wire(letter(NAMES[i]))
+        fd = many.drop.open_message(listing, i)
+        assert os.read(fd, 1000) == letter(NAMES[i])
+        os.close(fd)
+    assert many.names(b"cur") == []
+
+
+def test_what_is_removed_goes_from_new_and_both_directories_are_synced(many, monkeypatch):
+    listing = many.drop.listing()
+    os.rename(many.path + b"/new/" + NAMES[7], many.path + b"/cur/" + NAMES[7] + b":2,F")  # another program has a look
+    synced = set()
+    real = directory.sync
+    monkeypatch.setattr(directory, "sync", lambda fd: (synced.add(fd), real(fd)))
+    assert many.drop.remove(listing, [0, 7, 9]) == []
+    assert synced == {many.drop.new, many.drop.cur}
+    left = [name for i, name in enumerate(NAMES) if i not in (0, 7, 9)]
+    assert many.names(b"new") == sorted(left)
+    assert many.names() == []
+    assert shown(many.again()) == expected(left)
+
+
+def test_what_was_read_is_moved_with_its_flag(many):
+    listing = many.drop.listing()
+    many.drop.mark_seen(listing, [3, 4])
+    assert many.names() == [NAMES[3] + b":2,S", NAMES[4] + b":2,S"]
+    assert many.drop.read_wire(listing, 3, 1000) == to_wire(letter(NAMES[3]))
+    assert shown(many.again()) == expected()
+
+
+def test_trashed_from_new(many):
+    many.drop.policy = Policy(deletion="trash-flag", hide_trashed=True)
+    assert many.drop.remove(many.drop.listing(), [1]) == []
+    assert many.names() == [NAMES[1] + b":2,T"]
+    assert shown(many.drop.listing()) == expected([name for name in NAMES if name != NAMES[1]])
+
+
+def test_the_odd_ones_are_moved_at_once(many):
+    many.put(b"1.flagged:2,F", MAIL, b"new")
+    many.put(NAMES[0] + b":2,S", MAIL)  # another message of that name
+    many.put(b"no-message", MAIL, b"new")
+    os.mkdir(many.path + b"/new/2.directory")
+    os.mkfifo(many.path + b"/new/3.fifo")
+    os.symlink("/etc/passwd", many.path + b"/new/4.link")
+    listing = many.drop.listing()
+    assert listing.count == MANY + 2
+    assert shown(listing)[0] == rows(b"1.flagged")[0]
+    assert b"1.flagged:2,F" in many.names()
+    assert sorted(many.drop.read_small(listing, i, 1000) for i in range(listing.count) if listing.name(i)[:5] == b"1000.") == sorted(
+        [MAIL, letter(NAMES[0])]
+    )
+    assert {b"no-message", b"2.directory", b"3.fifo", b"4.link"} < set(many.names(b"new"))
+    while many.drop.tidy():
+        pass
+    assert many.names(b"new") == [b"2.directory", b"3.fifo", b"4.link", b"no-message"]
+
+
+def test_tidy_moves_them_a_little_at_a_time(many):
+    before = many.drop.listing()
+    for rounds in (1, 2, 3):
+        assert many.drop.tidy(100) == (rounds < 3)
+        assert many.names() == [name + b":2," for name in sorted(NAMES)[: 100 * rounds]]
+    assert many.names(b"new") == []
+    after = many.drop.listing()
+    assert (after.digest(), shown(after)) == (before.digest(), expected())
+    assert not many.drop.tidy()
+
+
+def test_tidy_gives_way_to_whoever_has_the_lock(many):
+    many.drop.listing()
+    other = Maildrop(many.path)
+    lock = other.take_lock("SYS/TEMP")
+    assert not many.drop.tidy()
+    os.close(lock)
+    other.close()
+    assert many.names(b"new") == sorted(NAMES)
+
+
+def test_a_parked_session_goes_on_after_they_were_moved(many):
+    session = Session(many.drop, many.drop.listing())
+    session.take(m.Delete(2, 1))
+    while session.step() is not None:
+        pass
+    state = session.park()
+    while many.drop.tidy():
+        pass
+    awake = Session.wake(many.drop, many.drop.listing(), state)
+    awake.take(m.Retrieve(1, 2, 0))
+    assert awake.step()[1] == to_wire(letter(NAMES[0]))
+    awake.take(m.Quit([]))
+    while awake.step() is not None:
+        pass
+    assert NAMES[1] not in [name.partition(b":")[0] for name in many.names()]
+    assert many.names()[0] == NAMES[0] + b":2,S"
+
+
+def deliver(drop, data=MAIL):
+    with drop.deliver_begin() as delivery:
+        delivery.write(data)
+        return delivery.commit().encode()
+
+
+@pytest.mark.parametrize("count", [3, MANY])
+def test_our_own_deliveries_are_believed_in_another_process(box, measured, count):
+    names = [deliver(box.drop) for _ in range(count)]
+    assert shown(box.again()) == rows(*names)
+    assert measured == []
+
+
+@pytest.mark.parametrize("count", [3, MANY])
+def test_what_another_program_says_of_new_mail_is_not(box, measured, count):
+    names = [b"5.other", *(deliver(box.drop) for _ in range(count))]
+    box.put(b"5.other", MAIL, b"new")
+    box.cache += text(b"5.other", octets=999)
+    names.append(deliver(box.drop))  # behind a line that nobody has checked
+    assert sorted(shown(box.again())) == sorted(rows(*names))
+    assert {name.partition(b":")[0] for name in measured} == {b"5.other", names[-1]}
+    measured.clear()
+    names.append(deliver(box.drop))
+    assert sorted(shown(box.again())) == sorted(rows(*names))
+    assert measured == []
+
+
+def test_a_header_that_says_too_much_or_cuts_a_line_is_not_believed():
+    good = text(b"1.a", b"2.b")
+    for checked in (popcache.HEADER_LENGTH + len(good) + 1, popcache.HEADER_LENGTH + 5, 1):
+        cache = popcache.parse(popcache.Header(0, (0, 0), (0, 0), 0, checked).encode() + good)
+        assert (cache.names, cache.refused, cache.checked) == ([b"1.a", b"2.b"], 0, 0)
+    half = popcache.HEADER_LENGTH + len(text(b"1.a"))
+    cache = popcache.parse(popcache.Header(0, (0, 0), (0, 0), 0, half).encode() + good)
+    assert (cache.names, cache.checked) == ([b"1.a", b"2.b"], 1)
+
+
+def test_a_header_of_before_is_none(box):
+    box.put(b"1.a:2,")
+    box.cache = b"#popkernel 1 " + b" ".join([b"0" * 20] * 6) + b"\n" + text(b"1.a")
+    box.age()
+    assert shown(box.drop.listing()) == rows(b"1.a")
+    assert shown(box.again()) == rows(b"1.a")
+    assert popcache.parse_header(box.cache).checked == len(box.cache)
+
+
+def test_measured_also_where_times_may_not_be_left_alone(box, monkeypatch):
+    """As of mail that is another user's: O_NOATIME is refused."""
+    box.put(b"1.a:2,")
+    real = os.open
+
+    def refuse(path, flags, *rest, **more):
+        if flags & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, "not the owner")
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert shown(box.drop.listing()) == rows(b"1.a")
+
+
+def test_files_of_every_kind_are_measured_in_one_go(box):
+    large = b"x\n" * 40_000
+    box.put(b"1.large:2,", large)
+    box.put(b"2.empty:2,", b"")
+    box.put(b"3.full:2,", b"y" * directory.CHUNK)
+    box.put(b"4.less:2,", b"y" * (directory.CHUNK - 1))
+    os.mkfifo(box.path + b"/cur/5.fifo:2,")
+    os.mkdir(box.path + b"/cur/6.directory:2,")
+    writer = os.open(box.path + b"/cur/5.fifo:2,", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, MAIL)
+    assert list(box.drop.listing().sizes) == [len(large) + 40_000, 0, directory.CHUNK + 2, directory.CHUNK + 1]
+    os.close(writer)
