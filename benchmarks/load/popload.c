@@ -246,6 +246,7 @@ static double pct(double *v, long n, double p) { return n ? v[(long)(p * (n - 1)
 int main(int argc, char **argv)
 {
 	int o; double dur = 0;
+	signal(SIGPIPE, SIG_IGN); /* a server that goes is a failed session, not the end of the load */
 	while ((o = getopt(argc, argv, "h:p:Tc:n:d:u:U:F:t:r:w:W:PH:qR")) != -1) switch (o) {
 	case 'h': host = optarg; break; case 'p': port = atoi(optarg); break; case 'T': tls = 1; break;
 	case 'c': conns = atoi(optarg); break; case 'n': total = atol(optarg); break; case 'd': dur = atof(optarg); total = 10000000; break;
