@@ -163,9 +163,13 @@ class Server:
         # Without a group only a master that would not end tells which processes are still its own: ids of others may have been
         # given to somebody else by now.
         left = self.group.pids() if self.group.path else left if self.process.poll() is None else []
-        for pid in reversed(left):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while left:  # ten thousand processes take a while to go, and whoever is measured next would pay for it
+            for pid in reversed(left):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+            left = self.group.pids() if time.monotonic() < until else []
         self.process.wait(30)
         self.group.remove()
 

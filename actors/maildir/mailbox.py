@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from popkernel.actors.maildir import brought, cachefile, directory
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.policy import Policy
-from popkernel.actors.maildir.scan import Match, Scan, split_names
+from popkernel.actors.maildir.scan import Match, Scan, places
 from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
@@ -254,9 +254,9 @@ class Mailbox:
         made, looked = self._looked
         if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, *before):
             self._looked = int(self._clock() * 1e9), before
-            present = self._present()
+            present = places(self.cur, self.new)
             if listing.names[i] not in present:
-                present |= self._present()  # reading a directory may miss a name that is being changed
+                present |= places(self.cur, self.new)  # reading a directory may miss a name that is being changed
             listing.infos = [present.get(name, NOWHERE) for name in listing.names]
         name, info = listing.names[i], listing.infos[i]
         if info is not None and info != NOWHERE:
@@ -265,11 +265,6 @@ class Mailbox:
             if maildirname.canonical(there) == name:
                 return self.new, there
         return None
-
-    def _present(self) -> dict[bytes, bytes]:
-        return dict.fromkeys(directory.list_names(self.new), IN_NEW) | dict(
-            zip(*split_names(directory.list_names(self.cur)), strict=True)
-        )
 
     def open_message(self, listing: Listing, i: int) -> int:
         """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.

@@ -55,6 +55,11 @@ def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     return [base for base, _, _ in parts], [colon + info for _, colon, info in parts]
 
 
+def places(cur: int, new: int) -> dict[bytes, bytes]:
+    """Canonical name to info of what is in cur/, to ``IN_NEW`` of what lies in new/ under its bare name."""
+    return dict.fromkeys(directory.list_names(new), IN_NEW) | dict(zip(*split_names(directory.list_names(cur)), strict=True))
+
+
 class Scan:
     """One reading of new/ and cur/, made under the popcache lock.
 
@@ -249,6 +254,15 @@ class Scan:
                 self._cannot_read(name, octets)
         return [None if isinstance(octets, OSError) else octets for octets in found]
 
+    def measure_moved(self, names: list[bytes]) -> dict[bytes, int | None]:
+        """Of messages that were not where they had been listed those that are elsewhere now: another program had a look at them."""
+        now = places(self._cur, self._new)
+        moved = [name for name in names if now.get(name, self.present[name]) != self.present[name]]
+        if moved:
+            self.present.update((name, now[name]) for name in moved)
+            self.clean = False
+        return dict(zip(moved, self.measure(moved), strict=True))
+
     def _cannot_read(self, name: bytes, error: OSError) -> None:
         part, file = ("new", name) if self.present[name] == IN_NEW else ("cur", name + self.present[name])
         if error.errno in _SHORTAGE:
@@ -321,9 +335,12 @@ class Match:
         maildirname.sort_names(fresh)
         brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
         self.plain &= not brought
+        sizes = dict(zip(fresh, scan.measure(fresh), strict=True))
+        lost = [name for name, octets in sizes.items() if octets is None and name not in scan.unreadable]
+        if lost:
+            sizes.update(scan.measure_moved(lost))
         rows = [
-            (name, octets, brought.get(name) or uidl_of(name))
-            for name, octets in zip(fresh, scan.measure(fresh), strict=True) if octets is not None
+            (name, octets, brought.get(name) or uidl_of(name)) for name, octets in sizes.items() if octets is not None
         ]
         last = cache.names[-1] if cache.names else None
         cache.names += [name for name, _, _ in rows]

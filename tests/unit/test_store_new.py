@@ -139,6 +139,22 @@ def test_tidy_moves_them_a_little_at_a_time(many):
     assert not many.drop.tidy()
 
 
+def test_moved_by_another_program_while_they_are_measured(many, monkeypatch):
+    real = directory.measure_all
+
+    def measure_all(files, meanwhile=None):
+        for name in NAMES[::3]:
+            if os.path.exists(many.path + b"/new/" + name):
+                os.rename(many.path + b"/new/" + name, many.path + b"/cur/" + name + b":2,S")
+        return real(files, meanwhile)
+
+    monkeypatch.setattr(directory, "measure_all", measure_all)
+    listing = many.drop.listing()
+    assert shown(listing) == expected()
+    assert many.drop.read_wire(listing, 0, 1000) == to_wire(letter(NAMES[0]))
+    assert shown(many.again()) == expected()
+
+
 def test_tidy_gives_way_to_whoever_has_the_lock(many):
     many.drop.listing()
     other = Maildrop(many.path)
