@@ -22,6 +22,7 @@ from popkernel.proto.maildirname import is_message, is_ordered, leading_width
 _LARGEST_STAMP = (1 << 63) - 1
 MAX_UIDL = 70  # RFC 1939, section 7
 _UIDL_OCTETS = bytes(range(0x21, 0x7F))
+_UNFIT = b" ", b"\n", b":", b"/", b"\0"  # in no name of a line
 _MAGIC = b"#popkernel 2 "  # 1 had no ``checked``: such a file is as one without a header
 _STAMPS = 7
 HEADER_LENGTH = len(_MAGIC) + 21 * _STAMPS
@@ -233,13 +234,13 @@ def parse_line(line: bytes) -> tuple[bytes, int, bytes] | None:
 
 def fits(name: bytes) -> bool:
     """Can this canonical message name stand in a popcache line at all? One with a blank or a line end cannot."""
-    return is_message(name) and not any(octet in name for octet in (b" ", b"\n", b":", b"/", b"\0"))
+    return is_message(name) and not any(octet in name for octet in _UNFIT)
 
 
 def all_fit(names: list[bytes]) -> bool:
     """Do all these canonical names ``fits``, their numbers of one length? In bulk; False may also mean: ask one by one."""
     joined = b"".join(names)
-    return bool(leading_width(names)) and not any(octet in joined for octet in (b" ", b"\n", b":", b"/", b"\0"))
+    return bool(leading_width(names)) and not any(octet in joined for octet in _UNFIT)
 
 
 def format_line(name: bytes, octets: int, uidl: bytes) -> bytes:

@@ -220,12 +220,13 @@ class Maildrop(Mailbox):
         Not while a session is open. What cannot be moved, or is being moved by another program, is left to the next listing.
         """
         if not self.untidy:
+            self._tidying = None
             return False
         self._last = None
         try:
             if self._tidying is None:
                 self._tidying = sorted(filter(maildirname.is_message, directory.list_names(self.new)), reverse=True)
-            lock = self.take_lock(TEMP, 0.0)
+            lock = cachefile.acquire(self.root, 0.0, TEMP)  # not take_lock: nobody waited, so logins need not wait less
         except (OSError, StoreError):
             self._tidying, self.untidy = None, False
             return False
