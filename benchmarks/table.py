@@ -52,7 +52,7 @@ LINES = (
     Line("I1", "100,000 messages: session with the first STAT ever", "ms", TIME, 4.0, 10.0),
     Line("I2", "the same, popcache kept by our delivery", "ms", TIME, 10.0, 30.0),
     Line("I3", "STAT again, a new login each", "ms", TIME, 1.0, 3.0),
-    Line("J1", "10,000 idle sessions of 10,000 users: memory a session, 15 s after the last login", "MB", BOUND, 0.25, 0.06),
+    Line("J1", "10,000 idle sessions, a user each (the peer: 1,000): memory a session, 15 s after the last login", "MB", BOUND, 0.25, 0.06),
     Line("J2", "the same, 70 s later", "MB", BOUND, 0.25, 0.06),
     Line("K1", "round trip on an idle TLS session: NOOP, p50", "ms", AT_MOST, 1.5, 1.0),
     Line("K2", "NOOP, p99", "ms", AT_MOST, 2.0, 1.0),

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 CHUNK = 65536
 _AT_ONCE = 32  # files open at a time; an actor may have 64
 _NO_FILE = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP))  # not there, or none to be read
-_WILLNEED: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)  # OpenBSD has no such call
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO somebody put into cur/ must not wait for a writer.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# Have the disk begin to read a file, posix_fadvise(2). OpenBSD has no such call.
+_will_need: Callable[[int, int, int, int], None] = getattr(os, "posix_fadvise", lambda *_: None)
+_WILLNEED: int = getattr(os, "POSIX_FADV_WILLNEED", 0)
 # To measure is not to read; and to write down when each was read takes longer than to read it.
 _MEASURE = READ | getattr(os, "O_NOATIME", 0)
 
@@ -112,14 +114,19 @@ def _measure_some(files: Sequence[_File]) -> list[int | OSError | None]:
     """The disk is asked for all before the first is waited for: of mail nobody has read yet, five times as fast as one by one."""
     opened: list[int] = []
     sizes: list[int | OSError | None] = []
+    opening, flags, ask = os.open, _MEASURE, _will_need  # looked up once: a hundred thousand messages may pass here
     try:
         for fd, name, _ in files:
             sizes.append(None)
             try:
-                opened.append(os.open(name, _MEASURE, dir_fd=fd))
+                file = opening(name, flags, dir_fd=fd)
             except OSError as error:
-                opened.append(_open_other(fd, name, error, sizes))
-            _will_need(opened[-1])
+                file = _open_other(fd, name, error, sizes)
+            opened.append(file)
+            try:
+                ask(file, 0, CHUNK, _WILLNEED)
+            except OSError:  # a FIFO has no pages, and what is not open has none
+                continue
         for at, file in enumerate(opened):
             if file >= 0:
                 sizes[at] = _measured(file, files[at][2])
@@ -139,15 +146,6 @@ def _open_other(fd: int, name: bytes, error: OSError, sizes: list[int | OSError 
             error = second
     sizes[-1] = None if error.errno in _NO_FILE else error
     return -1
-
-
-def _will_need(file: int) -> None:
-    """Have the disk begin to read a file (posix_fadvise(2)). Not on OpenBSD, which has no such call."""
-    if _WILLNEED is not None and file >= 0:
-        try:
-            os.posix_fadvise(file, 0, CHUNK, _WILLNEED)
-        except OSError:  # a FIFO has no pages
-            return
 
 
 def _measured(file: int, claimed: tuple[int, int] | None) -> int | OSError | None:

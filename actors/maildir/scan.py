@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 from array import array
+from itertools import repeat
 from operator import itemgetter
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -241,18 +242,21 @@ class Scan:
 
     def measure(self, names: list[bytes]) -> list[int | None]:
         """Octets of present messages; None for one that is none, is gone or cannot be read."""
-        present, cur, new = self.present, self._cur, self._new
-        # Asked here: most names say nothing, and a function not called is a page not copied.
+        cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
+        # Asked once for all: most names say nothing of their size, and a function not called is a page not copied.
+        claims = map(self._claimed, names) if b",W=" in b"/".join(names) else repeat(None)
         files = [
-            ((new, name) if present[name] == IN_NEW else (cur, name + present[name]))
-            + (maildirname.claimed_sizes(name) if b",W=" in name and name not in self.lied else None,)
-            for name in names
+            (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
+            for name, info, claim in zip(names, infos, claims, strict=False)
         ]
         found = directory.measure_all(files, self.alive)
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
                 self._cannot_read(name, octets)
         return [None if isinstance(octets, OSError) else octets for octets in found]
+
+    def _claimed(self, name: bytes) -> tuple[int, int] | None:
+        return None if name in self.lied else maildirname.claimed_sizes(name)
 
     def measure_moved(self, names: list[bytes]) -> dict[bytes, int | None]:
         """Of messages that were not where they had been listed those that are elsewhere now: another program had a look at them."""

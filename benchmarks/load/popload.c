@@ -116,7 +116,7 @@ static void finish(struct conn *c, int ok, const char *why)
 		SSL_set_shutdown(c->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN); SSL_free(c->ssl); c->ssl = NULL;
 	}
 	close(c->fd); c->fd = -1; free(c->out); c->out = NULL; c->outcap = 0; free(c->q); c->q = NULL; c->qcap = 0;
-	if (started < total && now() < limit) begin(c);
+	if (hold == 0 && started < total && now() < limit) begin(c);   /* what was to be held and is gone is a failure, no login more */
 }
 static int flush(struct conn *c)
 {
