@@ -267,7 +267,7 @@ class Core:
 
     def _rests(self, maildir: Maildir, now: float) -> list[Effect]:
         """An actor without a session is kept for a while, within a number."""
-        if maildir.stale:
+        if maildir.stale or maildir.retiring:  # the latter of its own will: it said so with the session's end
             return self._retire(maildir.user)
         self.idle[maildir.user] = now
         return self._retire(next(iter(self.idle))) if len(self.idle) > self.settings.warm_max else []

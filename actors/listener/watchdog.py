@@ -12,6 +12,8 @@ import time
 __all__ = ["Watchdog"]
 
 _LOOK = 0.1  # seconds between two looks
+_LOOK_IDLE = 0.5  # and where nothing is computed: a tenth of a millisecond each, else most of what an idle server costs
+_STILL = 0.001  # seconds of processor between two looks: whoever computed less is idle
 _MOST = 0.05  # seconds of processor for one call: reading all that a socket holds takes a tenth of that
 
 
@@ -35,12 +37,16 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
+        pause = _LOOK
         while True:
-            time.sleep(_LOOK)
-            self.look()
+            time.sleep(pause)
+            pause = _LOOK if self.look() else min(2 * pause, _LOOK_IDLE)
 
-    def look(self) -> None:
-        """End the connection of a call that was under way at the last look already, and has computed too much since."""
+    def look(self) -> bool:
+        """End the connection of a call that was under way at the last look already, and has computed too much since.
+
+        True where the thread does anything, so that the next look should be soon.
+        """
         call, before = self.call, self._before
         self._before = time.clock_gettime(self._clock)
         if call is not None and call is self._seen and self._before - before > _MOST:
@@ -48,3 +54,4 @@ class Watchdog:
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 socket.socket.shutdown(call[0], socket.SHUT_RDWR)
         self._seen = call
+        return call is not None or self._before - before > _STILL

@@ -141,7 +141,9 @@ class MaildirActor(Actor):
 
     def _cannot(self, error: StoreError) -> None:
         self.log(4, f"{self.boot.name}: {error}")
-        self.leaving |= self.drop is None  # what it may see is settled: once mended, the maildir is a new actor's
+        if self.drop is None:  # what it may see is settled: once mended, the maildir is a new actor's
+            self.leaving = True
+            self.tell(m.Leaving())  # before Closed, at which the kernel gives the maildrop to who comes next
         self._close(0, 0, m.Unready(error.code, str(error)))
 
     # -- asleep

@@ -323,6 +323,23 @@ def test_who_logs_in_again_on_a_session_whose_actor_died_is_heard():
     assert kernel.sessions[Key("listener.0", 1)][0] == "bob" and kernel.leases == {"bob": Key("listener.0", 1)}
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_actor_that_leaves_by_itself_is_given_no_other_session(waits):
+    """It could not open the maildir; when that is mended, a new one sees it."""
+    kernel = make()
+    log_in(kernel, 1)
+    if waits:
+        kernel.ended("listener.0", ended(1))
+        assert log_in(kernel, 2) == []
+    kernel.ending("maildir.alice")
+    assert kernel.closed("maildir.alice", m.Closed(1, 0, 0), 1.0) == []
+    assert not kernel.idle
+    if not waits:
+        assert log_in(kernel, 2) == []
+    assert [type(e) for e in kernel.maildir_gone("maildir.alice", 2.0)] == [core.Spawn, core.Join]
+    assert kernel.leases == {"alice": Key("listener.0", 2)}
+
+
 def test_a_session_whose_client_has_gone_is_not_put_to_sleep():
     kernel = make()
     log_in(kernel, 1)

@@ -53,6 +53,16 @@ def test_a_call_that_waits_for_the_processor_is_nobodys_fault(pair):
     assert not dog.stopped
 
 
+def test_it_looks_less_often_where_nothing_is_done(pair):
+    dog = Watchdog()
+    dog.look()
+    assert not dog.look()
+    compute(0.005)
+    assert dog.look()
+    dog.call = (pair[0],)
+    assert dog.look()
+
+
 def test_it_watches_from_a_thread_of_its_own(pair):
     dog = Watchdog()
     dog.start()
