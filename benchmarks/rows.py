@@ -187,7 +187,7 @@ def starting(bench, side):
     with bench.start(side) as server:
         took = server.took
         time.sleep(3.0)  # a start goes on for a moment: processes ahead, garbage
-        seconds = bench.much(60, 10) if side == "ours" else 10  # nothing is asked of the peer's
+        seconds = bench.much(20, 10) if side == "ours" else 10  # nothing is asked of the peer's
         before = server.cpu()
         time.sleep(seconds)
         idle = server.cpu() - before

@@ -244,7 +244,8 @@ class Scan:
         """Octets of present messages; None for one that is none, is gone or cannot be read."""
         cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
         # Asked once for all: most names say nothing of their size, and a function not called is a page not copied.
-        claims = map(self._claimed, names) if b",W=" in b"/".join(names) else repeat(None)
+        says = maildirname.claimed_sizes
+        claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
         files = [
             (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
             for name, info, claim in zip(names, infos, claims, strict=False)
@@ -254,9 +255,6 @@ class Scan:
             if isinstance(octets, OSError):
                 self._cannot_read(name, octets)
         return [None if isinstance(octets, OSError) else octets for octets in found]
-
-    def _claimed(self, name: bytes) -> tuple[int, int] | None:
-        return None if name in self.lied else maildirname.claimed_sizes(name)
 
     def measure_moved(self, names: list[bytes]) -> dict[bytes, int | None]:
         """Of messages that were not where they had been listed those that are elsewhere now: another program had a look at them."""
