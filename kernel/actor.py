@@ -28,7 +28,7 @@ SOFTWARE, TEMPFAIL = 70, 75  # sysexits(3)
 class Boot:
     """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
 
-    __slots__ = ("channel", "config", "gid", "name", "program", "row", "sandboxed", "uid")
+    __slots__ = ("channel", "config", "gid", "name", "program", "row", "sandboxed", "threaded", "uid")
 
     def __init__(
         self,
@@ -40,8 +40,9 @@ class Boot:
         *,
         sandboxed: bool = True,
         program: bytes | None = None,
+        threaded: bytes | None = None,
     ) -> None:
-        """`program`: the promises, compiled before (the warm image)."""
+        """`program`: the promises, compiled before (the warm image); `threaded`: the same for when it has threads."""
         self.name = name
         self.channel = channel
         self.uid = uid
@@ -49,6 +50,7 @@ class Boot:
         self.config = config
         self.sandboxed = sandboxed
         self.program = program
+        self.threaded = threaded
         self.row: Row = row_of(name)
 
 
@@ -93,12 +95,14 @@ class Actor:
             if threads is not None:
                 threads()
             return
-        program = self.boot.program or sandbox.compile_promises(row.promises, threads=row.threads, nested=row.nested)
+        many = threads is not None
+        compiled = self.boot.threaded if many and self.boot.threaded else self.boot.program
+        program = compiled or sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
         sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
         if threads is not None:
             threads()
         sandbox.report_broken(self._broke)
-        sandbox.pledge(program, all_threads=row.threads)
+        sandbox.pledge(program, all_threads=many)
 
     def drop_ids(self, nofile: int | None = None) -> None:
         """Limits and ids, for good. `lock` does it for those who did not have to do something in between."""

@@ -27,7 +27,9 @@ class Spawner(Actor):
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
         row = row_of("maildir")
-        self.program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
+        self.program, self.threaded = (
+            (sandbox.compile_promises(row.promises, threads=threads) if boot.sandboxed else None) for threads in (False, True)
+        )
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
         self.leaving = False
@@ -70,7 +72,7 @@ class Spawner(Actor):
         }
         boot = Boot(
             message.name, adopt(fd), message.uid, message.gid, config,
-            sandboxed=self.boot.sandboxed, program=self.program,
+            sandboxed=self.boot.sandboxed, program=self.program, threaded=self.threaded,
         )
         set_title(message.name)
         self.module.main(boot)

@@ -11,6 +11,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import brought, cachefile, directory
+from popkernel.actors.maildir.beside import Beside
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Match, Scan, places
@@ -25,6 +26,7 @@ __all__ = ["NOWHERE", "Mailbox"]
 
 NOWHERE = b"/"  # an info no file can have: looked for, not there
 _GUESSES = (b":2,", b":2,S", b"")
+_MUCH = 256 << 10  # octets of directories: some 6,000 names
 _HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
 _AS_EVER = Policy()
 _Stamp = tuple[int, int, int]
@@ -67,6 +69,7 @@ class Mailbox:
         self._last_made = 0
         self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
         self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
+        self.beside = Beside()
         self.cur = self.new = self.tmp = -1
         self.root = directory.open_root(os.fsencode(path))
         try:
@@ -128,6 +131,19 @@ class Mailbox:
 
     # Listing
 
+    def much_unmeasured(self) -> bool:
+        """Whether the next listing may measure thousands of messages: the directories are large and the popcache is not.
+
+        A guess, by sizes alone: directories that were large once keep theirs on some file systems, and then it is wrong.
+        """
+        try:
+            names = os.fstat(self.cur).st_size + os.fstat(self.new).st_size
+            if names < _MUCH:
+                return False
+            return os.stat(cachefile.NAME, dir_fd=self.root, follow_symlinks=False).st_size < names // 2
+        except OSError:
+            return True
+
     def listing(self) -> Listing:
         """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
 
@@ -146,6 +162,7 @@ class Mailbox:
                 return self._list(lock)
             finally:
                 os.close(lock)
+                self.beside.dismiss()
         except OSError as error:
             raise from_os(error, "maildir") from None
 
@@ -194,7 +211,7 @@ class Mailbox:
         journal = cachefile.read_journal(self.root)
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
-        scan.alive, scan.now = self.alive, seen.made
+        scan.alive, scan.beside, scan.now = self.alive, self.beside, seen.made
         scan.unchecked = frozenset(cache.names[cache.checked :])
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)

@@ -58,7 +58,7 @@ class MaildirActor(Actor):
             paths = [(self.path, "rwc")]
         except StoreError as error:
             self.trouble = error
-        self.lock(paths)
+        self.lock(paths, threads=self.drop.beside.start if self.drop is not None and self.drop.much_unmeasured() else None)
         self.connect()
         if self.drop is None:
             self.log(4, f"{self.boot.name}: {self.trouble}: {os.fsdecode(self.path)!r}")

@@ -38,6 +38,8 @@ from popkernel.proto.uidlist import choose
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from popkernel.actors.maildir.beside import Beside
+
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
 _YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
 MOVED_AT_ONCE = 256  # messages: five milliseconds of link and unlink
@@ -68,15 +70,14 @@ class Scan:
     ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them what lay in new/ and is in
     ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
     as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``brought``: gives UIDLs that another
-    server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``:
-    called now and then while messages are measured, which may take minutes. ``now``: ns of the epoch when this began. ``left``:
-    there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages that have two names, one of them to
-    go later.
+    server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``: called now
+    and then while messages are measured, which may take minutes; ``beside``: a thread to help with it. ``now``: ns of the epoch when this
+    began. ``left``: there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages with two names.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "alive", "brought", "clean", "doubtful", "left", "lied", "linked", "notes", "now",
-        "present", "unchecked", "unreadable",
+        "_cur", "_fresh_host", "_new", "_random", "alive", "beside", "brought", "clean", "doubtful", "left", "lied", "linked", "notes",
+        "now", "present", "unchecked", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -87,6 +88,7 @@ class Scan:
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
+        self.beside: Beside | None = None
         self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
         self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
@@ -100,8 +102,7 @@ class Scan:
     def read(self, at: Callable[[str], None]) -> None:
         """List cur/, resolve doubles, move new/ to cur/."""
         names = directory.list_names(self._cur)
-        bases, infos = split_names(names)
-        self.present = dict(zip(bases, infos, strict=True))
+        self.present = dict(zip(*split_names(names), strict=True))
         if len(self.present) != len(names):
             self._resolve_doubles(names)
         for name in self._odd(directory.list_names(self._new)):
@@ -115,8 +116,7 @@ class Scan:
             return names
         present = self.present
         odd = [name for name in names if b":" in name or name in present]
-        left = dict.fromkeys(names if not odd else set(names).difference(odd), IN_NEW)
-        present.update(left)
+        present.update(left := dict.fromkeys(names if not odd else set(names).difference(odd), IN_NEW))
         self.left = True
         self.doubtful |= self.unchecked & left.keys()
         return odd
@@ -250,7 +250,7 @@ class Scan:
             (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
             for name, info, claim in zip(names, infos, claims, strict=False)
         ]
-        found = directory.measure_all(files, self.alive)
+        found = directory.measure_all(files, self.alive, self.beside)
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
                 self._cannot_read(name, octets)

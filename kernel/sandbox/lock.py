@@ -60,7 +60,7 @@ def compile_promises(promises: str, *, threads: bool = False, nested: bool = Fal
 
     Args:
         promises: names of pledge(2) separated by blanks. "" leaves nothing but to exit.
-        threads: may start threads after pledge(). Not told apart on OpenBSD.
+        threads: there are threads when pledge() comes. None may be started later, but by who is `nested`. Not told apart on OpenBSD.
         nested: this process's children lock themselves in further; a child can never get back what is missing here.
             Not told apart on OpenBSD. Such a process may set its own SIGSYS handler: it must not be one to distrust.
 

@@ -10,8 +10,8 @@ import errno
 
 from popkernel.kernel.sandbox.bpf import ALLOW, KILL_PROCESS, Check
 
-# Not promises: marks compile_program() adds for everybody, for processes that start threads, and for those whose
-# children lock themselves in further.
+# Not promises: marks compile_program() adds for everybody, for processes that have threads already (and may start no more),
+# and for those whose children lock themselves in further.
 ALWAYS, THREADS, NESTED = "*", "+threads", "+nested"
 
 _PATHS = "rpath getpw ps"  # getpw and ps read files of the system's on Linux: as far as they are unveiled
@@ -229,7 +229,7 @@ RULES: dict[str, tuple[Clause, ...]] = {
     "rt_sigaction": ((Check(0, (_SIGSYS,)), NESTED, KILL_PROCESS), (None, "stdio", None)),
     "clone": (
         (_any(0, _CLONE_NEW), "", None),
-        (_any(0, _CLONE_THREAD), THREADS, None),
+        (_any(0, _CLONE_THREAD), NESTED, None),  # the children's, before they lock themselves in
         # fork() of a process with threads holds malloc's locks here, so that the report of a broken promise would wait for ever
         (Check(0, (0,), mask=_CLONE_THREAD), f"proc {THREADS}", None),
         (Check(0, (0,), mask=_CLONE_THREAD), "proc", errno.EPERM),
