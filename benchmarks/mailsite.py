@@ -43,6 +43,13 @@ def message(number, user, body):
     return head.encode() + body
 
 
+def unread():
+    """Put all on disk and forget it: mail nobody has read is not in memory; left to chance, it is for one server and not for the other."""
+    os.sync()
+    with contextlib.suppress(OSError), open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+
+
 class Site:
     """The directory and what is in it. `quick` makes less of everything."""
 
@@ -166,8 +173,5 @@ class Site:
                 os.fchmod(file.fileno(), 0o600)
                 file.write(self._delivered)
             self.own(path)
-        os.sync()
-        # Nobody has read it, so it is not in memory either; left to chance, it is for one server and not for the other.
-        with contextlib.suppress(OSError), open("/proc/sys/vm/drop_caches", "w") as file:
-            file.write("3")
+        unread()
         time.sleep(1.0)  # so that the directories' times are no longer those of this moment

@@ -11,7 +11,7 @@ import time
 from itertools import pairwise
 
 from benchmarks import client
-from benchmarks.mailsite import bodies
+from benchmarks.mailsite import bodies, unread
 from benchmarks.ours import Ours
 from benchmarks.plots import svg
 from benchmarks.rows import SETTLE, warm_up
@@ -69,7 +69,7 @@ def _mailbox(site, texts):
     shutil.rmtree(site.maildir("big0"), ignore_errors=True)
     site.__dict__.pop("big", None)  # row G would make it anew
     site.fill("big0", texts)
-    os.sync()
+    unread()
     one = {"user": "big0", "users": 1, "conns": 1}
     with Ours(site, login_seconds=600) as server:
         warm_up(server)
