@@ -11,7 +11,6 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import brought, cachefile, directory
-from popkernel.actors.maildir.beside import Beside
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Match, Scan, places
@@ -21,6 +20,8 @@ from popkernel.proto.octets import encode, wire_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from popkernel.actors.maildir.beside import Beside
 
 __all__ = ["NOWHERE", "Mailbox"]
 
@@ -40,6 +41,8 @@ class Mailbox:
     with mail; ``fault`` is told the name of each step that a crash
     could come after (for tests).
     """
+
+    beside: Beside | None = None  # a thread to measure with
 
     def __init__(
         self,
@@ -69,7 +72,6 @@ class Mailbox:
         self._last_made = 0
         self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
         self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
-        self.beside = Beside()
         self.cur = self.new = self.tmp = -1
         self.root = directory.open_root(os.fsencode(path))
         try:
@@ -162,7 +164,8 @@ class Mailbox:
                 return self._list(lock)
             finally:
                 os.close(lock)
-                self.beside.dismiss()
+                if self.beside is not None:
+                    self.beside.dismiss()
         except OSError as error:
             raise from_os(error, "maildir") from None
 

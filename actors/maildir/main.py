@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from popkernel.actors.maildir.beside import Beside
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.listing import Listing
 from popkernel.actors.maildir.policy import KEYS, policy_of
@@ -48,6 +49,7 @@ class MaildirActor(Actor):
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         paths: list[tuple[bytes | str, str]] = []
+        threads = None
         self.drop_ids()
         try:
             config = self.boot.config
@@ -56,9 +58,12 @@ class MaildirActor(Actor):
             )
             self.drop.alive = self.alive
             paths = [(self.path, "rwc")]
+            if self.drop.much_unmeasured():
+                self.drop.beside = Beside()
+                threads = self.drop.beside.start
         except StoreError as error:
             self.trouble = error
-        self.lock(paths, threads=self.drop.beside.start if self.drop is not None and self.drop.much_unmeasured() else None)
+        self.lock(paths, threads=threads)
         self.connect()
         if self.drop is None:
             self.log(4, f"{self.boot.name}: {self.trouble}: {os.fsdecode(self.path)!r}")

@@ -47,6 +47,7 @@ def _one_life(path: str, life: int) -> None:
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")
     actor.drop.alive = actor.alive
+    actor.drop.much_unmeasured()
     with open(os.path.join(path, "new", f"1.{life}.localhost"), "wb") as file:  # mail that another program has put there
         file.write(_MAIL)
     actor.connect()

@@ -124,6 +124,7 @@ def test_few_files_leave_it_for_later_and_the_listing_lets_it_go(tmp_path):
     try:
         before = _thread._count()
         box.put(b"1.x", letter(1), b"new")
+        box.drop.beside = Beside()
         box.drop.beside.start()
         wait_for(lambda: _thread._count() == before + 1)
         directory.measure_all([(box.drop.new, b"1.x", None)], None, box.drop.beside)
