@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ SOFTWARE, TEMPFAIL = 70, 75  # sysexits(3)
 class Boot:
     """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
 
-    __slots__ = ("channel", "config", "gid", "name", "program", "row", "sandboxed", "threaded", "uid")
+    __slots__ = ("channel", "config", "gid", "helper", "name", "program", "row", "sandboxed", "uid")
 
     def __init__(
         self,
@@ -40,9 +41,9 @@ class Boot:
         *,
         sandboxed: bool = True,
         program: bytes | None = None,
-        threaded: bytes | None = None,
+        helper: bytes | None = None,
     ) -> None:
-        """`program`: the promises, compiled before (the warm image); `threaded`: the same for when it has threads."""
+        """`program`: the promises, compiled before (the warm image); `helper`: those of the row's helper."""
         self.name = name
         self.channel = channel
         self.uid = uid
@@ -50,7 +51,7 @@ class Boot:
         self.config = config
         self.sandboxed = sandboxed
         self.program = program
-        self.threaded = threaded
+        self.helper = helper
         self.row: Row = row_of(name)
 
 
@@ -96,8 +97,7 @@ class Actor:
                 threads()
             return
         many = threads is not None
-        compiled = self.boot.threaded if many and self.boot.threaded else self.boot.program
-        program = compiled or sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
+        program = self.boot.program or sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
         sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
         if threads is not None:
             threads()
@@ -112,9 +112,53 @@ class Actor:
             self.nofile = min(nofile or row.nofile, hard_limit(resource.RLIMIT_NOFILE))
             sandbox.set_limits(nofile=self.nofile, memory=row.memory or None)
             sandbox.drop_ids(self.boot.uid, self.boot.gid)
-            die_with_parent = self.boot.config.get("die_with_parent")
-            if die_with_parent is not None:
-                die_with_parent()
+            self._die_with_parent()
+
+    def fork_helper(self, paths: Sequence[tuple[str | bytes, str]], serve: Callable[[int, int], None]) -> tuple[int, int] | None:
+        """Before `lock`: a process of this one's ids that serves what it is asked, caged by the row's `helper` promises and `paths`.
+
+        It has the descriptors there are, but for the channel to the kernel, and ends with this process. `serve` gets a pipe to read and
+        one to write; this process gets a pipe to read and one to write, or None where the system has no room for a process.
+        """
+        self.drop_ids()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it: to wait would be one promise more
+        questions, ask = os.pipe()
+        answers, answer = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+        if pid:
+            os.close(questions)
+            os.close(answer)
+            if pid > 0:
+                return answers, ask
+            os.close(answers)
+            os.close(ask)
+            return None
+        try:
+            os.close(answers)
+            os.close(ask)
+            self._cage_helper(paths)
+            serve(questions, answer)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            raise
+        finally:
+            os._exit(0)
+
+    def _cage_helper(self, paths: Sequence[tuple[str | bytes, str]]) -> None:
+        self.boot.channel.close()
+        self._die_with_parent()
+        if self.boot.sandboxed:
+            program = self.boot.helper or sandbox.compile_promises(self.boot.row.helper)
+            sandbox.unveil(paths)
+            sandbox.pledge(program)
+
+    def _die_with_parent(self) -> None:
+        die_with_parent = self.boot.config.get("die_with_parent")
+        if die_with_parent is not None:
+            die_with_parent()
 
     def _broke(self, call: str, promise: str) -> None:
         """The last word: written at once, past every queue, for nothing of this process runs after it."""

@@ -27,8 +27,8 @@ class Spawner(Actor):
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
         row = row_of("maildir")
-        self.program, self.threaded = (
-            (sandbox.compile_promises(row.promises, threads=threads) if boot.sandboxed else None) for threads in (False, True)
+        self.program, self.helper = (
+            (sandbox.compile_promises(promises) if boot.sandboxed else None) for promises in (row.promises, row.helper)
         )
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
@@ -72,7 +72,7 @@ class Spawner(Actor):
         }
         boot = Boot(
             message.name, adopt(fd), message.uid, message.gid, config,
-            sandboxed=self.boot.sandboxed, program=self.program, threaded=self.threaded,
+            sandboxed=self.boot.sandboxed, program=self.program, helper=self.helper,
         )
         set_title(message.name)
         self.module.main(boot)

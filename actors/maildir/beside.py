@@ -1,70 +1,108 @@
-"""A second thread to measure mail with, for the one listing of very much that nobody has measured yet.
+"""A helper to measure mail with, for the one listing of very much that nobody has measured yet: a second process beside the actor.
 
-Nearly all of that time is the system's, in which the interpreter's lock is free. The thread is there before the cage closes (nobody
-starts one later) and ends with that listing: who has little mail, or mail that the popcache knows, has none.
+Nearly all of that time is the system's, so two processors do it in half of it. (Two threads do not: each call gives the interpreter's lock
+away and wants it back, and who does not get it at once sleeps; measured, a third of the time.) The helper is forked before the actor locks
+itself in and is caged more tightly (kernel/actor.py): it reads that maildir, is told names, tells sizes, and ends with that listing.
+Who has little mail, or mail that the popcache knows, has none.
 """
 
 from __future__ import annotations
 
-from _thread import allocate_lock, start_new_thread  # threading would be 60 KB more in every actor
+import contextlib
+import os
+import select
+from array import array
+from collections import deque
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from popkernel.actors.maildir import cachefile, directory
 
-__all__ = ["Beside"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from popkernel.actors.maildir.directory import File, Size
+    from popkernel.actors.maildir.mailbox import Mailbox
+
+__all__ = ["Beside", "much_unmeasured", "serve"]
+
+_MUCH = 256 << 10  # octets of directories: some 6,000 names
+_HEAD = 4  # octets of a question's length
+_OCTETS = 8  # of a number in an answer, which is short enough to come in one piece (PIPE_BUF, pipe(7))
+_NONE = -1  # what is no file; below it -2 - errno of one that can't be read
+
+
+def much_unmeasured(drop: Mailbox) -> bool:
+    """Whether the next listing may measure thousands of messages: the directories are large and the popcache is not.
+
+    A guess, by sizes alone: directories that were large once keep theirs on some file systems, and then it is wrong.
+    """
+    try:
+        names = os.fstat(drop.cur).st_size + os.fstat(drop.new).st_size
+        if names < _MUCH:
+            return False
+        return os.stat(cachefile.NAME, dir_fd=drop.root, follow_symlinks=False).st_size < names // 2
+    except OSError:
+        return True
 
 
 class Beside:
-    """One thread that does one piece of work, or none.
+    """The actor's end: `ask`, take `answers`, and `dismiss` when there is nothing (more) to measure."""
 
-    The main thread calls `start`, then `begin` and `wait` at most once, and `dismiss` when there is nothing to do for it.
-    """
+    __slots__ = ("_answers", "_ask", "_asked", "there")
 
-    __slots__ = ("_begun", "_done", "_error", "_work", "there")
-
-    def __init__(self) -> None:
-        self.there = False
-        self._work: Callable[[], None] | None = None
-        self._error: BaseException | None = None
-        self._begun = allocate_lock()
-        self._done = allocate_lock()
-
-    def start(self) -> None:
-        """Start the thread, which waits; where the system gives none, `there` stays false."""
-        self._begun.acquire()
-        self._done.acquire()
-        try:
-            start_new_thread(self._run, ())
-        except RuntimeError:  # a bound on processes or memory
-            return
+    def __init__(self, pipes: tuple[int, int]) -> None:
+        """`pipes`: the one to read and the one to write; closed by `dismiss`."""
+        self._answers, self._ask = pipes
+        self._asked: deque[tuple[int, Sequence[File]]] = deque()
         self.there = True
+        os.set_blocking(self._answers, False)
 
-    def _run(self) -> None:
-        self._begun.acquire()
-        try:
-            if self._work is not None:
-                self._work()
-        except BaseException as error:  # noqa: BLE001 - the main thread's to raise: it would go on with sizes missing
-            self._error = error
-        finally:
-            self._work = None
-            self._done.release()
+    def ask(self, number: int, files: Sequence[File]) -> None:
+        """Have the helper measure these; `number` comes back with what it found."""
+        self._asked.append((number, files))
+        data = b"\0".join([b"%d %d %d %b" % (fd, *(claimed or (-1, -1)), name) for fd, name, claimed in files])
+        with contextlib.suppress(OSError):  # it is gone: who asks for its answer will see
+            os.write(self._ask, len(data).to_bytes(_HEAD, "big") + data)
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Have the thread do that, beside what the caller does; `wait` must follow."""
-        self._work = work
-        self.dismiss()
+    def answers(self, *, wait: bool) -> Iterator[tuple[int, list[Size]]]:
+        """What is there by now, or with `wait` all that is owed. What a helper owes that has gone is measured here."""
+        while self._asked:
+            number, files = self._asked[0]
+            try:
+                found = self._receive(len(files), wait=wait)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.dismiss()
+                found = directory.measure_some(files)
+            self._asked.popleft()
+            yield number, found
 
-    def wait(self) -> None:
-        """Until it is done. Raises what the work raised."""
-        self._done.acquire()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+    def _receive(self, many: int, *, wait: bool) -> list[Size]:
+        if not self.there:
+            raise ConnectionError
+        if wait:
+            select.select([self._answers], [], [])
+        data = os.read(self._answers, many * _OCTETS)
+        if len(data) != many * _OCTETS:
+            raise ConnectionError
+        return [size if size >= 0 else None if size == _NONE else OSError(-2 - size, os.strerror(-2 - size)) for size in array("q", data)]
 
     def dismiss(self) -> None:
-        """Let the thread end, after its work if it has any."""
+        """Let it end."""
         if self.there:
             self.there = False
-            self._begun.release()
+            os.close(self._answers)
+            os.close(self._ask)
+
+
+def serve(questions: int, answer: int) -> None:
+    """The helper: measure what is asked until nobody asks any more. It has the maildir's descriptors from before the fork."""
+    asked = os.fdopen(questions, "rb")
+    while head := asked.read(_HEAD):
+        files: list[File] = []
+        for entry in asked.read(int.from_bytes(head, "big")).split(b"\0"):
+            fd, size, wire, name = entry.split(b" ", 3)
+            files.append((int(fd), name, (int(size), int(wire)) if size != b"-1" else None))
+        found = directory.measure_some(files)
+        os.write(answer, array("q", [_NONE if x is None else -2 - (x.errno or 0) if isinstance(x, OSError) else x for x in found]))

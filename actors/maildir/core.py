@@ -164,12 +164,11 @@ class Session:
 
     def _whole(self, number: int) -> tuple[bytes | None, int]:
         """A small message ready for the wire and its octets; None for a large one or one that can't be had."""
-        index = number - 1
-        octets = self._listing.size(index)
-        if octets > _SMALL:
+        index, sizes = number - 1, self._listing.sizes
+        if sizes[index] > _SMALL:
             return None, 0
         try:
-            return self._drop.read_wire(self._listing, index, _SMALL), self._listing.size(index)
+            return self._drop.read_wire(self._listing, index, _SMALL), sizes[index]
         except StoreError:
             return None, 0
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 65536
 _AT_ONCE = 32  # files open at a time; an actor may have 64
-_EACH_AT_ONCE = 20  # of two threads
-_WORTH_IT = 1000  # files that two threads share; the second one works once
+_AHEAD = 3  # lots that a helper is asked for before it has answered: it never waits for us
+_WORTH_IT = 1000  # files that are shared with a helper, who helps once
 _NO_FILE = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP))  # not there, or none to be read
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO somebody put into cur/ must not wait for a writer.
@@ -96,53 +96,63 @@ def stamps(fd: int) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ctime_ns
 
 
-_File = tuple[int, bytes, "tuple[int, int] | None"]
+File = tuple[int, bytes, "tuple[int, int] | None"]
+"""Directory descriptor, name, what ``maildirname.claimed_sizes`` says."""
+Size = int | OSError | None
+"""Octets POP3 will send; None where the file is gone or no regular one; OSError where it can't be read."""
 
 
 def measure_all(
-    files: Sequence[_File], meanwhile: Callable[[], None] | None = None, beside: Beside | None = None
-) -> list[int | OSError | None]:
-    """For each file octets POP3 will send for it; None when it is gone or no regular file; OSError when it cannot be read.
+    files: Sequence[File], meanwhile: Callable[[], None] | None = None, beside: Beside | None = None
+) -> list[Size]:
+    """The size of each file.
 
-    ``files``: (directory descriptor, name, what ``maildirname.claimed_sizes`` says). Of a file too large for one read that claim is
-    believed, where the file has that size and ends its last line: then only what the name says of the line ends is taken on trust,
-    until the message is sent. ``meanwhile`` is called now and then. ``beside``: a thread that takes its share of the files.
+    Of a file too large for one read what its name claims is believed, where the file has that size and ends its last line: then only what
+    the name says of the line ends is taken on trust, until the message is sent. ``meanwhile`` is called now and then. ``beside``: a helper
+    that takes its share of the files.
     """
     if beside is not None and beside.there and len(files) >= _WORTH_IT:
         return _measure_beside(files, meanwhile, beside)
-    sizes: list[int | OSError | None] = []
+    sizes: list[Size] = []
     for start in range(0, len(files), _AT_ONCE):
-        sizes += _measure_some(files[start : start + _AT_ONCE])
+        sizes += measure_some(files[start : start + _AT_ONCE])
         if meanwhile is not None:
             meanwhile()
     return sizes
 
 
-def _measure_beside(
-    files: Sequence[_File], meanwhile: Callable[[], None] | None, beside: Beside
-) -> list[int | OSError | None]:
-    """Each thread takes the next lot when it is ready: both are at nearly the same place of the disk, and end together."""
-    sizes: list[int | OSError | None] = [None] * len(files)
-    lots = iter(range(0, len(files), _EACH_AT_ONCE))  # its next is one step of the interpreter's
+def _measure_beside(files: Sequence[File], meanwhile: Callable[[], None] | None, beside: Beside) -> list[Size]:
+    """Each takes the next lot when it is ready: both are at nearly the same place of the disk, and end together."""
+    sizes: list[Size] = [None] * len(files)
+    lots = iter(range(0, len(files), _AT_ONCE))
+    ahead = 0
 
-    def some(then: Callable[[], None] | None) -> None:
-        for start in lots:
-            sizes[start : start + _EACH_AT_ONCE] = _measure_some(files[start : start + _EACH_AT_ONCE])
-            if then is not None:
-                then()
+    def take(*, wait: bool) -> int:
+        many = 0
+        for start, found in beside.answers(wait=wait):
+            sizes[start : start + len(found)] = found
+            many += 1
+        return many
 
-    beside.begin(lambda: some(None))
-    try:
-        some(meanwhile)
-    finally:
-        beside.wait()
+    while True:
+        while ahead < _AHEAD and (start := next(lots, -1)) >= 0:
+            beside.ask(start, files[start : start + _AT_ONCE])
+            ahead += 1
+        start = next(lots, -1)
+        if start < 0:
+            break
+        sizes[start : start + _AT_ONCE] = measure_some(files[start : start + _AT_ONCE])
+        if meanwhile is not None:
+            meanwhile()
+        ahead -= take(wait=False)
+    take(wait=True)
     return sizes
 
 
-def _measure_some(files: Sequence[_File]) -> list[int | OSError | None]:
+def measure_some(files: Sequence[File]) -> list[Size]:
     """The disk is asked for all before the first is waited for: of mail nobody has read yet, five times as fast as one by one."""
     opened: list[int] = []
-    sizes: list[int | OSError | None] = []
+    sizes: list[Size] = []
     opening, flags, ask = os.open, _MEASURE, _will_need  # looked up once: a hundred thousand messages may pass here
     try:
         for fd, name, _ in files:
@@ -166,7 +176,7 @@ def _measure_some(files: Sequence[_File]) -> list[int | OSError | None]:
     return sizes
 
 
-def _open_other(fd: int, name: bytes, error: OSError, sizes: list[int | OSError | None]) -> int:
+def _open_other(fd: int, name: bytes, error: OSError, sizes: list[Size]) -> int:
     """Only an owner may leave a file's times alone (open(2), O_NOATIME). -1 where it cannot be opened; ``sizes`` gets why."""
     if error.errno == errno.EPERM:
         try:
@@ -177,7 +187,7 @@ def _open_other(fd: int, name: bytes, error: OSError, sizes: list[int | OSError 
     return -1
 
 
-def _measured(file: int, claimed: tuple[int, int] | None) -> int | OSError | None:
+def _measured(file: int, claimed: tuple[int, int] | None) -> Size:
     """Where all octets that there are to the end come at one read, it is a file: so most need no stat, which costs three times as much."""
     try:
         size = os.lseek(file, 0, os.SEEK_END)
@@ -189,7 +199,7 @@ def _measured(file: int, claimed: tuple[int, int] | None) -> int | OSError | Non
     return _measured_large(file, claimed)
 
 
-def _measured_large(file: int, claimed: tuple[int, int] | None) -> int | OSError | None:
+def _measured_large(file: int, claimed: tuple[int, int] | None) -> Size:
     """Also of all that is odd."""
     try:
         status = os.fstat(file)

@@ -27,7 +27,6 @@ __all__ = ["NOWHERE", "Mailbox"]
 
 NOWHERE = b"/"  # an info no file can have: looked for, not there
 _GUESSES = (b":2,", b":2,S", b"")
-_MUCH = 256 << 10  # octets of directories: some 6,000 names
 _HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
 _AS_EVER = Policy()
 _Stamp = tuple[int, int, int]
@@ -42,7 +41,7 @@ class Mailbox:
     could come after (for tests).
     """
 
-    beside: Beside | None = None  # a thread to measure with
+    beside: Beside | None = None  # a helper to measure with, for one listing
 
     def __init__(
         self,
@@ -133,19 +132,6 @@ class Mailbox:
 
     # Listing
 
-    def much_unmeasured(self) -> bool:
-        """Whether the next listing may measure thousands of messages: the directories are large and the popcache is not.
-
-        A guess, by sizes alone: directories that were large once keep theirs on some file systems, and then it is wrong.
-        """
-        try:
-            names = os.fstat(self.cur).st_size + os.fstat(self.new).st_size
-            if names < _MUCH:
-                return False
-            return os.stat(cachefile.NAME, dir_fd=self.root, follow_symlinks=False).st_size < names // 2
-        except OSError:
-            return True
-
     def listing(self) -> Listing:
         """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
 
@@ -164,10 +150,13 @@ class Mailbox:
                 return self._list(lock)
             finally:
                 os.close(lock)
-                if self.beside is not None:
-                    self.beside.dismiss()
+                self._dismiss()
         except OSError as error:
             raise from_os(error, "maildir") from None
+
+    def _dismiss(self) -> None:
+        if self.beside is not None:
+            self.beside.dismiss()
 
     def _look(self, part: str) -> _Stamp:
         """(inode, mtime_ns, ctime_ns) of cur or new, opened anew where somebody put another directory there."""
@@ -179,6 +168,7 @@ class Mailbox:
         if status is None or status.st_ino != os.fstat(fd).st_ino:
             os.close(fd)
             setattr(self, part, -1)
+            self._dismiss()  # who has the one that was there
             fd = directory.open_part(self.root, part.encode())
             setattr(self, part, fd)
             status = os.fstat(fd)

@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from popkernel.actors.maildir.beside import Beside
+from popkernel.actors.maildir.beside import Beside, much_unmeasured, serve
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.listing import Listing
 from popkernel.actors.maildir.policy import KEYS, policy_of
@@ -49,7 +49,6 @@ class MaildirActor(Actor):
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         paths: list[tuple[bytes | str, str]] = []
-        threads = None
         self.drop_ids()
         try:
             config = self.boot.config
@@ -58,12 +57,12 @@ class MaildirActor(Actor):
             )
             self.drop.alive = self.alive
             paths = [(self.path, "rwc")]
-            if self.drop.much_unmeasured():
-                self.drop.beside = Beside()
-                threads = self.drop.beside.start
+            if much_unmeasured(self.drop):
+                helper = self.fork_helper([(self.path, "r")], serve)
+                self.drop.beside = Beside(helper) if helper is not None else None
         except StoreError as error:
             self.trouble = error
-        self.lock(paths, threads=threads)
+        self.lock(paths)
         self.connect()
         if self.drop is None:
             self.log(4, f"{self.boot.name}: {self.trouble}: {os.fsdecode(self.path)!r}")

@@ -71,7 +71,7 @@ class Scan:
     ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
     as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``brought``: gives UIDLs that another
     server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``: called now
-    and then while messages are measured, which may take minutes; ``beside``: a thread to help with it. ``now``: ns of the epoch when this
+    and then while messages are measured, which may take minutes; ``beside``: a helper. ``now``: ns of the epoch when this
     began. ``left``: there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages with two names.
     """
 

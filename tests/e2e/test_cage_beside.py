@@ -1,6 +1,7 @@
-"""The second thread of an actor that finds much unmeasured mail: caged as the first, gone with the first listing."""
+"""The helper of an actor that finds much unmeasured mail: caged more tightly than the actor, gone with the first listing or with the actor."""
 
 import os
+import signal
 import smtplib
 
 import pytest
@@ -30,31 +31,91 @@ def pid_of(service, actor):
     return {a["name"]: a["pid"] for a in service.status()["actors"]}.get(actor)
 
 
-def test_both_threads_are_caged_and_one_is_left_after_the_listing():
+def deliver(service, user):
+    """Wake an actor that lists nothing yet; its pid."""
+    with smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock") as mta:
+        mta.sendmail("a@example.org", [user], b"Subject: last\r\n\r\nbody\r\n")
+    return wait_for(lambda: pid_of(service, f"maildir.{user}"))
+
+
+def helpers(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def caged(pid):
+    (state,) = lock.thread_states(pid).values()
+    return state["Seccomp"], state["Seccomp_filters"], state["NoNewPrivs"]
+
+
+def is_there(pid):
+    """Not so where it is gone, or waits to be forgotten."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ids_of(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return [line for line in file if line.startswith(("Uid:", "Gid:", "Groups:"))]
+
+
+def test_both_are_caged_and_one_is_left_after_the_listing():
     with Service(mail=(), lmtp=True) as service:
         fill(service, "alice")
-        with smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock") as mta:  # an actor that lists nothing yet
-            mta.sendmail("a@example.org", ["alice"], b"Subject: last\r\n\r\nbody\r\n")
-        pid = wait_for(lambda: pid_of(service, "maildir.alice"))
-        states = lock.thread_states(pid)
-        assert len(states) == 2
-        assert all((state["Seccomp"], state["Seccomp_filters"], state["NoNewPrivs"]) == (2, 3, 1) for state in states.values())
+        pid = deliver(service, "alice")
+        (helper,) = helpers(pid)
+        wait_for(lambda: caged(helper) == (2, 3, 1))
+        assert caged(pid) == (2, 3, 1)
+        assert ids_of(helper) == ids_of(pid)
+        # Nothing but the maildir's directories, its pipes and what every process has: no channel to anybody.
+        links = [os.readlink(f"/proc/{helper}/fd/{fd}") for fd in os.listdir(f"/proc/{helper}/fd")]
+        assert not [link for link in links if link.startswith("socket:") and int(link[8:-1]) not in standard(helper)]
         client = service.pop3("alice")
         assert client.stat()[0] == MESSAGES + 1
-        wait_for(lambda: len(lock.thread_states(pid)) == 1)
+        wait_for(lambda: not helpers(pid))
         assert client.retr(MESSAGES)[1][0] == b"Subject: %d" % (MESSAGES - 1)
         client.quit()
         assert pid_of(service, "maildir.alice") == pid
 
 
-def test_a_fork_of_an_actor_with_two_threads_is_refused_softly():
-    """A report would wait for malloc's locks, which fork() holds: see promises.py. All else ends it, and is told."""
-    plan = {"deadly": {"maildir.alice": ["fork"], "maildir.bob": ["fork"]}}
+def standard(pid):
+    """Inodes of sockets that are its standard input, output and error."""
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2) if os.path.islink(f"/proc/{pid}/fd/{fd}")]
+    return {int(link[8:-1]) for link in links if link.startswith("socket:")}
+
+
+def test_a_helper_that_is_killed_costs_nobody_anything():
+    with Service(mail=(), lmtp=True) as service:
+        fill(service, "alice")
+        pid = deliver(service, "alice")
+        (helper,) = helpers(pid)
+        os.kill(helper, signal.SIGKILL)
+        wait_for(lambda: not is_there(helper))
+        client = service.pop3("alice")
+        assert client.stat() == (MESSAGES + 1, sum(len(b"Subject: %d\r\n\r\nbody\r\n" % n) for n in range(MESSAGES)) + delivered(client))
+        client.quit()
+        assert pid_of(service, "maildir.alice") == pid
+
+
+def delivered(client):
+    return int(client.list(MESSAGES + 1).split()[2])
+
+
+def test_a_helper_ends_with_its_actor():
+    with Service(mail=(), lmtp=True) as service:
+        fill(service, "alice")
+        pid = deliver(service, "alice")
+        (helper,) = helpers(pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not is_there(helper))
+
+
+def test_an_actor_that_has_a_helper_may_fork_no_other():
+    plan = {"deadly": {"maildir.alice": ["fork"]}}
     with Sabotaged(plan, users={"alice": "secret", "bob": "secret"}, mail=()) as service:
         fill(service, "alice")
-        client = service.pop3("alice")
-        assert client.stat()[0] == MESSAGES
-        client.quit()
-        assert service.told("survived") == [["maildir.alice", "fork: [Errno 1] Operation not permitted"]]
-        assert "SYS/TEMP" in service.login_error("bob")
-        service.wait_log("error: maildir.bob broke its promises")
+        assert "SYS/TEMP" in service.login_error("alice")
+        service.wait_log("error: maildir.alice broke its promises")

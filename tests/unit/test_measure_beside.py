@@ -1,14 +1,14 @@
-"""A second thread measures beside the first: the same figures, its errors told, and gone when there is nothing (more) to measure."""
+"""A helper measures beside the actor: the same figures; what it owes when it is gone is measured here; gone when nothing (more) is asked."""
 
-import _thread
+import errno
 import os
+import signal
 import threading
 
 import pytest
-from popkernel.actors.maildir import beside, directory, mailbox
-from popkernel.actors.maildir.beside import Beside
+from popkernel.actors.maildir import beside, directory
+from popkernel.actors.maildir.beside import Beside, serve
 
-from tests.service import wait_for
 from tests.unit.test_store import Box, shown
 
 COUNT = directory._WORTH_IT + 7
@@ -28,111 +28,150 @@ def files(tmp_path):
             os.mkdir(tmp_path / str(number))
         elif number % 100 != 77:
             (tmp_path / str(number)).write_bytes(letter(number))
+    (tmp_path / "0").write_bytes(b"x" * (2 << 16) + b"\n")  # its name claims what is not there
     fd = os.open(tmp_path, os.O_RDONLY)
-    yield [(fd, b"%d" % number, None) for number in range(COUNT)]
+    yield [(fd, b"%d" % number, (2 * 65536 + 1, 140_000) if number == 0 else None) for number in range(COUNT)]
     os.close(fd)
 
 
-def who_measures(monkeypatch):
-    real, took = directory._measure_some, []
+@pytest.fixture
+def helper():
+    """A helper of this process's: (the actor's end, its pid)."""
+    questions, ask = os.pipe()
+    answers, answer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ask)
+        os.close(answers)
+        try:
+            serve(questions, answer)
+        finally:
+            os._exit(7)
+    os.close(questions)
+    os.close(answer)
+    end = Beside((answers, ask))
+    yield end, pid
+    end.dismiss()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def counted(monkeypatch):
+    real, took = directory.measure_some, []
 
     def some(files):
-        took.append((threading.get_ident(), len(files)))
+        took.append(len(files))
         return real(files)
 
-    monkeypatch.setattr(directory, "_measure_some", some)
+    monkeypatch.setattr(directory, "measure_some", some)
     return took
 
 
-def test_the_same_by_two(files, monkeypatch):
+def test_the_same_by_two(files, helper, monkeypatch):
     alone = directory.measure_all(files)
-    took, signs = who_measures(monkeypatch), []
-    helper = Beside()
-    helper.start()
-    assert helper.there
-    gate, real = threading.Event(), directory._measure_some
-
-    def some(files):  # whichever is first waits for the other, so that both are seen
-        if len({thread for thread, _ in took}) == 1:
-            gate.wait(0.05)
-        sizes = real(files)
-        if len({thread for thread, _ in took}) == 2:
-            gate.set()
-        return sizes
-
-    monkeypatch.setattr(directory, "_measure_some", some)
-    assert directory.measure_all(files, lambda: signs.append(threading.get_ident()), helper) == alone
-    assert len({thread for thread, _ in took}) == 2
-    assert sum(many for _, many in took) == COUNT
-    assert max(many for _, many in took) <= 20  # of both together fewer than an actor's 64 descriptors
-    assert set(signs) == {threading.get_ident()}
+    assert alone[0] == 140_000
     assert alone.count(None) == sum(number % 100 in {13, 57, 77} for number in range(COUNT))
-    assert not helper.there
-    assert directory.measure_all(files, None, helper) == alone  # it works once
+    took, signs = counted(monkeypatch), []
+    end, _ = helper
+    assert directory.measure_all(files, lambda: signs.append(1), end) == alone
+    assert sum(took) <= COUNT - 3 * 32  # the helper had the first three lots at least
+    assert len(signs) == len(took)
+    assert end.there  # until the listing is done
 
 
-def test_an_error_in_the_thread_is_the_listings(files, monkeypatch):
-    main, real, tried = threading.get_ident(), directory._measure_some, threading.Event()
+def test_what_cannot_be_read_is_told_with_its_reason(files, helper):
+    end, _ = helper
+    end.ask(5, [(files[0][0], b"n" * 256, None)])
+    ((number, (error,)),) = end.answers(wait=True)
+    assert (number, error.errno) == (5, errno.ENAMETOOLONG)
+    assert end.there
+
+
+def test_what_a_helper_owes_that_was_killed_is_measured_here(files, helper):
+    alone = directory.measure_all(files)
+    end, pid = helper
+    os.kill(pid, signal.SIGSTOP)  # asked, and never answered
+    end.ask(0, files[:32])
+    os.kill(pid, signal.SIGKILL)
+    ((number, sizes),) = end.answers(wait=True)
+    assert (number, sizes) == (0, alone[:32])
+    assert not end.there
+    end.ask(1, files[32:64])
+    assert dict(end.answers(wait=False)) == {1: alone[32:64]}
+
+
+def test_a_helper_killed_on_the_way(files, helper, monkeypatch):
+    alone = directory.measure_all(files)
+    end, pid = helper
+    real = directory.measure_some
 
     def some(files):
-        if threading.get_ident() != main:
-            tried.set()
-            raise MemoryError
-        tried.wait(10)
+        os.kill(pid, signal.SIGKILL)
         return real(files)
 
-    monkeypatch.setattr(directory, "_measure_some", some)
-    helper = Beside()
-    helper.start()
-    with pytest.raises(MemoryError):
-        directory.measure_all(files, None, helper)
+    monkeypatch.setattr(directory, "measure_some", some)
+    assert directory.measure_all(files, None, end) == alone
 
 
-def test_an_error_in_the_first_thread_waits_for_the_second(files, monkeypatch):
-    main, real = threading.get_ident(), directory._measure_some
-    done = []
-
-    def some(files):
-        if threading.get_ident() == main:
-            raise MemoryError
-        done.append(len(files))
-        return real(files)
-
-    monkeypatch.setattr(directory, "_measure_some", some)
-    helper = Beside()
-    helper.start()
-    with pytest.raises(MemoryError):
-        directory.measure_all(files, None, helper)
-    assert sum(done) == COUNT - 20
-    assert len(os.listdir("/proc/self/fd")) < 1000 if os.path.isdir("/proc/self/fd") else True
+def test_half_an_answer_is_none(files, monkeypatch):
+    answers, answer = os.pipe()
+    questions, ask = os.pipe()
+    end = Beside((answers, ask))
+    end.ask(0, files[:3])
+    os.write(answer, bytes(20))
+    assert dict(end.answers(wait=True)) == {0: directory.measure_all(files[:3])}
+    assert not end.there
+    os.close(answer)
+    os.close(questions)
 
 
-def test_where_no_thread_can_be_had(files, monkeypatch):
-    def refused(work, arguments):
-        raise RuntimeError("can't start new thread")
+def test_the_helper_never_waits_and_neither_do_we(files):
+    """Names as long as may be, three lots of them, and nobody reads: the pipe has room."""
+    answers, answer = os.pipe()
+    questions, ask = os.pipe()
+    end = Beside((answers, ask))
+    long = [(1234567, b"n" * 255, (10**18, 10**18))] * 32
+    done = threading.Event()
 
-    monkeypatch.setattr(beside, "start_new_thread", refused)
-    helper = Beside()
-    helper.start()
-    assert not helper.there
-    assert directory.measure_all(files, None, helper) == directory.measure_all(files)
-    helper.dismiss()
+    def three():
+        for number in range(directory._AHEAD):
+            end.ask(number, long)
+        done.set()
+
+    threading.Thread(target=three, daemon=True).start()
+    assert done.wait(10)
+    assert list(end.answers(wait=False)) == []
+    for fd in (answer, questions):
+        os.close(fd)
+    end.dismiss()
 
 
-def test_few_files_leave_it_for_later_and_the_listing_lets_it_go(tmp_path):
+def test_few_files_leave_it_for_later_and_the_listing_lets_it_go(tmp_path, helper):
     box = Box(tmp_path)
     try:
-        before = _thread._count()
+        end, _ = helper
         box.put(b"1.x", letter(1), b"new")
-        box.drop.beside = Beside()
-        box.drop.beside.start()
-        wait_for(lambda: _thread._count() == before + 1)
-        directory.measure_all([(box.drop.new, b"1.x", None)], None, box.drop.beside)
-        assert box.drop.beside.there
+        box.drop.beside = end
+        directory.measure_all([(box.drop.new, b"1.x", None)], None, end)
+        assert end.there
         assert len(shown(box.drop.listing())) == 1
-        assert not box.drop.beside.there
-        wait_for(lambda: _thread._count() == before)
+        assert not end.there
         assert len(shown(box.drop.listing())) == 1
+    finally:
+        box.drop.close()
+
+
+def test_another_directory_in_the_place_of_one_is_not_the_helpers(tmp_path, helper):
+    box = Box(tmp_path)
+    try:
+        end, _ = helper
+        box.drop.beside = end
+        os.rename(box.path + b"/new", box.path + b"/old")
+        os.mkdir(box.path + b"/new")
+        box.drop._look("cur")
+        assert end.there
+        box.drop._look("new")
+        assert not end.there
     finally:
         box.drop.close()
 
@@ -140,17 +179,21 @@ def test_few_files_leave_it_for_later_and_the_listing_lets_it_go(tmp_path):
 def test_much_unmeasured_goes_by_the_sizes_of_directories_and_popcache(tmp_path, monkeypatch):
     box = Box(tmp_path)
     try:
-        assert not box.drop.much_unmeasured()
+        assert not beside.much_unmeasured(box.drop)
         for number in range(300):
             box.put(b"%d.%s" % (1000 + number, b"x" * 200), letter(number), b"new")
         names = os.fstat(box.drop.new).st_size + os.fstat(box.drop.cur).st_size
-        monkeypatch.setattr(mailbox, "_MUCH", names)
-        assert box.drop.much_unmeasured()
+        monkeypatch.setattr(beside, "_MUCH", names)
+        assert beside.much_unmeasured(box.drop)
         box.drop.listing()
         assert os.path.getsize(box.path + b"/popcache") > names // 2
-        assert not box.drop.much_unmeasured()
-        monkeypatch.setattr(mailbox, "_MUCH", names + 1)
+        assert not beside.much_unmeasured(box.drop)
+        monkeypatch.setattr(beside, "_MUCH", names + 1)
         os.unlink(box.path + b"/popcache")
-        assert not box.drop.much_unmeasured()
+        assert not beside.much_unmeasured(box.drop)
     finally:
         box.drop.close()
+
+
+def test_an_answer_comes_in_one_piece():
+    assert directory._AT_ONCE * beside._OCTETS <= 512  # POSIX's least PIPE_BUF
