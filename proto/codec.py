@@ -13,7 +13,9 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _unpack = msgpack.unpackb
 _checks: dict[type, Callable[[Any], None]] = {}
 _BIN32 = b"\xc6"
+_EMPTY_BIN = b"\xc4\0"
 _BULK_FROM = 4096  # a last field of that many octets is sent from where it is, without a copy
+_TRIES = 32  # octets that could begin a bulk field and do not, in one frame
 
 
 def _check_of(message: type) -> Callable[[Any], None]:
@@ -26,7 +28,7 @@ def _check_of(message: type) -> Callable[[Any], None]:
 class Codec:
     """Encodes and decodes the messages of one edge of the topology table, and no others."""
 
-    __slots__ = ("_by_class", "_by_code", "_longest", "edge", "name", "octets")
+    __slots__ = ("_bulk", "_by_class", "_by_code", "_longest", "edge", "name", "octets")
 
     def __init__(self, source: str, target: str) -> None:
         """`source` and `target` are rows of the table; KeyError where there is no such edge."""
@@ -40,6 +42,8 @@ class Codec:
         # An array takes memory by what it announces, however little follows: no more than the longest of this edge, 1,000 deep.
         fields = [fields_of(c) for c in self.edge.messages]
         self._longest = max([1 + len(fs) for fs in fields] + [f.items for fs in fields for f in fs.values()])
+        lasts = [(c, list(fs.values())[-1]) for c, fs in zip(self.edge.messages, fields, strict=True) if fs]
+        self._bulk: dict[type, int] = {c: last.high for c, last in lasts if last.kind == "bytes"}
         self._by_code: dict[int, tuple[type, Callable[[Any], None]]] = {r[0]: (r[1], r[2]) for r in rows}
         self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
 
@@ -83,6 +87,27 @@ class Codec:
         row[1](fields)
         message: tuple[Any, ...] = row[0](*fields)
         return message
+
+    def decode_bulk(self, frame: bytes | bytearray) -> tuple[Any, ...]:
+        """As `decode`, with a large last field as a view of `frame`, where `encode_bulk` sent it: nobody copies it here either."""
+        at = -1
+        for _ in range(_TRIES):
+            at = frame.find(_BIN32, at + 1)
+            octets = len(frame) - at - 5
+            if at < 0 or octets < _BULK_FROM:
+                break
+            if int.from_bytes(frame[at + 1 : at + 5], "big") == octets <= self.octets - at - 5:
+                try:
+                    message = self.decode(bytes(frame[:at]) + _EMPTY_BIN)
+                except BadMessageError:
+                    break
+                # Only a field that begins at `at` can have come out empty; so the frame is that message, with this last field.
+                if octets > self._bulk.get(type(message), 0) or message[-1] != b"":
+                    break
+                make: Any = type(message)
+                made: tuple[Any, ...] = make(*message[:-1], memoryview(frame)[at + 5 :])
+                return made
+        return self.decode(frame)
 
 
 def whole(message: tuple[Any, ...], data: memoryview | bytes) -> tuple[Any, ...]:

@@ -122,6 +122,7 @@ def host_of(address: str) -> str:
     return address if ":" in rest else host
 
 
+@lru_cache(4096)  # asked for each connection by the networks of proxies and by the block list: parsing one takes longer than all else there
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     """An address without its scope (`fe80::1%eth0`); IPv4 inside of IPv6 is IPv4."""
     try:

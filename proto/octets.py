@@ -14,6 +14,7 @@ What is sent here never holds the closing ``.`` CR LF: that belongs to the reply
 from __future__ import annotations
 
 _CRLF = b"\r\n"
+_CR = 13  # `in` takes a number as it is; octets it takes for a number first, and words an error for itself before it looks for them
 
 
 def wire_size(data: bytes) -> int:
@@ -21,14 +22,14 @@ def wire_size(data: bytes) -> int:
     if not data:
         return 0
     size = len(data) + data.count(b"\n")
-    if b"\r" in data:
+    if _CR in data:
         size -= data.count(_CRLF)
     return size if data.endswith(b"\n") else size + 2
 
 
 def _crlf(data: bytes) -> bytes:
     """Make every line end CR LF. ``data`` stands by itself: no CR before it that belongs to its first LF."""
-    if b"\r" not in data:
+    if _CR not in data:
         return data.replace(b"\n", _CRLF)
     # Replacing single octets is four times as fast as looking for pairs, and mail with a CR is mostly all CR LF.
     out = data.replace(b"\r", b"").replace(b"\n", _CRLF)
@@ -43,29 +44,15 @@ def encode(data: bytes) -> tuple[bytes, int]:
     if out and not out.endswith(b"\n"):
         out += _CRLF
     octets = len(out)
-    at = out.rfind(b"\n.")
-    if at >= 0:
-        out = _stuffed(out, at)
+    out = _stuffed(out)
     if out.startswith(b"."):
         out = b"." + out
     return out, octets
 
 
-def _stuffed(data: bytes, at: int) -> bytes:
-    """Double the dot at each line's beginning; ``at``: where the last of them is, less one.
-
-    CPython's ``rfind`` takes two octets at twice the speed of ``find`` and ``in``; and dotted lines are few: going from one to the
-    next is three times as fast as ``replace``, which looks for pairs slowly.
-    """
-    pieces = []
-    end = len(data)
-    while at >= 0:
-        pieces.append(data[at + 1 : end])
-        end = at + 1
-        at = data.rfind(b"\n.", 0, end)
-    pieces.append(data[:end])
-    pieces.reverse()
-    return b".".join(pieces)
+def _stuffed(data: bytes) -> bytes:
+    """Double the dot at each line's beginning, but for the first line's. ``replace`` looks for pairs at half the speed of ``split``."""
+    return b"\n..".join(data.split(b"\n."))
 
 
 def to_wire(data: bytes) -> bytes:
@@ -97,9 +84,7 @@ class WireEncoder:
             self._line_start = True
         out = _crlf(body)
         self.octets += len(head) + len(out)
-        at = out.rfind(b"\n.")
-        if at >= 0:
-            out = _stuffed(out, at)
+        out = _stuffed(out)
         if self._line_start and out.startswith(b"."):
             head += b"."
         self._after_cr = chunk.endswith(b"\r")
@@ -131,7 +116,7 @@ class SizeCounter:
         if not chunk:
             return
         octets = len(chunk) + chunk.count(b"\n")
-        if b"\r" in chunk:
+        if _CR in chunk:
             octets -= chunk.count(_CRLF)
         if self._after_cr and chunk.startswith(b"\n"):
             octets -= 1

@@ -65,7 +65,7 @@ def split(line: bytes) -> tuple[bytes, bytes]:
 def number(argument: bytes) -> int:
     """A message number or line count: 1 to 10 digits, blanks behind forgiven; -1 for anything else."""
     argument = argument.rstrip(b" ")
-    if argument.isdigit() and len(argument.lstrip(b"0")) <= 10 and len(argument) <= 40:
+    if argument.isdigit() and (len(argument) <= 10 or (len(argument) <= 40 and len(argument.lstrip(b"0")) <= 10)):
         return int(argument)
     return -1
 

@@ -86,8 +86,8 @@ def _condition(name: str, field: Field) -> str:
             return f"type({name}) is not bool"
         case "ints":
             return (
-                f"type({name}) is not list or len({name}) > {field.items}"
-                f" or any(type(x) is not int or not {field.low} <= x <= {field.high} for x in {name})"
+                f"type({name}) is not list or len({name}) > {field.items} or {name}"  # a third of the time of a look at one after the other
+                f" and (set(map(type, {name})) != Int or min({name}) < {field.low} or max({name}) > {field.high})"
             )
         case "strs":
             return (
@@ -125,7 +125,7 @@ def compile_check(message: type) -> Callable[[Any], None]:
             ]
     else:
         lines += ["    if fields:", f"        raise Bad('{message.__name__}: not 0 fields')"]
-    space: dict[str, Any] = {"Bad": BadMessageError}
+    space: dict[str, Any] = {"Bad": BadMessageError, "Int": {int}}
     exec("\n".join(lines), space)  # noqa: S102  the text above is made from our own annotations only
     check: Callable[[Any], None] = space["check"]
     return check

@@ -11,6 +11,7 @@ from popkernel.proto import messages as m
 __all__ = ["Client"]
 
 _CORK: int = getattr(socket, "TCP_CORK", 0)  # Linux
+_TCP = int(socket.IPPROTO_TCP)
 
 
 class Client:
@@ -66,7 +67,7 @@ class Client:
         if on is not self.corked and _CORK:
             self.corked = on
             with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.IPPROTO_TCP, _CORK, int(on))
+                self.sock.setsockopt(_TCP, _CORK, on)
 
     def ended(self, why: str, now: float) -> m.Ended:
         """What the log is told of it; `why` where the session knows of nothing better."""

@@ -25,7 +25,7 @@ _MOST_LINES = 512  # lines, and octets of them, that may wait before no more are
 _MOST_WAITING = 64 * 1024
 _USER_PASS = (b"USER", b"PASS")
 _LAST_STATES = ("update", "over")
-_PAUSED = ("login", *_LAST_STATES)
+_PAUSED = frozenset(("login", *_LAST_STATES))
 _AUTHORIZATION = {**AUTHORIZATION, **EITHER}
 _TRANSACTION = {**TRANSACTION, **EITHER}
 
@@ -96,13 +96,14 @@ class Session(Login):
         return self.commands > before
 
     def _act(self, line: bytes) -> None:
-        if self.state == "sasl" and line != TOO_LONG:
+        state = self.state
+        if state == "sasl" and line != TOO_LONG:
             self._sasl(line)
             return
         verb, rest = split(line)
         if line == TOO_LONG or (len(line) > LINE_LIMIT - 2 and verb != b"AUTH"):
             self._too_long()
-        elif self.state == "transaction":
+        elif state == "transaction":
             handler = _TRANSACTION.get(verb)
             if handler is None:
                 self._bad("not now" if verb in AUTHORIZATION else "unknown command")

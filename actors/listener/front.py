@@ -157,7 +157,7 @@ class Front(Door):
         if client.shook:  # its second word is mostly the last: then our ticket leaves with the greeting
             client.cork(on=True)
         if self._handshake(client, client.sock):
-            self._shaken(client, client.sock.version() or "")
+            self._shaken(client, client.sock)
         client.cork(on=False)
         client.shook = True
 
@@ -191,12 +191,12 @@ class Front(Door):
         client.shaking = not why
         return not why
 
-    def _shaken(self, client: Client, version: str) -> None:
+    def _shaken(self, client: Client, sock: ssl.SSLSocket) -> None:
         """TLS is on."""
         client.handshake = client.shaking = False
         self.limits.shaken(client.session.id)
         if watch.tap is not None:
-            note("Secured", client.session.id, {"version": version}, way="in", peer="client")
+            note("Secured", client.session.id, {"version": sock.version() or ""}, way="in", peer="client")
         if client.session.starttls:
             client.session.secured()
         self._progress(client)

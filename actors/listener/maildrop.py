@@ -241,19 +241,19 @@ class Maildrop(Replies):
         parts = message.parts
         view = memoryview(data)
         at = 0
-        for i in range(0, len(parts) - 3, 4):
-            n, octets, size, last = parts[i : i + 4]
+        for n, octets, size, last in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=False):
             self._settle()
-            if at + size > len(data):
+            end = at + size
+            if end > len(data):
                 raise ValueError("parts that are not the data")
             if last == AHEAD:
-                self._keep_ahead(n, octets, view[at : at + size])
+                self._keep_ahead(n, octets, view[at:end])
             else:
                 owed = self._expect("retr", "top")
                 if owed[1] != n:
                     raise ValueError("a part of a message that was not asked for")
-                self._part(owed, octets, view[at : at + size], last)
-            at += size
+                self._part(owed, octets, view[at:end], last)
+            at = end
         if at != len(data):
             raise ValueError("parts that are not the data")
 
@@ -277,8 +277,11 @@ class Maildrop(Replies):
 
     def _put_part(self, view: memoryview) -> None:
         """A part of a large message: mostly a frame's whole data, which need not be copied."""
-        data = view.obj if isinstance(view.obj, bytes) and len(view) == len(view.obj) else bytes(view)
-        self._put(data, 0, len(data))
+        if self.shown is None:
+            self.out.append(view)
+            self.out_octets += len(view)
+        else:
+            self._put(bytes(view), 0, len(view))
 
     def _keep_ahead(self, n: int, octets: int, data: memoryview) -> None:
         if self._owed or n in self._ahead or self._ahead_octets + len(data) > _AHEAD_OCTETS or len(self._ahead) >= _AHEAD:

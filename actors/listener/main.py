@@ -84,7 +84,7 @@ class Listener(Front):
             self.loop, adopt(fds[0]), self.boot.name, f"maildir.{client.session.user}",
             self._on_maildir, self._on_maildir_gone,
         )
-        client.channel.tag = client
+        client.channel.tag, client.channel.views = client, True
 
     def _turned(self, message: m.Turned, fds: list[int]) -> None:
         del fds

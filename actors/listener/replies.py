@@ -13,6 +13,8 @@ from popkernel.proto.texts import DEFAULT, reply
 
 __all__ = ["Replies"]
 
+_READY = frozenset(("text", "stat", "close", "tongue"))  # what is owed and waits for nothing but its turn
+
 
 class Replies:
     """The answers to one client, and the end of the connection, which has its place among them."""
@@ -93,18 +95,15 @@ class Replies:
     def _settle(self) -> None:
         """Say what has become ready at the head of what is owed."""
         owed = self._owed
-        while owed:
-            kind = owed[0][0]
+        while owed and (kind := owed[0][0]) in _READY:
             if kind == "text":
                 self._put(*owed[0][1:])
             elif kind == "stat":
                 self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
             elif kind == "close":
                 self.closing = True
-            elif kind == "tongue":
-                self.tongue = owed[0][1]  # `answered` has it in its hands
             else:
-                return
+                self.tongue = owed[0][1]  # `answered` has it in its hands
             owed.popleft()
 
     def _bad(self, text: str, code: str = "") -> None:

@@ -52,6 +52,69 @@ def test_bulk_is_the_same_as_whole(size):
         assert parts[1].obj is data  # no copy
 
 
+@pytest.mark.parametrize("make", [bytes, bytearray])
+@pytest.mark.parametrize("size", [0, 4095, 4096, 65536, 300_000])
+def test_bulk_can_be_had_as_a_view_of_its_frame(size, make):
+    codec = Codec("maildir.{user}", "listener")
+    data = bytes(255 - i % 256 for i in range(size))
+    message = m.Mail([0xC6, 0xC6C6, 0xC6C6C6C6, 1], data)
+    frame = make(b"".join(codec.encode_bulk(m.Mail(message.parts, b""), data)))
+    got = codec.decode_bulk(frame)
+    assert got == message == codec.decode(frame)
+    assert type(got) is m.Mail
+    if size >= 4096:
+        assert got.data.obj is frame
+
+
+def bulk_head(octets):
+    return b"\xc6" + octets.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\x93\x03\x90",  # as it should be
+        b"\x93\x03\x90\xcd",  # the bulk's head is a number's octets
+        b"\x93\x03\x90\xc4\x02",  # or another field's
+        b"\x93\x03\x90\xc4\x00",  # or behind the end
+        b"\x93\x03\x91\xcd",
+        b"\x93\x03\x91\x40",  # one that no array announced
+        b"\x94\x03\x90\x90",
+        b"\x93\x03\x91\xd1\x80\x00",  # a number out of bounds
+        b"\x93\x7f\x90",
+        b"\x92\x01",
+        b"\xc6\x00\x00\x10\x00",
+        b"\x93\x03\x90" + bulk_head(8) * 3,
+        b"",
+    ],
+)
+def test_a_view_is_refused_where_a_copy_is(before):
+    codec = Codec("maildir.{user}", "listener")
+    for octets in (4096, 4097, 5000, codec.octets - len(before) - 5, codec.octets, 1 << 20):
+        for wrong in (0, 1, -1):
+            frame = before + bulk_head(octets + wrong) + bytes(octets)
+            try:
+                want = codec.decode(frame)
+            except BadMessageError:
+                with pytest.raises(BadMessageError):
+                    codec.decode_bulk(frame)
+            else:
+                assert codec.decode_bulk(frame) == want
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(CODECS), st.lists(st.sampled_from([b"\xc6", b"\x93", b"\x03", b"\x90", b"\xc4", b"\0", bulk_head(4096)]), max_size=12))
+def test_views_and_copies_agree_on_random_octets(codec, pieces):
+    frame = b"".join(pieces) + bytes(4096)
+    try:
+        want = codec.decode(frame)
+    except BadMessageError:
+        with pytest.raises(BadMessageError):
+            codec.decode_bulk(frame)
+    else:
+        assert codec.decode_bulk(frame) == want
+
+
 def test_bulk_larger_than_the_edge_is_refused():
     codec = Codec("maildir.{user}", "listener")
     with pytest.raises(BadMessageError):

@@ -6,6 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from popkernel.proto import networks as proto_networks
 from popkernel.proto.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, plain, prefix_of
 
 V4 = st.ip_addresses(v=4).map(str)
@@ -112,3 +113,12 @@ def test_hosts():
 )  # fmt: skip
 def test_ipv4_in_ipv6_is_written_as_ipv4(address, text):
     assert plain(address) == text
+
+
+def test_what_is_remembered_of_addresses_is_bounded():
+    networks = Networks([parse_network("192.0.2.0/24")])
+    for i in range(70_000):
+        assert networks.contains(f"10.1.{i >> 8 & 255}.{i & 255}%{i}") is False
+    assert networks.contains("192.0.2.7")
+    for cached in (proto_networks._address, prefix_of):
+        assert 0 < cached.cache_info().currsize <= cached.cache_info().maxsize <= 4096

@@ -30,7 +30,13 @@ def test_good_ones_pass():
 
 
 @pytest.mark.parametrize("place", range(5))
-@pytest.mark.parametrize("value", [None, -5, 2**31, "", "a" * 301, b"a" * 8193, [True], [1.0], [-2], [2**63], {}, 1.0, True, b"x" * 9000])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, -5, 2**31, "", "a" * 301, b"a" * 8193, [True], [1.0], [-2], [2**63], {}, 1.0, True, b"x" * 9000,
+        [1, True], [1, 2.0], [1, "a"], [1, []], [None, 1], [5, -2, 5], [5, 2**63, 5], [float("nan")], [1] * 8193,
+    ],
+)
 def test_bad_ones_are_named_and_not_quoted(place, value):
     fits = (place == 4 and value is True)
     fields = [*GOOD[:place], value, *GOOD[place + 1 :]]
