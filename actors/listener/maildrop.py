@@ -371,8 +371,8 @@ class Maildrop(Replies):
 
     def credit(self, unsent: int) -> int:
         """How much credit to give the maildir actor, `unsent` octets waiting to go to the client. Taking it is giving it."""
-        memory = self._policy.memory
-        if self.owed_credit >= min(memory, m.WINDOW // 2) // 2 and unsent < memory:
+        # Half of the window is enough to read ahead by; sooner would wake the actor where nothing more is to come.
+        if self.owed_credit >= m.WINDOW // 2 and unsent < self._policy.memory:
             owed, self.owed_credit = self.owed_credit, 0
             self._allowed = min(m.WINDOW, self._allowed + owed)
             return owed
