@@ -31,15 +31,15 @@ EMPTY = rm -f cli/package/_lanes.* && \
 	: >"cli/package/_lanes$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
 
 $(STAMP): pyproject.toml actors/auth/lanes.c | $(BIN)/python
-	$(EMPTY)
+	@$(EMPTY)
 	$(PIP) install --config-settings editable_mode=strict -e .
-	$(LINK)
+	@$(LINK)
 	touch $@
 
 $(DEVSTAMP): pyproject.toml actors/auth/lanes.c | $(BIN)/python
-	$(EMPTY)
+	@$(EMPTY)
 	$(PIP) install --config-settings editable_mode=strict -e '.[dev]'
-	$(LINK)
+	@$(LINK)
 	touch $(STAMP) $@
 
 check: dev

@@ -172,7 +172,7 @@ def _check_times(
             what = f"the certificate starts on {starts:%Y-%m-%d %H:%M} UTC only"
             errors.append(Finding(path, line, what, "set this machine's clock, or wait"))
         elif ends - now < SOON:
-            what = f"the certificate ends on {ends:%Y-%m-%d %H:%M} UTC, in {(ends - now).days} days"
+            what = f"the certificate ends on {ends:%Y-%m-%d %H:%M} UTC, in {(ends - now).days} day{'s' * ((ends - now).days != 1)}"
             warnings.append(Finding(path, line, what, "renew it, then `popkernel reload`"))
 
 

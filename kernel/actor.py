@@ -86,8 +86,9 @@ class Actor:
         *,
         nofile: int | None = None,
         threads: Callable[[], None] | None = None,
+        fork: Callable[[], None] | None = None,
     ) -> None:
-        """Drop ids, unveil `paths` and nothing else, start threads, pledge. Without a sandbox the ids are dropped all the same."""
+        """Drop ids, unveil `paths` and nothing else, start threads or fork, pledge. Without a sandbox the ids are dropped all the same."""
         row = self.boot.row
         self.drop_ids(nofile)
         shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
@@ -95,12 +96,16 @@ class Actor:
         if not self.boot.sandboxed:
             if threads is not None:
                 threads()
+            if fork is not None:
+                fork()
             return
         many = threads is not None
         program = self.boot.program or sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
         sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
         if threads is not None:
             threads()
+        if fork is not None:  # now and not before: a process outside of this Landlock domain would not be ended with this one
+            fork()
         sandbox.report_broken(self._broke)
         sandbox.pledge(program, all_threads=many)
 
@@ -115,12 +120,11 @@ class Actor:
             self._die_with_parent()
 
     def fork_helper(self, paths: Sequence[tuple[str | bytes, str]], serve: Callable[[int, int], None]) -> tuple[int, int] | None:
-        """Before `lock`: a process of this one's ids that serves what it is asked, caged by the row's `helper` promises and `paths`.
+        """For `lock`'s `fork`: a process of these ids that serves what it is asked, caged by the row's `helper` promises and `paths`.
 
         It has the descriptors there are, but for the channel to the kernel, and ends with this process. `serve` gets a pipe to read and
         one to write; this process gets a pipe to read and one to write, or None where the system has no room for a process.
         """
-        self.drop_ids()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it: to wait would be one promise more
         questions, ask = os.pipe()
         answers, answer = os.pipe()

@@ -53,7 +53,7 @@ def as_text() -> str:
     out = [f"topology {digest()}", "", "ACTORS, in order of start"]
     for row in ACTORS:
         out += ["", f"{row.name}  (runs as {row.runs_as}; restart {row.restart})", f"  promises  {row.promises}", f"            {row.why}"]
-        out += [f"  helper    {row.helper}: reads what the actor sees, forked before it locks itself in"] if row.helper else []
+        out += [f"  helper    {row.helper}: reads what the actor sees, forked while it locks itself in"] if row.helper else []
         out += [f"  unveils   {u.what} ({u.permissions}): {u.why}" for u in row.unveiled] or ["  unveils   nothing"]
     out += ["", "EDGES: who may say what to whom; nothing else may be said"]
     for e in EDGES:

@@ -39,7 +39,7 @@ class Actor(NamedTuple):
     restart: str = "permanent"  # permanent: always; temporary: when next needed; never: its end is everyone's
     shutdown: int = 5  # seconds from Stop to the end
     threads: bool = False  # may start threads, between Landlock and seccomp and not later
-    helper: str = ""  # promises of a process that it may fork before it locks itself in, "": none
+    helper: str = ""  # promises of a process that it may fork while it locks itself in, "": none
     nested: bool = False  # has children that lock themselves in further
     nofile: int = 64  # descriptors
     memory: int = 512 * MIB  # address space, octets

@@ -56,7 +56,7 @@ def _load() -> Callable[..., int] | None:
     for place in popkernel.__path__:
         for suffix in EXTENSION_SUFFIXES:
             path = os.path.join(place, f"_lanes{suffix}")
-            if not os.path.isfile(path):
+            if not os.path.isfile(path) or not _survived(path):
                 continue
             try:
                 library = ctypes.CDLL(path)
@@ -65,6 +65,18 @@ def _load() -> Callable[..., int] | None:
             library.popkernel_lanes.argtypes = (*[ctypes.c_char_p] * 3, ctypes.c_uint, ctypes.c_void_p)
             return library.popkernel_lanes if library.popkernel_lanes_abi() == _ABI else None
     return None
+
+
+def _survived(path: str) -> bool:
+    """Whether a process can load it and live: a file that was cut short ends who loads it (SIGBUS), or has code of who knows what."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ctypes.CDLL(path).popkernel_lanes_abi()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _by(lanes: Callable[..., int]) -> PairCheck:

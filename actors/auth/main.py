@@ -100,6 +100,7 @@ class Auth(Actor):
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
         self.connect()
+        self.log(6, f"{self.boot.name}: hashes {'two passwords' if self.pair is not None else 'one password'} at a time on each core")
         self.run()
 
     def _start_threads(self) -> None:

@@ -355,7 +355,8 @@ class Front(Door):
         if left > 0.05:
             client.timer = self.loop.later(left, lambda: self._late(client))
             return
-        if client.asked_at:
+        listing = client.channel is not None and not client.session.entered
+        if client.asked_at or listing:
             self._unanswered(client)
         client.session.timed_out()
         self._over(client, client.session.why)

@@ -240,8 +240,10 @@ class Maildrop(Replies):
         self._spend(m.bulk_octets(message))
         parts = message.parts
         view = memoryview(data)
+        if len(parts) % 4 or (parts and min(parts) < 0):
+            raise ValueError("parts that are none")
         at = 0
-        for n, octets, size, last in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=False):
+        for n, octets, size, last in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
             self._settle()
             end = at + size
             if end > len(data):

@@ -28,6 +28,7 @@ __all__ = ["Beside", "much_unmeasured", "serve"]
 _MUCH = 256 << 10  # octets of directories: some 6,000 names
 _HEAD = 4  # octets of a question's length
 _OCTETS = 8  # of a number in an answer, which is short enough to come in one piece (PIPE_BUF, pipe(7))
+_PATIENCE = 4.0  # seconds to wait for an answer when all else is done; the kernel's for who does not say that it is alive is longer
 _NONE = -1  # what is no file; below it -2 - errno of one that can't be read
 
 
@@ -65,7 +66,7 @@ class Beside:
             os.write(self._ask, len(data).to_bytes(_HEAD, "big") + data)
 
     def answers(self, *, wait: bool) -> Iterator[tuple[int, list[Size]]]:
-        """What is there by now, or with `wait` all that is owed. What a helper owes that has gone is measured here."""
+        """What is there by now, or with `wait` all that is owed. What a helper owes that has gone, or does not answer, is measured here."""
         while self._asked:
             number, files = self._asked[0]
             try:
@@ -81,8 +82,8 @@ class Beside:
     def _receive(self, many: int, *, wait: bool) -> list[Size]:
         if not self.there:
             raise ConnectionError
-        if wait:
-            select.select([self._answers], [], [])
+        if wait and not select.select([self._answers], [], [], _PATIENCE)[0]:
+            raise TimeoutError
         data = os.read(self._answers, many * _OCTETS)
         if len(data) != many * _OCTETS:
             raise ConnectionError

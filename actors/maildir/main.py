@@ -49,6 +49,7 @@ class MaildirActor(Actor):
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         paths: list[tuple[bytes | str, str]] = []
+        fork = None
         self.drop_ids()
         try:
             config = self.boot.config
@@ -58,15 +59,19 @@ class MaildirActor(Actor):
             self.drop.alive = self.alive
             paths = [(self.path, "rwc")]
             if much_unmeasured(self.drop):
-                helper = self.fork_helper([(self.path, "r")], serve)
-                self.drop.beside = Beside(helper) if helper is not None else None
+                fork = self._fork
         except StoreError as error:
             self.trouble = error
-        self.lock(paths)
+        self.lock(paths, fork=fork)
         self.connect()
         if self.drop is None:
             self.log(4, f"{self.boot.name}: {self.trouble}: {os.fsdecode(self.path)!r}")
         self.run()
+
+    def _fork(self) -> None:
+        pipes = self.fork_helper([(self.path, "r")], serve)
+        if pipes is not None and self.drop is not None:
+            self.drop.beside = Beside(pipes)
 
     def sessions(self) -> int:
         return int(self.session is not None)

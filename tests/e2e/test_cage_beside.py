@@ -1,6 +1,7 @@
 """The helper of an actor that finds much unmeasured mail: caged more tightly than the actor, gone with the first listing or with the actor."""
 
 import os
+import poplib
 import signal
 import smtplib
 
@@ -109,8 +110,37 @@ def test_a_helper_ends_with_its_actor():
         fill(service, "alice")
         pid = deliver(service, "alice")
         (helper,) = helpers(pid)
+        os.kill(helper, signal.SIGSTOP)  # it does not see the end of its pipe: the system has to end it
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not is_there(helper))
+
+
+def test_a_helper_that_hangs_is_not_waited_for():
+    with Service(mail=(), lmtp=True) as service:
+        fill(service, "alice")
+        pid = deliver(service, "alice")
+        (helper,) = helpers(pid)
+        os.kill(helper, signal.SIGSTOP)
+        client = service.pop3("alice")
+        assert client.stat()[0] == MESSAGES + 1
+        client.quit()
+        assert pid_of(service, "maildir.alice") == pid
+    wait_for(lambda: not is_there(helper))
+
+
+def test_an_actor_that_hangs_in_its_listing_is_ended_when_a_login_has_waited_its_time():
+    with Service(mail=(), lmtp=True, login_seconds=2) as service:
+        pid = deliver(service, "alice")
+        os.kill(pid, signal.SIGSTOP)
+        client = service.pop3(login=False)
+        client.user("alice")
+        with pytest.raises((poplib.error_proto, OSError, EOFError)):
+            client.pass_("secret")
+        client.close()
+        wait_for(lambda: not is_there(pid), seconds=30)
+        client = service.pop3("alice")
+        assert client.stat()[0] == 1
+        client.quit()
 
 
 def test_an_actor_that_has_a_helper_may_fork_no_other():

@@ -62,6 +62,9 @@ def test_a_message_that_changes_between_coming_ahead_and_being_asked_for(session
         m.Mail([3, 3, 3, 1], b"3\r\n"),  # another message than the one asked for
         m.Mail([2, 3, 9, 1], b"2\r\n"),  # parts beyond the data
         m.Mail([2, 3, 2, 1], b"2\r\n"),  # data beyond the parts
+        m.Mail([2, 3, -1, 0, 2, 3, 4, 1], b"2\r\n"),  # the same data again and again, past all credit
+        m.Mail([2, -1, 3, 1], b"2\r\n"),
+        m.Mail([2, 3, 3, 1, 3], b"2\r\n"),
         m.Missing(3, "", "no such message"),
         m.Bye(0, 0),
         m.Totals(0, 0),
