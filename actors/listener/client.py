@@ -32,7 +32,6 @@ class Client:
         "out",
         "session",
         "shaking",
-        "shook",
         "sock",
         "started",
         "timer",
@@ -50,7 +49,6 @@ class Client:
         self.handshake = False
         self.shaking = False  # the client has begun with it
         self.corked = False
-        self.shook = False  # and has had our first answer
         self.channel: Channel | None = None
         self.out: list[bytes | memoryview] = []
         self.unsent = 0

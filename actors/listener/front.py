@@ -154,12 +154,8 @@ class Front(Door):
         assert isinstance(client.sock, ssl.SSLSocket)
         if not client.shaking and not self._may_shake(client):
             return
-        if client.shook:  # its second word is mostly the last: then our ticket leaves with the greeting
-            client.cork(on=True)
         if self._handshake(client, client.sock):
             self._shaken(client, client.sock)
-        client.cork(on=False)
-        client.shook = True
 
     def _handshake(self, client: Client, sock: ssl.SSLSocket) -> bool:
         """Go on with it; whether it is done."""

@@ -164,17 +164,6 @@ def test_no_two_listeners_draw_the_same_random_octets(service):
     assert len({hello_random(service) for _ in range(20)}) == 20
 
 
-def test_tls_sessions_are_resumed_by_another_process(service):
-    context = ssl.create_default_context(cafile=service.site.cert)
-    context.check_hostname = False
-    kept = None
-    for turn in range(2):
-        with socket.create_connection((service.tls.host, service.tls.port), 20) as raw, context.wrap_socket(raw, session=kept) as sock:
-            assert sock.session_reused == bool(turn)
-            assert sock.recv(100).startswith(b"+OK")  # with it came the ticket
-            kept = sock.session
-
-
 @linux
 def test_who_says_nothing_costs_no_process(service):
     none_left(service)
