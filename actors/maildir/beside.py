@@ -1,7 +1,7 @@
 """A helper to measure mail with, for the one listing of very much that nobody has measured yet: a second process beside the actor.
 
 Nearly all of that time is the system's, so two processors do it in half of it. (Two threads do not: each call gives the interpreter's lock
-away and wants it back, and who does not get it at once sleeps; measured, a third of the time.) The helper is forked before the actor locks
+away and wants it back, and who does not get it at once sleeps; measured, a third of the time.) The helper is forked while the actor locks
 itself in and is caged more tightly (kernel/actor.py): it reads that maildir, is told names, tells sizes, and ends with that listing.
 Who has little mail, or mail that the popcache knows, has none.
 """
@@ -56,14 +56,22 @@ class Beside:
         self._answers, self._ask = pipes
         self._asked: deque[tuple[int, Sequence[File]]] = deque()
         self.there = True
-        os.set_blocking(self._answers, False)
+        for pipe in pipes:
+            os.set_blocking(pipe, False)
 
     def ask(self, number: int, files: Sequence[File]) -> None:
         """Have the helper measure these; `number` comes back with what it found."""
         self._asked.append((number, files))
+        if not self.there:
+            return
         data = b"\0".join([b"%d %d %d %b" % (fd, *(claimed or (-1, -1)), name) for fd, name, claimed in files])
-        with contextlib.suppress(OSError):  # it is gone: who asks for its answer will see
-            os.write(self._ask, len(data).to_bytes(_HEAD, "big") + data)
+        question = len(data).to_bytes(_HEAD, "big") + data
+        try:
+            taken = os.write(self._ask, question)
+        except OSError:  # it is gone, or does not read
+            taken = 0
+        if taken < len(question):  # a pipe may be small, pipe(7): nobody waits for room in it
+            self.dismiss()
 
     def answers(self, *, wait: bool) -> Iterator[tuple[int, list[Size]]]:
         """What is there by now, or with `wait` all that is owed. What a helper owes that has gone, or does not answer, is measured here."""
@@ -99,11 +107,17 @@ class Beside:
 
 def serve(questions: int, answer: int) -> None:
     """The helper: measure what is asked until nobody asks any more. It has the maildir's descriptors from before the fork."""
-    asked = os.fdopen(questions, "rb")
-    while head := asked.read(_HEAD):
-        files: list[File] = []
-        for entry in asked.read(int.from_bytes(head, "big")).split(b"\0"):
-            fd, size, wire, name = entry.split(b" ", 3)
-            files.append((int(fd), name, (int(size), int(wire)) if size != b"-1" else None))
-        found = directory.measure_some(files)
-        os.write(answer, array("q", [_NONE if x is None else -2 - (x.errno or 0) if isinstance(x, OSError) else x for x in found]))
+    with os.fdopen(questions, "rb") as asked:
+        while len(head := asked.read(_HEAD)) == _HEAD:
+            octets = int.from_bytes(head, "big")
+            question = asked.read(octets)
+            if len(question) < octets:  # dismissed in the middle of it
+                return
+            found = directory.measure_some(list(map(_file, question.split(b"\0"))))
+            with contextlib.suppress(BrokenPipeError):  # dismissed: the next question is the end
+                os.write(answer, array("q", [_NONE if x is None else -2 - (x.errno or 0) if isinstance(x, OSError) else x for x in found]))
+
+
+def _file(entry: bytes) -> File:
+    fd, size, wire, name = entry.split(b" ", 3)
+    return int(fd), name, (int(size), int(wire)) if size != b"-1" else None

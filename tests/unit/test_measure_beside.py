@@ -1,6 +1,7 @@
 """A helper measures beside the actor: the same figures; what it owes when it is gone is measured here; gone when nothing (more) is asked."""
 
 import errno
+import fcntl
 import os
 import signal
 import threading
@@ -144,6 +145,47 @@ def test_the_helper_never_waits_and_neither_do_we(files):
     for fd in (answer, questions):
         os.close(fd)
     end.dismiss()
+
+
+def test_a_small_pipe_that_nobody_reads_is_not_waited_for(files):
+    """pipe(7): who has many pipes gets small ones."""
+    alone = directory.measure_all(files)
+    answers, answer = os.pipe()
+    questions, ask = os.pipe()
+    fcntl.fcntl(ask, fcntl.F_SETPIPE_SZ, 4096)
+    end = Beside((answers, ask))
+    for number in range(64):
+        end.ask(number, files[32 * number : 32 * number + 32])
+    assert not end.there
+    assert [size for _, sizes in end.answers(wait=True) for size in sizes] == alone
+    os.close(answer)
+    os.close(questions)
+
+
+def test_who_was_dismissed_writes_to_no_descriptor_that_is_anothers(files, tmp_path):
+    answers, answer = os.pipe()
+    questions, ask = os.pipe()
+    end = Beside((answers, ask))
+    end.dismiss()
+    mine = [os.open(tmp_path / f"mine{i}", os.O_RDWR | os.O_CREAT) for i in range(2)]
+    assert {answers, ask} == set(mine)
+    end.ask(0, files[:3])
+    assert dict(end.answers(wait=False)) == {0: directory.measure_all(files[:3])}
+    assert [os.fstat(fd).st_size for fd in mine] == [0, 0]
+    for fd in (*mine, answer, questions):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("octets", [2, 4, 9])
+def test_a_helper_dismissed_in_the_middle_of_a_question_ends(octets):
+    questions, ask = os.pipe()
+    answers, answer = os.pipe()
+    os.write(ask, ((100).to_bytes(4, "big") + b"3 -1 -1 name")[:octets])
+    os.close(ask)
+    serve(questions, answer)
+    os.close(answer)
+    assert os.read(answers, 1) == b""
+    os.close(answers)
 
 
 def test_few_files_leave_it_for_later_and_the_listing_lets_it_go(tmp_path, helper):
