@@ -16,8 +16,15 @@ from __future__ import annotations
 from array import array
 from itertools import islice
 from operator import itemgetter, lt
+from typing import TYPE_CHECKING
 
 from popkernel.proto.maildirname import is_message, is_ordered, leading_width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Columns = tuple[list[bytes], "array[int]", list[bytes]]
+"""Canonical names, octets, UIDLs of the same messages."""
 
 _LARGEST_STAMP = (1 << 63) - 1
 MAX_UIDL = 70  # RFC 1939, section 7
@@ -248,7 +255,7 @@ def format_line(name: bytes, octets: int, uidl: bytes) -> bytes:
     return b"%s %d %s\n" % (name, octets, uidl)
 
 
-def format_lines(rows: list[tuple[bytes, int, bytes]]) -> bytes:
+def format_lines(rows: Iterable[tuple[bytes, int, bytes]]) -> bytes:
     """``format_line`` of each, in bulk."""
     return b"".join(map(b"%s %d %s\n".__mod__, rows))
 

@@ -64,7 +64,7 @@ class Beside:
         self._asked.append((number, files))
         if not self.there:
             return
-        data = b"\0".join([b"%d %d %d %b" % (fd, *(claimed or (-1, -1)), name) for fd, name, claimed in files])
+        data = b"\0".join(_entries(files))
         question = len(data).to_bytes(_HEAD, "big") + data
         try:
             taken = os.write(self._ask, question)
@@ -107,17 +107,61 @@ class Beside:
 
 def serve(questions: int, answer: int) -> None:
     """The helper: measure what is asked until nobody asks any more. It has the maildir's descriptors from before the fork."""
-    with os.fdopen(questions, "rb") as asked:
-        while len(head := asked.read(_HEAD)) == _HEAD:
-            octets = int.from_bytes(head, "big")
-            question = asked.read(octets)
-            if len(question) < octets:  # dismissed in the middle of it
+    with directory.Ahead() as ahead:
+        owes = False
+        while True:
+            if owes and not select.select([questions], [], [], 0)[0]:  # nothing to have read meanwhile
+                _answer(answer, ahead.measure(()))
+                owes = False
+            files = _question(questions)
+            if files is None:
                 return
-            found = directory.measure_some(list(map(_file, question.split(b"\0"))))
-            with contextlib.suppress(BrokenPipeError):  # dismissed: the next question is the end
-                os.write(answer, array("q", [_NONE if x is None else -2 - (x.errno or 0) if isinstance(x, OSError) else x for x in found]))
+            found = ahead.measure(files)
+            if owes:
+                _answer(answer, found)
+            owes = True
 
 
-def _file(entry: bytes) -> File:
-    fd, size, wire, name = entry.split(b" ", 3)
-    return int(fd), name, (int(size), int(wire)) if size != b"-1" else None
+def _question(pipe: int) -> list[File] | None:
+    """None at the end: nobody asks any more, or was dismissed in the middle of it."""
+    head = _exactly(pipe, _HEAD)
+    octets = int.from_bytes(head, "big")
+    if len(head) < _HEAD or len(question := _exactly(pipe, octets)) < octets:
+        return None
+    return _files(question.split(b"\0"))
+
+
+def _exactly(pipe: int, octets: int) -> bytes:
+    data = os.read(pipe, octets)
+    while 0 < len(data) < octets and (more := os.read(pipe, octets - len(data))):
+        data += more
+    return data
+
+
+def _answer(pipe: int, found: list[Size]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # dismissed: the next question is the end
+        os.write(pipe, array("q", [_NONE if x is None else -2 - (x.errno or 0) if isinstance(x, OSError) else x for x in found]))
+
+
+def _entries(files: Sequence[File]) -> list[bytes]:
+    """The names; before one that lies elsewhere than the one before it, or says something else of its size, what no name begins with."""
+    entries: list[bytes] = []
+    said = None
+    for fd, name, claimed in files:
+        if (fd, claimed) != said:
+            said = fd, claimed
+            entries.append(b"/%d %d %d" % (fd, *(claimed or (-1, -1))))
+        entries.append(name)
+    return entries
+
+
+def _files(entries: list[bytes]) -> list[File]:
+    files: list[File] = []
+    fd, claimed = -1, None
+    for entry in entries:
+        if entry.startswith(b"/"):
+            fd, size, wire = map(int, entry[1:].split(b" "))
+            claimed = (size, wire) if size >= 0 else None
+        else:
+            files.append((fd, entry, claimed))
+    return files

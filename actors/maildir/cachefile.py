@@ -121,7 +121,7 @@ def read(fd: int) -> bytes | None:
     return data
 
 
-def _write(fd: int, data: bytes, offset: int) -> None:
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)
@@ -175,33 +175,39 @@ def rewrite(
     *,
     checked: bool,
     plain: bool = False,
+    fit: bool = False,
 ) -> None:
     """Replace the whole text by these messages: (canonical name, octets, UIDL). ``at`` is told of each step.
 
-    ``checked``: all their sizes are popkernel's word. ``plain``: all their UIDLs are known to be those of their names.
+    ``checked``: all their sizes are popkernel's word. ``plain``: all their UIDLs are known to be those of their names. ``fit``: all their
+    names are known to fit.
     """
-    rows = list(rows)
-    if not popcache.all_fit([row[0] for row in rows]):
-        rows = [row for row in rows if popcache.fits(row[0])]
-    keep_safe = not plain and any(uidl != uidl_of(name) for name, _, uidl in rows)  # a UIDL that cannot be computed again
+    if not fit:
+        rows = list(rows)
+        if not popcache.all_fit([row[0] for row in rows]):
+            rows = [row for row in rows if popcache.fits(row[0])]
+    keep_safe = False
+    if not plain:
+        rows = list(rows)
+        keep_safe = any(uidl != uidl_of(name) for name, _, uidl in rows)  # a UIDL that cannot be computed again
     lines = popcache.format_lines(rows)
-    text = popcache.UNPROVEN.encode() + lines
     if keep_safe:
         _write_journal(root, lines, at)
         at("rewrite:journal")
     os.ftruncate(fd, 0)
     at("rewrite:truncated")
-    half = len(text) // 2
-    _write(fd, text[:half], 0)
+    start, half = popcache.HEADER_LENGTH, len(lines) // 2
+    _write(fd, popcache.UNPROVEN.encode(), 0)
+    _write(fd, memoryview(lines)[:half], start)
     at("rewrite:half")
-    _write(fd, text[half:], half)
+    _write(fd, memoryview(lines)[half:], start + half)
     at("rewrite:written")
     if keep_safe:
         os.fsync(fd)
         drop_journal(root)
         at("rewrite:unjournaled")
     if header.made or checked:
-        write_header(fd, popcache.Header(header.made, header.cur, header.new, header.count, len(text) if checked else 0))
+        write_header(fd, popcache.Header(header.made, header.cur, header.new, header.count, start + len(lines) if checked else 0))
 
 
 def _write_journal(root: int, lines: bytes, at: Callable[[str], None]) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import brought, cachefile, directory
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
+from popkernel.actors.maildir.match import Match
 from popkernel.actors.maildir.policy import Policy
-from popkernel.actors.maildir.scan import Match, Scan, places
+from popkernel.actors.maildir.scan import Scan, places
 from popkernel.actors.maildir.storeerror import IN_USE, TEMP, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
@@ -215,16 +216,16 @@ class Mailbox:
         self._doubtful = set()
         listing = match.listing
         seen.count = listing.count
-        provable = scan.clean and not match.odd and popcache.settled(seen.made, seen.cur, seen.new)
+        provable = scan.clean and match.fit and popcache.settled(seen.made, seen.cur, seen.new)
         dead = removed + len(match.gone)
         if cache.given_up:
             listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
             checked = not scan.unreadable
-            if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added)):
+            if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added[0])):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
                 proof = seen if provable else popcache.UNPROVEN
-                cachefile.rewrite(self.root, lock, rows, proof, self.at, checked=checked, plain=match.plain)
+                cachefile.rewrite(self.root, lock, rows, proof, self.at, checked=checked, plain=match.plain, fit=match.fit)
             else:
                 self._update(lock, match)
                 seen.checked = os.fstat(lock).st_size if checked else 0
@@ -244,8 +245,8 @@ class Mailbox:
         if match.gone:
             cachefile.mark_removed(lock, popcache.line_offsets(cachefile.read(lock) or b"", match.gone))
             self.at("listing:marked")
-        if match.added:
-            cachefile.append(lock, popcache.format_lines(match.added))
+        if match.added[0]:
+            cachefile.append(lock, popcache.format_lines(zip(*match.added, strict=True)))
             self.at("listing:appended")
 
     # One message

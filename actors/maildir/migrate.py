@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from popkernel.actors.maildir import brought, cachefile, directory
 from popkernel.actors.maildir.listing import uidl_of
-from popkernel.actors.maildir.scan import merge
+from popkernel.actors.maildir.match import merge
 from popkernel.actors.maildir.store import Maildrop
 from popkernel.actors.maildir.storeerror import IN_USE, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist

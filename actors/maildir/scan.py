@@ -22,28 +22,26 @@ from __future__ import annotations
 
 import errno
 import os
-from array import array
+from collections.abc import Sequence
 from itertools import repeat
 from operator import itemgetter
 from stat import S_ISREG
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, overload
 
 from popkernel.actors.maildir import directory
-from popkernel.actors.maildir.brought import notes as refusals
-from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
+from popkernel.actors.maildir.listing import IN_NEW
 from popkernel.actors.maildir.storeerror import from_os, show
-from popkernel.proto import maildirname, popcache
-from popkernel.proto.uidlist import choose
+from popkernel.proto import maildirname
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from popkernel.actors.maildir.beside import Beside
+    from popkernel.actors.maildir.directory import File
 
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
 _YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
 MOVED_AT_ONCE = 256  # messages: five milliseconds of link and unlink
-_HEX64 = frozenset(b"0123456789abcdef")
 
 
 def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
@@ -61,6 +59,26 @@ def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 def places(cur: int, new: int) -> dict[bytes, bytes]:
     """Canonical name to info of what is in cur/, to ``IN_NEW`` of what lies in new/ under its bare name."""
     return dict.fromkeys(directory.list_names(new), IN_NEW) | dict(zip(*split_names(directory.list_names(cur)), strict=True))
+
+
+class _Files(Sequence["File"]):
+    """What to measure, made for a lot at a time: while a helper measures the lot before."""
+
+    __slots__ = ("_names", "_scan")
+
+    def __init__(self, scan: Scan, names: list[bytes]) -> None:
+        self._scan = scan
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, at: int) -> File: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[File]: ...
+    def __getitem__(self, at: int | slice) -> File | list[File]:
+        return self._scan.files(self._names[at]) if isinstance(at, slice) else self._scan.files([self._names[at]])[0]
 
 
 class Scan:
@@ -115,7 +133,8 @@ class Scan:
         if len(names) <= MOVED_AT_ONCE:
             return names
         present = self.present
-        odd = [name for name in names if b":" in name or name in present]
+        plain = not present and b":" not in b"/".join(names)
+        odd = [] if plain else [name for name in names if b":" in name or name in present]
         present.update(left := dict.fromkeys(names if not odd else set(names).difference(odd), IN_NEW))
         self.left = True
         self.doubtful |= self.unchecked & left.keys()
@@ -240,21 +259,34 @@ class Scan:
         self.notes.append(text)
         self.clean = False
 
-    def measure(self, names: list[bytes]) -> list[int | None]:
-        """Octets of present messages; None for one that is none, is gone or cannot be read."""
-        cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
-        # Asked once for all: most names say nothing of their size, and a function not called is a page not copied.
-        says = maildirname.claimed_sizes
-        claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
-        files = [
-            (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
-            for name, info, claim in zip(names, infos, claims, strict=False)
-        ]
-        found = directory.measure_all(files, self.alive, self.beside)
+    def measure(self, names: list[bytes], also: Callable[[], None] | None = None) -> list[int | None]:
+        """Octets of present messages; None for one that is none, is gone or cannot be read. ``also``: called now and then."""
+        alive = self.alive
+
+        def meanwhile() -> None:
+            if alive is not None:
+                alive()
+            if also is not None:
+                also()
+
+        found = directory.measure_all(_Files(self, names), meanwhile, self.beside)
+        if set(map(type, found)) == {int}:  # all of them, in one go
+            return cast("list[int | None]", found)
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
                 self._cannot_read(name, octets)
         return [None if isinstance(octets, OSError) else octets for octets in found]
+
+    def files(self, names: list[bytes]) -> list[File]:
+        """What is to be measured where these messages lie."""
+        cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
+        # Asked once for all: most names say nothing of their size, and a function not called is a page not copied.
+        says = maildirname.claimed_sizes
+        claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
+        return [
+            (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
+            for name, info, claim in zip(names, infos, claims, strict=False)
+        ]
 
     def measure_moved(self, names: list[bytes]) -> dict[bytes, int | None]:
         """Of messages that were not where they had been listed those that are elsewhere now: another program had a look at them."""
@@ -271,130 +303,3 @@ class Scan:
             raise from_os(error, f"{part}/{show(name)}") from None
         self._note(f"{part}/{show(file)}: {os.strerror(error.errno or 0)}")
         self.unreadable.add(name)
-
-
-class Match:
-    """The popcache's lines set beside a scan: the listing, and what has to be written back.
-
-    ``gone``: canonical names whose lines must go. ``added``: what lines to append (canonical name, octets, UIDL). ``whole``:
-    appending and marking is not enough, the file must be written anew. ``odd``: there are names that no popcache line can hold.
-    ``plain``: all UIDLs were made of the names here. ``notes``: UIDLs of another server that could not be used.
-    """
-
-    __slots__ = ("added", "gone", "listing", "notes", "odd", "plain", "whole")
-
-    def __init__(self, cache: popcache.Cache, scan: Scan, journal: popcache.Cache | None) -> None:
-        self.gone: set[bytes] = set()
-        self.added: list[tuple[bytes, int, bytes]] = []
-        self.odd = False
-        self.plain = not cache.names and journal is None
-        self.notes: tuple[str, ...] = ()
-        self.whole = bool(cache.refused or journal is not None or not cache.ordered)
-        if journal is not None:
-            merge(cache, journal)
-        infos = list(map(scan.present.get, cache.names))
-        if len(infos) != len(scan.present) or scan.doubtful or None in infos or not cache.ordered:
-            self._drop_gone(cache, scan)
-            self._add_fresh(cache, scan)
-            if not cache.ordered:
-                _sort(cache)
-            infos = list(map(scan.present.get, cache.names))
-        table: dict[bytes | None, bytes | None] = {}
-        infos = list(map(table.setdefault, infos, infos))  # a handful of values: keep one object of each
-        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes) + self.notes)
-
-    def _drop_gone(self, cache: popcache.Cache, scan: Scan) -> None:
-        present = scan.present
-        if not all(map(present.__contains__, cache.names)):
-            scan.second_look()
-        doubtful = [name for name in cache.names if name in scan.doubtful and name in present] if scan.doubtful else []
-        measured = dict(zip(doubtful, scan.measure(doubtful), strict=True))
-        kept: list[int] = []
-        for i, name in enumerate(cache.names):
-            if name not in present:
-                self.gone.add(name)
-                continue
-            if name in measured:
-                octets = measured[name]
-                if octets is None and name not in scan.unreadable and scan.vanished(name):
-                    self.gone.add(name)
-                    continue
-                if octets is not None:
-                    self.whole |= octets != cache.sizes[i]
-                    cache.sizes[i] = octets
-            kept.append(i)
-        if self.gone:
-            cache.names = [cache.names[i] for i in kept]
-            cache.sizes = array("Q", [cache.sizes[i] for i in kept])
-            cache.uidls = [cache.uidls[i] for i in kept]
-            cache.uidl_set = set(cache.uidls)
-
-    def _add_fresh(self, cache: popcache.Cache, scan: Scan) -> None:
-        fresh = list(scan.present.keys() - set(cache.names) - self.gone)
-        fit = popcache.all_fit(fresh)
-        if not fit:
-            fresh = [name for name in fresh if maildirname.is_message(name)]
-        maildirname.sort_names(fresh)
-        brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
-        self.plain &= not brought
-        sizes = dict(zip(fresh, scan.measure(fresh), strict=True))
-        lost = [name for name, octets in sizes.items() if octets is None and name not in scan.unreadable]
-        if lost:
-            sizes.update(scan.measure_moved(lost))
-        rows = [
-            (name, octets, brought.get(name) or uidl_of(name)) for name, octets in sizes.items() if octets is not None
-        ]
-        last = cache.names[-1] if cache.names else None
-        cache.names += [name for name, _, _ in rows]
-        cache.sizes.extend([octets for _, octets, _ in rows])
-        cache.uidls += [uidl for _, _, uidl in rows]
-        cache.uidl_set = set(cache.uidls)
-        if len(cache.uidl_set) < len(cache.uidls):
-            self._settle(cache)
-        fitting = rows if fit else [row for row in rows if popcache.fits(row[0])]
-        self.odd = len(fitting) < len(rows)
-        self.added = fitting
-        if last is not None and rows and maildirname.order_key(rows[0][0]) < maildirname.order_key(last):
-            cache.ordered = False
-            self.whole |= any(maildirname.order_key(row[0]) < maildirname.order_key(last) for row in fitting)
-
-    def _brought(self, fresh: list[bytes], cache: popcache.Cache, scan: Scan) -> dict[bytes, bytes]:
-        """UIDLs of another server for these messages: those that can be had."""
-        names = [name for name in fresh if popcache.fits(name)]
-        found, notes = scan.brought(names) if scan.brought is not None else ({}, [])
-        chosen, said = choose(names, found, cache.uidl_set)
-        if said:
-            notes += refusals(said)
-        self.notes = tuple(notes)
-        return chosen
-
-    def _settle(self, cache: popcache.Cache) -> None:
-        """Take back every UIDL that is the hash of some name but not of its own: it belongs to another message."""
-        for i, (name, uidl) in enumerate(zip(cache.names, cache.uidls, strict=True)):
-            if len(uidl) == 64 and _HEX64.issuperset(uidl):
-                cache.uidls[i] = uidl_of(name)
-        cache.uidl_set = set(cache.uidls)
-        self.whole = True
-
-
-def merge(cache: popcache.Cache, journal: popcache.Cache) -> None:
-    """Let the lines of a journal stand before those of the torn popcache it was to replace."""
-    found = dict(zip(cache.names, zip(cache.sizes, cache.uidls, strict=True), strict=True))
-    saved = dict(zip(journal.names, zip(journal.sizes, journal.uidls, strict=True), strict=True))
-    taken = set(journal.uidls)
-    found = {name: line for name, line in found.items() if name in saved or line[1] not in taken} | saved
-    cache.names = list(found)
-    cache.sizes = array("Q", [octets for octets, _ in found.values()])
-    cache.uidls = [uidl for _, uidl in found.values()]
-    cache.uidl_set = set(cache.uidls)
-    cache.ordered = False
-
-
-def _sort(cache: popcache.Cache) -> None:
-    names = cache.names
-    plain = maildirname.leading_width(names)
-    order = sorted(range(len(names)), key=names.__getitem__ if plain else lambda i: maildirname.order_key(names[i]))
-    cache.names = [names[i] for i in order]
-    cache.sizes = array("Q", [cache.sizes[i] for i in order])
-    cache.uidls = [cache.uidls[i] for i in order]
-    cache.ordered = True

@@ -58,13 +58,14 @@ def helper():
 
 
 def counted(monkeypatch):
-    real, took = directory.measure_some, []
+    """What is measured in this process from now on."""
+    real, took = directory._measured, []
 
-    def some(files):
-        took.append(len(files))
-        return real(files)
+    def measured(file, claimed):
+        took.append(file)
+        return real(file, claimed)
 
-    monkeypatch.setattr(directory, "measure_some", some)
+    monkeypatch.setattr(directory, "_measured", measured)
     return took
 
 
@@ -75,8 +76,9 @@ def test_the_same_by_two(files, helper, monkeypatch):
     took, signs = counted(monkeypatch), []
     end, _ = helper
     assert directory.measure_all(files, lambda: signs.append(1), end) == alone
-    assert sum(took) <= COUNT - 3 * 32  # the helper had the first three lots at least
-    assert len(signs) == len(took)
+    lot = directory._AT_ONCE
+    assert len(took) <= COUNT - directory._AHEAD * lot  # the helper had the first lots at least
+    assert len(took) // lot <= len(signs) <= COUNT // lot
     assert end.there  # until the listing is done
 
 
@@ -104,13 +106,13 @@ def test_what_a_helper_owes_that_was_killed_is_measured_here(files, helper):
 def test_a_helper_killed_on_the_way(files, helper, monkeypatch):
     alone = directory.measure_all(files)
     end, pid = helper
-    real = directory.measure_some
+    real = directory._measured
 
-    def some(files):
+    def measured(file, claimed):
         os.kill(pid, signal.SIGKILL)
-        return real(files)
+        return real(file, claimed)
 
-    monkeypatch.setattr(directory, "measure_some", some)
+    monkeypatch.setattr(directory, "_measured", measured)
     assert directory.measure_all(files, None, end) == alone
 
 
@@ -127,11 +129,11 @@ def test_half_an_answer_is_none(files, monkeypatch):
 
 
 def test_the_helper_never_waits_and_neither_do_we(files):
-    """Names as long as may be, three lots of them, and nobody reads: the pipe has room."""
+    """Names as long as may be, each with sizes of its own, all lots that are asked ahead, and nobody reads: the pipe has room."""
     answers, answer = os.pipe()
     questions, ask = os.pipe()
     end = Beside((answers, ask))
-    long = [(1234567, b"n" * 255, (10**18, 10**18))] * 32
+    long = [(1234567, b"n" * 255, (10**18, 10**18 + number)) for number in range(directory._AT_ONCE)]
     done = threading.Event()
 
     def three():
@@ -145,6 +147,37 @@ def test_the_helper_never_waits_and_neither_do_we(files):
     for fd in (answer, questions):
         os.close(fd)
     end.dismiss()
+
+
+def test_questions_say_again_what_changes():
+    files = [(3, b"1.a", None), (3, b"1.b", None), (4, b"1.b:2,S", None), (4, b"1.c", (5, 6)), (4, b"1.d", (5, 6)), (4, b"1 .e", None), (3, b"1.f", (0, 0))]
+    assert beside._files(b"\0".join(beside._entries(files)).split(b"\0")) == files
+
+
+def test_one_question_is_answered_without_a_second(files, helper):
+    end, _ = helper
+    for number in range(3):
+        end.ask(number, files[:5])
+        assert dict(end.answers(wait=True)) == {number: directory.measure_all(files[:5])}
+    assert end.there
+
+
+@pytest.mark.parametrize("many", [0, 1, 15, 16, 17, 32, 33])
+def test_lots_whole_and_broken(files, many):
+    assert len(directory.measure_all(files[:many])) == many
+    assert directory.measure_all(files[:many]) == [size for file in files[:many] for size in directory.measure_some([file])]
+
+
+@pytest.mark.parametrize("step", ["_measured", "_open_other"])
+def test_what_is_open_is_closed_whatever_happens(files, monkeypatch, step):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(directory, step, fails)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(MemoryError):
+        directory.measure_all(files)
+    assert os.listdir("/dev/fd") == before
 
 
 def test_a_small_pipe_that_nobody_reads_is_not_waited_for(files):

@@ -206,3 +206,16 @@ def test_a_file_of_endless_lines_is_not_read_to_its_end(monkeypatch):
     assert 3 < len(cache.names) < 50
     assert cache.refused == 1
     assert cache.given_up
+
+
+@pytest.mark.parametrize(
+    ("names", "width"),
+    [
+        ([b"17.a", b"18.b"], 2), ([b"17.a", b"18.bc"], 2), ([b"1.ab", b"12.a"], 0), ([b"12.a", b"1.ab"], 0), ([b"1234.x", b"1.34.x"], 0),
+        ([b"1234.x", b"12x4.x"], 0), ([b"17.a", b"1x.a"], 0), ([b"17.a", b"17a."], 0), ([b".a", b".b"], 0), ([b"a.b"], 0), ([b"5.", b"6."], 1), ([], 0),
+        ([b"17.a", b"", b"17.aaaa"], 0), ([b"17.aaaa", b"17", b"17.a"], 0),
+    ],
+)
+def test_leading_width(names, width):
+    assert maildirname.leading_width(names) == width
+    assert maildirname.leading_width([name + b"z" * i for i, name in enumerate(names)]) == width  # not all of one length
