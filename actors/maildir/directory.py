@@ -163,7 +163,7 @@ def measure_some(files: Sequence[File]) -> list[Size]:
 
 
 class Ahead:
-    """Measures a lot of files while the disk reads the next one: of mail nobody has read yet, six times as fast as one by one."""
+    """Measures a lot of files while the disk reads the next one: of mail nobody has read yet, more than twice as fast as one by one."""
 
     __slots__ = ("_files", "_opened", "_sizes")
 

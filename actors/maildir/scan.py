@@ -280,7 +280,7 @@ class Scan:
     def files(self, names: list[bytes]) -> list[File]:
         """What is to be measured where these messages lie."""
         cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
-        # Asked once for all: most names say nothing of their size, and a function not called is a page not copied.
+        # Asked once a lot: most names say nothing of their size, and a function not called is a page not copied.
         says = maildirname.claimed_sizes
         claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
         return [
