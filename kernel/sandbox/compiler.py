@@ -13,6 +13,7 @@ _UNKNOWN = bpf.errno(errors.ENOSYS)
 
 # What a call gets: if the test holds the answer beside it, else the next pair; the last test is None.
 Decision = tuple[tuple["Check | None", int], ...]
+_SAID: Decision = ((None, ALLOW),)  # the filter that a process is under already says it
 
 
 def decisions(held: tuple[str, ...], *, threads: bool = False, nested: bool = False) -> dict[str, Decision]:
@@ -53,17 +54,28 @@ def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | No
     return rule
 
 
-def compile_program(held: tuple[str, ...], machine: str, *, threads: bool = False, nested: bool = False) -> bytes:
+def compile_program(
+    held: tuple[str, ...], machine: str, *, threads: bool = False, nested: bool = False, within: tuple[str, ...] | None = None,
+) -> bytes:
     """A struct sock_filter[] for a process that holds `held`.
 
     Calls newer than the table get ENOSYS, as from a kernel that has not got them; known ones that nothing names break
-    a promise. Other architectures and x32 end the process.
+    a promise. Other architectures and x32 end the process. `within`: the promises of a nested filter that this process is
+    under already. All filters of a process are asked, and the strictest answer counts (seccomp(2)): what that one says of a call
+    in the same words is left to it, and the program is a third as long.
 
     Raises:
         ValueError: a machine without table.
     """
     known = decisions(held, threads=threads, nested=nested)
     nothing: Decision = ((None, _refusal("", set(held))),)
+    unknown: Decision = ((None, _UNKNOWN),)
+    if within is not None:
+        outer = decisions(within, nested=True)
+        known = {name: _SAID if outer[name] == decision else decision for name, decision in known.items()}
+        unknown = _SAID
+        if ("error" in within) == ("error" in held):
+            nothing = _SAID
     table = sorted((number, known.get(name, nothing)) for name, number in syscalls.numbers(machine).items())
     assembler = Assembler()
 
@@ -74,7 +86,7 @@ def compile_program(held: tuple[str, ...], machine: str, *, threads: bool = Fals
                 label = assembler.test(test, assembler.ret(answer), label)
         return label
 
-    tree = assembler.search(_segments(table), code)
+    tree = assembler.search(_segments(table, unknown), code)
     if machine == "x86_64":
         tree = assembler.jump(bpf.AT_LEAST, _X32, assembler.ret(KILL_PROCESS), tree)
     tree = assembler.load(bpf.NUMBER, tree)
@@ -82,16 +94,19 @@ def compile_program(held: tuple[str, ...], machine: str, *, threads: bool = Fals
     return assembler.program(assembler.load(bpf.ARCHITECTURE, tree))
 
 
-def _segments(table: list[tuple[int, Decision]]) -> list[tuple[int, Decision]]:
-    """Runs of numbers with the same decision; numbers between and after the known ones are unknown calls."""
-    unknown: Decision = ((None, _UNKNOWN),)
+def _segments(table: list[tuple[int, Decision]], unknown: Decision) -> list[tuple[int, Decision]]:
+    """Runs of numbers with the same decision; numbers between and after the known ones are `unknown` calls."""
     segments: list[tuple[int, Decision]] = []
+
+    def from_here(number: int, decision: Decision) -> None:
+        if not segments or segments[-1][1] != decision:
+            segments.append((number, decision))
+
     following = 0
     for number, decision in table:
         if number > following:
-            segments.append((following, unknown))
-        if not segments or segments[-1][1] != decision:
-            segments.append((number, decision))
+            from_here(following, unknown)
+        from_here(number, decision)
         following = number + 1
-    segments.append((following, unknown))
+    from_here(following, unknown)
     return segments

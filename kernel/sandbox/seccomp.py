@@ -110,8 +110,11 @@ def report_broken(report: Callable[[str, str], None]) -> None:
     checked(library().sigaction(_SIGSYS, _ACTION, None), "sigaction(SIGSYS)")
 
 
-def compile_program(promises: str, *, machine: str, threads: bool = False, nested: bool = False) -> bytes:
+def compile_program(
+    promises: str, *, machine: str, threads: bool = False, nested: bool = False, within: str | None = None,
+) -> bytes:
     """A struct sock_filter[] for `promises` on `machine`; see lock.compile_promises()."""
     from popkernel.kernel.sandbox import compiler
 
-    return compiler.compile_program(names.split(promises), machine, threads=threads, nested=nested)
+    outer = None if within is None else names.split(within)
+    return compiler.compile_program(names.split(promises), machine, threads=threads, nested=nested, within=outer)

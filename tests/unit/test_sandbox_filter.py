@@ -9,6 +9,7 @@ import time
 import pytest
 from popkernel.kernel.sandbox import bpf, compiler, names, promises, syscalls
 from popkernel.kernel.sandbox.bpf import ALLOW, KILL_PROCESS, Assembler, Check
+from popkernel.proto.topology import ACTORS
 
 MACHINES = tuple(syscalls.ARCHITECTURES)
 MAILDIR = "stdio rpath wpath cpath fattr flock unix"
@@ -117,6 +118,50 @@ def test_the_program_says_what_the_table_says_for_every_call(machine, held, mark
         assert run(program, number, syscalls.ARCHITECTURES[machine])[0] == bpf.errno(errno.ENOSYS)
     assert longest < 60
     assert len(program) // 8 < 600
+
+
+def strictest(*answers):
+    """What the system makes of several filters, seccomp(2): the answer of the highest precedence, of equal ones that of the latest."""
+    order = [KILL_PROCESS, 0x00030000, 0x00050000, ALLOW]
+    return min(answers, key=lambda answer: order.index(answer if answer in order else answer & 0xFFFF0000))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("outer", "held"),
+    [
+        (MAILDIR + " proc id", MAILDIR),
+        ("stdio rpath wpath cpath fattr flock proc id sendfd recvfd", "stdio rpath wpath cpath fattr flock sendfd recvfd"),
+        ("stdio rpath wpath cpath fattr flock proc id sendfd recvfd", "stdio rpath"),
+        ("stdio rpath", "stdio unix"),
+        ("stdio rpath", "stdio error"),
+        ("stdio rpath error", "stdio"),
+        ("stdio", ""),
+    ],
+)
+def test_what_a_filter_within_another_leaves_to_that_one_is_said_there(machine, outer, held):
+    """It is shorter, and no call of any kind is answered otherwise than if it said all."""
+    around = compiler.compile_program(names.split(outer), machine, nested=True)
+    whole = compiler.compile_program(names.split(held), machine)
+    short = compiler.compile_program(names.split(held), machine, within=names.split(outer))
+    architecture = syscalls.ARCHITECTURES[machine]
+    for name, number in syscalls.numbers(machine).items():
+        for arguments in samples(name):
+            said, of_all, of_less = (run(program, number, architecture, arguments)[0] for program in (around, whole, short))
+            assert strictest(of_less, said) == strictest(of_all, said), (name, arguments)
+    for number in set(range(600)) - set(syscalls.numbers(machine).values()) | {0x40000000, 0xFFFFFFFF}:
+        said, of_all, of_less = (run(program, number, architecture)[0] for program in (around, whole, short))
+        assert strictest(of_less, said) == strictest(of_all, said), number
+    assert run(short, 0, 0x40000003)[0] == KILL_PROCESS
+    assert len(short) < len(whole)
+
+
+def test_a_maildir_actors_own_filter_is_short():
+    """Each is given it when it is forked, and the system makes machine code of it."""
+    rows = {row.name: row for row in ACTORS}
+    held, outer = (names.split(rows[name].promises) for name in ("maildir.{user}", "spawner"))
+    assert rows["spawner"].nested
+    assert len(compiler.compile_program(held, "x86_64", within=outer)) < len(compiler.compile_program(held, "x86_64")) / 2
 
 
 @pytest.mark.parametrize("machine", MACHINES)
