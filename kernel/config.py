@@ -106,6 +106,7 @@ class Config:
     verbose: int = _key("int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10)
     run_dir: str = _key("path", "", "directory for the server's sockets")
     listeners: int = _key("int", 1, "listener processes", low=1, high=64)
+    listener_nice: int = _key("int", -15, "niceness of listeners where there are fewer of them than processors", low=-20)
     isolation: str = _key(
         "choice", "shared", "whether listeners serve many connections, or each has a process to itself", choices=("shared", "connection"),
     )

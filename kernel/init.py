@@ -27,6 +27,7 @@ from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.passphrase import Held
+from popkernel.kernel.priority import unhurried
 from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.told import Telling
@@ -123,6 +124,7 @@ class Init:
 
     def serve(self, control: socket.socket) -> int:
         """Fork the kernel, then obey it."""
+        unhurried()
         mine, its = pair()
         woken, wake = os.pipe()
         self.kernel_pid = os.fork()

@@ -57,7 +57,7 @@ class Telling:
         self._serial += 1
         return {
             "tls_min": config.tls_min, "pairs": [(config.cert, config.key), *config.certs], "phrase": self._phrase_of(config),
-            "listeners": config.listeners, "proxy_networks": config.proxy_networks,
+            "listeners": config.listeners, "listener_nice": config.listener_nice, "proxy_networks": config.proxy_networks,
             **{name: getattr(config, name) for name in (*_LIMITS, *_SESSIONS)},
             "max_sessions": max(1, config.max_sessions // config.listeners),
             "version": self._version, "serial": self._serial << 40,

@@ -17,6 +17,7 @@ from popkernel.actors.listener.tls import Served, TlsError, serve
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
+from popkernel.kernel.priority import favour, processors
 from popkernel.proto.networks import Networks, parse_network, parse_networks, plain
 from popkernel.proto.proxyheader import ProxyError
 
@@ -68,6 +69,8 @@ class Door(Actor):
         """Lock in, say hello, serve."""
         self._take_listening()
         keep_memory(16 << 20)
+        if self.boot.config["listeners"] < processors():  # a flood of clients must leave one to the others
+            favour(self.boot.config["listener_nice"])
         self.lock(nofile=2 * self.most + 64, threads=self.threads)
         self.connect()
         self._fit(self.nofile, (self.nofile - 64) // 2)  # a session is a client's socket and a channel
