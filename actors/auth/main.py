@@ -20,6 +20,7 @@ from popkernel.actors.auth.hashing import checker
 from popkernel.actors.auth.lanes import pairs
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
+from popkernel.kernel.priority import processors
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.sasl import MECHANISMS, TOKENS
@@ -28,6 +29,7 @@ from popkernel.proto.tables import parse_auth
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
 
+_SHORT = b"06"  # bcrypt's cost up to which nobody minds waiting for a second check: some 4 ms
 _MOST_WAITING = 20000  # logins that wait for a thread
 _MOST_SECONDS = 25.0  # how long one may have to wait: a client gives up at 30, and hashing for nobody keeps others waiting
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
@@ -56,7 +58,7 @@ class Auth(Actor):
         self.done: deque[tuple[Attempt, bool]] = deque()
         self.woken = self.wake = -1  # a pipe for the threads, once there are to be any: a replay has none
         self.seconds = 0.0  # what a check takes, lately
-        self.hashers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.hashers = processors()
         self.listeners: dict[str, Channel] = {}
         self.granted: list[Message] = []  # in this turn
         self.check = checker()
@@ -121,14 +123,19 @@ class Auth(Actor):
                 os.write(self.wake, b"\0")
 
     def _take(self) -> list[Attempt]:
-        """The next login. With it the one behind, of the same cost, where idle threads would not take it: a core to itself is quicker."""
+        """The next login. With it the one behind, of the same cost, where idle threads would not take it: a core to itself is quicker.
+
+        Or where checks take so little that the processor's time is all that matters: two at once take little more of it than one.
+        """
         with self.ready:
             self.idle += 1
             self.ready.wait_for(lambda: self.work)
             self.idle -= 1
             taken = [self.work.popleft()]
-            if self.pair is not None and len(self.work) > self.idle and self._cost(self.work[0]) == self._cost(taken[0]):
-                taken.append(self.work.popleft())
+            if self.pair is not None and self.work:
+                cost = self._cost(taken[0])
+                if self._cost(self.work[0]) == cost and (len(self.work) > self.idle or cost <= _SHORT):
+                    taken.append(self.work.popleft())
             return taken
 
     def _cost(self, attempt: Attempt) -> bytes:

@@ -18,7 +18,8 @@ SOON = 30  # seconds to wait for what comes at once
 
 
 @pytest.fixture
-def auth(tmp_path):
+def auth(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "_SHORT", b"")  # hashes here are cheap, to be quick; what they stand for is not
     table = tmp_path / "auth"
     table.write_bytes(b"".join(b"%b %b\n" % line for line in (
         (b"alice", CHEAP), (b"bob", CHEAP), (b"carol", CHEAP), (b"dear", DEAR), (b"broken", BROKEN))))
@@ -69,6 +70,12 @@ def test_one_at_a_time_where_idle_threads_take_the_rest(auth):
 def test_two_at_once_where_more_wait_than_idle_threads(auth):
     login(auth, "alice", "bob", "carol", "alice")
     assert takes(auth, idle=2) == ["alice", "bob"]
+
+
+def test_two_short_ones_at_once_whoever_is_idle(auth, monkeypatch):
+    monkeypatch.setattr(main, "_SHORT", b"04")
+    login(auth, "alice", "bob", "dear", "dear")
+    assert [takes(auth, idle=5) for _ in range(3)] == [["alice", "bob"], ["dear"], ["dear"]]
 
 
 def test_one_at_a_time_without_a_pair_check(auth):
