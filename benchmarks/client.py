@@ -11,7 +11,7 @@ import subprocess
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCE = os.path.join(HERE, "load", "popload.c")
+SOURCES = [os.path.join(HERE, "load", name) for name in ("popload.c", "tls13.h")]
 BINARY = os.path.join(os.path.dirname(HERE), "build", "popload")
 BOUND = 300
 """Seconds a run may take."""
@@ -28,10 +28,10 @@ def build():
         LoadError: no compiler, or no OpenSSL headers.
 
     """
-    if os.path.exists(BINARY) and os.path.getmtime(BINARY) >= os.path.getmtime(SOURCE):
+    if os.path.exists(BINARY) and os.path.getmtime(BINARY) >= max(map(os.path.getmtime, SOURCES)):
         return BINARY
     os.makedirs(os.path.dirname(BINARY), exist_ok=True)
-    command = [os.environ.get("CC", "cc"), "-O2", "-rdynamic", "-o", BINARY, SOURCE, "-lssl", "-lcrypto"]
+    command = [os.environ.get("CC", "cc"), "-O2", "-o", BINARY, SOURCES[0], "-lcrypto"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-/* popload: a POP3 load client. One process, epoll, optional TLS 1.3 (OpenSSL).
+/* popload: a POP3 load client. One process, epoll, optional TLS 1.3 (tls13.h, on OpenSSL's libcrypto).
  *
  *   popload [-h host] [-p port] [-T] [-c conns] [-n sessions] [-d secs] [-u userfmt]
  *           [-U users] [-w password] [-P] [-H secs] [-q]
@@ -13,7 +13,6 @@
  *  -H   hold: log in -c sessions, then sleep SECS (or until SIGUSR1), then the steps in each
  *  -r   how often a step that begins with '@' is said, each time after the answer to the last and
  *       timed by itself; '%' in it is a message number, from 1 on and round again
- *  -R   resume TLS sessions (a client's second visit)
  *  -W   a second password: odd sessions use it and must be refused
  *  STEP a POP3 command; a trailing '.' marks a multi-line answer;
  *       "RETR*." stands for RETR 1..N with N from STAT, "DELE*" likewise.
@@ -23,13 +22,9 @@
  * "holding N sessions" goes to standard error once all are logged in. Exit code 1 where a session failed. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <openssl/err.h>
-#include <openssl/ssl.h>
-#include <openssl/x509.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,10 +34,11 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "tls13.h"
 
 enum { MAXSTEP = 64, OPENING = 30 /* sessions to be held that log in at a time: of more than 40 from one address ours thinks that somebody guesses */ };
 static const char *host = "127.0.0.1", *userfmt = "user%04d", *password = "secret", *badpw;
-static int port = 110, tls, conns = 10, users = 1, pipelined, quiet, resume, first;
+static int port = 110, tls, conns = 10, users = 1, pipelined, quiet, first;
 static long total = 100;
 static double hold, limit = 1e9, bound = 600;
 static long reps, nrtt;
@@ -50,14 +46,12 @@ static double *rtt;
 static volatile sig_atomic_t let_go;
 static char *steps[MAXSTEP];
 static int nsteps;
-static SSL_CTX *ctx;
-static SSL_SESSION *saved[1 << 17];
 
 struct cmd { char multi, kind; };
 struct conn {
-	int fd, hs, id, user;
+	int fd, linked, id, user;
 	unsigned armed;                               /* what epoll waits for */
-	SSL *ssl;
+	struct tls *tls;                              /* kept for the next session */
 	char *out; size_t outlen, outoff, outcap;
 	struct cmd *q; int qlen, qoff, qcap;          /* answers still owed */
 	int phase;                                    /* 0 greet 1 user 2 pass 3 steps 4 held */
@@ -88,42 +82,24 @@ static void arm(struct conn *c, int w)
 	if (e.events == c->armed) return;
 	c->armed = e.events; epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e);
 }
-/* libssl's own calls of d2i_X509() come here (the program's symbols go first). Every session is shown the same certificate,
- * and OpenSSL 3.0 takes 0.2 ms to parse it, half a client's handshake: it is parsed once. What the key signed is still verified
- * each time, as a client does that has seen this server before. */
-X509 *d2i_X509(X509 **a, const unsigned char **in, long len)
-{
-	static X509 *(*parse)(X509 **, const unsigned char **, long);
-	static X509 *known; static unsigned char der[8192]; static long size;
-	if (known && len == size && !memcmp(*in, der, len)) {
-		X509_up_ref(known); *in += len;
-		if (a) { X509_free(*a); *a = known; }
-		return known;
-	}
-	if (!parse) *(void **)&parse = dlsym(RTLD_NEXT, "d2i_X509");
-	const unsigned char *from = *in; X509 *x = parse(a, in, len);
-	if (x && len <= (long)sizeof der) { X509_free(known); X509_up_ref(x); known = x; memcpy(der, from, len); size = len; }
-	return x;
-}
-static int trusting(X509_STORE_CTX *chain, void *nothing) { (void)chain; (void)nothing; return 1; }
 static void finish(struct conn *c, int ok, const char *why)
 {
 	double t = now();
 	if (ok && !c->bad) { okn++; lat[nlat++] = t - c->t0; } else if (c->refused && c->isbad) refusedn++; else { failn++; if (!quiet && failn <= 5) fprintf(stderr, "session failed: %s\n", why); }
 	allbytes += c->bytes; allmsgs += c->msgs;
-	if (c->ssl) {
-		if (resume && ok) { SSL_SESSION *s = SSL_get1_session(c->ssl); if (saved[c->user]) SSL_SESSION_free(saved[c->user]); saved[c->user] = s; }
-		SSL_set_shutdown(c->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN); SSL_free(c->ssl); c->ssl = NULL;
-	}
+	if (c->tls) tls_end(c->tls);
 	close(c->fd); c->fd = -1; free(c->out); c->out = NULL; c->outcap = 0; free(c->q); c->q = NULL; c->qcap = 0;
 	if (hold == 0 && started < total && now() < limit) begin(c);   /* what was to be held and is gone is a failure, no login more */
 }
 static int flush(struct conn *c)
 {
+	if (tls) {
+		int r = tls_write(c->tls, c->fd, c->out, c->outlen, &c->outoff);
+		if (r < 1) { if (!r) arm(c, 1); return r; }
+	}
 	while (c->outoff < c->outlen) {
-		int n;
-		if (c->ssl) { ERR_clear_error(); n = SSL_write(c->ssl, c->out + c->outoff, c->outlen - c->outoff); if (n <= 0) { int e = SSL_get_error(c->ssl, n); ERR_clear_error(); if (e == SSL_ERROR_WANT_WRITE) { arm(c, 1); return 0; } if (e == SSL_ERROR_WANT_READ) { arm(c, 0); return 0; } return -1; } }
-		else { n = write(c->fd, c->out + c->outoff, c->outlen - c->outoff); if (n < 0) { if (errno == EAGAIN) { arm(c, 1); return 0; } return -1; } }
+		int n = write(c->fd, c->out + c->outoff, c->outlen - c->outoff);
+		if (n < 0) { if (errno == EAGAIN) { arm(c, 1); return 0; } return -1; }
 		c->outoff += n;
 	}
 	c->outoff = c->outlen = 0; arm(c, 0); return 0;
@@ -187,8 +163,9 @@ static int endline(struct conn *c)   /* returns 1 where the conn was finished */
 	if (c->qoff == c->qlen) { c->qoff = c->qlen = 0; return advance(c); }
 	return 0;
 }
-static int feed(struct conn *c, char *b, int n)
+static int feed(void *conn, char *b, int n)
 {
+	struct conn *c = conn;
 	char *p = b, *e = b + n;
 	wirebytes += n;
 	while (p < e) {
@@ -205,7 +182,7 @@ static int feed(struct conn *c, char *b, int n)
 }
 static void begin(struct conn *c)
 {
-	int id = c->id; memset(c, 0, sizeof *c); c->id = id; c->fd = -1;
+	int id = c->id; struct tls *t = c->tls; memset(c, 0, sizeof *c); c->id = id; c->fd = -1; c->tls = t;
 	c->user = first + started % users; c->isbad = badpw && (started & 1); started++;
 	c->t0 = now();
 	c->fd = socket(AF_INET, SOCK_STREAM, 0); int one = 1; setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -213,32 +190,29 @@ static void begin(struct conn *c)
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(port) }; inet_pton(AF_INET, host, &a.sin_addr);
 	fcntl(c->fd, F_SETFL, O_NONBLOCK);
 	if (connect(c->fd, (void *)&a, sizeof a) < 0 && errno != EINPROGRESS) { perror("connect"); exit(1); }
-	if (tls) { c->ssl = SSL_new(ctx); SSL_set_fd(c->ssl, c->fd); SSL_set_connect_state(c->ssl); c->hs = 1; if (resume && saved[c->user]) SSL_set_session(c->ssl, saved[c->user]); }
 	struct epoll_event e = { c->armed = EPOLLIN | EPOLLOUT, { .ptr = c } }; epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
 }
 static void ready(struct conn *c, unsigned ev)
 {
 	static char b[65536];
 	if (c->fd < 0) return;
-	if (c->hs) {
-		ERR_clear_error(); int r = SSL_do_handshake(c->ssl);
-		if (r != 1) { int e = SSL_get_error(c->ssl, r); ERR_clear_error(); if (e == SSL_ERROR_WANT_READ) arm(c, 0); else if (e == SSL_ERROR_WANT_WRITE) arm(c, 1); else finish(c, 0, "tls handshake"); return; }
-		c->hs = 0; arm(c, 0);
+	if (!c->linked) {   /* the connection is there */
+		c->linked = 1;
+		if (tls) c->tls = tls_begin(c->tls, c->fd);
+		arm(c, 0);
 	}
 	if ((ev & EPOLLOUT)) { if (flush(c) < 0) { finish(c, 0, "write"); return; } }
 	for (;;) {
 		int n;
-		if (c->ssl) {
-			ERR_clear_error(); errno = 0; n = SSL_read(c->ssl, b, sizeof b);
-			if (n <= 0) {
-				int e = SSL_get_error(c->ssl, n), number = errno; unsigned long why = ERR_peek_error(); ERR_clear_error();
-				if (e == SSL_ERROR_WANT_READ) return;
-				char said[400]; snprintf(said, sizeof said, "closed: phase %d step %d, answers owed %d, ssl error %d, %s, %s", c->phase, c->step, c->qlen - c->qoff, e, strerror(number), why ? ERR_reason_error_string(why) : "no reason");
-				finish(c, 0, said); return;
-			}
+		if (tls) {
+			n = tls_read(c->tls, c->fd, feed, c);
+			if (n == -2) { char said[200]; snprintf(said, sizeof said, "closed: phase %d step %d, answers owed %d, %s, %s", c->phase, c->step, c->qlen - c->qoff, c->tls->why, strerror(errno)); finish(c, 0, said); }
+			if (!n && c->tls->pend) arm(c, 1);
+			if (n < 1) return;
+			continue;
 		}
-		else { n = read(c->fd, b, sizeof b); if (n < 0 && errno == EAGAIN) return; if (n <= 0) { finish(c, 0, "closed"); return; } }
-		if (feed(c, b, n) || !(c->ssl ? SSL_has_pending(c->ssl) : n == sizeof b)) return;   /* what else has come, epoll tells */
+		n = read(c->fd, b, sizeof b); if (n < 0 && errno == EAGAIN) return; if (n <= 0) { finish(c, 0, "closed"); return; }
+		if (feed(c, b, n) || n < (int)sizeof b) return;   /* what else has come, epoll tells */
 	}
 }
 static int dcmp(const void *a, const void *b) { double x = *(double *)a, y = *(double *)b; return x < y ? -1 : x > y; }
@@ -247,18 +221,18 @@ int main(int argc, char **argv)
 {
 	int o; double dur = 0;
 	signal(SIGPIPE, SIG_IGN); /* a server that goes is a failed session, not the end of the load */
-	while ((o = getopt(argc, argv, "h:p:Tc:n:d:u:U:F:t:r:w:W:PH:qR")) != -1) switch (o) {
+	while ((o = getopt(argc, argv, "h:p:Tc:n:d:u:U:F:t:r:w:W:PH:q")) != -1) switch (o) {
 	case 'h': host = optarg; break; case 'p': port = atoi(optarg); break; case 'T': tls = 1; break;
 	case 'c': conns = atoi(optarg); break; case 'n': total = atol(optarg); break; case 'd': dur = atof(optarg); total = 10000000; break;
 	case 'u': userfmt = optarg; break; case 'U': users = atoi(optarg); break; case 'F': first = atoi(optarg); break;
 	case 't': bound = atof(optarg); break; case 'r': reps = atol(optarg); break; case 'w': password = optarg; break; case 'W': badpw = optarg; break;
-	case 'P': pipelined = 1; break; case 'H': hold = atof(optarg); break; case 'q': quiet = 1; break; case 'R': resume = 1; break;
+	case 'P': pipelined = 1; break; case 'H': hold = atof(optarg); break; case 'q': quiet = 1; break;
 	default: return 2; }
 	for (; optind < argc && nsteps < MAXSTEP; optind++) steps[nsteps++] = argv[optind];
 	if (hold > 0) total = conns;
 	if (conns > total) conns = total;
 	struct rlimit rl = { 100000, 100000 }; setrlimit(RLIMIT_NOFILE, &rl);
-	if (tls) { ctx = SSL_CTX_new(TLS_client_method()); SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION); SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER); SSL_CTX_set_session_cache_mode(ctx, resume ? SSL_SESS_CACHE_CLIENT : SSL_SESS_CACHE_OFF); SSL_CTX_set_cert_verify_callback(ctx, trusting, NULL); SSL_CTX_set_read_ahead(ctx, 1); if (conns <= 100) SSL_CTX_set_default_read_buffer_len(ctx, 65536); }
+	if (tls && tls_setup()) { fprintf(stderr, "OpenSSL has no X25519 or no AES-128-GCM\n"); return 2; }
 	struct sigaction sa = { .sa_handler = released_by }; sigaction(SIGUSR1, &sa, NULL);
 	long timed_steps = 0; for (int i = 0; i < nsteps; i++) timed_steps += steps[i][0] == '@';
 	if (reps > 0 && timed_steps > 0) rtt = malloc(reps * timed_steps * total * sizeof *rtt);
