@@ -45,7 +45,7 @@ def arguments(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--rows", type=_rows, default=ROWS, metavar="A,C,F", help="which rows (default all)")
-    add("--rounds", type=_positive, default=5, metavar="N", help="pairs that count, after one that does not (default 5)")
+    add("--rounds", type=_positive, default=5, metavar="N", help="pairs that count, after one that does not; A, C: twice that (default 5)")
     add("--quick", action="store_true", help="less of everything, and no pair dropped: to try the benchmark, not the servers")
     add("--keep", metavar="DIR", help="make the mail in this new directory and leave it (default: a temporary one)")
     add("--no-peer", action="store_true", help="ours alone")
@@ -73,7 +73,8 @@ def extras(options):
 def said_of(options, why_alone):
     """What a reader must know of the whole run."""
     dropped = "" if options.quick else ", after one that is not counted (J: none)"
-    notes = [f"Rounds: {options.rounds} pairs, the peer first in each{dropped}; medians."]
+    twice = "" if options.quick else f" ({2 * options.rounds} in A and C)"
+    notes = [f"Rounds: {options.rounds} pairs{twice}, the peer first in each{dropped}; medians."]
     if why_alone:
         notes.append(f"No peer: {why_alone}; our figures alone.")
     if options.quick:

@@ -201,6 +201,9 @@ MEASURES = {
 NEED_NO_WARMING = {("J",), ("L",)}
 """No first pair to drop: how much memory is held does not need warming up, nor what does nothing, and a pair takes minutes."""
 
+TWICE = {("A",), ("C",)}
+"""Twice as many pairs: they are done within seconds, in which the speed of a small virtual machine changes the most."""
+
 
 def pairs(bench, rows, sides, rounds):
     """Measure the rows in turn, sides alternating; yields (row letters, side, figures by line key, counted, error text)."""
@@ -208,7 +211,7 @@ def pairs(bench, rows, sides, rounds):
         if not set(letters) & set(rows):
             continue
         dropped = 0 if bench.quick or letters in NEED_NO_WARMING else 1
-        for turn in range(rounds + dropped):
+        for turn in range(rounds * (1 if bench.quick or letters not in TWICE else 2) + dropped):
             for side in sides:
                 os.sync()
                 try:

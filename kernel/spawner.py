@@ -5,19 +5,21 @@ its own channel before it becomes an actor. `gc.freeze` keeps the collector from
 """
 
 import os
-import sys
 import time
 from importlib import import_module
 from typing import NoReturn
 
-from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.channel import adopt
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
+
+_COMPLAINTS = 10.0  # seconds between two lines for the log
 
 
 class Spawner(Actor):
@@ -33,6 +35,8 @@ class Spawner(Actor):
         )
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
+        self.asked: list[tuple[m.Spawn, int]] = []  # in this turn of the loop, each with its channel
+        self.complained = -_COMPLAINTS
         self.leaving = False
 
     def begin(self) -> None:
@@ -50,21 +54,37 @@ class Spawner(Actor):
         return len(self.children)
 
     def _spawn(self, message: m.Spawn, fds: list[int]) -> None:
-        if self.children.fork(message.name) == 0:
+        if not self.asked:
+            self.loop.soon(self._fork)
+        self.asked.append((message, fds[0]))
+
+    def _fork(self) -> None:
+        """All asked for in this turn, one right after the other: what this process writes to in between, it copies anew each time."""
+        while self.asked:
+            message, fd = self.asked.pop(0)
             try:
-                self._become(message, fds[0])
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                raise
-            finally:
-                os._exit(70)
-        os.close(fds[0])
+                pid = self.children.fork(message.name)
+            except OSError as error:
+                self._cannot(message.name, error)
+                pid = -1
+            if pid == 0:
+                do_and_leave(lambda: self._become(message, fd), SOFTWARE)  # noqa: B023  it runs now
+            os.close(fd)
+
+    def _cannot(self, name: str, error: OSError) -> None:
+        """No room for one more process: who wanted it hears so, and those that are there go on."""
+        if self.loop.now - self.complained >= _COMPLAINTS:
+            self.complained = self.loop.now
+            self.log(3, f"no more maildir actors can be forked: {error.strerror}")
+        self.tell(m.Exited(name, os.getpid(), TEMPFAIL << 8))
 
     def _become(self, message: m.Spawn, fd: int) -> NoReturn:
         """In the child: let go of all that was the spawner's, then be the actor."""
         if self.kernel is not None:
-            self.kernel.sock.close()
+            self.kernel.close()  # and what of it has come in part
             self.kernel = None
+        for _, other in self.asked:  # it is somebody else's
+            os.close(other)
         quota = self.boot.config["quotas"].get(message.name.removeprefix("maildir."), self.boot.config["quota"])
         config = {
             "maildir": message.maildir, "verbose": self.verbose, "hostname": self.boot.config["hostname"], "quota": quota,
@@ -77,10 +97,11 @@ class Spawner(Actor):
         )
         set_title(message.name)
         self.module.main(boot)
-        os._exit(70)
+        os._exit(SOFTWARE)
 
     def _kill(self, message: m.Kill, fds: list[int]) -> None:
         del fds
+        self._fork()  # it may be one of those
         self.children.kill(message.name)
 
     def _exited(self, name: str, pid: int, status: int) -> None:
@@ -93,7 +114,7 @@ class Spawner(Actor):
         self._done()
 
     def _done(self) -> None:
-        if self.leaving and not self.children:
+        if self.leaving and not self.children and not self.asked:
             self.end()
 
 

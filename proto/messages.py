@@ -410,7 +410,10 @@ class Started(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """It is gone, and no process of it is left; status as wait(2) has it."""
+    """It is gone, and no process of it is left; status as wait(2) has it.
+
+    Of one that could not be forked `pid` is the number of who tells, `status` that of an exit with 75.
+    """
 
     name: Name
     pid: Pid
