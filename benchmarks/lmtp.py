@@ -63,7 +63,8 @@ def dovecot(bench, directory, users):
     os.makedirs(f"{directory}/mail", exist_ok=True)
     os.chown(f"{directory}/mail", 5000, 5000)
     command = ["bash", "-c", recipe, "dovecot.sh", directory, "fast", "4", str(users)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"  # its python3 has to have bcrypt
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "PATH": path})
     try:
         wait_for_port(int(ports[2]))
         yield ports[2]
