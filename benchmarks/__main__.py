@@ -72,8 +72,8 @@ def extras(options):
 
 def said_of(options, why_alone):
     """What a reader must know of the whole run."""
-    dropped = "" if options.quick else ", after one that is not counted (J: none)"
-    twice = "" if options.quick else f" ({2 * options.rounds} in A and C)"
+    dropped = "" if options.quick else ", after one that is not counted (J, L: none)"
+    twice = "" if options.quick or not set(options.rows) & set("AC") else f" ({2 * options.rounds} in A and C)"
     notes = [f"Rounds: {options.rounds} pairs{twice}, the peer first in each{dropped}; medians."]
     if why_alone:
         notes.append(f"No peer: {why_alone}; our figures alone.")

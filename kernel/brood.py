@@ -52,8 +52,9 @@ class Brood:
             self._pids[name] = pid
             return pid
         signal.set_wakeup_fd(-1)  # SIGCHLD's handler stays: it does nothing, and a child has no child
-        os.close(self._woken)
-        os.close(self._wake)
+        for end in (self._woken, self._wake):
+            with contextlib.suppress(OSError):  # else the child would take it for a fork that failed, and go on as its parent
+                os.close(end)
         return 0
 
     def die_with_parent(self) -> None:

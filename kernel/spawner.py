@@ -70,6 +70,7 @@ class Spawner(Actor):
             if pid == 0:
                 do_and_leave(lambda: self._become(message, fd), SOFTWARE)  # noqa: B023  it runs now
             os.close(fd)
+        self._done()  # where a stop came with them and none could be forked, no child's end will ask
 
     def _cannot(self, name: str, error: OSError) -> None:
         """No room for one more process: who wanted it hears so, and those that are there go on."""
@@ -101,7 +102,8 @@ class Spawner(Actor):
 
     def _kill(self, message: m.Kill, fds: list[int]) -> None:
         del fds
-        self._fork()  # it may be one of those
+        if any(asked.name == message.name for asked, _ in self.asked):
+            self._fork()
         self.children.kill(message.name)
 
     def _exited(self, name: str, pid: int, status: int) -> None:

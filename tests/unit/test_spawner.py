@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 
 import pytest
 from popkernel.kernel.actor import Boot
@@ -11,6 +12,8 @@ from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.spawner import Spawner
 from popkernel.proto import messages as m
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 _UID = 64123  # nobody's: the limit of processes does not bind root
 _CONFIG = {"hostname": "localhost", "quota": "", "quotas": {}, "quota_temporary": False, "mail": {}}
@@ -40,8 +43,9 @@ class Kernel:
         if self.pid == 0:
             near.close()
             do_and_leave(lambda: serve(far, most), 70)
+        self.inode = os.fstat(far.fileno()).st_ino
         far.close()
-        self.uid = _UID if os.getuid() == 0 else os.getuid()
+        self.uid, self.gid = (_UID, _UID) if os.getuid() == 0 else (os.getuid(), os.getgid())
         self.said = []
         self.actors = {}
         self.channel = Channel(self.loop, near, "kernel", "spawner", self.take, self.take_end)
@@ -52,18 +56,18 @@ class Kernel:
     def take_end(self, channel, why):
         self.said.append((channel.peer, why))
 
-    def spawn(self, *names, kill=None):
-        """All in one go, and one killed with them; what the system knows their channels by."""
+    def spawn(self, *names, then=()):
+        """All in one go, with further words right behind; what the system knows their channels by."""
         inodes = []
         os.kill(self.pid, signal.SIGSTOP)
         for name in names:
             ours, its = pair()
             self.actors[name] = Channel(self.loop, ours, "kernel", name, self.take, self.take_end)
-            self.channel.send(m.Spawn(name, self.uid, self.uid, b"/nonexistent/maildir"), [its.fileno()])
+            self.channel.send(m.Spawn(name, self.uid, self.gid, b"/nonexistent/maildir"), [its.fileno()])
             inodes.append(os.fstat(its.fileno()).st_ino)
             its.close()
-        if kill:
-            self.channel.send(m.Kill(kill))
+        for word in then:
+            self.channel.send(word)
         os.kill(self.pid, signal.SIGCONT)
         return inodes
 
@@ -79,6 +83,14 @@ class Kernel:
         os.waitpid(self.pid, 0)
         for channel in (self.channel, *self.actors.values()):
             channel.close()
+
+
+def held(pid):
+    """What a process has open, by inode."""
+    try:
+        return {os.stat(f"/proc/{pid}/fd/{fd}").st_ino for fd in os.listdir(f"/proc/{pid}/fd")}
+    except PermissionError:
+        pytest.skip("changed its uid, and is nobody's to look into: needs CAP_SYS_PTRACE")
 
 
 @pytest.fixture
@@ -104,11 +116,20 @@ def test_no_room_for_a_process(kernel):
     assert kernel.wait_for(m.Exited)[0][1].status == signal.SIGKILL
 
 
+@pytest.mark.parametrize("kernel", [0], indirect=True)
+def test_stopped_with_none_forked(kernel):
+    """No child's end will come to remind it: it goes at once."""
+    kernel.wait_for(m.Hello)
+    kernel.spawn("maildir.a", then=[m.Stop(86400)])
+    kernel.wait_for(m.Exited)
+    kernel.wait_for(str)  # the end of its channel
+
+
 def test_asked_for_at_once(kernel):
     """Each child has its own channel, and none of those that were asked for with it; one that is to be killed at once is."""
     kernel.wait_for(m.Hello)
     names = [f"maildir.user{number}" for number in range(5)]
-    inodes = kernel.spawn(*names, kill=names[2])
+    inodes = kernel.spawn(*names, then=[m.Kill(names[2])])
     exited = kernel.wait_for(m.Exited)[0][1]
     assert (exited.name, exited.status) == (names[2], signal.SIGKILL)
     pids = {}
@@ -116,5 +137,4 @@ def test_asked_for_at_once(kernel):
         pids = {who: x.pid for who, x in kernel.wait_for(m.Hello, len(pids) + 1)}
     for name, inode in zip(names, inodes, strict=True):
         if name != names[2]:
-            held = {os.stat(f"/proc/{pids[name]}/fd/{fd}").st_ino for fd in os.listdir(f"/proc/{pids[name]}/fd")}
-            assert held & {*inodes} == {inode}
+            assert held(pids[name]) & {*inodes, kernel.inode} == {inode}
