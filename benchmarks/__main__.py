@@ -1,4 +1,4 @@
-"""`python -m benchmarks` (`make bench`): the rows of issue 6 beside Dovecot, on this machine, in one run; see README.md.
+"""`python -m benchmarks` (`make bench`): the work of a POP3 server beside Dovecot, on this machine, in one run; see benchmarks/README.md.
 
 Prints the table and keeps it: a whole run in benchmarks/results.md with the plots beside it, a part (--rows, --quick, no peer) in
 build/, so that it does not pass for the whole.

@@ -190,7 +190,7 @@ A site of three users (alice, bob, carol; password: {PASSWORD}) in {directory}
 Read it from another terminal:
   curl -k --user alice:{PASSWORD} pop3s://{tls}/            # a line for each message
   curl -k --user alice:{PASSWORD} pop3s://{tls}/1           # the first message
-  curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any command with a list for an answer (for others, as STAT, add -I)
+  curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any command with a list for an answer (for others, as STAT, add -I -v)
   curl --cacert {shlex.quote(config.cert)} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
   {as_typed()} status --run-dir {shlex.quote(config.run_dir)}
   {as_typed()} trace --run-dir {shlex.quote(config.run_dir)}    # then read some mail, and watch
