@@ -12,6 +12,8 @@ import ssl
 import sys
 from collections.abc import Sequence
 
+from popkernel.kernel.regular import read_regular
+
 __all__ = ["Held", "ask", "file_of", "is_encrypted"]
 
 CREDENTIAL = "popkernel.passphrase"
@@ -56,8 +58,7 @@ def file_of(configured: str) -> str:
 def is_encrypted(key: str) -> bool:
     """Whether a key file has a pass phrase; False also for what can't be read, of which others speak."""
     try:
-        with open(key, "rb") as file:
-            data = file.read(_MOST_PEM)
+        data = read_regular(key, _MOST_PEM)
     except OSError:
         return False
     return any(mark in data for mark in _MARKS)

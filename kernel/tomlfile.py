@@ -4,19 +4,20 @@ import re
 import tomllib
 from typing import Any
 
+from popkernel.kernel.regular import read_regular
 from popkernel.proto.tables import Finding
 
 __all__ = ["line_of", "read_toml"]
 
 _MOST_ERRORS = 20
+_MOST_OCTETS = 1 << 20
 
 
 def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
     """Text, values, and what is wrong with the file; a line that is no TOML is left out, and the rest read on."""
     findings: list[Finding] = []
     try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 20).decode("utf-8")
+        text = read_regular(path, _MOST_OCTETS).decode("utf-8")
     except OSError as error:
         mend = "name the file that is meant, and see that the user who starts popkernel may read it"
         return "", {}, [Finding(path, 0, error.strerror or "cannot be read", mend)]

@@ -3,7 +3,8 @@
 import os
 
 from popkernel.kernel.exits import EXITS
-from popkernel.proto.tables import MailUser, parse_users
+from popkernel.kernel.regular import read_regular
+from popkernel.proto.tables import MAX_TABLE, MailUser, parse_users
 
 __all__ = ["NoTableError", "code_of", "read_users", "roots_of"]
 
@@ -18,8 +19,7 @@ class NoTableError(ValueError):
 def read_users(path: str, subdir: str) -> dict[str, MailUser]:
     """ValueError, with every finding a line, for a table that can't be used."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_regular(path, MAX_TABLE)
     except OSError as error:
         raise NoTableError(f"{path}: {error.strerror}; give the user table with -u") from None
     users, findings = parse_users(data, path, subdir)

@@ -21,10 +21,11 @@ from popkernel.actors.auth.lanes import pairs
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.priority import processors
+from popkernel.kernel.regular import read_regular
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.sasl import MECHANISMS, TOKENS
-from popkernel.proto.tables import parse_auth
+from popkernel.proto.tables import MAX_TABLE, parse_auth
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
@@ -67,8 +68,7 @@ class Auth(Actor):
 
     def _read(self, path: str) -> Any:
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_regular(path, MAX_TABLE)
         except OSError as error:
             self.fail(66, f"{path}: {error.strerror}; give the authorization table with -a")
         table, findings = parse_auth(data, path)
@@ -84,8 +84,7 @@ class Auth(Actor):
 
         path = oauth["jwks"]
         try:
-            with open(path, "rb") as file:
-                data = file.read(tokens.MOST_OCTETS + 1)
+            data = read_regular(path, tokens.MOST_OCTETS)
         except OSError as error:
             self.fail(66, f"{path}: {error.strerror}; give the issuer's keys with oauth_jwks")
         keys, findings = tokens.parse_jwks(data, path)

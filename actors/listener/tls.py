@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from popkernel.kernel.regular import read_regular
 from popkernel.proto.certificate import Facts, facts
 
 __all__ = ["Served", "TlsError", "context", "pick", "serve"]
@@ -96,8 +97,7 @@ def _facts(cert: str) -> Facts:
 
 def _pem(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_PEM)
+        data = read_regular(path, _MOST_PEM)
     except OSError as error:
         raise TlsError(f"{path}: {error.strerror}; let it be there, readable by the one who starts the service") from None
     if b"-----BEGIN" not in data:
@@ -155,8 +155,7 @@ def _phrase(phrase: bytes | str, key: str) -> bytes:
         found = phrase
     else:
         try:
-            with open(phrase, "rb") as file:
-                found = file.read(_MOST_PHRASE + 2).partition(b"\n")[0].removesuffix(b"\r")
+            found = read_regular(phrase, _MOST_PEM).partition(b"\n")[0].removesuffix(b"\r")
         except OSError as error:
             raise TlsError(f"{phrase}: {error.strerror}; write the pass phrase of {key} there, mode 0600") from None
         if not found:
