@@ -2,6 +2,7 @@
 
 The ritual, in this order for each: take the configuration it was started with, read what it may only read now (tables,
 certificates), drop its ids, unveil, start its threads if it has any, pledge, say Hello; only then read the first message.
+Nothing is imported or opened once the ids are dropped: all this may lie where only root can enter.
 """
 
 import gc
@@ -90,17 +91,19 @@ class Actor:
     ) -> None:
         """Drop ids, unveil `paths` and nothing else, start threads or fork, pledge. Without a sandbox the ids are dropped all the same."""
         row = self.boot.row
+        many = threads is not None
+        program = self.boot.program
+        if program is None and self.boot.sandboxed:  # what it imports may lie where only root can enter
+            program = sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
         self.drop_ids(nofile)
         shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
         self.unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
-        if not self.boot.sandboxed:
+        if program is None:
             if threads is not None:
                 threads()
             if fork is not None:
                 fork()
             return
-        many = threads is not None
-        program = self.boot.program or sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
         sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
         if threads is not None:
             threads()

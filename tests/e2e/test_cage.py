@@ -99,10 +99,11 @@ def test_threads_that_hash_are_caged(inside, session):
     assert not [words for words in found if not words[2].startswith("refused")]
 
 
-def test_nothing_is_imported_after_the_lock(inside, session):
+def test_nothing_is_imported_or_opened_once_the_ids_are_dropped(inside, session):
     found = inside.told("modules")
-    assert {"kernel", "spawner", "auth", "listener.0", "mda", "maildir.alice"} <= {actor for actor, _ in found}
+    assert {"kernel", "spawner", "auth", "listener.0", "mda", "maildir.alice"} <= {actor for actor, *_ in found}
     assert not [words for words in found if words[1] != "-"]
+    assert not [words for words in found if words[2] != "-" and kind_of(words[0]) in ("auth", "listener", "gate", "mda")]  # others see files
 
 
 def test_seccomp_state_of_every_thread_of_every_process(inside, session):

@@ -52,10 +52,11 @@ def test_deadly_attempts_in_children_with_the_gates_cage(inside):
         assert said.split()[1] == (needs[0] if needs else "none")
 
 
-def test_nothing_is_imported_after_the_lock(inside):
+def test_nothing_is_imported_or_opened_once_the_ids_are_dropped(inside):
     found = inside.told("modules")
-    assert {"gate", "listener"} <= {kind_of(actor) for actor, _ in found}
+    assert {"gate", "listener"} <= {kind_of(actor) for actor, *_ in found}
     assert not [words for words in found if words[1] != "-"]
+    assert not [words for words in found if words[2] != "-" and kind_of(words[0]) in ("auth", "listener", "gate", "mda")]  # others see files
 
 
 def test_filters_ids_and_promises(inside):

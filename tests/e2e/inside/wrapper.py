@@ -1,10 +1,10 @@
 """Runs inside the real actors' processes, before they become actors: what is to be tried from within after the hello.
 
 The plan, a JSON file: "place": fields of attempts.Place; "soft": {row: [attempts]}; "deadly": {row: [attempts], one for each start
-of it}; "garbage": {row or name: how}; "modules": whether Report brings what was imported since the hello. A line of the log for each:
+of it}; "garbage": {row or name: how}; "modules": whether Report brings what was imported or opened since the ids were dropped. A line of the log for each:
 
     inside|soft|ACTOR|ATTEMPT|VERDICT        inside|trying|ACTOR|ATTEMPT        inside|survived|ACTOR|ATTEMPT
-    inside|modules|ACTOR|NAMES               inside|thread|ACTOR|ATTEMPT|VERDICT
+    inside|modules|ACTOR|NAMES|PATHS         inside|thread|ACTOR|ATTEMPT|VERDICT
 """
 
 import json
@@ -24,7 +24,7 @@ from popkernel.proto.topology import kind_of
 
 PLAN = {}
 PLACE = attempts.Place()
-STATE = {"first": True, "seen": set(), "before": frozenset(), "started": 0}
+STATE = {"first": True, "seen": set(), "before": frozenset(), "opened": [], "trying": False, "started": 0}
 
 
 def say(actor, *words):
@@ -49,7 +49,15 @@ def row_plan(kind, name):
 
 def soft(actor, name):
     for attempt in row_plan("soft", name) or ():
-        say(actor, "soft", name, attempt, attempts.verdict(attempts.SOFT[attempt], PLACE))
+        say(actor, "soft", name, attempt, verdict(attempt))
+
+
+def verdict(attempt):
+    STATE["trying"] = True
+    try:
+        return attempts.verdict(attempts.SOFT[attempt], PLACE)
+    finally:
+        STATE["trying"] = False
 
 
 def die(actor, name, attempt):
@@ -99,12 +107,23 @@ def count_starts(name):
         STATE["started"] = file.tell() - 1
 
 
+def audit(event, arguments):
+    """What Python opens, lists and loads; the C library's own is not seen."""
+    if not STATE["trying"] and event in ("open", "os.listdir", "os.scandir", "ctypes.dlopen"):
+        STATE["opened"].append(f"{event} {arguments[0]}")
+
+
 def patch_actor():
-    run, report = base.Actor.run, base.Actor._report
+    run, report, drop_ids = base.Actor.run, base.Actor._report, base.Actor.drop_ids
+
+    def new_drop_ids(self, nofile=None):
+        if not self._dropped and PLAN.get("modules"):
+            STATE["before"] = frozenset(sys.modules)
+            sys.addaudithook(audit)
+        drop_ids(self, nofile)
 
     def new_run(self):
         name = self.boot.name
-        STATE["before"] = frozenset(sys.modules)
         if self.kernel is not None:
             PLACE.kernel, PLACE.sock = peer_pid(self.kernel.sock), self.kernel.fd
         else:
@@ -131,13 +150,13 @@ def patch_actor():
         if not kind_of(self.boot.name).startswith("maildir") and not STATE["started"]:
             deadly(self, self.boot.name)
 
-    base.Actor.run, base.Actor._report = new_run, new_report
+    base.Actor.run, base.Actor._report, base.Actor.drop_ids = new_run, new_report, new_drop_ids
 
 
 def tell_modules(actor, name):
     if PLAN.get("modules"):
         new = set(sys.modules) - STATE["before"]
-        say(actor, "modules", name, ",".join(sorted(new)) or "-")
+        say(actor, "modules", name, ",".join(sorted(new)) or "-", ",".join(STATE["opened"]) or "-")
 
 
 def patch_kernel():
@@ -191,7 +210,7 @@ def patch_auth():
             if threading.current_thread() is not threading.main_thread() and not found:
                 found.append("")
                 for name in PLAN["threads"]:
-                    say(STATE["auth"], "thread", "auth", name, attempts.verdict(attempts.SOFT[name], PLACE))
+                    say(STATE["auth"], "thread", "auth", name, verdict(name))
             return check(secret, hashed)
 
         return new_check
