@@ -126,6 +126,7 @@ def _passwd(commands: Any) -> None:
         """
         popkernel passwd -a /etc/mail/auth alice
         pwgen 20 1 | tee alice.txt | popkernel passwd -a /etc/mail/auth --stdin alice
+        popkernel passwd -a /etc/mail/auth --lock alice
         popkernel passwd -a /etc/mail/auth --delete alice
         """,
         "usage data noinput nouser cantcreat tempfail noperm",
@@ -134,8 +135,10 @@ def _passwd(commands: Any) -> None:
     complete(parser.add_argument("-a", dest="auth_table", metavar="FILE", required=True, help=what), FILE)
     parser.add_argument("user", metavar="USER", help="name as in the table: no blank, no colon")
     parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
-    parser.add_argument("--cost", type=int, metavar="N", help="bcrypt cost, 4 to 31 (default 10); one more doubles the work")
+    parser.add_argument("--cost", type=int, metavar="N", help="bcrypt cost, 4 to 18 (default 10); one more doubles the work")
     parser.add_argument("--delete", action="store_true", help="remove the user's line instead")
+    parser.add_argument("--lock", action="store_true", help="put a ! before the user's hash: no login until --unlock or a new password")
+    parser.add_argument("--unlock", action="store_true", help="take the ! away again")
 
 
 # What mail servers make of a code decides: on any but 75 they send the mail back.

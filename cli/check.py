@@ -23,7 +23,7 @@ from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.rundir import problem as run_dir_problem
 from popkernel.proto.networks import parse_networks
-from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, parse_auth, parse_users
+from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
 
 _USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config"))
 
@@ -34,6 +34,7 @@ class Report:
     def __init__(self) -> None:
         self.errors: list[Finding] = []
         self.warnings: list[Finding] = []
+        self.notes: list[str] = []
         self.code = os.EX_OK
 
     def error(self, finding: Finding, code: int) -> None:
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
             print(_shown(str(finding)))
         for finding in report.warnings:
             print(_shown(f"warning: {finding}"))
+        for note in report.notes:
+            print(_shown(note))
         if not report.errors and not report.warnings:
             print("nothing found")
     return report.code
@@ -113,12 +116,17 @@ def check_tables(config: Config, report: Report) -> None:
         report.warnings.extend(_secrecy(config.auth_table, "hashes"))
     # No table at all has been said already; an empty one would be a finding of its own.
     users, user_findings = ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
-    auth, auth_findings = ({}, []) if auth_data is None else parse_auth(auth_data, config.auth_table)
+    auth = parse_auth(auth_data or b"", config.auth_table)
+    auth_findings = [] if auth_data is None else auth.errors
     report.all_errors(user_findings + auth_findings, _DATA)
     # A line that did not parse would show up as missing too: say that only once it does parse.
     if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
-        report.warnings.extend(_missing(auth, users, config.auth_table, auth_data, config.user_table))
-        report.warnings.extend(_missing(users, auth, config.user_table, user_data, config.auth_table))
+        named = {*auth.hashes, *auth.shut_out, *auth.locked}
+        report.warnings.extend(few(list(auth.shut_out.values()), "more users cannot log in"))
+        report.warnings.extend(_missing(named, users, config.auth_table, auth_data, config.user_table))
+        report.warnings.extend(_missing(users, named, config.user_table, user_data, config.auth_table))
+        if auth.locked:
+            report.notes.append(f"{config.auth_table}: {len(auth.locked)} user{'s are' if len(auth.locked) > 1 else ' is'} locked")
     if user_data is not None:
         _check_maildirs(config, users, user_data, report)
 

@@ -20,7 +20,7 @@ from contextlib import closing
 from typing import Any
 
 from popkernel.cli.rundir import run_dir_of
-from popkernel.kernel.config import control_path
+from popkernel.kernel.config import ConfigError, control_path
 from popkernel.kernel.exits import EXITS
 
 ANSWER_SECONDS = 10.0
@@ -125,6 +125,17 @@ def _probe(run_dir: str, path: str) -> None:
     except OSError as error:
         code = os.EX_TEMPFAIL if error.errno in {errno.EAGAIN, None} else os.EX_OSERR
         raise ControlError(f"{path}: {error}; try again", code) from None
+
+
+def runs_at(run_dir: str) -> bool:
+    """Whether a server serves on this run directory, be it one that may not be asked."""
+    try:
+        _probe(run_dir, control_path(run_dir))
+    except ControlError as error:
+        return error.code != os.EX_UNAVAILABLE
+    except ConfigError:
+        return False
+    return True
 
 
 def _accept(frames: Sequence[bytes], run_dir: str) -> dict[str, Any]:

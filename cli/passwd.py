@@ -14,10 +14,12 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from popkernel.proto.tables import MAX_NAME, MAX_TABLE, damage
+from popkernel.cli.control import runs_at
+from popkernel.kernel.config import default_run_dir
+from popkernel.proto.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, damage, parse_auth
 
 DEFAULT_COST = 10
 MAX_PASSWORD = 72
@@ -61,25 +63,57 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     cost = DEFAULT_COST if options.cost is None else options.cost
-    if not 4 <= cost <= 31:
-        raise PasswdError(f"--cost {cost} is not from 4 to 31; 10 to 12 suit most machines", os.EX_USAGE)
-    if options.delete and (options.stdin or options.cost is not None):
-        raise PasswdError("--delete takes neither --stdin nor --cost; leave them out", os.EX_USAGE)
+    if not MIN_COST <= cost <= MAX_COST:
+        raise PasswdError(f"--cost {cost} is not from {MIN_COST} to {MAX_COST}; 10 to 12 suit most machines", os.EX_USAGE)
+    asked = [name for name in _CHANGES if getattr(options, name)]
+    if len(asked) > 1:
+        raise PasswdError(f"--{asked[0]} and --{asked[1]}: give one of them", os.EX_USAGE)
+    if asked and (options.stdin or options.cost is not None):
+        raise PasswdError(f"--{asked[0]} takes neither --stdin nor --cost; leave them out", os.EX_USAGE)
     user = check_name(options.user)
     path = os.path.abspath(options.auth_table)
-    if options.delete:
+    if asked:
         # Looked at before the lock so that a mistyped path makes no new file.
         if not os.path.exists(path):
             raise PasswdError(f"{path}: there is no such table; name the right one with -a", os.EX_NOINPUT)
-        replace_entry(path, user, None)
-        print(f"{options.user} removed; `popkernel reload` puts it in force", file=sys.stderr)
+        done, change = _CHANGES[asked[0]]
+        replace_entry(path, user, change)
+        print(f"{options.user} {done}; {_in_force()}", file=sys.stderr)
         return
     password = _from_stdin() if options.stdin else _from_terminal(options.user)
     # The slow part comes before the lock: cost 16 takes seconds, and nobody else should wait for it.
     line_hash = hash_password(password, cost)
     made = replace_entry(path, user, line_hash)
     what = f"{path} made with mode 0600; " if made else ""
-    print(f"{what}{options.user} set; `popkernel reload` puts it in force", file=sys.stderr)
+    print(f"{what}{options.user} set; {_in_force()}", file=sys.stderr)
+
+
+def _in_force() -> str:
+    """What puts the change in force. Which server goes by this table is not known: one at the usual place, most likely."""
+    if runs_at(default_run_dir()):
+        return "`popkernel reload` puts it in force"
+    return "no server runs at the usual place; any goes by it from its next start or reload on"
+
+
+def _locked_hash(old: bytes) -> bytes:
+    if not parse_auth(b"x " + old + b"\n", "").hashes:
+        raise PasswdError("is locked already, or has no bcrypt hash; nothing is changed", os.EX_DATAERR)
+    return b"!" + old
+
+
+def _unlocked_hash(old: bytes) -> bytes:
+    bare = old.lstrip(b"!*")
+    if bare == old:
+        raise PasswdError("is not locked; nothing is changed", os.EX_DATAERR)
+    if not parse_auth(b"x " + bare + b"\n", "").hashes:
+        raise PasswdError("has no bcrypt hash behind the lock; set a password", os.EX_DATAERR)
+    return bare
+
+
+_CHANGES: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {
+    "delete": ("removed", None), "lock": ("locked", _locked_hash), "unlock": ("unlocked", _unlocked_hash),
+}
+"""What else than setting a password may be asked for: what has been done then, and what becomes of the hash."""
 
 
 def check_name(user: str) -> bytes:
@@ -154,13 +188,13 @@ def hash_password(password: bytes, cost: int) -> bytes:
     return bcrypt.hashpw(password, bcrypt.gensalt(cost))
 
 
-def replace_entry(path: str, user: bytes, value: bytes | None) -> bool:
+def replace_entry(path: str, user: bytes, value: bytes | Callable[[bytes], bytes] | None) -> bool:
     """Put one user's hash into a table, or take the user out, in one step; every other octet stays as it was.
 
     Args:
         path: the table; a symbolic link is followed, so that it stays a link.
         user: as check_name() gives it.
-        value: the hash, or None to remove the user.
+        value: the hash, or what makes it of the old one; None removes the user.
 
     Returns:
         Whether the file was made.
@@ -232,7 +266,7 @@ def _read(descriptor: int, path: str) -> bytes:
     return data
 
 
-def _edited(old: bytes, path: str, user: bytes, value: bytes | None) -> bytes:
+def _edited(old: bytes, path: str, user: bytes, value: bytes | Callable[[bytes], bytes] | None) -> bytes:
     """Give the table's new content."""
     # Lines with errors of their own stay as they are; a file that is damaged or half written must not be added to.
     broken = damage(old, path)
@@ -245,15 +279,20 @@ def _edited(old: bytes, path: str, user: bytes, value: bytes | None) -> bytes:
         first, second = places[0] + 1, places[1] + 1
         what = f"{path}:{second}: user {user.decode()} again, first on line {first}; remove one of the two lines"
         raise PasswdError(what, os.EX_DATAERR)
+    if not places and not isinstance(value, bytes):
+        raise PasswdError(f"{path}: there is no user {user.decode()}; nothing is changed", os.EX_NOUSER)
     if value is None:
-        if not places:
-            raise PasswdError(f"{path}: there is no user {user.decode()}; nothing is changed", os.EX_NOUSER)
         del lines[places[0]]
     elif places:
         entry = entries[places[0]]
         assert entry is not None
+        if not isinstance(value, bytes):
+            try:
+                value = value(lines[places[0]][entry.end() :].strip(b" \t"))
+            except PasswdError as error:
+                raise PasswdError(f"{path}:{places[0] + 1}: user {user.decode()} {error}", error.code) from None
         lines[places[0]] = entry[1] + user + (entry[3] or b" ") + value
-    else:
+    elif isinstance(value, bytes):
         lines.append(user + b" " + value)
     return b"".join(line + b"\n" for line in lines)
 

@@ -99,7 +99,7 @@ def make_site(
         directory: absolute path; short, since the control socket lies in it (see control_path()).
         users: password by name, or names that all have PASSWORD. One hash is made for each different password.
         mail: messages as octets, by user; or one sequence that every user gets. Stored in ``new/``, in order.
-        cost: bcrypt cost, 4 to 31.
+        cost: bcrypt cost, 4 to 18.
         ports: for implicit TLS and STLS on 127.0.0.1; None picks two that are free now.
         settings: further keys of the configuration, as in the TOML file.
 

@@ -3,7 +3,11 @@
 Pure: octets in, a dictionary and a list of findings out, and no input makes it raise. The files are those of the
 original server and of OpenSMTPD's table(5): one entry a line; blanks, or a colon and blanks, between the two columns;
 blank lines, leading and trailing blanks, and lines whose first non-blank is ``#`` are skipped. What cannot be taken is
-an error with its line and its mend, never a guess: a table with findings must not be put in force.
+an error with its line and its mend, never a guess: a table with errors must not be put in force.
+
+A hash that cannot be checked shuts its user out, and nobody else: the line says plainly whose it is. ``!`` or ``*`` before
+or instead of a hash locks a user on purpose. Every other fault refuses the table: a line that does not parse may be anybody's.
+A user table has no such exception, since mail for a user whose line is passed over would be sent back as for a stranger.
 
 Nothing of a line that did not parse is ever repeated in a finding, since it may be a password or a hash in the wrong
 column.
@@ -24,23 +28,30 @@ MAX_NAME = 248
 MAX_ID = 2**31 - 1
 # A table in a foreign format would give one finding a line; this many say it all.
 MAX_FINDINGS = 100
+# bcrypt's cost: one more doubles the work. At 18 a check takes some 13 s; at 19 a client has given up before it ends.
+MIN_COST, MAX_COST = 4, 18
 _BOM = b"\xef\xbb\xbf"
 
-_BCRYPT = rb"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}"
+_BCRYPT = rb"\$2[aby]\$(?:0[4-9]|1[0-8])\$[./A-Za-z0-9]{53}"
+# Before a bcrypt hash in tables of Dovecot, whose schemes' names are of either case.
+_PREFIX = rb"(?i:\{(?:BLF-)?CRYPT\})?"
 # A name has no blank, no colon, no control character; 8-bit octets are left to the UTF-8 check of the careful path. It
 # starts with neither "#" (a comment) nor "$" (a hash in the wrong column).
 _FAST_NAME = rb"^([!\"%-9;-~][!-9;-~]{0,247})(?:[ \t]{1,64}|:[ \t]{0,64})"
-_FAST_AUTH = re.compile(_FAST_NAME + rb"(" + _BCRYPT + rb")$", re.MULTILINE)
+_FAST_AUTH = re.compile(_FAST_NAME + _PREFIX + rb"(" + _BCRYPT + rb")$", re.MULTILINE)
 _FAST_USER = re.compile(_FAST_NAME + rb"([0-9]{1,10}):([0-9]{1,10}):(/[!-~]{1,900})$", re.MULTILINE)
 _SKIPPED = re.compile(rb"^[ \t]*(?:#[^\n]*)?\n", re.MULTILINE)
 _COLUMNS = re.compile(rb"([^ \t:]+)(?:[ \t]*:[ \t]*|[ \t]+)(.*)", re.DOTALL)
+_PREFIX_ONLY = re.compile(_PREFIX)
 _BCRYPT_ONLY = re.compile(_BCRYPT)
 _IDS = re.compile(rb"([0-9]{1,10}):([0-9]{1,10}):(.*)", re.DOTALL)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 # Schemes that crypt(3) and other mail servers write. Anything else that looks like one might be a password: not named.
 _SCHEME = re.compile(
     rb"\$(?:1|2|2x|3|5|6|7|y|gy|md5|sha1|scrypt|argon2(?:i|d|id))\$"
-    rb"|\{(?:PLAIN|CRYPT|BLF-CRYPT|MD5-CRYPT|SHA|SSHA|SHA256|SSHA256|SHA512|SSHA512|SHA256-CRYPT|SHA512-CRYPT|ARGON2ID?)\}"
+    rb"|(?i:\{(?:CLEAR|CLEARTEXT|PLAIN|PLAIN-MD5|CRAM-MD5|DIGEST-MD5|HMAC-MD5|LDAP-MD5|SMD5|MD5|MD5-CRYPT|DES-CRYPT|LANMAN|NTLM|OTP"
+    rb"|SHA|SHA1|SSHA|SHA256|SSHA256|SHA512|SSHA512|SHA256-CRYPT|SHA512-CRYPT|SCRAM-SHA-1|SCRAM-SHA-256|PBKDF2|ARGON2ID?"
+    rb"|(?:BLF-)?CRYPT)(?:\.(?:B64|BASE64|HEX))?\})"
 )
 _ANEW = "set it anew with `popkernel passwd`"
 
@@ -71,6 +82,19 @@ class MailUser(NamedTuple):
     """Absolute path, subdirectory included; octets that are not UTF-8 are surrogate escapes, as in os.fsdecode."""
 
 
+class AuthTable(NamedTuple):
+    """What an authorization table says."""
+
+    hashes: dict[str, bytes]
+    """bcrypt hash (60 octets) by name, of those who may log in, in their order."""
+    errors: list[Finding]
+    """Any of them keeps the table from being put in force."""
+    shut_out: dict[str, Finding]
+    """Who cannot log in because of what stands in place of the hash, and why; the others are served."""
+    locked: list[str]
+    """Whom `!` or `*` locks."""
+
+
 class _Refused(Exception):  # noqa: N818 - not an error of the program: the line's finding on its way up
     """What is wrong with a line, and the mend."""
 
@@ -80,22 +104,43 @@ class _Refused(Exception):  # noqa: N818 - not an error of the program: the line
         self.mend = mend
 
 
-def parse_auth(data: bytes, path: str) -> tuple[dict[str, bytes], list[Finding]]:
-    """Read an authorization table.
+class _UselessHash(_Refused):
+    """What stands in place of the hash cannot be checked. `hash_like`: it is a hash, so that the first column is surely a name."""
+
+    def __init__(self, what: str, mend: str, *, hash_like: bool = True) -> None:
+        super().__init__(what, mend)
+        self.hash_like = hash_like
+
+
+def parse_auth(data: bytes, path: str) -> AuthTable:
+    """Read an authorization table. Never raises.
+
+    A table in which nobody may log in and nobody is locked is refused: it is another file, most likely.
 
     Args:
         data: the whole file.
         path: its path, for the findings only.
 
-    Returns:
-        bcrypt hash (60 octets) by name for the lines that are good, in their order, and the findings. Never raises.
-
     """
     fits = _all_that_fits(_FAST_AUTH, data)
     hashes = {name.decode("ascii"): value for name, value in fits}
     if fits and len(hashes) == len(fits):
-        return hashes, []
-    return _read_lines(data, path, _hash_of, "add one with `popkernel passwd -a FILE USER`")
+        return AuthTable(hashes, [], {}, [])
+    shut_out: dict[str, Finding] = {}
+    read, errors = _read_lines(data, path, _hash_of, "add one with `popkernel passwd -a FILE USER`", shut_out)
+    hashes = {name: value for name, value in read.items() if value}
+    locked = [name for name, value in read.items() if not value]
+    if shut_out and not read:
+        errors = few(sorted([*errors, *shut_out.values()], key=lambda finding: finding.line or MAX_TABLE), "more errors")
+    return AuthTable(hashes, errors, shut_out, locked)
+
+
+def few(findings: list[Finding], more: str, most: int = MAX_FINDINGS) -> list[Finding]:
+    """The first `most`, and a line that says how many `more` there are."""
+    if len(findings) <= most:
+        return findings
+    left = f"{len(findings) - most} {more}"
+    return [*findings[:most], Finding(findings[0].path, 0, left, "mend the ones above first")]
 
 
 def parse_users(data: bytes, path: str, subdir: str = "") -> tuple[dict[str, MailUser], list[Finding]]:
@@ -149,9 +194,12 @@ def _all_that_fits(pattern: re.Pattern[bytes], data: bytes) -> list[tuple[bytes,
 
 
 def _read_lines(
-    data: bytes, path: str, value_of: Callable[[bytes], _Entry], add_one: str
+    data: bytes, path: str, value_of: Callable[[bytes], _Entry], add_one: str, useless: dict[str, Finding] | None = None
 ) -> tuple[dict[str, _Entry], list[Finding]]:
-    """Read every line with care: the path for files with comments, colons, 8-bit names, or errors."""
+    """Read every line with care: the path for files with comments, colons, 8-bit names, or errors.
+
+    `useless` takes those whose second column alone is wrong, by name, where that is no error.
+    """
     whole = _whole_file(data, path)
     if whole is not None:
         return {}, [whole]
@@ -174,7 +222,12 @@ def _read_lines(
             first = first_line.setdefault(name, number)
             if first != number:
                 found.append(Finding(path, number, f"user {name} again, first on line {first}", "remove one of the two lines"))
-            entries[name] = value_of(value)
+            try:
+                entries[name] = value_of(value)
+            except _UselessHash as refused:
+                assert useless is not None
+                who = f"user {name}" if refused.hash_like else "its user"
+                useless[name] = Finding(path, number, f"{who} cannot log in: {refused.what}", refused.mend)
         except _Refused as refused:
             found.append(Finding(path, number, refused.what, refused.mend))
         said = found[: MAX_FINDINGS - len(findings)]
@@ -184,7 +237,7 @@ def _read_lines(
         findings.append(_no_newline(path, len(lines) + 1))
     elif last:
         unsaid += 1
-    elif not entries and not findings:
+    elif not entries and not findings and not useless:
         findings.append(Finding(path, max(1, len(lines)), "the table has no user", add_one))
     if unsaid:
         findings.append(Finding(path, 0, f"{unsaid} more errors", "mend the ones above first"))
@@ -233,19 +286,27 @@ def _split(line: bytes) -> tuple[str, bytes]:
 
 
 def _hash_of(value: bytes) -> bytes:
-    """Check that the second column is a bcrypt hash; never say what it is instead, beyond a known scheme's name."""
-    if _BCRYPT_ONLY.fullmatch(value):
-        return value
-    if value[:4] in {b"$2a$", b"$2b$", b"$2y$"}:
-        if len(value) != 60:
-            raise _Refused(f"the bcrypt hash has {len(value)} characters, not 60", _ANEW)
-        if not re.match(rb"0[4-9]|[12][0-9]|3[01]", value[4:6]):
-            raise _Refused("the bcrypt cost is not a number from 04 to 31", _ANEW)
-        raise _Refused("the bcrypt hash has a character that bcrypt does not write", _ANEW)
-    scheme = _SCHEME.match(value)
+    """The bcrypt hash of the second column, b"" for a user who is locked; never say what else it is, beyond a known scheme's name."""
+    prefix = _PREFIX_ONLY.match(value)
+    bare = value[prefix.end() :] if prefix else value
+    if _BCRYPT_ONLY.fullmatch(bare):
+        return bare
+    if bare.startswith((b"!", b"*")):  # as passwd(1) and vipw(8) lock; no hash begins so
+        return b""
+    if bare[:4] in {b"$2a$", b"$2b$", b"$2y$"}:
+        if len(bare) != 60:
+            raise _UselessHash(f"the bcrypt hash has {len(bare)} characters, not 60", _ANEW)
+        cost = re.match(rb"(\d\d)\$", bare[4:])
+        if cost is None or not MIN_COST <= int(cost[1]) <= 31:
+            raise _UselessHash("the bcrypt cost is not a number from 04 to 31", _ANEW)
+        if int(cost[1]) > MAX_COST:
+            what = f"a check of bcrypt cost {int(cost[1])} takes longer than a client waits"
+            raise _UselessHash(what, f"{_ANEW}, --cost at most {MAX_COST}")
+        raise _UselessHash("the bcrypt hash has a character that bcrypt does not write", _ANEW)
+    scheme = _SCHEME.match(bare) or _SCHEME.match(value)
     if scheme:
-        raise _Refused(f"a {scheme[0].decode('ascii')} hash, not bcrypt ($2a$, $2b$, $2y$)", _ANEW)
-    raise _Refused("the second column is not a bcrypt hash ($2a$, $2b$, $2y$)", _ANEW)
+        raise _UselessHash(f"a {scheme[0].decode('ascii')} hash, not bcrypt ($2a$, $2b$, $2y$)", _ANEW)
+    raise _UselessHash("the second column is not a bcrypt hash ($2a$, $2b$, $2y$)", _ANEW, hash_like=False)
 
 
 def _user_of(value: bytes, tail: str) -> MailUser:

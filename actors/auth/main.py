@@ -25,12 +25,13 @@ from popkernel.kernel.regular import read_regular
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.sasl import MECHANISMS, TOKENS
-from popkernel.proto.tables import MAX_TABLE, parse_auth
+from popkernel.proto.tables import MAX_TABLE, few, parse_auth
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
 
 _SHORT = b"06"  # bcrypt's cost up to which nobody minds waiting for a second check: some 4 ms
+_MOST_SAID = 10  # users named in the log who cannot log in because of what stands in place of their hash
 _MOST_WAITING = 20000  # logins that wait for a thread
 _MOST_SECONDS = 25.0  # how long one may have to wait: a client gives up at 30, and hashing for nobody keeps others waiting
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
@@ -49,6 +50,7 @@ class Auth(Actor):
 
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot, many=True)
+        self.shut_out: list[tuple[int, str]] = []  # level and line for the log, once there is one
         self.table = Table(self._read(boot.config["auth_table"]), decoys())
         self.tokens = self._read_keys(boot.config.get("oauth") or {})
         self.guard = Guard(int(boot.config.get("penalty_seconds", 0)), int(boot.config.get("ipv6_prefix", 64)))
@@ -71,10 +73,14 @@ class Auth(Actor):
             data = read_regular(path, MAX_TABLE)
         except OSError as error:
             self.fail(66, f"{path}: {error.strerror}; give the authorization table with -a")
-        table, findings = parse_auth(data, path)
-        if findings:
-            self.fail(65, "\n".join(map(str, findings[:20])))
-        return table
+        table = parse_auth(data, path)
+        if table.errors:
+            self.fail(65, "\n".join(map(str, table.errors[:20])))
+        said = few(list(table.shut_out.values()), "more users cannot log in, see `popkernel check`", _MOST_SAID)
+        self.shut_out = [(4, str(finding)) for finding in said]
+        if table.locked:
+            self.shut_out.append((6, f"{path}: {len(table.locked)} users are locked"))
+        return table.hashes
 
     def _read_keys(self, oauth: dict[str, str]) -> "Tokens | None":
         """Keys for tokens, where there are to be any; what checks them is loaded then and only then, and used once."""
@@ -101,6 +107,8 @@ class Auth(Actor):
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
         self.connect()
+        for level, line in self.shut_out:
+            self.log(level, line)
         self.log(6, f"{self.boot.name}: hashes {'two passwords' if self.pair is not None else 'one password'} at a time on each core")
         self.run()
 

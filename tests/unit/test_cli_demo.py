@@ -24,7 +24,7 @@ from popkernel.proto.tables import parse_auth, parse_users
 def test_a_site_is_whole(tmp_path):
     site = make_site(str(tmp_path / "s"))
     with open(site.auth_table, "rb") as file:
-        hashes, errors = parse_auth(file.read(), "a")
+        hashes, errors, *_ = parse_auth(file.read(), "a")
     assert not errors
     assert all(bcrypt.checkpw(site.passwords[name].encode(), value) for name, value in hashes.items())
     with open(site.user_table, "rb") as file:

@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import pty
+import socket
 import stat
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_a_new_file(run, table, capsys):
         assert run(b"geheim\n", "alice") == 0
     finally:
         os.umask(old)
-    hashes, findings = parse_auth(table.read_bytes(), "t")
+    hashes, findings = parse_auth(table.read_bytes(), "t")[:2]
     assert findings == []
     assert bcrypt.checkpw(b"geheim", hashes["alice"])
     assert hashes["alice"].startswith(b"$2b$04$")
@@ -114,7 +115,50 @@ def test_a_user_that_stands_twice(run, table, capsys):
     assert f"{table}:2: user a again, first on line 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--cost", "3"], ["--cost", "32"], ["--delete"]])
+def test_other_lines_stay_as_they_are_whatever_hash_they_have(run, table):
+    others = b"# c\nx {BLF-CRYPT}" + HASH + b"\n y : !" + HASH + b" \nz {SSHA}abc\nw *\n"
+    table.write_bytes(others + b"a {BLF-CRYPT}" + HASH + b"\n")
+    assert run(b"pw", "a") == 0
+    after = table.read_bytes()
+    assert after.startswith(others + b"a $2b$04$") and after.count(b"\n") == 6
+
+
+def test_a_user_is_locked_and_unlocked(run, table, capsys):
+    before = b"# c\nalice\t:  " + HASH + b"\nbob {BLF-CRYPT}" + HASH + b"\ncarol {SSHA}x\n"
+    table.write_bytes(before)
+    for name, start in (("alice", b"alice\t:  !$2"), ("bob", b"bob !{BLF-CRYPT}$2")):
+        assert main(["passwd", "-a", str(table), "--lock", name]) == 0
+        assert b"\n" + start in table.read_bytes()
+        assert parse_auth(table.read_bytes(), "t").locked == [name]
+        assert main(["passwd", "-a", str(table), "--lock", name]) == os.EX_DATAERR
+        assert main(["passwd", "-a", str(table), "--unlock", name]) == 0
+        assert table.read_bytes() == before
+        assert main(["passwd", "-a", str(table), "--unlock", name]) == os.EX_DATAERR
+    capsys.readouterr()
+    assert main(["passwd", "-a", str(table), "--lock", "carol"]) == os.EX_DATAERR
+    assert capsys.readouterr().err == f"popkernel: {table}:4: user carol is locked already, or has no bcrypt hash; nothing is changed\n"
+    assert main(["passwd", "-a", str(table), "--lock", "dave"]) == os.EX_NOUSER
+    assert main(["passwd", "-a", str(table), "--lock", "--delete", "bob"]) == os.EX_USAGE
+    table.write_bytes(b"a !\nb " + HASH + b"\n")
+    assert main(["passwd", "-a", str(table), "--unlock", "a"]) == os.EX_DATAERR
+    assert run(b"pw", "a") == 0  # a new password unlocks
+    assert parse_auth(table.read_bytes(), "t").locked == []
+
+
+def test_a_reload_is_advised_where_a_server_runs_and_nowhere_else(run, table, capsys, monkeypatch, tmp_path):
+    """It said "`popkernel reload` puts it in force" where no server was."""
+    monkeypatch.setattr("popkernel.cli.passwd.default_run_dir", lambda: str(tmp_path))
+    assert run(b"pw", "a") == 0
+    said = capsys.readouterr().err
+    assert "a set; no server runs at the usual place; any goes by it from its next start or reload on\n" in said
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        server.listen()
+        assert main(["passwd", "-a", str(table), "--delete", "a"]) == 0
+    assert capsys.readouterr().err == "popkernel: a removed; `popkernel reload` puts it in force\n".removeprefix("popkernel: ")
+
+
+@pytest.mark.parametrize("arguments", [["--cost", "3"], ["--cost", "19"], ["--delete"], ["--lock"], ["--unlock"]])
 def test_wrong_usage(run, arguments):
     assert run(b"pw", *arguments, "a") == os.EX_USAGE
 

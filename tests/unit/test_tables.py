@@ -19,22 +19,21 @@ def only(findings):
 
 
 def test_the_original_s_form():
-    hashes, findings = parse_auth(b"alice " + HASH + b"\nbob2\t \t" + OTHER + b"\n", "auth")
-    assert (hashes, findings) == ({"alice": HASH, "bob2": OTHER}, [])
+    assert parse_auth(b"alice " + HASH + b"\nbob2\t \t" + OTHER + b"\n", "auth") == ({"alice": HASH, "bob2": OTHER}, [], {}, [])
     users, findings = parse_users(b"alice 1000:1001:/home/alice\nbob2\t7:8:/b/\n", "users")
     assert (users, findings) == ({"alice": MailUser(1000, 1001, "/home/alice"), "bob2": MailUser(7, 8, "/b")}, [])
 
 
 def test_opensmtpd_s_form():
     data = b"# people\n\n  joe@example.org:\t" + HASH + b"  \n\t# more\nann:" + OTHER + b"\neve : " + HASH + b"\n"
-    assert parse_auth(data, "auth") == ({"joe@example.org": HASH, "ann": OTHER, "eve": HASH}, [])
+    assert parse_auth(data, "auth") == ({"joe@example.org": HASH, "ann": OTHER, "eve": HASH}, [], {}, [])
     data = b"# people\n \njoe@example.org: 1:2:/home/joe smith\nann 3:4:/x#y\n"
     expected = {"joe@example.org": MailUser(1, 2, "/home/joe smith"), "ann": MailUser(3, 4, "/x#y")}
     assert parse_users(data, "users") == (expected, [])
 
 
 def test_eight_bit_names_and_paths():
-    assert parse_auth("josé ".encode() + HASH + b"\n", "a") == ({"josé": HASH}, [])
+    assert parse_auth("josé ".encode() + HASH + b"\n", "a") == ({"josé": HASH}, [], {}, [])
     users, findings = parse_users("josé 1:1:/home/".encode() + b"\xff\n", "u")
     assert (users, findings) == ({"josé": MailUser(1, 1, "/home/\udcff")}, [])
     assert "not UTF-8" in only(parse_auth(b"jos\xe9 " + HASH + b"\n", "a")[1]).what
@@ -64,17 +63,45 @@ def test_subdirectory(subdir):
         (b"$2b$10$" + b"S" * 52 + b"_", "character"),
         (HASH + b" SECRET", "67 characters"),
         (b"$2x$10$" + b"S" * 53, "$2x$"),
+        (b"{BLF-CRYPT}$6$SECRET", "$6$"),
+        (b"{ssha512.b64}SECRET", "{ssha512.b64}"),
+        (b"{BLF-CRYPT.B64}SECRET", "{BLF-CRYPT.B64}"),
+        (b"$2b$19$" + b"S" * 53, "cost 19 takes longer than a client waits"),
+        (b"{BLF-CRYPT}$2b$31$" + b"S" * 53, "cost 31 takes longer than a client waits"),
     ],
 )
-def test_a_hash_that_is_not_bcrypt_is_named_by_its_scheme_alone(value, said):
-    hashes, findings = parse_auth(b"ok " + HASH + b"\nalice " + value + b"\n", "/etc/auth")
-    finding = only(findings)
-    assert list(hashes) == ["ok"]
+def test_a_hash_that_cannot_be_checked_shuts_its_user_out_alone_and_is_named_by_its_scheme(value, said):
+    hashes, errors, shut_out, locked = parse_auth(b"ok " + HASH + b"\nalice " + value + b"\n", "/etc/auth")
+    assert (list(hashes), errors, locked) == (["ok"], [], [])
+    finding = shut_out.pop("alice")
+    assert not shut_out
     assert (finding.path, finding.line) == ("/etc/auth", 2)
-    assert said in finding.what
+    assert "cannot log in: " in finding.what and said in finding.what
+    assert ("alice" in finding.what) == (b"SECRET" != value[:6] and b"{SECRET" not in value and value != b"$SECRET$x"), "what may be a password is not said"
     assert "SECRET" not in str(finding)
     assert "SSSS" not in str(finding)
     assert "popkernel passwd" in finding.mend
+
+
+def test_the_hashes_of_other_servers_tools():
+    """`doveadm pw -s BLF-CRYPT` writes its scheme before the hash."""
+    lines = b"a {BLF-CRYPT}" + OTHER + b"\nb: {CRYPT}" + HASH + b"\nc {blf-crypt}" + HASH + b"\nd " + HASH + b"\n"
+    for data in (lines, lines + b" e " + HASH + b" \n"):  # the fast way, the careful way
+        hashes, *others = parse_auth(data, "t")
+        assert list(hashes.values())[:4] == [OTHER, HASH, HASH, HASH] and others == [[], {}, []]
+
+
+@pytest.mark.parametrize("value", [b"!", b"*", b"!!", b"*LK*", b"!" + HASH, b"*" + HASH, b"{BLF-CRYPT}!" + HASH, b"{CRYPT}*"])
+def test_a_user_who_is_locked(value):
+    assert parse_auth(b"ok " + HASH + b"\nalice " + value + b"\n", "t") == ({"ok": HASH}, [], {}, ["alice"])
+    assert parse_auth(b"alice " + value + b"\n", "t") == ({}, [], {}, ["alice"]), "the last one who could log in is locked at once"
+    assert "again, first on line 1" in only(parse_auth(b"alice " + value + b"\nalice " + HASH + b"\n", "t").errors).what
+
+
+def test_a_table_in_which_nobody_has_a_hash_is_another_file():
+    errors = parse_auth(b"alice 1:1:/home/a\nbob 2:2:/home/b\n", "t").errors
+    assert [(f.line, f.what.partition(": ")[0]) for f in errors] == [(1, "its user cannot log in"), (2, "its user cannot log in")]
+    assert len(parse_auth(b"".join(b"u%d x\n" % n for n in range(500)), "t").errors) == tables.MAX_FINDINGS + 1
 
 
 @pytest.mark.parametrize("line", [b"alice", b"alice ", b"alice:", b"alice : ", b":" + HASH])
@@ -140,7 +167,7 @@ def test_user_values_that_are_refused(value, said):
     ],
 )
 def test_files_that_are_useless_as_a_whole(parse, data, line, said):
-    entries, findings = parse(data, "t")
+    entries, findings = parse(data, "t")[:2]
     assert entries == {}
     assert said in only(findings).what
     assert only(findings).line == line
@@ -185,8 +212,8 @@ def test_finding_text():
 @given(st.binary(max_size=400))
 def test_nothing_makes_it_raise(data):
     for parse in (parse_auth, parse_users):
-        entries, findings = parse(data, "t")
-        assert entries or findings
+        entries, findings = parse(data, "t")[:2]
+        assert entries or findings or parse(data, "t")[3]
 
 
 _names = st.text("ab.@-é\"'", min_size=1, max_size=3)
