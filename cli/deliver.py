@@ -8,16 +8,18 @@ mail back on any other code but 0.
 import argparse
 import os
 import socket
+import struct
 import sys
 from typing import BinaryIO, NoReturn
 
 from popkernel.cli.rundir import run_dir_of
 from popkernel.kernel.config import ConfigError
 
-OK, USAGE, DATAERR, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 67, 69, 75, 77  # sysexits(3)
+OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77  # sysexits(3)
 _CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463
 _CHUNK = 128 * 1024  # octets
 _FROM_LINE = 1000  # octets
+_QUEUE_SECONDS = 30  # in the socket's queue, where many connect at once
 _ANSWER_SECONDS = 330  # half a minute more than the server gives its own mailboxes
 
 
@@ -37,11 +39,26 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or os.environ.get("USER") or os.environ.get("LOGNAME") or _own_name()
     sender = options.sender if options.sender is not None else os.environ.get("SENDER", "")
     try:
-        deliver(f"{_run_dir(options)}/lmtp.sock", sender, user, sys.stdin.buffer)
+        message = _message()
+        deliver(f"{_run_dir(options)}/lmtp.sock", sender, user, message)
     except _NotTakenError as error:
         print(f"popkernel deliver: {user}: {error}", file=sys.stderr)
         return error.code
     return OK
+
+
+def _message() -> BinaryIO:
+    """Standard input, where there is any."""
+    if sys.stdin is None:
+        raise _NotTakenError(NOINPUT, "standard input is closed; the message is to come there")
+    return sys.stdin.buffer
+
+
+def _read(message: BinaryIO) -> bytes:
+    try:
+        return message.read(_CHUNK)
+    except OSError as error:
+        raise _NotTakenError(TEMPFAIL, f"standard input: {error.strerror or error}") from None
 
 
 def _run_dir(options: argparse.Namespace) -> str:
@@ -72,9 +89,11 @@ def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
         if not _is_address(text):
             raise _NotTakenError(DATAERR, f"{whose}: {text!r} is no address: a blank outside of quotes")
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_ANSWER_SECONDS)
+        # For connect(2), which waits for a place in the queue so long; a timeout of Python's does not let it wait.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _QUEUE_SECONDS, 0))
         try:
             sock.connect(path)
+            sock.settimeout(_ANSWER_SECONDS)
             with sock.makefile("rb") as answers:
                 _talk(sock, answers, sender.strip("<>"), user, message)
         except PermissionError as error:
@@ -89,7 +108,7 @@ def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, messag
     for _ in range(4):  # greeting, LHLO, MAIL, RCPT
         _expect(answers)
     while first:
-        more = message.read(_CHUNK)
+        more = _read(message)
         sock.sendall(b"BDAT %d%s\r\n" % (len(first), b"" if more else b" LAST"))
         sock.sendall(first)
         if not more:
@@ -107,11 +126,11 @@ def _without_from_line(message: BinaryIO) -> bytes:
 
     Only a line that ends soon is one; whatever else begins so is mail.
     """
-    head = message.read(_CHUNK)
+    head = _read(message)
     line, end, rest = head.partition(b"\n")
     if not head.startswith(b"From ") or not end or len(line) > _FROM_LINE:
         return head
-    return rest or message.read(_CHUNK)
+    return rest or _read(message)
 
 
 def _is_address(text: str) -> bool:

@@ -7,7 +7,7 @@ import sys
 from popkernel.kernel.config import Config, ConfigError
 from popkernel.proto.tables import Finding
 
-__all__ = ["actor_ids", "make_user_command", "mta_uids"]
+__all__ = ["actor_ids", "make_user_command", "mta_ids", "mta_uids"]
 
 _FREE_IDS = {"listener": 64301, "auth": 64302, "mda": 64303}
 """For a mend: ids that systems do not give out by themselves, below nobody's 65534."""
@@ -46,23 +46,28 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def mta_uids(config: Config) -> list[int]:
-    """Give the uids of ``mta_users``.
+    """Give the uids of ``mta_users``; as `mta_ids`."""
+    return [uid for uid, _ in mta_ids(config)]
+
+
+def mta_ids(config: Config) -> list[tuple[int, int]]:
+    """Give uid and gid of each of ``mta_users``.
 
     Raises:
         ConfigError: one of them does not exist.
 
     """
-    uids: list[int] = []
+    ids: list[tuple[int, int]] = []
     findings: list[Finding] = []
     for user in config.mta_users:
         try:
-            uids.append(_ids_of(user)[0])
+            ids.append(_ids_of(user))
         except ValueError as error:
             what = str(error).partition("; ")[0]
             findings.append(Finding("mta_users", 0, what, "name the user that the mail server's delivery runs as"))
     if findings:
         raise ConfigError(findings)
-    return uids
+    return ids
 
 
 def _ids_of(user: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import socket
 from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import Address, Config
 from popkernel.kernel.exits import EXITS
+from popkernel.kernel.ids import mta_ids
 from popkernel.kernel.rundir import StartError
 
 __all__ = ["Listening", "unix_socket"]
@@ -21,6 +22,10 @@ class Listening:
         self.tls = [self._bind("listen", a) for a in config.listen]
         self.plain = [self._bind("listen_starttls", a) for a in config.listen_starttls]
         self.lmtp = [unix_socket(f"{config.run_dir}/lmtp.sock", 0o666)] if config.lmtp else []  # the mda asks who is there
+        if config.lmtp:  # queues that nobody else can fill, for root and mta_users
+            for gid in dict.fromkeys(gid for _, gid in mta_ids(config)) or [os.getegid()]:
+                name = f"mta-{gid}.sock" if len(self.lmtp) > 1 else "mta.sock"
+                self.lmtp.append(unix_socket(f"{config.run_dir}/{name}", 0o660, gid))
         self.lmtp += [self._bind("lmtp_listen", a) for a in config.lmtp_listen]
 
     @staticmethod
@@ -51,15 +56,17 @@ def _shown(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def unix_socket(path: str, mode: int) -> socket.socket:
-    """A listening socket in the run directory; who may connect is decided by its mode, and by its owner where that asks."""
+def unix_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
+    """A listening socket in the run directory; who may connect is decided by its mode and group, and by its owner where that asks."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # ours: the lock is held
     before = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
-        sock.listen(64)
+        if gid >= 0 and os.geteuid() == 0:
+            os.chown(path, -1, gid)
+        sock.listen(_BACKLOG)
     except OSError as error:
         raise StartError(EXITS["cantcreat"].code, f"{path}: {error.strerror}; give another --run-dir") from None
     finally:

@@ -149,6 +149,8 @@ class RunDir:
             for name in os.listdir(self.path):
                 if name.startswith("rehearsal-"):  # of a spawner that was ended in the middle of it
                     shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
+                elif name.startswith("mta") and name.endswith(".sock"):
+                    os.unlink(f"{self.path}/{name}")
             os.rmdir(self.path)
             self._remove_made()
 

@@ -41,7 +41,7 @@ class Telling:
         if message.actor == "mda":
             unix = [s.fileno() for s in self._listening.lmtp if s.family == socket.AF_UNIX]
             tcp = [s.fileno() for s in self._listening.lmtp if s.family != socket.AF_UNIX]
-            return common | self._mda(config) | {"unix_fds": unix, "tcp_fds": tcp}, unix + tcp
+            return common | self._mda(config) | {"public_fd": unix[0] if unix else -1, "unix_fds": unix, "tcp_fds": tcp}, unix + tcp
         if message.actor in ("listener", "gate"):
             tls, plain = [s.fileno() for s in self._listening.tls], [s.fileno() for s in self._listening.plain]
             return common | self._listener(config) | {"tls_fds": tls, "plain_fds": plain}, tls + plain

@@ -29,11 +29,11 @@ SLOW = "4.4.1 the mailbox takes too long, try again later"
 class Copy:
     """A message for one recipient. Of a large one each user's first is the leader: its content is sent, `followers` are made of it."""
 
-    __slots__ = ("address", "asked", "followers", "index", "leader", "number", "route", "transaction", "unwritten", "user", "wanted")
+    __slots__ = ("address", "asked", "followers", "indexes", "leader", "number", "route", "transaction", "unwritten", "user", "wanted")
 
     def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
         self.transaction = transaction
-        self.index = index
+        self.indexes = [index]  # of the client's recipients: several where it named this one more than once
         self.address = address
         self.user = user
         self.number = 0  # of the delivery, once it is under way
@@ -49,8 +49,8 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_leaders", "_number", "_todo", "_unsent", "_want", "active", "announced", "copies", "large",
-        "open", "owner", "routing", "sender", "size", "whole",
+        "_answer", "_chunks", "_early", "_leaders", "_named", "_number", "_recipients", "_todo", "_unsent", "_want", "active", "announced",
+        "copies", "large", "open", "owner", "routing", "sender", "size", "whole",
     )
 
     def __init__(
@@ -71,6 +71,8 @@ class Transaction:
         self.size = 0
         self.active = 0  # small: copies under way
         self.routing = 0  # large: leaders that wait for their route, or their turn on it
+        self._named: dict[tuple[str, str], Copy] = {}  # local part as it was written, domain in lower case
+        self._recipients = 0
         self._chunks: list[bytes] = []
         self._early: list[tuple[int, str, bool]] = []  # answers there were before the client could have them
         self._leaders: list[Copy] = []
@@ -81,8 +83,14 @@ class Transaction:
         self._answer = answer
 
     def add(self, address: str, user: str) -> None:
-        """Another recipient, found good."""
-        copy = Copy(self, len(self.copies), address, user)
+        """Another recipient, found good. One that was named before has its answer, and no second copy."""
+        index = self._recipients
+        self._recipients += 1
+        local, _, domain = address.rpartition("@")
+        named = self._named.setdefault((local, domain.lower() if local else domain), copy := Copy(self, index, address, user))
+        if named is not copy:
+            named.indexes.append(index)
+            return
         self.copies.append(copy)
         self.open.add(copy)
 
@@ -202,10 +210,11 @@ class Transaction:
             if not self.routing:
                 self._chunks = []
         self.active -= not self.large
-        if self.whole:
-            self._answer(copy.index, text, taken)
-        else:
-            self._early.append((copy.index, text, taken))
+        for index in copy.indexes:
+            if self.whole:
+                self._answer(index, text, taken)
+            else:
+                self._early.append((index, text, taken))
         if self.large:
             self._ended(copy, text, taken=taken)
         elif self.whole:

@@ -33,6 +33,8 @@ _ANSWER_SECONDS = 300  # a maildir actor may take for a message: half of what RF
 _SWEEP = 1.0  # seconds between two looks at the deadlines
 _MOST_KNOWN = 20000  # recipients whose owner is remembered
 _OTHER_FDS = 32  # besides connections and channels: listening sockets, the kernel's channel, a tap
+_IDLE = 0.25  # seconds without a message after which a connection makes room for another
+_GUESTS, _PAUSE = 64, 0.1  # connections that are taken on the public socket of users not trusted, in so many seconds
 _MUCH = 4 << 20  # octets of mail after which memory is given back as soon as there is a quiet second
 _BUSY = "4.3.2 the mailbox is not available now, try again later"
 
@@ -49,6 +51,8 @@ class Mda(Actor):
         self.message_octets = int(config["message_octets"])
         self.clients: set[Client] = set()
         self.listening: list[socket.socket] = []
+        self.public = -1  # the descriptor of the socket that everybody may connect to
+        self.guests, self.guests_since = 0, 0.0  # who came there, of users not trusted
         self.routes = Routes(self, self._ask, self._resume)
         self.known: dict[tuple[int, str], str] = {}  # (sender's uid, address) -> user
         self.asked: dict[int, Ask] = {}  # by request, the oldest first
@@ -67,10 +71,12 @@ class Mda(Actor):
             sock = socket.socket(fileno=fd)
             sock.setblocking(False)
             self.listening.append(sock)
+        self.public = self.boot.config["public_fd"]
         self.lock()
         room = self.nofile - _OTHER_FDS  # fewer than asked for where the system's hard limit is low
         self.limits.most = min(self.limits.most, room // 2)
         self.routes.most = min(self.routes.most, room - self.limits.most)
+        self.routes.connections = self.limits.most
         self.connect()
         self._listen()
         self.sweeping = self.loop.later(_SWEEP, self._sweep)
@@ -138,6 +144,8 @@ class Mda(Actor):
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(16):
+            if listening.fileno() == self.public and self._crowded(listening):
+                return
             try:
                 sock, _ = listening.accept()
             except OSError as error:
@@ -153,10 +161,39 @@ class Mda(Actor):
                 if uid < 0:
                     sock.close()
                     continue
+                self.guests += listening.fileno() == self.public and uid not in self.limits.trusted
             else:
                 uid = TCP
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._begin(sock, uid)
+
+    def _crowded(self, listening: socket.socket) -> bool:
+        """Whether the public socket has to wait: who connects to it without end must not keep the mail server's socket waiting."""
+        now = self.loop.now
+        if now - self.guests_since >= _PAUSE:
+            self.guests, self.guests_since = 0, now
+        if self.guests < _GUESTS:
+            return False
+        self.loop.remove(listening.fileno())
+        self.loop.later(self.guests_since + _PAUSE - now, lambda: self._listen_again(listening))
+        return True
+
+    def _listen_again(self, listening: socket.socket) -> None:
+        if listening in self.listening:
+            self.loop.add(listening.fileno(), lambda _: self._accept(listening))
+
+    def _make_room(self, uid: int) -> bool:
+        """End the connection that has been without a message for longest; among those that are not of a trusted user, its own only."""
+        idle = [
+            c for c in self.clients if c.counted and c.lmtp.rest and not (c.out or c.half) and (uid in self.limits.trusted or c.uid == uid)
+        ]
+        oldest = min(idle, key=lambda client: client.deadline, default=None)
+        if oldest is None or oldest.deadline - self.loop.now > self.seconds - _IDLE:
+            return False
+        oldest.lmtp.end("4.3.2 the place is wanted for another connection")
+        self._flush(oldest)
+        self._over(oldest)
+        return True
 
     def _begin(self, sock: socket.socket, uid: int) -> None:
         self.serial += 1
@@ -166,6 +203,8 @@ class Mda(Actor):
             note("Connected", client.id, {"uid": uid}, way="in", peer="client")
         self.loop.add(sock.fileno(), lambda events: self._ready(client, events))
         refusal = self.limits.take(uid)
+        if refusal and self._make_room(uid):
+            refusal = self.limits.take(uid)
         client.counted = not refusal
         if refusal:
             client.lmtp.take_out()

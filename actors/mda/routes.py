@@ -1,19 +1,21 @@
 """The mda's channels to the maildir actors: made by the kernel, one a user, each given up where its actor answers no more."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
-from popkernel.actors.mda.core import AWAY, SLOW, Copy
+from popkernel.actors.mda.core import AWAY, SLOW, Copy, Transaction
 from popkernel.actors.mda.route import Route
 from popkernel.kernel.actor import Actor
 from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
-__all__ = ["Routes"]
+__all__ = ["CROWDED", "Routes"]
 
-
+CROWDED = "4.3.2 too many messages wait for this mailbox, try again later"
 _DOUBT = 10.0  # seconds without a word after which the kernel is asked to see whether an actor is alive
+_SILENT = 3.0  # seconds without a word after which few connections may wait for one mailbox
 
 
 class Routes:
@@ -26,6 +28,7 @@ class Routes:
         self.by_user: dict[str, Route] = {}
         self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
         self.most = 3000  # channels kept; idle ones beyond that are closed
+        self.connections = 200  # that the mda takes; _bound() says how many of them one mailbox may hold
         self.patience = edge("mda", "maildir.{user}").deadline
         self.doubt = min(_DOUBT, self.patience / 2)
 
@@ -34,6 +37,10 @@ class Routes:
         """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
         copy.wanted = True
         route = self.by_user.get(copy.user)
+        senders = self._senders(copy.user)
+        if copy.transaction not in senders and len(senders) >= self._bound(route, large=copy.transaction.large):
+            self.actor.loop.soon(lambda: self._turn_away(copy))  # not at once: a transaction may be about to want its next copies
+            return
         if route is not None:
             self._set_off(route.ask(copy))
             return
@@ -41,6 +48,22 @@ class Routes:
         waiting.append(copy)
         if len(waiting) == 1:
             self.ask(copy.user, copy)
+
+    def _senders(self, user: str) -> list[Transaction]:
+        """The messages that are under way to that user or wait, the first come first."""
+        route = self.by_user.get(user)
+        there = () if route is None else (route.copies.values(), *route.waiting)
+        return list(dict.fromkeys(copy.transaction for copy in chain(*there, self.wanting.get(user, ()))))
+
+    def _bound(self, route: Route | None, *, large: bool) -> int:
+        """How many connections may wait for that mailbox: a quarter is always left for the others' mail."""
+        silent = route is not None and route.owes and self.actor.loop.now - route.heard > _SILENT
+        return max(1, self.connections // 8 if silent else self.connections * (2 if large else 3) // 4)
+
+    def _turn_away(self, copy: Copy) -> None:
+        copy.wanted = False
+        copy.transaction.failed(copy, CROWDED)
+        self.resume(copy.transaction.owner)
 
     def withdraw(self, copy: Copy) -> None:
         """It is wanted no more. Else who comes and goes would fill the queue of an actor that does nothing."""
@@ -165,11 +188,23 @@ class Routes:
         for route in [*self.by_user.values()]:
             if not route.owes:
                 route.heard = now
-            elif now - route.heard > self.patience:
+                continue
+            self._thin_out(route)
+            if now - route.heard > self.patience:
                 self._give_up(route)
             elif now - route.heard > self.doubt and now - route.doubted > self.doubt:
                 route.doubted = now
                 self.actor.tell(m.Late(f"maildir.{route.user}"))  # mail for others may wait behind this user's
+
+    def _thin_out(self, route: Route) -> None:
+        """Who waits behind those that may wait, and has nothing under way there, tries again later."""
+        senders = self._senders(route.user)
+        bound = self._bound(route, large=False)
+        if len(senders) > bound:
+            staying = {*senders[:bound], *(copy.transaction for copy in route.copies.values())}
+            for copy in [c for queue in route.waiting for c in queue if c.transaction not in staying]:
+                self.withdraw(copy)
+                self._turn_away(copy)
 
     def _give_up(self, route: Route) -> None:
         """Its mail is tried again later. The kernel hears that the channel is lost, and sees for itself whether the actor is alive."""

@@ -104,3 +104,15 @@ def test_it_is_quick(service):
     each = (time.monotonic() - began) / 3
     print(f"\npopkernel deliver: {each * 1000:.0f} ms")
     assert each < 2
+
+
+def test_no_message_is_one_line_and_no_bounce(service):
+    """Never 1, which mail servers take for "send it back", and no traceback."""
+    command = [*POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", "alice"]
+    with open(os.devnull, "wb") as writing:
+        for how, stdin in (("closed", None), ("to be written only", writing.fileno())):
+            closed = ["sh", "-c", 'exec "$@" <&-', "sh"] if stdin is None else []
+            done = subprocess.run([*closed, *command], stdin=stdin, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode in (66, 75), (how, done)
+            assert done.stderr.count("\n") == 1, (how, done.stderr)
+            assert "standard input" in done.stderr, (how, done.stderr)

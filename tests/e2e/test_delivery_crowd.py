@@ -3,15 +3,20 @@
 import contextlib
 import hashlib
 import os
+import signal
+import smtplib
 import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from popkernel.actors.mda.route import MOST_STREAMS
 
 from tests.e2e.delivery_help import Lmtp, Raw, bodies, connected_as, left_in_tmp, lmtp, messages, peak, rss, socket_path
 from tests.ports import free_ports
-from tests.service import ROOT, Service, wait_for
+from tests.service import POPKERNEL, ROOT, Service, wait_for
 
 LINE = b"a line of a large message, of which there are many\r\n"
 LARGE = b"Subject: large\r\n\r\n" + LINE * (300 * 1024 // len(LINE))
@@ -34,7 +39,7 @@ def test_a_large_message_for_a_thousand_addresses_of_one_user():
     with Service(mail=()) as service, Raw(service) as raw:
         assert raw.deliver(MAIL[:-2], "alice", "bob") != []
         before = {name: peak(pid) for name, pid in pids(service).items()}
-        raw.envelope(*[f"alice+{i}@example.org" for i in range(500)], "bob", *["alice"] * 500, "bob+2")
+        raw.envelope(*[f"alice+{i}@example.org" for i in range(500)], "bob", *[f"alice+{i}" for i in range(500)], "bob+2")
         raw.say(b"DATA\r\n", b"354")
         raw.send(LARGE + b".\r\n")
         answers = [raw.answer()[:9] for _ in range(1002)]
@@ -44,7 +49,8 @@ def test_a_large_message_for_a_thousand_addresses_of_one_user():
         assert max(grown.values()) < 8 * 1024
         found = list(messages(service, "alice").values())[1:]
         heads = {text.partition(b"Subject: ")[0] for text in found}
-        assert heads == {b"Return-Path: <s@example.org>\nDelivered-To: %s\n" % a for a in (b"alice", *(b"alice+%d@example.org" % i for i in range(500)))}
+        addresses = [b"alice+%d%s" % (i, domain) for i in range(500) for domain in (b"", b"@example.org")]
+        assert heads == {b"Return-Path: <s@example.org>\nDelivered-To: %s\n" % address for address in addresses}
         assert {digest(text) for text in bodies(service, "alice")[1:]} == {digest(unix(LARGE))}
         assert len(found) == 1000
         assert [digest(text) for text in bodies(service, "bob")[1:]] == [digest(unix(LARGE))] * 2
@@ -186,3 +192,94 @@ def test_one_user_can_not_have_all_connections():
         with Lmtp("127.0.0.1", port) as client:
             assert client.sendmail("a@b", ["carol"], MAIL) == {}
         assert os.getuid() == 0
+
+
+@pytest.mark.parametrize("mail", [MAIL, LARGE], ids=["small", "large"])
+def test_who_stops_her_own_mailbox_stops_nobody_elses(mail):
+    """A mail user with a shell may stop her own actor. Few connections wait for it; the others have their answer at once."""
+    with Service(mail=()) as service, contextlib.ExitStack() as stack:
+        with lmtp(service) as client:
+            assert client.sendmail("a@b", ["alice"], MAIL) == {}
+        pid = pids(service)["maildir.alice"]
+        os.kill(pid, signal.SIGSTOP)
+        raws = [stack.enter_context(Raw(service)) for _ in range(200)]
+        for raw in raws:
+            raw.send(b"LHLO t\r\nMAIL FROM:<s@x>\r\nRCPT TO:<alice>\r\nDATA\r\n" + mail + b".\r\n")
+
+        def answered():
+            for raw in raws:
+                raw.sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while part := raw.sock.recv(4096):
+                        raw.said = getattr(raw, "said", b"") + part
+            return [raw for raw in raws if b"\r\n451 4.3.2" in getattr(raw, "said", b"")]
+
+        wait_for(answered, until=lambda found: len(found) >= 50, seconds=5)
+
+        def another():  # all places are taken; one of those that were answered is free for it a quarter of a second later
+            with contextlib.suppress(smtplib.SMTPConnectError):
+                return lmtp(service)
+
+        began = time.monotonic()
+        for _ in range(20):
+            with wait_for(another, seconds=2) as client:
+                assert client.sendmail("a@b", ["bob"], MAIL) == {}
+        assert time.monotonic() - began < 4
+        wait_for(answered, until=lambda found: len(found) >= 175, seconds=8)
+        assert len(messages(service, "bob")) == 20
+        assert service.actor("mda")["restarts"] == 0
+
+
+_CONNECT_AND_CLOSE = """
+import os, socket, sys
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+print("on", flush=True)
+while True:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.setblocking(False)
+        try:
+            s.connect(sys.argv[1])
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not ROOT, reason="needs another uid")
+def test_who_connects_without_end_does_not_keep_the_mail_server_out():
+    """Root and mta_users have a socket of their own; who else comes waits in the public one's queue."""
+    with Service(mail=(), mta_users=["2525:2525", "2526:2526"]) as service, contextlib.ExitStack() as stack:
+        own = [f"{service.config.run_dir}/{name}" for name in ("mta.sock", "mta-2526.sock")]
+        assert [(os.stat(path).st_mode & 0o777, os.stat(path).st_gid) for path in own] == [(0o660, 2525), (0o660, 2526)]
+        with pytest.raises(subprocess.CalledProcessError):
+            connected_as(own[0], 2001)
+        command = [sys.executable, "-I", "-c", _CONNECT_AND_CLOSE, socket_path(service), "2001"]
+        flood = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/")) for _ in range(2)]
+        try:
+            for process in flood:
+                process.stdout.readline()
+            for number in range(100):
+                with Raw(service, uid=2525 if number % 10 == 0 else None, path=own[0]) as raw:
+                    (answer,) = raw.deliver(MAIL[:-2], "bob")
+                    assert answer[:3] == b"250", (number, answer)
+            with Raw(service, uid=2526, path=own[1]) as raw:
+                assert raw.deliver(MAIL[:-2], "bob")[0][:3] == b"250"
+            done = subprocess.run([*POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", "bob"], input=MAIL, timeout=60, check=False)
+            assert done.returncode == 0, "who waits for a place in the queue has one in the end"
+        finally:
+            for process in flood:
+                process.kill()
+        assert len(messages(service, "bob")) == 102
+    assert not os.path.exists(own[0])
+
+
+def test_a_connection_that_says_nothing_makes_room():
+    with Service(mail=(), lmtp_connections=4) as service, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Raw(service))
+
+        def delivered():
+            with contextlib.suppress(AssertionError), Raw(service) as raw:
+                return raw.deliver(MAIL[:-2], "alice")[0][:3] == b"250"
+
+        wait_for(delivered, seconds=10)

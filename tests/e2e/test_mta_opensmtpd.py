@@ -30,6 +30,8 @@ action "pop" lmtp "{run}/lmtp.sock" rcpt-to userbase <users>
 match from any for domain "example.org" action "pop"
 """
 
+OWN = LMTP.replace("lmtp.sock", "mta.sock").replace("userbase <users>", "userbase <users> user games")  # some user that every system has
+
 MDA = """
 table users file:{users}
 listen on 127.0.0.1 port {port}
@@ -83,9 +85,9 @@ def body(text):
     return text.partition(b"\r\n\r\n")[2] if b"\r\n\r\n" in text else text.partition(b"\n\n")[2]
 
 
-@pytest.mark.parametrize("way", ["lmtp", "mda"])
+@pytest.mark.parametrize("way", [LMTP, OWN, MDA], ids=["lmtp", "own", "mda"])
 def test_delivered_octet_for_octet(way, place):
-    with Service(mail=()) as service, opensmtpd(place, conf(LMTP if way == "lmtp" else MDA, service, place)) as mta:
+    with Service(mail=(), mta_users=["games"] * (way is OWN)) as service, opensmtpd(place, conf(way, service, place)) as mta:
         mail = MAIL % (b"one", b"1")
         swaks(mta.port, ["alice@example.org", "bob+list@example.org"], mail)
         try:

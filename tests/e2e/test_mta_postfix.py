@@ -22,7 +22,7 @@ def place():
 def test_virtual_transport(place):
     owner, _ = postfix_owner()
     with Service(mail=(), mta_users=[owner.pw_name]) as service:
-        main = f"virtual_mailbox_domains = example.org\nvirtual_transport = lmtp:unix:{service.config.run_dir}/lmtp.sock\n"
+        main = f"virtual_mailbox_domains = example.org\nvirtual_transport = lmtp:unix:{service.config.run_dir}/mta.sock\n"
         with postfix(f"{place}/p", main) as mta:
             mail = MAIL % (b"p", b"3")
             swaks(mta.port, ["alice@example.org", "bob+x@example.org", "nobody@example.org"], mail)

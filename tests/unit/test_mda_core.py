@@ -280,3 +280,26 @@ def test_too_late():
     world.transaction.late()
     assert world.answers == {0: ("2.0.0", True), 1: ("4.4.1", False)}
     assert world.route("b").copies == {}
+
+
+@pytest.mark.parametrize("size", [10, SMALL + 1], ids=["small", "large"])
+def test_the_same_recipient_twice_is_one_copy_and_two_answers(size):
+    world = World([])
+    for address in ("a@x", "a@X", "a+1@x", "a@x"):
+        world.transaction.add(address, "a")
+    world.transaction.content(b"m" * size)
+    world.transaction.done()
+    assert [copy.address for copy in world.transaction.copies] == ["a@x", "a+1@x"]
+    while len(world.answers) < 4:
+        world.safe("a", 0)
+    assert set(world.answers.values()) == {("2.0.0", True)}
+
+
+def test_the_same_recipient_twice_is_refused_twice():
+    world = World([])
+    for _ in range(2):
+        world.transaction.add("a@x", "a")
+    world.transaction.content(b"m")
+    world.transaction.done()
+    world.transaction.failed(world.transaction.copies[0], "4.3.1 full")
+    assert world.answers == {0: ("4.3.1", False), 1: ("4.3.1", False)}
