@@ -140,7 +140,13 @@ class Mda(Actor):
     # -- clients
     def _listen(self) -> None:
         for sock in self.listening:
-            self.loop.add(sock.fileno(), lambda _, sock=sock: self._accept(sock))  # type: ignore[misc]
+            self._listen_on(sock)
+
+    def _listen_on(self, sock: socket.socket) -> None:
+        """Take connections there, if that is not done already."""
+        if sock in self.listening:
+            self.loop.remove(sock.fileno())
+            self.loop.add(sock.fileno(), lambda _: self._accept(sock))
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(16):
@@ -175,12 +181,8 @@ class Mda(Actor):
         if self.guests < _GUESTS:
             return False
         self.loop.remove(listening.fileno())
-        self.loop.later(self.guests_since + _PAUSE - now, lambda: self._listen_again(listening))
+        self.loop.later(self.guests_since + _PAUSE - now, lambda: self._listen_on(listening))
         return True
-
-    def _listen_again(self, listening: socket.socket) -> None:
-        if listening in self.listening:
-            self.loop.add(listening.fileno(), lambda _: self._accept(listening))
 
     def _make_room(self, uid: int) -> bool:
         """End the connection that has been without a message for longest; among those that are not of a trusted user, its own only."""
