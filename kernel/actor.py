@@ -5,6 +5,7 @@ certificates), drop its ids, unveil, start its threads if it has any, pledge, sa
 Nothing is imported or opened once the ids are dropped: all this may lie where only root can enter.
 """
 
+import contextlib
 import gc
 import os
 import resource
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
 from popkernel.kernel.channel import Channel, Message, adopt, counts, watch
@@ -22,15 +24,16 @@ from popkernel.proto import messages as m
 from popkernel.proto.topology import Actor as Row
 from popkernel.proto.topology import actor as row_of
 
-__all__ = ["Actor", "Boot"]
+__all__ = ["Actor", "Boot", "become"]
 
-SOFTWARE, TEMPFAIL = 70, 75  # sysexits(3)
+SOFTWARE, OSERR, TEMPFAIL = 70, 71, 75  # sysexits(3)
+_DEBUG = 7  # syslog(3)
 
 
 class Boot:
     """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
 
-    __slots__ = ("channel", "config", "gid", "helper", "name", "program", "row", "sandboxed", "uid")
+    __slots__ = ("channel", "config", "gid", "helper", "kernel", "name", "program", "row", "sandboxed", "uid")
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Boot:
         """`program`: the promises, compiled before (the warm image); `helper`: those of the row's helper."""
         self.name = name
         self.channel = channel
+        self.kernel: Channel | None = None  # what was made of it, once the actor serves
         self.uid = uid
         self.gid = gid
         self.config = config
@@ -60,6 +64,48 @@ def hard_limit(which: int) -> int:
     """The system's bound on a limit, setrlimit(2); a very large number for none."""
     hard = resource.getrlimit(which)[1]
     return (1 << 31) if hard == resource.RLIM_INFINITY else hard
+
+
+def become(boot: Boot, main: Callable[[Boot], None]) -> NoReturn:
+    """Be the actor, to its end. What it did not foresee is one line for the log; at debug, each call on the way there is one too.
+
+    What an exception says is told before the hello only: later it may hold what a client typed.
+    """
+    try:
+        main(boot)
+    except sandbox.SandboxError as error:
+        _last_words(boot, OSERR, f"{boot.name} can't lock itself in: {error}", [])
+    except Exception as error:  # noqa: BLE001 - whatever it is, the kernel hears of it
+        way = _way(error.__traceback__)
+        said = str(error) if boot.kernel is None else getattr(error, "strerror", None) or ""
+        what = ": ".join(filter(None, (type(error).__name__, " ".join(said.split()))))
+        text = f"{boot.name} failed by a fault of its own: {what} ({'/'.join(way[-1].split('/')[-3:])}); -vv shows the way there"
+        _last_words(boot, SOFTWARE, text, way)
+    os._exit(SOFTWARE)
+
+
+def _way(trace: TracebackType | None) -> list[str]:
+    """File, line and function of each call, the last one last. The module traceback would be more to load than all of this."""
+    way = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        way.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return way
+
+
+def _last_words(boot: Boot, status: int, text: str, way: Sequence[str]) -> NoReturn:
+    with contextlib.suppress(Exception):
+        channel = boot.kernel or Channel(Loop(), boot.channel, boot.name, "kernel", lambda *_: None, lambda *_: None)
+        if int(boot.config.get("verbose", 0)) + 5 >= _DEBUG:
+            for line in way:
+                channel.send(m.Log(_DEBUG, line[:2000]))
+        channel.send(m.Failed(status, text[:2000]))
+        if not channel.waiting and not channel.gone:
+            os._exit(status)
+    with contextlib.suppress(OSError):  # the kernel can't be told
+        os.write(2, f"popkernel: {ascii(text)[1:-1]}\n".encode())
+    os._exit(status)
 
 
 class Actor:
@@ -175,16 +221,13 @@ class Actor:
     def connect(self) -> None:
         """Take up the channel to the kernel, and say hello. From now on messages come in."""
         self.kernel = Channel(self.loop, self.boot.channel, self.boot.name, "kernel", self._on_kernel, self._on_kernel_gone)
+        self.boot.kernel = self.kernel
         promises = self.boot.row.promises if self.boot.sandboxed else "NONE: --insecure-no-sandbox"
         self.kernel.send(m.Hello(os.getpid(), promises, self.unveiled))
 
     def fail(self, status: int, text: str) -> NoReturn:
         """Can't serve: tell the kernel why, and go."""
-        channel = self.kernel or Channel(
-            self.loop, self.boot.channel, self.boot.name, "kernel", lambda *_: None, lambda *_: None,
-        )
-        channel.send(m.Failed(status, text[:2000]))
-        os._exit(status)
+        _last_words(self.boot, status, text, [])
 
     # -- the middle
     def tell(self, message: Message, fds: Sequence[int] = ()) -> None:

@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 
 import msgpack
-from popkernel.kernel.actor import SOFTWARE, Boot
+from popkernel.kernel.actor import Boot, become
 from popkernel.kernel.title import set_title
 
 _LARGEST = 1 << 20  # octets
@@ -40,8 +40,7 @@ def main() -> None:
     boot = Boot(name, channel, uid, gid, config, sandboxed=bool(sandboxed))
     os.umask(0o077)
     set_title(name)
-    import_module(boot.row.module).main(boot)
-    os._exit(SOFTWARE)
+    become(boot, lambda actor: import_module(actor.row.module).main(actor))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from importlib import import_module
 from typing import NoReturn
 
-from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
+from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot, become
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.channel import adopt
 from popkernel.kernel.child import do_and_leave
@@ -97,8 +97,7 @@ class Spawner(Actor):
             sandboxed=self.boot.sandboxed, program=self.program, helper=self.helper,
         )
         set_title(message.name)
-        self.module.main(boot)
-        os._exit(SOFTWARE)
+        become(boot, self.module.main)
 
     def _kill(self, message: m.Kill, fds: list[int]) -> None:
         del fds

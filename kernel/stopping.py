@@ -26,7 +26,7 @@ class Stopping:
     def __init__(self, supervisor: "Supervisor") -> None:
         self._kernel = supervisor
         self._status, self._text = 0, ""  # what init leaves with, and says
-        self._early = False  # before it was ready, for a fault that init tells of
+        self.early = False  # before it was ready, for a fault that init tells of
         self._seconds = _SECONDS
         self._stages = list(_STAGES)  # those to come
         self._awaited: set[str] = set()  # those whose end the next stage waits for
@@ -35,6 +35,8 @@ class Stopping:
     def give_up(self, status: int, text: str) -> None:
         """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
         k = self._kernel
+        if k.state == "stopping":  # for what was said first; what follows is its consequence, or another's who failed at the same moment
+            return
         if k.state == "starting" and not k.log_line.seen:
             k.log_line(ERROR, text)
         self._status, self._text = status, text
@@ -45,8 +47,8 @@ class Stopping:
         k = self._kernel
         if k.state == "stopping":
             return
-        self._early = k.state == "starting" and self._status != 0
-        if not self._early:
+        self.early = k.state == "starting" and self._status != 0
+        if not self.early:
             k.log_line(NOTICE, "stopping")
         k.state = "stopping"
         self._seconds = seconds
@@ -107,6 +109,6 @@ class Stopping:
     def _over(self) -> NoReturn:
         k = self._kernel
         k.tell_init(m.Ending(self._status, self._text[:2000]))
-        if not self._early:
+        if not self.early:
             k.log_line(NOTICE, "stopped")
         os._exit(0)

@@ -224,7 +224,7 @@ class Supervisor(Actor):
             self.stopping.give_up(message.status, message.text)
             return
         for line in message.text.split("\n"):
-            self.actor_line(process.name, ERROR, line)
+            self.actor_line(process.name, DEBUG if self.stopping.early else ERROR, line)  # one fault is enough to start with
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds

@@ -17,7 +17,7 @@ from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
-from popkernel.kernel.actor import SOFTWARE, Boot, hard_limit
+from popkernel.kernel.actor import SOFTWARE, Boot, become, hard_limit
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.loop import Timer
@@ -218,7 +218,8 @@ class Gate(Door):
                 os.closerange(first, end)
         left = _GRACE if guest.refused else guest.came + self.login_seconds - self.loop.now
         address = (guest.host, guest.port)
-        self.listener.serve(session, channel, sock, address, tls=guest.tls, refused=guest.refused, left=max(0.1, left))
+        tls, refused, left = guest.tls, guest.refused, max(0.1, left)
+        become(self.listener.boot, lambda _: self.listener.serve(session, channel, sock, address, tls=tls, refused=refused, left=left))
 
     def _entered(self, message: m.Entered, fds: list[int]) -> None:
         del fds
