@@ -140,7 +140,7 @@ class Actor:
         many = threads is not None
         program = self.boot.program
         if program is None and self.boot.sandboxed:  # what it imports may lie where only root can enter
-            program = sandbox.compile_promises(row.promises, threads=many, nested=row.nested)
+            program = sandbox.compile_promises(row.promises, threads=many, nested=row.nested, sockets=row.sockets)
         self.drop_ids(nofile)
         shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
         self.unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
@@ -150,7 +150,7 @@ class Actor:
             if fork is not None:
                 fork()
             return
-        sandbox.unveil(paths)  # no TCP of its own for anybody: accepting on a socket that was handed over needs no right to it
+        sandbox.unveil(paths)  # nobody but init has a socket that was not handed over: the filter has no call for one, Landlock no TCP
         if threads is not None:
             threads()
         if fork is not None:  # now and not before: a process outside of this Landlock domain would not be ended with this one

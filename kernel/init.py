@@ -143,7 +143,7 @@ class Init:
         if not self.config.insecure_no_sandbox:
             row = row_of("init")
             sandbox.report_broken(lambda call, promise: self._say(ERROR, f"init broke its promises: {call} would need {promise!r}; ended"))
-            sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=True))
+            sandbox.pledge(sandbox.compile_promises(row.promises, threads=True, nested=row.nested, sockets=row.sockets))
         self.loop.run()
         if self.look is not None:
             self.look.end()

@@ -28,10 +28,9 @@ class Spawner(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
-        assert boot.row.nested and not boot.row.threads and boot.program is None  # noqa: PT018  the filter that `within` goes by
-        row, ours = row_of("maildir"), boot.row.promises  # which every child is held to before its own
+        row = row_of("maildir")
         self.program, self.helper = (
-            (sandbox.compile_promises(promises, within=ours) if boot.sandboxed else None) for promises in (row.promises, row.helper)
+            (sandbox.compile_promises(promises) if boot.sandboxed else None) for promises in (row.promises, row.helper)
         )
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}

@@ -41,6 +41,7 @@ class Actor(NamedTuple):
     threads: bool = False  # may start threads, between Landlock and seccomp and not later
     helper: str = ""  # promises of a process that it may fork while it locks itself in, "": none
     nested: bool = False  # has children that lock themselves in further
+    sockets: bool = False  # makes sockets of its own; for the others unix and inet mean what was handed over
     nofile: int = 64  # descriptors
     memory: int = 512 * MIB  # address space, octets
 
@@ -73,6 +74,7 @@ ACTORS: tuple[Actor, ...] = (
         " reads nothing but the kernel's orders. The rest is what the actors it starts need until they lock themselves in",
         restart="never",
         nested=True,
+        sockets=True,
         nofile=1024,
         memory=0,
     ),
@@ -80,9 +82,9 @@ ACTORS: tuple[Actor, ...] = (
         "kernel",
         "popkernel.kernel.supervisor",
         "root",
-        "stdio rpath wpath cpath fattr unix sendfd recvfd",
-        "accepts the operator's control connections (unix), makes and hands over channels (sendfd), takes parked sessions back"
-        " (recvfd), re-reads the user table at a reload (rpath), writes its pid file and removes its sockets (wpath cpath fattr)",
+        "stdio rpath wpath cpath unix sendfd recvfd",
+        "accepts the operator's control connections and makes channels (unix), hands them over (sendfd), takes parked sessions back"
+        " (recvfd), re-reads the user table at a reload (rpath), writes its pid file and removes its sockets (wpath cpath)",
         unveiled=(
             Unveiled("run_dir", "rwc", "control socket, pid file"),
             Unveiled("user_table_dir", "r", "the user table, read again at a reload"),

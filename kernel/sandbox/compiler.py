@@ -11,20 +11,20 @@ from popkernel.kernel.sandbox.bpf import ALLOW, KILL_PROCESS, Assembler, Check
 _X32 = 0x40000000
 _UNKNOWN = bpf.errno(errors.ENOSYS)
 
-# What a call gets: if the test holds the answer beside it, else the next pair; the last test is None.
-Decision = tuple[tuple["Check | None", int], ...]
-_SAID: Decision = ((None, ALLOW),)  # the filter that a process is under already says it
+# What a call gets: if the tests all hold the answer beside them, else the next pair; the last has no test.
+Decision = tuple[tuple[tuple[Check, ...], int], ...]
 
 
-def decisions(held: tuple[str, ...], *, threads: bool = False, nested: bool = False) -> dict[str, Decision]:
+def decisions(held: tuple[str, ...], *, threads: bool = False, nested: bool = False, sockets: bool = False) -> dict[str, Decision]:
     """The answer to each call that promises.py names, for a process that holds `held`."""
-    having = {*held, promises.ALWAYS, *([promises.THREADS] if threads else []), *([promises.NESTED] if nested else [])}
+    marks = ((promises.THREADS, threads), (promises.NESTED, nested), (promises.SOCKETS, sockets))
+    having = {*held, promises.ALWAYS, *(mark for mark, given in marks if given)}
     soft = {name: bpf.errno(number) for number, calls in promises.SOFT for name in calls.split()}
-    found: dict[str, Decision] = {name: ((None, answer),) for name, answer in soft.items()}
+    found: dict[str, Decision] = {name: (((), answer),) for name, answer in soft.items()}
     for needs, _, calls in promises.GROUPS:
         answer = ALLOW if having.intersection(needs.split()) else 0
         for name in calls.split():
-            found[name] = ((None, answer or soft.get(name) or _refusal(needs, having)),)
+            found[name] = (((), answer or soft.get(name) or _refusal(needs, having)),)
     for name, clauses in promises.RULES.items():
         found[name] = tuple(_rule(clauses, having, soft.get(name)))
     return found
@@ -38,8 +38,8 @@ def _refusal(needs: str, having: set[str]) -> int:
     return bpf.trap(names.PROMISES.index(first) + 1 if first in names.PROMISES else 0)
 
 
-def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | None) -> list[tuple[Check | None, int]]:
-    rule: list[tuple[Check | None, int]] = []
+def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | None) -> list[tuple[tuple[Check, ...], int]]:
+    rule: list[tuple[tuple[Check, ...], int]] = []
     for test, needs, otherwise in clauses:
         if having.intersection(needs.split()):
             continue
@@ -47,43 +47,39 @@ def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | No
             answer = soft or _refusal(needs, having)
         else:
             answer = otherwise if otherwise == KILL_PROCESS else bpf.errno(otherwise)
-        rule.append((test, answer))
-        if test is None:
+        tests = () if test is None else (test,) if isinstance(test, Check) else test
+        rule.append((tests, answer))
+        if not tests:
             return rule
-    rule.append((None, ALLOW))
+    rule.append(((), ALLOW))
     return rule
 
 
 def compile_program(
-    held: tuple[str, ...], machine: str, *, threads: bool = False, nested: bool = False, within: tuple[str, ...] | None = None,
+    held: tuple[str, ...], machine: str, *, threads: bool = False, nested: bool = False, sockets: bool = False,
 ) -> bytes:
     """A struct sock_filter[] for a process that holds `held`.
 
     Calls newer than the table get ENOSYS, as from a kernel that has not got them; known ones that nothing names break
-    a promise. Other architectures and x32 end the process. `within`: the promises of a nested filter that this process is
-    under already. All filters of a process are asked, and the strictest answer counts (seccomp(2)): what that one says of a call
-    in the same words is left to it, and the program is a third as long.
+    a promise. Other architectures and x32 end the process. All filters of a process are asked, and the strictest answer
+    counts (seccomp(2)); each says all of its promises, whatever the others say.
 
     Raises:
         ValueError: a machine without table.
     """
-    known = decisions(held, threads=threads, nested=nested)
-    nothing: Decision = ((None, _refusal("", set(held))),)
-    unknown: Decision = ((None, _UNKNOWN),)
-    if within is not None:
-        outer = decisions(within, nested=True)
-        known = {name: _SAID if outer[name] == decision else decision for name, decision in known.items()}
-        unknown = _SAID
-        if ("error" in within) == ("error" in held):
-            nothing = _SAID
+    known = decisions(held, threads=threads, nested=nested, sockets=sockets)
+    nothing: Decision = (((), _refusal("", set(held))),)
+    unknown: Decision = (((), _UNKNOWN),)
     table = sorted((number, known.get(name, nothing)) for name, number in syscalls.numbers(machine).items())
     assembler = Assembler()
 
     def code(decision: Decision) -> int:
         label = assembler.ret(decision[-1][1])
-        for test, answer in reversed(decision[:-1]):
-            if test is not None:
-                label = assembler.test(test, assembler.ret(answer), label)
+        for tests, answer in reversed(decision[:-1]):
+            yes, no = assembler.ret(answer), label
+            for test in reversed(tests):
+                yes = assembler.test(test, yes, no)
+            label = yes
         return label
 
     tree = assembler.search(_segments(table, unknown), code)

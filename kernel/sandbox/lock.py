@@ -55,7 +55,7 @@ def weaknesses() -> list[str]:
     return landlock.weaknesses() if SYSTEM == "Linux" else []
 
 
-def compile_promises(promises: str, *, threads: bool = False, nested: bool = False, within: str | None = None) -> bytes:
+def compile_promises(promises: str, *, threads: bool = False, nested: bool = False, sockets: bool = False) -> bytes:
     """The program for pledge(). Costs about 1 ms and some imports: done beforehand, in another process, and kept.
 
     Args:
@@ -63,8 +63,8 @@ def compile_promises(promises: str, *, threads: bool = False, nested: bool = Fal
         threads: there are threads when pledge() comes. None may be started later, but by who is `nested`. Not told apart on OpenBSD.
         nested: this process's children lock themselves in further; a child can never get back what is missing here.
             Not told apart on OpenBSD. Such a process may set its own SIGSYS handler: it must not be one to distrust.
-        within: what the process holds already that pledge() is to narrow, as a nested one or as such a one's child. The program
-            is good for no other process. Linux has less to prepare then, in each child. Not told apart on OpenBSD.
+        sockets: unix and inet mean sockets of its own too: to make, bind and connect. Without it they mean what was handed over.
+            Not told apart on OpenBSD, see weaknesses().
 
     Raises:
         ValueError: an unknown promise.
@@ -72,7 +72,7 @@ def compile_promises(promises: str, *, threads: bool = False, nested: bool = Fal
     """
     if SYSTEM == "OpenBSD":
         return " ".join(names.split(promises)).encode()
-    return seccomp.compile_program(promises, machine=seccomp.machine(), threads=threads, nested=nested, within=within)
+    return seccomp.compile_program(promises, machine=seccomp.machine(), threads=threads, nested=nested, sockets=sockets)
 
 
 def drop_ids(uid: int, gid: int) -> None:

@@ -11,12 +11,11 @@ import errno
 from popkernel.kernel.sandbox.bpf import ALLOW, KILL_PROCESS, Check
 
 # Not promises: marks compile_program() adds for everybody, for processes that have threads already (and may start no more),
-# and for those whose children lock themselves in further.
-ALWAYS, THREADS, NESTED = "*", "+threads", "+nested"
+# for those whose children lock themselves in further, and for the one that makes sockets of its own (init).
+ALWAYS, THREADS, NESTED, SOCKETS = "*", "+threads", "+nested", "+sockets"
 
 _PATHS = "rpath getpw ps"  # getpw and ps read files of the system's on Linux: as far as they are unveiled
 _SOCKETS = "unix inet"
-_ABLE = "fattr chown"
 
 # (one of these promises, why, the calls)
 GROUPS = (
@@ -34,7 +33,7 @@ GROUPS = (
         # sendfd and recvfd cannot be told from these on Linux: a filter does not see into a msghdr
         "stdio sendfd recvfd",
         "messages on sockets that are open already",
-        "sendmsg sendmmsg recvmsg recvmmsg recvfrom getsockopt getsockname getpeername shutdown",
+        "recvmsg recvfrom getsockname getpeername",
     ),
     (
         "stdio",
@@ -83,24 +82,19 @@ GROUPS = (
         _PATHS,
         "looking at files by name",
         (
-            "stat lstat access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir statfs "
-            "getxattr lgetxattr listxattr llistxattr"
+            "stat lstat access faccessat faccessat2 readlink readlinkat getcwd"
         ),
     ),
-    ("wpath", "changing the length of a file", "truncate ftruncate fallocate"),
+    ("wpath", "changing the length of a file that is open", "ftruncate fallocate"),
     (
         "cpath",
         "making, renaming and removing files and directories",
-        "mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat",
+        "rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat",
     ),
-    (
-        "fattr",
-        "modes and times of files",
-        "chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat",
-    ),
-    (_ABLE, "owner and group of files, as far as the system lets this user", "chown fchown lchown fchownat"),
+    ("chown", "owner and group of a file that is open, as far as the system lets this user", "fchown"),
     ("flock", "locks on whole files; fcntl's are below", "flock"),
-    (_SOCKETS, "naming, connecting and tuning sockets", "bind connect listen accept accept4 setsockopt"),
+    (_SOCKETS, "taking connections on listening sockets that are open already", "accept accept4"),
+    ("inet", "ending a connection for whoever else waits for it", "shutdown"),
     (
         "id",
         "becoming another user, and setting limits",
@@ -110,8 +104,7 @@ GROUPS = (
         "proc",
         "children and process groups",
         (
-            "fork vfork wait4 waitid kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal "
-            "setpgid setsid getpriority setpriority"
+            "fork vfork wait4 waitid kill tkill setpgid setsid getpriority"
         ),
     ),
     ("exec", "another program; its start wants rpath and prot_exec too", "execve execveat arch_prctl"),
@@ -129,7 +122,7 @@ SOFT = (
         errno.EACCES,
         (
             "open openat creat stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd chdir fchdir "
-            "statfs getxattr lgetxattr listxattr llistxattr truncate "
+            "statfs getxattr lgetxattr listxattr llistxattr truncate "  # from chdir on for nobody, as chmod and its like below
             "mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat mknod mknodat "
             "chmod fchmodat fchmodat2 utime utimes utimensat futimesat chown lchown fchownat socket socketpair"
         ),
@@ -149,6 +142,7 @@ SOFT = (
 # fcntl.h, sys/*.h, linux/*.h: the same on x86_64 and aarch64.
 _ACCMODE, _RDONLY, _RDWR = 0o3, 0o0, 0o2
 _CREAT, _TRUNC, _TMPFILE = 0o100, 0o1000, 0o20000000
+_SPECIAL = 0o7000  # setuid, setgid, sticky: in no mode
 _AT_EMPTY_PATH = 0x1000
 _PROT_EXEC = 0x4
 _LOCKS = (5, 6, 7, 36, 37, 38)  # F_GETLK F_SETLK F_SETLKW, and the same of open file descriptions
@@ -159,12 +153,17 @@ _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _CLONE_THREAD = 0x10000
 _CLONE_NEW = 0x7E020000  # CLONE_NEWNS CGROUP UTS IPC USER PID NET: no namespace for anybody
 _SIGSYS = 31
+_SOCK_TYPE, _STREAM, _DATAGRAM = 0xF, 1, 2
+_MSG = 0x40 | 0x4000 | 0x8000  # MSG_DONTWAIT NOSIGNAL MORE; MSG_FASTOPEN would connect
+_SOL_SOCKET, _TCP = 1, 6
+_SET_SOCKET, _SET_TCP = (7,), (1, 3)  # SO_SNDBUF; TCP_NODELAY TCP_CORK
+_GET_SOCKET = (3, 4, 17, 30, 38, 39)  # SO_TYPE ERROR PEERCRED ACCEPTCONN PROTOCOL DOMAIN
 _PRCTL = (2, 3, 15, 16, 21, 23, 39)  # GET_PDEATHSIG GET_DUMPABLE SET_NAME GET_NAME GET_SECCOMP CAPBSET_READ GET_NNP
 _PRCTL_NESTED = (1, 4, 22, 24, 38)  # SET_PDEATHSIG SET_DUMPABLE SET_SECCOMP CAPBSET_DROP SET_NO_NEW_PRIVS
 
-# (when this test holds, None for always; one of these promises is needed, "" for none that is; else this answer, None
+# (when this test holds, or all of these, None for always; one of these promises is needed, "" for none that is; else this answer, None
 # for the call's usual one). A rule with no clause that always holds would let the call through without any promise.
-Clause = tuple["Check | None", str, "int | None"]
+Clause = tuple["Check | tuple[Check, ...] | None", str, "int | None"]
 
 
 def _any(arg: int, mask: int) -> Check:
@@ -180,8 +179,9 @@ def _given(arg: int) -> Check:
 
 
 def _opening(flags: int) -> tuple[Clause, ...]:
-    """open(2) with its flags in argument `flags`. An access mode of 3 is no reading, and needs wpath."""
+    """open(2) with its flags in argument `flags` and the mode behind. An access mode of 3 is no reading, and needs wpath."""
     return (
+        ((_any(flags, _CREAT | _TMPFILE), _any(flags + 1, _SPECIAL)), "", None),
         (_any(flags, _CREAT | _TMPFILE), "cpath", None),
         (_any(flags, _TRUNC), "wpath", None),
         (_not_masked(flags, _ACCMODE, (_RDONLY,)), "wpath", None),
@@ -203,16 +203,24 @@ def _mapping(protection: int) -> tuple[Clause, ...]:
     return ((_any(protection, _PROT_EXEC), "prot_exec", None), (None, "stdio", None))
 
 
-_FAMILIES: tuple[Clause, ...] = (
-    (Check(0, (_AF_UNIX,)), "unix", None),
-    (Check(0, (_AF_INET, _AF_INET6)), "inet", None),
-    (_not(0, (_AF_UNIX, _AF_INET, _AF_INET6)), "", None),
-)
+def _made(mode: int) -> tuple[Clause, ...]:
+    return ((_any(mode, _SPECIAL), "", None), (None, "cpath", None))
+
+
+def _sending(flags: int) -> Clause:
+    return (_any(flags, ~_MSG & 0xFFFFFFFF), SOCKETS, None)
+
+
+_OWN: tuple[Clause, ...] = ((None, SOCKETS, None), (None, _SOCKETS, None))
 
 RULES: dict[str, tuple[Clause, ...]] = {
     "open": _opening(1),
     "openat": _opening(2),
-    "creat": ((None, "cpath", None), (None, "wpath", None)),
+    "mkdir": _made(1),
+    "mkdirat": _made(2),
+    # by descriptor alone: no Landlock refuses what chmod, chown or utime do to a path. utimensat without a path is futimens
+    "fchmod": ((_any(1, _SPECIAL), "", None), (None, "fattr", None)),
+    "utimensat": ((_given(1), "", None), (None, "fattr", None)),
     "newfstatat": _looking(3),
     "statx": _looking(2),
     "mmap": _mapping(2),
@@ -220,10 +228,40 @@ RULES: dict[str, tuple[Clause, ...]] = {
     "pkey_mprotect": _mapping(2),
     "fcntl": ((Check(1, _LOCKS), "flock", None), (_not(1, _LOCKS + _FCNTL), "", None), (None, "stdio flock", None)),
     "ioctl": ((Check(1, _TERMINAL), "", errno.ENOTTY), (_not(1, _IOCTL), "", None), (None, "stdio", None)),
-    "socket": _FAMILIES,
-    "socketpair": _FAMILIES,
+    # unix and inet are for sockets that were handed over: no actor but init makes one, gives it a name or connects it
+    "socket": (
+        (None, SOCKETS, None),
+        (_not_masked(1, _SOCK_TYPE, (_STREAM, _DATAGRAM)), "", None),
+        (Check(0, (_AF_UNIX,)), "unix", None),
+        (Check(0, (_AF_INET, _AF_INET6)), "inet", None),
+        (_not(0, (_AF_UNIX, _AF_INET, _AF_INET6)), "", None),
+    ),
+    "bind": _OWN,
+    "connect": _OWN,
+    "listen": _OWN,
+    # channels. A pair of datagram sockets would send to any name: sendmsg's address is where no filter can look
+    "socketpair": (
+        (_not_masked(1, _SOCK_TYPE, (_STREAM,)), "", None),
+        (_not(0, (_AF_UNIX,)), "", None),
+        (None, "unix", None),
+    ),
+    "setsockopt": (
+        (_not(1, (_SOL_SOCKET, _TCP)), SOCKETS, None),
+        ((Check(1, (_SOL_SOCKET,)), _not(2, _SET_SOCKET)), SOCKETS, None),
+        ((Check(1, (_TCP,)), _not(2, _SET_TCP)), SOCKETS, None),
+        (Check(1, (_SOL_SOCKET,)), "unix", None),
+        (Check(1, (_TCP,)), "inet", None),
+        (None, _SOCKETS, None),
+    ),
+    "getsockopt": (
+        (_not(1, (_SOL_SOCKET,)), SOCKETS, None),
+        (_not(2, _GET_SOCKET), SOCKETS, None),
+        (None, "stdio sendfd recvfd", None),
+    ),
     # without an address, sendto is send
-    "sendto": ((_given(4), _SOCKETS, None), (None, "stdio", None)),
+    "sendto": ((_given(4), SOCKETS, None), _sending(3), (None, "stdio", None)),
+    "sendmsg": (_sending(2), (None, "stdio sendfd recvfd", None)),
+    "setpriority": ((_any(1, 0xFFFFFFFF), "", None), (None, "proc", None)),  # one's own
     "prlimit64": ((_given(2), "id", None), (_any(0, 0xFFFFFFFF), "proc", None), (None, "stdio id", None)),
     # whoever may set the handler of SIGSYS may live on after a broken promise, and hide it
     "rt_sigaction": ((Check(0, (_SIGSYS,)), NESTED, KILL_PROCESS), (None, "stdio", None)),
@@ -235,7 +273,7 @@ RULES: dict[str, tuple[Clause, ...]] = {
         (Check(0, (0,), mask=_CLONE_THREAD), "proc", errno.EPERM),
     ),
     # SCHED_OTHER, which is what everybody has
-    "sched_setscheduler": ((Check(1, (0,)), "stdio", None), (_not(1, (0,)), "", None)),
+    "sched_setscheduler": ((_any(0, 0xFFFFFFFF), "", None), (_not(1, (0,)), "", None), (None, "stdio", None)),
     "prctl": (
         (Check(0, _PRCTL_NESTED), NESTED, None),
         (_not(0, _PRCTL + _PRCTL_NESTED), "", None),
@@ -243,4 +281,4 @@ RULES: dict[str, tuple[Clause, ...]] = {
     ),
 }
 
-__all__ = ["ALLOW", "ALWAYS", "GROUPS", "NESTED", "RULES", "SOFT", "THREADS", "Clause"]
+__all__ = ["ALLOW", "ALWAYS", "GROUPS", "NESTED", "RULES", "SOCKETS", "SOFT", "THREADS", "Clause"]

@@ -111,10 +111,9 @@ def report_broken(report: Callable[[str, str], None]) -> None:
 
 
 def compile_program(
-    promises: str, *, machine: str, threads: bool = False, nested: bool = False, within: str | None = None,
+    promises: str, *, machine: str, threads: bool = False, nested: bool = False, sockets: bool = False,
 ) -> bytes:
     """A struct sock_filter[] for `promises` on `machine`; see lock.compile_promises()."""
     from popkernel.kernel.sandbox import compiler
 
-    outer = None if within is None else names.split(within)
-    return compiler.compile_program(names.split(promises), machine, threads=threads, nested=nested, within=outer)
+    return compiler.compile_program(names.split(promises), machine, threads=threads, nested=nested, sockets=sockets)

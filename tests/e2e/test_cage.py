@@ -6,7 +6,7 @@ import pytest
 from popkernel.kernel.sandbox import lock, names
 from popkernel.proto.topology import ACTORS, kind_of
 
-from tests.e2e.inside.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking
+from tests.e2e.inside.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking, reported
 from tests.e2e.inside.service import PROMISES, Sabotaged, needs_cage
 from tests.service import ROOT, Service, wait_for
 
@@ -74,8 +74,6 @@ def test_every_promise_that_is_lacking_has_an_attempt(row):
     tried = {promise for table in (SOFT, DEADLY) for name in lacking(table, PROMISES[row]) for promise in table[name].needs.split()}
     if "rpath" in PROMISES[row].split():
         lacks -= {"getpw", "ps"}  # files of the system's: rpath reads them too, Landlock refuses them ("passwd", "processes")
-    if "fattr" in PROMISES[row].split():
-        lacks -= {"chown"}  # fattr lets an owner give a file's group away, and nothing more as long as there is no capability
     assert lacks <= tried
 
 
@@ -84,9 +82,8 @@ def test_deadly_attempts_in_children_with_the_same_cage(inside, row):
     found = {attempt: (status, said) for actor, attempt, status, said in inside.told("twin") if actor == row}
     for attempt in lacking(DEADLY, PROMISES[row]):
         status, said = found[attempt]
-        needs = DEADLY[attempt].needs.split()
         assert status == "159", (attempt, status, said)
-        assert said.split()[1] == (needs[0] if needs else "none")
+        assert said.split()[1] == reported(DEADLY[attempt])
 
 
 def test_a_fork_of_auth_is_refused_softly(inside):
@@ -166,8 +163,7 @@ def check_deaths(log, actor, attempts):
     lines = broken_lines(log, actor)
     assert len(lines) == len(attempts), (actor, lines, attempts)
     for attempt, line in zip(attempts, lines, strict=True):
-        needs = DEADLY[attempt].needs.split()
-        assert line.removesuffix("; ended").endswith(f" would need {needs[0] if needs else 'none'!r}"), (attempt, line)
+        assert line.removesuffix("; ended").endswith(f" would need {reported(DEADLY[attempt])!r}"), (attempt, line)
 
 
 def one_a_promise(promises):

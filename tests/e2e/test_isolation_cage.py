@@ -4,7 +4,7 @@ import pytest
 from popkernel.kernel.sandbox import lock, names
 from popkernel.proto.topology import kind_of
 
-from tests.e2e.inside.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking
+from tests.e2e.inside.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking, reported
 from tests.e2e.inside.service import PROMISES, Sabotaged, needs_cage
 from tests.e2e.test_cage import check_deaths, expected_soft, ids, one_a_promise
 from tests.service import ROOT, wait_for
@@ -47,9 +47,8 @@ def test_deadly_attempts_in_children_with_the_gates_cage(inside):
     found = {attempt: (status, said) for actor, attempt, status, said in inside.told("twin") if actor == "gate.0"}
     assert len(found) > 15
     for attempt, (status, said) in found.items():
-        needs = DEADLY[attempt].needs.split()
         assert status == "159", (attempt, status, said)
-        assert said.split()[1] == (needs[0] if needs else "none")
+        assert said.split()[1] == reported(DEADLY[attempt])
 
 
 def test_nothing_is_imported_or_opened_once_the_ids_are_dropped(inside):

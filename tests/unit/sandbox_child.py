@@ -54,9 +54,9 @@ def forked(body):
     return Ending(os.waitstatus_to_exitcode(status), said.decode().splitlines())
 
 
-def caged(body, promises="stdio", *, paths=None, before=None, reports=True, network=False, threads=False, nested=False):
+def caged(body, promises="stdio", *, paths=None, before=None, reports=True, network=False, threads=False, nested=False, sockets=False):
     """Ending of body(), or body(before()), after unveil(paths) if there are any given, and pledge(promises)."""
-    program = lock.compile_promises(promises, threads=threads, nested=nested)
+    program = lock.compile_promises(promises, threads=threads, nested=nested, sockets=sockets)
 
     def run(say):
         prepared = () if before is None else (before(),)

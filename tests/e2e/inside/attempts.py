@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any, NamedTuple
 
-from popkernel.kernel.sandbox import syscalls
+from popkernel.kernel.sandbox import names, syscalls
 from popkernel.kernel.sandbox.libc import library
 
 NUMBERS = syscalls.numbers(os.uname().machine)
@@ -69,15 +69,17 @@ def abstract(p):
         sock.connect("\0" + p.abstract)
 
 
+OWN = "+sockets"  # init's, and no promise: sockets of its own
+
 SOFT = {
     "open to read": Attempt("rpath", lambda p: opened(p.file, os.O_RDONLY), landlock=True),
     "list": Attempt("rpath", lambda p: os.listdir(p.outside), landlock=True),
     "stat": Attempt("rpath", lambda p: os.stat(p.file)),
     "access": Attempt("rpath", lambda p: call("faccessat", -100, os.fsencode(p.file), 4)),
-    "chdir": Attempt("rpath", lambda p: os.chdir(p.outside)),
+    "chdir": Attempt("", lambda p: os.chdir(p.outside)),
     "open to write": Attempt("wpath", lambda p: opened(p.file, os.O_WRONLY), landlock=True),
     "open to append": Attempt("wpath", lambda p: opened(p.file, os.O_WRONLY | os.O_APPEND), landlock=True),
-    "truncate": Attempt("wpath", lambda p: os.truncate(p.file, 0), landlock=True),
+    "truncate": Attempt("", lambda p: os.truncate(p.file, 0)),
     "create": Attempt("cpath", lambda p: opened(p.outside + "/made", os.O_WRONLY | os.O_CREAT), landlock=True),
     "mkdir": Attempt("cpath", lambda p: os.mkdir(p.outside + "/folder"), landlock=True),
     "rmdir": Attempt("cpath", lambda p: os.rmdir(p.outside + "/empty"), landlock=True),
@@ -86,18 +88,21 @@ SOFT = {
     "link": Attempt("cpath", lambda p: os.link(p.file, p.file + "3"), landlock=True),
     "symlink": Attempt("cpath", lambda p: os.symlink("file", p.file + "4"), landlock=True),
     "device": Attempt("", lambda p: os.mknod(p.outside + "/null", 0o20666, os.makedev(1, 3)), landlock=True),
-    "chmod": Attempt("fattr", lambda p: os.chmod(p.file, 0o666)),
-    "utime": Attempt("fattr", lambda p: os.utime(p.file, (1, 1))),
-    "chown": Attempt("fattr chown", lambda p: os.chown(p.file, os.getuid(), os.getgid())),
-    "unix socket": Attempt("unix", lambda p: made(socket.AF_UNIX)),
+    "chmod": Attempt("", lambda p: os.chmod(p.file, 0o666)),
+    "utime": Attempt("", lambda p: os.utime(p.file, (1, 1))),
+    "chown": Attempt("", lambda p: os.chown(p.file, os.getuid(), os.getgid())),
+    "setuid": Attempt("", lambda p: opened(p.outside + "/setuid", os.O_WRONLY | os.O_CREAT, 0o6755)),
+    "unix socket": Attempt(OWN, lambda p: made(socket.AF_UNIX)),
     "unix pair": Attempt("unix", lambda p: [s.close() for s in socket.socketpair()]),
-    "inet socket": Attempt("inet", lambda p: made(socket.AF_INET)),
-    "inet6 socket": Attempt("inet", lambda p: made(socket.AF_INET6)),
+    "unix datagram pair": Attempt("", lambda p: [s.close() for s in socket.socketpair(type=socket.SOCK_DGRAM)]),
+    "inet socket": Attempt(OWN, lambda p: made(socket.AF_INET)),
+    "inet6 socket": Attempt(OWN, lambda p: made(socket.AF_INET6)),
+    "UDP socket": Attempt(OWN, lambda p: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()),
     "netlink socket": Attempt("", lambda p: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()),
     "packet socket": Attempt("", lambda p: call("socket", 17, 3, 0)),
-    "TCP connection": Attempt("inet", connected, landlock=True),
-    "TCP port": Attempt("inet", bound, landlock=True),
-    "abstract socket": Attempt("unix", abstract, landlock=True),
+    "TCP connection": Attempt(OWN, connected),
+    "TCP port": Attempt(OWN, bound),
+    "abstract socket": Attempt(OWN, abstract),
     "passwd": Attempt("rpath getpw", lambda p: opened("/etc/passwd", os.O_RDONLY), landlock=True),
     "shadow": Attempt("rpath getpw", lambda p: opened("/etc/shadow", os.O_RDONLY), landlock=True),
     "processes": Attempt("rpath ps", lambda p: opened("/proc/1/status", os.O_RDONLY), landlock=True),
@@ -117,18 +122,23 @@ SOFT = {
 DEADLY = {
     "ftruncate": Attempt("wpath", lambda p: os.ftruncate(p.fd, 0)),
     "fchmod": Attempt("fattr", lambda p: os.fchmod(p.fd, 0o600)),
-    "fchown": Attempt("fattr chown", lambda p: os.fchown(p.fd, os.getuid(), os.getgid())),
+    "setuid of what is open": Attempt("", lambda p: os.fchmod(p.fd, 0o4600)),
+    "fchown": Attempt("chown", lambda p: os.fchown(p.fd, os.getuid(), os.getgid())),
     "flock": Attempt("flock", lambda p: fcntl.flock(p.fd, fcntl.LOCK_SH)),
     "fcntl lock": Attempt("flock", lambda p: fcntl.lockf(p.fd, fcntl.LOCK_SH)),
-    "bind": Attempt("unix inet", lambda p: call("bind", p.sock, b"\1\0", 2)),
-    "connect": Attempt("unix inet", lambda p: call("connect", p.sock, b"\1\0/x", 4)),
-    "listen": Attempt("unix inet", lambda p: call("listen", p.sock, 1)),
+    "bind": Attempt(OWN, lambda p: call("bind", p.sock, b"\1\0", 2)),
+    "connect": Attempt(OWN, lambda p: call("connect", p.sock, b"\1\0/x", 4)),
+    "listen": Attempt(OWN, lambda p: call("listen", p.sock, 1)),
+    "send to an address": Attempt(OWN, lambda p: call("sendto", p.sock, b"x", 1, 0, b"\1\0/x", 4)),
+    "MSG_FASTOPEN": Attempt(OWN, lambda p: call("sendmsg", p.sock, 0, 0x20000000)),
     "accept": Attempt("unix inet", lambda p: call("accept4", p.sock, 0, 0, 0)),
-    "setsockopt": Attempt("unix inet", lambda p: call("setsockopt", p.sock, 1, 7, b"\0\0\1\0", 4)),
+    "setsockopt": Attempt("unix", lambda p: call("setsockopt", p.sock, 1, 7, b"\0\0\1\0", 4)),
+    "TCP_REPAIR": Attempt(OWN, lambda p: call("setsockopt", p.sock, 6, 19, b"\1\0\0\0", 4)),
+    "shutdown": Attempt("inet", lambda p: call("shutdown", p.sock, 9)),
     "setuid": Attempt("id", lambda p: call("setresuid", 0, 0, 0)),
     "setgroups": Attempt("id", lambda p: call("setgroups", 0, 0)),
     "setrlimit": Attempt("id", lambda p: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
-    "fork": Attempt("proc", lambda p: os._exit(0) if os.fork() == 0 else None),
+    "fork": Attempt("proc", lambda p: os._exit(0) if call("clone", 17, 0, 0, 0, 0) == 0 else None),  # glibc 2.41's fork blocks SIGSYS
     "kill": Attempt("proc", lambda p: os.kill(p.kernel, 0)),
     "wait": Attempt("proc", lambda p: os.waitpid(-1, os.WNOHANG)),
     "execve": Attempt("exec", lambda p: os.execv("/bin/true", ["true"])),
@@ -156,6 +166,11 @@ def lacking(attempts, promises):
     """Those attempts for which none of their promises is held."""
     held = set(promises.split())
     return [name for name, attempt in attempts.items() if not held.intersection(attempt.needs.split())]
+
+
+def reported(attempt):
+    """The promise that the report of a deadly attempt names."""
+    return next((need for need in attempt.needs.split() if need in names.PROMISES), "none")
 
 
 def verdict(attempt, place):

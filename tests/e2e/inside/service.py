@@ -11,11 +11,12 @@ import pytest
 from popkernel.kernel.sandbox import lock
 from popkernel.proto.topology import ACTORS
 
+from tests.e2e.inside.attempts import OWN
 from tests.service import Service
 
 INSIDE = os.path.dirname(os.path.abspath(__file__))
 needs_cage = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
-PROMISES = {row.name: row.promises for row in ACTORS}
+PROMISES = {row.name: f"{row.promises} {OWN}" if row.sockets else row.promises for row in ACTORS}
 
 
 class Sabotaged(Service):
