@@ -83,6 +83,8 @@ def _said(piece: Any) -> str:
 
 def _note(frame: Frame) -> str:
     form = _NOTES.get(frame.name)
+    if frame.name == "Broke" and not frame.fields.get("promise"):
+        form = "{peer} broke its promises: {call}"
     if form is None:
         return f"{frame.name} {_fields(frame)}"
     values = {k: _value(v).strip('"') for k, v in frame.fields.items()}

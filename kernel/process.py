@@ -9,9 +9,10 @@ from popkernel.kernel.channel import Channel
 from popkernel.proto import messages as m
 from popkernel.proto.topology import kind_of
 
-__all__ = ["Process", "how_ended", "plain"]
+__all__ = ["UNKNOWN_CALL", "Process", "broke_in_silence", "how_ended", "plain"]
 
 _MOST_SAID = 2000  # messages
+UNKNOWN_CALL = "call unknown: its signals were blocked"
 
 
 class Process:
@@ -50,12 +51,20 @@ class Process:
         return self.said > _MOST_SAID
 
 
+def broke_in_silence(status: int) -> bool:
+    """Whether the system ended it for a call that it may not make, and its handler could not say which.
+
+    The handler is not called where a library had blocked the signals of its thread, as glibc 2.41 does around clone.
+    """
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS
+
+
 def how_ended(status: int) -> str:
     """wait(2)'s status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         with contextlib.suppress(ValueError):
-            return f"signal {signal.Signals(number).name}"
+            return f"signal {signal.Signals(number).name}" + (" (a broken promise)" if broke_in_silence(status) else "")
         return f"signal {number}"
     code = os.waitstatus_to_exitcode(status)
     return f"exit {code}" + (" (a broken promise)" if code == 128 + 31 else "")

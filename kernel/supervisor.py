@@ -30,7 +30,7 @@ from popkernel.kernel.ledger import Ledger
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
-from popkernel.kernel.process import Process, how_ended
+from popkernel.kernel.process import UNKNOWN_CALL, Process, broke_in_silence, how_ended
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Reloads
 from popkernel.kernel.singletons import Singletons
@@ -228,11 +228,15 @@ class Supervisor(Actor):
 
     def _broke_promise(self, process: Process, message: m.Broke, fds: list[int]) -> None:
         del fds
-        self.broken += 1
-        why = f"{process.name} broke its promises: {printable(message.call)} would need {message.promise!r}; ended"
-        self.actor_line.end(process.name, ERROR, why)
-        self.taps.note("Broke", process.name, call=message.call, promise=message.promise)
+        self._broken(process, message.call, message.promise)
         self.loop.later(1.0, lambda: self._gone_by_now(process))
+
+    def _broken(self, process: Process, call: str, promise: str) -> None:
+        """A promise is broken; empty where not even the system says which."""
+        self.broken += 1
+        why = printable(call) + (f" would need {promise!r}" if promise else "")
+        self.actor_line.end(process.name, ERROR, f"{process.name} broke its promises: {why}; ended")
+        self.taps.note("Broke", process.name, call=call, promise=promise)
 
     def _gone_by_now(self, process: Process) -> None:
         """Should it have said that it broke a promise, and not gone."""
@@ -311,6 +315,8 @@ class Supervisor(Actor):
             process.channel.read()  # its last words
             process.channel.close()
         how = how_ended(message.status)
+        if broke_in_silence(message.status):
+            self._broken(process, UNKNOWN_CALL, "")
         self.taps.gone(process, how)
         expected = process.state in ("stopping", "draining") or self.state == "stopping"
         if process.kind == "maildir.{user}":

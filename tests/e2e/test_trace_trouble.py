@@ -14,7 +14,7 @@ pytestmark = needs_cage
 MAIL = (b"a: b\n\nc\n",)
 PLAN = {
     "garbage": {"maildir.garbles": "kernel wrong type", "maildir.babbles": "other unknown code", "maildir.lies": "say hello twice"},
-    "deadly": {"maildir.forks": ["fork"]},
+    "deadly": {"maildir.forks": ["fork"], "maildir.silent": ["ptrace, its signals blocked"]},
 }
 TAPS = ("deep", "no map", "note", "others")
 PLAN["garbage"] |= {f"maildir.tap-{what.replace(' ', '-')}": f"say tap {what}" for what in TAPS}
@@ -22,7 +22,7 @@ PLAN["garbage"] |= {f"maildir.tap-{what.replace(' ', '-')}": f"say tap {what}" f
 
 @pytest.fixture(scope="module")
 def hostile():
-    users = dict.fromkeys(("garbles", "babbles", "lies", "forks", "bob", *(f"tap-{what.replace(' ', '-')}" for what in TAPS)), "secret")
+    users = dict.fromkeys(("garbles", "babbles", "lies", "forks", "silent", "bob", *(f"tap-{what.replace(' ', '-')}" for what in TAPS)), "secret")
     with Sabotaged(PLAN, users=users, mail=MAIL) as service:
         yield service
 
@@ -70,6 +70,22 @@ def test_a_broken_promise_is_shown_with_the_call(hostile, tmp_path):
     notes = {f.name: f.fields for f in read(recording.read_bytes()).frames if f.way == "note"}
     assert notes["Broke"]["promise"] == "proc"
     assert "signal SIGSYS" in notes["Ended"]["how"] or "broken promise" in notes["Ended"]["how"]
+
+
+def test_an_end_by_sigsys_is_a_broken_promise_though_nobody_says_which(hostile, tmp_path):
+    """E2: glibc 2.41 blocks every signal around clone, so that a fork in a cage ends without a report."""
+    before, recording = hostile.status()["broken_promises"], tmp_path / "silent.rec"
+    trace = Trace(hostile, "maildir.silent", "--record", str(recording))
+    assert "SYS/TEMP" in hostile.login_error("silent")
+    told = trace.until("maildir.silent ended: ")
+    trace.stop()
+    assert "• maildir.silent broke its promises: call unknown: its signals were blocked\n" in told
+    notes = {f.name: f.fields for f in read(recording.read_bytes()).frames if f.way == "note"}
+    assert notes["Broke"]["call"] == "call unknown: its signals were blocked"
+    assert notes["Ended"]["how"] == "signal SIGSYS (a broken promise)"
+    hostile.wait_log("error: maildir.silent broke its promises: call unknown: its signals were blocked; ended")
+    assert hostile.status()["broken_promises"] == before + 1
+    assert hostile.whole("silent")
 
 
 def test_in_json_and_as_a_diagram_too(hostile):

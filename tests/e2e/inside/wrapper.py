@@ -63,7 +63,7 @@ def verdict(attempt):
 def die(actor, name, attempt):
     say(actor, "trying", name, attempt)
     try:
-        attempts.DEADLY[attempt].run(PLACE)
+        (attempts.DEADLY | attempts.SILENT)[attempt].run(PLACE)
     except OSError as error:
         say(actor, "survived", name, f"{attempt}: {error}")
         return
