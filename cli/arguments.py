@@ -314,7 +314,8 @@ def _demo(commands: Any) -> None:
         "popkernel.cli.demo:run",
         "serve a temporary site on loopback ports 1995 and 1110",
         "Make a site with a certificate, the users alice, bob and carol (password: secret) and some mail;\n"
-        "print the curl lines that read it; serve it until Ctrl-C, then remove it.",
+        "serve it, print lines that read it (curl, or Python where there is none); remove it after Ctrl-C,\n"
+        "or when the terminal closes.",
         """
         popkernel demo
         popkernel demo --dir /tmp/popsite --tls-port 2995 --stls-port 2110

@@ -1,4 +1,4 @@
-"""``popkernel demo``: make a site, say how to read it, serve it until Ctrl-C, remove it.
+"""``popkernel demo``: make a site, serve it until Ctrl-C or until its terminal closes, say how to read it, remove it.
 
 make_site() and what belongs to it are at home in samplesite.py, and can be had from here too.
 """
@@ -10,10 +10,10 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NoReturn
 
 from popkernel.cli.samplesite import (
@@ -28,21 +28,36 @@ from popkernel.cli.samplesite import (
     make_site,
 )
 from popkernel.cli.typed import as_typed
+from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.config import Config, ConfigError, load
 from popkernel.kernel.exits import EXITS
 
 __all__ = ["FIRST_UID", "HOST", "PASSWORD", "SAMPLE_MAIL", "Site", "free_ports", "make_certificate", "make_site", "run"]
 
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_MOST_SESSIONS = 100  # few enough for every limit of descriptors there is
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel demo``: make the site, say how to read it, serve it, remove it."""
+    """Run ``popkernel demo``: make the site, serve it, say how to read it, remove it."""
     for port, flag in ((options.tls_port, "--tls-port"), (options.stls_port, "--stls-port")):
         problem = _port_problem(port)
         if problem is not None:
             print(f"popkernel: {HOST}:{port}: {problem[1]}; give another with {flag}", file=sys.stderr)
             return EXITS[problem[0]].code
+    # Ctrl-C, kill, and a terminal that closes; not what was to be ignored, as by nohup(1).
+    before = {number: signal.signal(number, _told) for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        return _run(options, list(before))
+    except _ToldError as error:
+        return 128 + error.number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(options: argparse.Namespace, numbers: list[int]) -> int:
     temporary = options.dir is None
     try:
         directory = tempfile.mkdtemp(prefix="popkernel-demo.") if temporary else os.path.abspath(options.dir)
@@ -50,13 +65,27 @@ def run(options: argparse.Namespace) -> int:
         return _cannot_make(error)
     try:
         config = _prepare(directory, options)
-        print(_greeting(directory, config), flush=True)
-        return _serve_in_child(config)
+        print(f"A site of three users (alice, bob, carol; password: {PASSWORD}) in {directory}", flush=True)
+        return _serve_in_child(config, _greeting(config), numbers)
     except _NoSiteError as error:
         return _cannot_make(error.cause)
     finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)  # a terminal that closes may say it twice
         if temporary:
             shutil.rmtree(directory)
+
+
+class _ToldError(Exception):
+    """A signal told it to end, before there was a server."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _told(number: int, _frame: object) -> NoReturn:
+    raise _ToldError(number)
 
 
 class _NoSiteError(Exception):
@@ -72,7 +101,7 @@ def _cannot_make(error: OSError) -> int:
     return os.EX_CANTCREAT
 
 
-def _serve_in_child(config: Config) -> int:
+def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
     """Serve in a process of its own: it locks itself in, and could not remove the site afterwards.
 
     Returns:
@@ -80,44 +109,41 @@ def _serve_in_child(config: Config) -> int:
 
     """
     me = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # the server takes them when it can
     pid = os.fork()
     if pid == 0:
-        _serve(config, me)
+        do_and_leave(lambda: _serve(config, greeting, me), os.EX_SOFTWARE)
 
-    def forward(number: int, _frame: object) -> None:
-        # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm.
-        os.kill(pid, signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+    def forward(_number: int, _frame: object) -> None:
+        # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm. Nor does its reload, at SIGHUP.
+        os.kill(pid, signal.SIGTERM)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, forward) for number in numbers}
-    try:
-        # Without reaping it yet, so that the number cannot be another process's by the time a signal is forwarded.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+    for number in numbers:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    # Without reaping it yet, so that the number cannot be another process's by the time a signal is forwarded.
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _serve(config: Config, parent: int) -> NoReturn:
-    """Be the server; never come back to what the parent does next."""
-    code = os.EX_SOFTWARE
-    try:
-        _end_with(parent)
-        from popkernel.cli.start import run as start
+def _serve(config: Config, greeting: str, parent: int) -> int:
+    """Be the server, and say how to read the site once it is there."""
+    _end_with(parent)
+    from popkernel.cli.start import run as start
 
-        code = int(start(config))
+    def on_ready() -> None:
+        with suppress(OSError):  # nobody reads it any more
+            os.write(1, greeting.encode())
+
+    try:
+        return int(start(config, on_ready=on_ready))
     except ConfigError as error:
-        code = EXITS["config"].code
         for finding in error.findings:
             print(f"popkernel: {finding}", file=sys.stderr)
-    except BaseException:  # noqa: BLE001 - whatever it is, it is shown, and the process ends here
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return EXITS["config"].code
 
 
 def _end_with(parent: int) -> None:
@@ -166,7 +192,7 @@ def _prepare(directory: str, options: argparse.Namespace) -> Config:
             raise OSError(errno.ENOTEMPTY, "the directory holds something that is no demo site", directory)
         else:
             bobs = [message.replace(b"To: alice@", b"To: bob@") for message in SAMPLE_MAIL[:2]]
-            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": bobs}, cost=8, ports=ports)
+            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": bobs}, cost=8, ports=ports, max_sessions=_MOST_SESSIONS)
     except OSError as error:
         raise _NoSiteError(error) from error
     return load(flags, place.toml)
@@ -183,15 +209,39 @@ def _refuse_unreachable(directory: str) -> None:
         above = os.path.dirname(above)
 
 
-def _greeting(directory: str, config: Config) -> str:
+def _greeting(config: Config) -> str:
     tls, stls = config.listen[0], config.listen_starttls[0]
-    return f"""\
-A site of three users (alice, bob, carol; password: {PASSWORD}) in {directory}
-Read it from another terminal:
+    cert, run_dir = shlex.quote(config.cert), shlex.quote(config.run_dir)
+    if _curl_reads_mail():
+        lines = f"""\
   curl -k --user alice:{PASSWORD} pop3s://{tls}/            # a line for each message
   curl -k --user alice:{PASSWORD} pop3s://{tls}/1           # the first message
   curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any command with a list for an answer (for others, as STAT, add -I -v)
-  curl --cacert {shlex.quote(config.cert)} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
-  {as_typed()} status --run-dir {shlex.quote(config.run_dir)}
-  {as_typed()} trace --run-dir {shlex.quote(config.run_dir)}    # then read some mail, and watch
-Ctrl-C ends it."""
+  curl --cacert {cert} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
+"""
+    else:
+        script = (
+            "import poplib, ssl, sys; "
+            'c = poplib.POP3_SSL(sys.argv[1], int(sys.argv[2]), context=ssl.create_default_context(cafile=sys.argv[3])); '
+            f'c.user("alice"); c.pass_("{PASSWORD}"); '
+            'print(b"\\n".join(c.list()[1] + c.retr(1)[1]).decode()); c.quit()'
+        )
+        lines = f"""\
+  {shlex.quote(sys.executable)} -c {shlex.quote(script)} {tls.host} {tls.port} {cert}
+(It lists the messages and shows the first. Shorter with curl, which is not here: curl -k --user alice:{PASSWORD} pop3s://{tls}/1)
+"""
+    return f"""\
+Read it from another terminal:
+{lines}\
+  {as_typed()} status --run-dir {run_dir}
+  {as_typed()} trace --run-dir {run_dir}    # then read some mail, and watch
+Ctrl-C ends it.
+"""
+
+
+def _curl_reads_mail() -> bool:
+    """Whether there is a curl that was built for POP3 over TLS; some are not."""
+    with suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(["curl", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False).stdout
+        return b"pop3s" in shown.split()
+    return False

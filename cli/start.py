@@ -14,15 +14,20 @@ from popkernel.kernel.log import WARNING, say
 from popkernel.kernel.passphrase import ask, file_of
 
 
-def run(config: Config, again: Callable[[], Config] | None = None, toml_path: str | None = None) -> int:
-    """Serve until stopped; the exit code. `again` reads the configuration anew at a reload, `toml_path` is its file."""
+def run(
+    config: Config, again: Callable[[], Config] | None = None, toml_path: str | None = None, on_ready: Callable[[], None] | None = None,
+) -> int:
+    """Serve until stopped; the exit code. `again` reads the configuration anew at a reload, `toml_path` is its file.
+
+    `on_ready`: as init.run() has it, of a service in the foreground.
+    """
     # Asked before anything is forked: a detached service has no terminal, and the kernel may not know the phrase.
     phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
 
     def serve(on_ready: Callable[[], None] | None = None) -> int:
         return init.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase, toml_path)
 
-    return _detached(config, serve) if config.daemon else serve()
+    return _detached(config, serve) if config.daemon else serve(on_ready)
 
 
 def _detached(config: Config, serve: Callable[[Callable[[], None]], int]) -> int:

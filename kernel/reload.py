@@ -169,6 +169,11 @@ class Reloads:
         self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
         self._now.begin()
 
+    def stop(self) -> None:
+        """The service ends: who was to take over goes."""
+        if self._now is not None:
+            self._now.fail("the service is stopping", TEMPFAIL)
+
     def concerned(self, name: str) -> Reload | None:
         """The reload under way, if that is one of the new actors of it."""
         return self._now if self._now is not None and name in self._now.names else None

@@ -51,6 +51,7 @@ class Stopping:
         if not self.early:
             k.log_line(NOTICE, "stopping")
         k.state = "stopping"
+        k.reloads.stop()
         self._seconds = seconds
         self._ask_alive(list(k.processes.values()))
         self._next()

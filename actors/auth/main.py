@@ -109,7 +109,7 @@ class Auth(Actor):
         self.connect()
         for level, line in self.shut_out:
             self.log(level, line)
-        self.log(6, f"{self.boot.name}: hashes {'two passwords' if self.pair is not None else 'one password'} at a time on each core")
+        self.log(7, f"{self.boot.name}: hashes {'two passwords' if self.pair is not None else 'one password'} at a time on each core")
         self.run()
 
     def _start_threads(self) -> None:

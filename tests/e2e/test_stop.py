@@ -58,3 +58,15 @@ def test_a_quit_under_way_is_not_cut_short():
         maildir = service.site.mail_users["alice"].maildir
         assert sum(len(os.listdir(f"{maildir}/{part}")) for part in ("cur", "new")) == 2
         assert f"maildir.alice {SILENT}" not in service.read_log()
+
+
+def test_a_stop_in_the_middle_of_a_reload():
+    """As a terminal that closes has it: its SIGHUP to all, and somebody's SIGTERM. The new actors' hellos no longer count."""
+    with Service(mail=MAIL) as service:
+        service.signal(signal.SIGHUP)
+        service.wait_log("~2 serves")
+        assert service.stop() == 0
+        log = service.read_log()
+        assert "Traceback" not in log and "the kernel is gone" not in log
+        assert "not reloaded, what is in force stays: the service is stopping" in log or "reloaded: 3 users" in log
+        assert not os.path.exists(service.config.run_dir)

@@ -102,9 +102,10 @@ def started(monkeypatch, tmp_path):
     notes.touch()
     module = types.ModuleType("popkernel.cli.start")
 
-    def run(config):
+    def run(config, on_ready):
         with notes.open("a") as file:
             print(json.dumps([config.auth_table, config.cert, os.path.exists(config.auth_table), os.getppid()]), file=file)
+        on_ready()
         return 7
 
     module.run = run
@@ -117,14 +118,14 @@ def ports():
     return ["--tls-port", str(tls), "--stls-port", str(stls)]
 
 
-def test_demo_makes_serves_and_removes(started, capsys):
+def test_demo_makes_serves_and_removes(started, capfd):
     flags = ports()
     assert main(["demo", *flags]) == 7
     ((auth_table, _cert, there, parent),) = started()
     assert there
     assert parent == os.getpid()
     assert not os.path.exists(os.path.dirname(auth_table))
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert f"curl -k --user alice:secret pop3s://127.0.0.1:{flags[1]}/1 " in shown
     for command in ("status", "trace"):
         assert f" -m popkernel {command} --run-dir {os.path.dirname(auth_table)}/run" in shown
@@ -145,7 +146,7 @@ def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, monkeypatch, capfd):
-    def run(_config):
+    def run(_config, on_ready):
         raise OSError(9, "Bad file descriptor")
 
     monkeypatch.setattr(sys.modules["popkernel.cli.start"], "run", run)
@@ -158,7 +159,7 @@ def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, 
 STAND_IN = """
 import signal, sys, types
 module = types.ModuleType("popkernel.cli.start")
-def run(config):
+def run(config, on_ready):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     print("serving", flush=True)
     return 0 if signal.sigwait([signal.SIGTERM]) else 1
@@ -178,7 +179,7 @@ def _until(stream, text):
     return lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_ends_server_and_site(number):
     command = [sys.executable, "-c", STAND_IN, *ports()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -188,6 +189,18 @@ def test_a_signal_ends_server_and_site(number):
     directory = first.rsplit(" in ", 1)[1].strip()
     assert os.path.basename(directory).startswith("popkernel-demo.")
     assert not os.path.exists(directory)
+
+
+def test_a_signal_while_the_site_is_made_leaves_nothing(tmp_path):
+    script = """
+import os, signal
+from popkernel.cli import demo
+demo._refuse_unreachable = lambda directory: None
+demo.make_site = lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP)
+"""
+    with subprocess.Popen([sys.executable, "-c", script + STAND_IN, *ports()], env={**os.environ, "TMPDIR": str(tmp_path)}) as server:
+        assert server.wait(20) == 128 + signal.SIGHUP
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_killed_demo_takes_its_server_along():
