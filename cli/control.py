@@ -275,6 +275,8 @@ def summary(answer: Mapping[str, Any], width: int) -> list[str]:
         rows = [row for row in answer.get(name) or () if isinstance(row, dict)]
         columns = {str(key): str(key).upper() for row in rows for key in row}
         lines += ["", f"{len(answer.get(name) or ())} {name}", *(_table(rows, columns, width) if rows else [])]
+    weaknesses = answer.get("weaknesses") or ()
+    lines += ["", *(f"the cage is weaker on this system: {_plain(text)}" for text in weaknesses)] if weaknesses else []
     return [line[:width].rstrip() for line in lines]
 
 

@@ -149,14 +149,21 @@ class Actor:
                 threads()
             if fork is not None:
                 fork()
+            self._keep_capabilities()
             return
         sandbox.unveil(paths)  # nobody but init has a socket that was not handed over: the filter has no call for one, Landlock no TCP
         if threads is not None:
             threads()
         if fork is not None:  # now and not before: a process outside of this Landlock domain would not be ended with this one
             fork()
+        self._keep_capabilities()
         sandbox.report_broken(self._broke)
         sandbox.pledge(program, all_threads=many)
+
+    def _keep_capabilities(self) -> None:
+        """For who stays root. The others have none since they dropped their ids."""
+        if self.boot.row.runs_as == "root":
+            sandbox.keep_capabilities(self.boot.row.capabilities)
 
     def drop_ids(self, nofile: int | None = None) -> None:
         """Limits and ids, for good. `lock` does it for those who did not have to do something in between."""
@@ -165,6 +172,8 @@ class Actor:
             row = self.boot.row
             self.nofile = min(nofile or row.nofile, hard_limit(resource.RLIMIT_NOFILE))
             sandbox.set_limits(nofile=self.nofile, memory=row.memory or None)
+            if row.singleton:  # what the spawner's children inherit is the spawner's
+                sandbox.bound_capabilities(row.capabilities)
             sandbox.drop_ids(self.boot.uid, self.boot.gid)
             self._die_with_parent()
 

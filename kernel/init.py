@@ -66,6 +66,7 @@ def run(
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         _check_sandbox(config)
+        _give_up_powers()
         ids = actor_ids(config)
         mta_uids(config)  # complains now about users that are not there
         run_dir = RunDir(config.run_dir)
@@ -91,6 +92,16 @@ def _check_sandbox(config: Config) -> None:
     lacks = sandbox.missing()
     if lacks and not config.insecure_no_sandbox:
         raise StartError(OSERR, "actors can't be locked in here: " + "; ".join(lacks))
+
+
+def _give_up_powers() -> None:
+    """What no process of ours needs of root's powers, none has."""
+    capabilities = row_of("init").capabilities
+    try:
+        sandbox.bound_capabilities(capabilities)
+        sandbox.keep_capabilities(capabilities)
+    except sandbox.SandboxError as error:
+        raise StartError(OSERR, str(error)) from None
 
 
 class Init:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from popkernel.kernel.channel import counts
 from popkernel.kernel.core import Key
 from popkernel.kernel.process import Process
+from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
 from popkernel.proto.sessionname import session_name
 from popkernel.proto.topology import actor as row_of
@@ -47,6 +48,7 @@ def status(s: "Supervisor") -> dict[str, Any]:
         "ok": True, "pid": os.getppid(), "version": s.boot.config["version"], "uptime": round(time.monotonic() - s.started, 1),
         "addresses": s.boot.config["addresses"], "users": len(s.core.users), "state": s.state, "actors": rows,
         "sessions": sessions, "leases": leases, "refused_messages": s.refused, "broken_promises": s.broken,
+        "weaknesses": sandbox.weaknesses(),
     }
 
 

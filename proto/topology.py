@@ -41,6 +41,7 @@ class Actor(NamedTuple):
     threads: bool = False  # may start threads, between Landlock and seccomp and not later
     helper: str = ""  # promises of a process that it may fork while it locks itself in, "": none
     nested: bool = False  # has children that lock themselves in further
+    capabilities: str = ""  # what it keeps of root's powers where it runs as root, capabilities(7); others have none
     sockets: bool = False  # makes sockets of its own; for the others unix and inet mean what was handed over
     nofile: int = 64  # descriptors
     memory: int = 512 * MIB  # address space, octets
@@ -74,6 +75,7 @@ ACTORS: tuple[Actor, ...] = (
         " reads nothing but the kernel's orders. The rest is what the actors it starts need until they lock themselves in",
         restart="never",
         nested=True,
+        capabilities="chown dac_override dac_read_search kill net_bind_service setgid setpcap setuid sys_nice sys_resource",  # to hand on
         sockets=True,
         nofile=1024,
         memory=0,
@@ -102,6 +104,7 @@ ACTORS: tuple[Actor, ...] = (
         " children keep",
         unveiled=(Unveiled("maildir_roots", "rwc", "what its children will be narrowed to"),),
         nested=True,
+        capabilities="kill setgid setuid",  # its children are other users'
         nofile=4096,
         memory=0,
     ),

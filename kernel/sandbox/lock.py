@@ -2,7 +2,7 @@
 
 The order in a child, forked from a process with a single thread:
 
-    set_limits(); drop_ids(); unveil(paths); [start threads]; report_broken(report); pledge(program)
+    set_limits(); drop_ids(); unveil(paths); [start threads]; [keep_capabilities(names)]; report_broken(report); pledge(program)
 
 The program is compiled beforehand, once for each actor, by a process that is still free. On Linux unveil() is Landlock
 and pledge() is seccomp; on OpenBSD they are the calls of these names. Unveil directories rather than files that are
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import resource
 
-from popkernel.kernel.sandbox import landlock, names, openbsd, seccomp
+from popkernel.kernel.sandbox import capabilities, landlock, names, openbsd, seccomp
 from popkernel.kernel.sandbox.libc import SandboxError
 
 TYPE_CHECKING = False  # importing typing would cost each actor more than all of this package
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SandboxError",
+    "bound_capabilities",
     "compile_promises",
     "describe",
     "drop_ids",
+    "keep_capabilities",
     "missing",
     "pledge",
     "rehearse",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 SYSTEM = os.uname().sysname
+_PLEDGE = "pledge's unix and inet let kernel, listener, gate and mda make, bind and connect sockets of their own: Linux refuses it"
 _STATES = (b"Seccomp:", b"Seccomp_filters:", b"NoNewPrivs:")
 
 
@@ -51,7 +54,9 @@ def missing() -> list[str]:
 
 
 def weaknesses() -> list[str]:
-    """What an older kernel leaves open though the cage holds; for status. Ask before lock-in."""
+    """What this system leaves open though the cage holds; for status. Ask before lock-in."""
+    if SYSTEM == "OpenBSD":
+        return [_PLEDGE]
     return landlock.weaknesses() if SYSTEM == "Linux" else []
 
 
@@ -97,6 +102,24 @@ def drop_ids(uid: int, gid: int) -> None:
         ) from None
     if (os.getresuid(), os.getresgid(), os.getgroups()) != ((uid,) * 3, (gid,) * 3, [gid]) or _can_return(uid):
         raise SandboxError(f"became uid {uid}, gid {gid}, but not for good: no capability may outlive setresuid")
+
+
+def bound_capabilities(names: str) -> None:
+    """Let no program that this process starts, or becomes, have other capabilities than these. Linux, and as far as it may say so."""
+    if SYSTEM == "Linux":
+        capabilities.bound(names)
+
+
+def keep_capabilities(names: str) -> None:
+    """Of root's powers, keep these: names of capabilities(7) in small letters, separated by blanks. Linux only.
+
+    Whoever becomes another user by drop_ids() has none any more; this is for who stays root.
+
+    Raises:
+        SandboxError: the system refuses.
+    """
+    if SYSTEM == "Linux":
+        capabilities.keep(names)
 
 
 def _can_return(uid: int) -> bool:

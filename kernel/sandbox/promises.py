@@ -211,6 +211,7 @@ def _sending(flags: int) -> Clause:
     return (_any(flags, ~_MSG & 0xFFFFFFFF), SOCKETS, None)
 
 
+_MENDED: tuple[Clause, ...] = ((None, SOCKETS, None), (None, "fattr", None))  # the group of a socket that init makes
 _OWN: tuple[Clause, ...] = ((None, SOCKETS, None), (None, _SOCKETS, None))
 
 RULES: dict[str, tuple[Clause, ...]] = {
@@ -219,6 +220,8 @@ RULES: dict[str, tuple[Clause, ...]] = {
     "mkdir": _made(1),
     "mkdirat": _made(2),
     # by descriptor alone: no Landlock refuses what chmod, chown or utime do to a path. utimensat without a path is futimens
+    "chown": _MENDED,
+    "fchownat": _MENDED,
     "fchmod": ((_any(1, _SPECIAL), "", None), (None, "fattr", None)),
     "utimensat": ((_given(1), "", None), (None, "fattr", None)),
     "newfstatat": _looking(3),

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from popkernel.kernel.sandbox import lock, names
+from popkernel.kernel.sandbox import capabilities, lock, names
 from popkernel.proto.topology import ACTORS, kind_of
 
 from tests.e2e.inside.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking, reported
@@ -144,6 +144,20 @@ def test_ids_and_groups_of_every_process(inside, session):
             assert found["Groups"].split() == [str(gid)], actor
         if ROOT and uid:
             assert (found["CapEff"], found["CapPrm"]) == ("0" * 16, "0" * 16), actor
+
+
+@pytest.mark.skipif(not ROOT, reason="an ordinary user has no capabilities to give up")
+def test_capabilities_of_every_process_are_those_of_its_row(inside, session):
+    """C4: permitted, effective and bounding; nobody has one to inherit."""
+    mine = capabilities.mask(init := next(row.capabilities for row in ACTORS if row.name == "init")) & int(ids("self")["CapPrm"], 16)
+    assert "sys_admin" not in init
+    assert "dac_override" not in next(row.capabilities for row in ACTORS if row.name == "spawner")
+    for name, pid in {**{a["name"]: a["pid"] for a in inside.status()["actors"]}, "init": inside.process.pid}.items():
+        row, found = next(r for r in ACTORS if r.name == kind_of(name)), ids(pid)
+        assert {int(found[field], 16) for field in ("CapPrm", "CapEff")} == {capabilities.mask(row.capabilities) & mine}, name
+        assert {int(found[field], 16) for field in ("CapInh", "CapAmb")} == {0}, name
+        bound = "kill setgid setuid" if row.name == "maildir.{user}" else row.capabilities
+        assert int(found["CapBnd"], 16) & ~capabilities.mask(bound) == 0, name
 
 
 def test_status_tells_the_promises_and_paths_of_the_table(inside, session):

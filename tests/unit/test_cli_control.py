@@ -108,6 +108,7 @@ def test_the_table_fits(width):
 
 
 def test_a_status_that_lacks_everything():
+    assert control.summary({"ok": True, "weaknesses": ["old"]}, 80)[-1] == "the cage is weaker on this system: old"
     assert control.summary({"ok": True, "actors": None, "sessions": [1]}, 80)[0].endswith(", on no address")
     assert control.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(", on pop3s 127.0.0.1:1")
 

@@ -322,7 +322,7 @@ def as_openbsd(fake, monkeypatch):
 
 def test_openbsd_unveils_and_then_locks(as_openbsd, tmp_path):
     assert lock.missing() == []
-    assert lock.weaknesses() == []
+    assert [text for text in lock.weaknesses() if "unix and inet" in text] == lock.weaknesses() != []
     lock.unveil([(str(tmp_path), "rwc"), (b"/", "r")])
     assert as_openbsd() == f"unveil({tmp_path}, rwc) unveil(/, r) unveil(NULL, NULL) "
 

@@ -91,7 +91,7 @@ SOFT = {
     "device": Attempt("", lambda p: os.mknod(p.outside + "/null", 0o20666, os.makedev(1, 3)), landlock=True),
     "chmod": Attempt("", lambda p: os.chmod(p.file, 0o666)),
     "utime": Attempt("", lambda p: os.utime(p.file, (1, 1))),
-    "chown": Attempt("", lambda p: os.chown(p.file, os.getuid(), os.getgid())),
+    "chown": Attempt(OWN, lambda p: os.chown(p.file, os.getuid(), os.getgid())),
     "setuid": Attempt("", lambda p: opened(p.outside + "/setuid", os.O_WRONLY | os.O_CREAT, 0o6755)),
     "unix socket": Attempt(OWN, lambda p: made(socket.AF_UNIX)),
     "unix pair": Attempt("unix", lambda p: [s.close() for s in socket.socketpair()]),
