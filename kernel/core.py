@@ -121,6 +121,9 @@ class Maildir:
 class Core:
     """The kernel's state. `now` arguments are monotonic seconds."""
 
+    # Users whose session was handed back by an actor whose maildir had moved, and has neither slept nor ended since.
+    handed: frozenset[str] = frozenset()  # here: recordings of before have none
+
     def __init__(self, users: Mapping[str, MailUser], settings: Settings) -> None:
         self.users = users
         self.settings = settings
@@ -207,9 +210,11 @@ class Core:
         maildir.parks = now + (seconds / 2 if seconds else 1e12)
         return seconds
 
-    def parked(self, name: str, message: m.Parked, now: float) -> list[Effect]:
-        """A maildir actor hands its session over. The lease stays the session's; the actor is idle."""
+    def parked(self, name: str, message: m.Parked | m.Moved, now: float) -> list[Effect]:
+        """A maildir actor hands its session over. The lease stays the session's; the actor is idle, or goes."""
         maildir = self.maildirs.get(name.removeprefix("maildir."))
+        if isinstance(message, m.Moved):
+            return [] if maildir is None else self._moved(maildir, message)
         if maildir is None or maildir.key is None or maildir.key.session != message.session:
             return []
         if maildir.key in self.leaving:  # its client went meanwhile: nothing will ever wake it
@@ -217,8 +222,24 @@ class Core:
             return self._next(maildir, now) if maildir.waiting is not None and not maildir.stale else self._rests(maildir, now)
         self.asleep[maildir.user] = (maildir.key, message.state)
         maildir.key = None
+        self.handed -= {maildir.user}
         effects = self._rests(maildir, now)
         return effects + self._retire(maildir.user) if len(self.maildirs) > self.settings.crowd else effects
+
+    def _moved(self, maildir: Maildir, message: m.Moved) -> list[Effect]:
+        """Another directory is in the place of the maildir that this actor sees: it goes, its session is for the next one, but once."""
+        self.ending(maildir.name)
+        if maildir.key is None or maildir.key.session != message.session:
+            return []
+        again = maildir.user in self.handed
+        if again or maildir.key in self.leaving:
+            self._free(maildir)
+            return [Line(4, f"{maildir.user}: the maildir is moved again and again; the session ends")] if again else []
+        self.asleep[maildir.user] = (maildir.key, message.state)
+        self.roused.add(maildir.user)
+        self.handed |= {maildir.user}
+        maildir.key = None
+        return []
 
     def woken(self, user: str, now: float) -> list[Effect]:
         """A parked session's client has spoken: its channel and what there was to it go to its user's actor."""
@@ -247,6 +268,7 @@ class Core:
         """A parked session's client has gone: nothing is removed, the lease is free."""
         key, _ = self.asleep.pop(user)
         self.roused.discard(user)
+        self.handed -= {user}
         self.sessions.pop(key, None)
         self.leaving.discard(key)
         if self.leases.get(user) == key:
@@ -290,6 +312,7 @@ class Core:
             if self.leases.get(maildir.user) == maildir.key:
                 del self.leases[maildir.user]
             maildir.key = None
+            self.handed -= {maildir.user}
 
     def ended(self, listener: str, message: m.Ended) -> list[Effect]:
         """A listener's connection is over. Its lease, if any, is freed by the maildir actor, not by this word.

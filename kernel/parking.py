@@ -36,8 +36,8 @@ class Parking:
             return False
         return self._loop.now < maildir.parks
 
-    def park(self, name: str, message: m.Parked, fd: int) -> None:
-        """A maildir actor hands a session over; `fd` is ours now."""
+    def park(self, name: str, message: m.Parked | m.Moved, fd: int) -> None:
+        """A maildir actor hands a session over, for later or for the next one; `fd` is ours now."""
         user = name.removeprefix("maildir.")
         known = user in self._core.asleep
         effects = self._core.parked(name, message, self._loop.now)

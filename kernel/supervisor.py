@@ -86,7 +86,7 @@ class Supervisor(Actor):
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self.ledger.awaiting, m.Granted: self.ledger.granted, m.Ended: self.ledger.ended,
             m.LoginFailed: self.ledger.login_failed, m.Closed: self._closed, m.Exited: self._exited,
-            m.Parked: self._parked, m.Late: self.blame.late,
+            m.Parked: self._parked, m.Moved: self._moved, m.Late: self.blame.late,
             m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
 
@@ -284,6 +284,11 @@ class Supervisor(Actor):
             return
         self.parking.park(process.name, message, fds[0])
         self._schedule_sweep()
+
+    def _moved(self, process: Process, message: m.Moved, fds: list[int]) -> None:
+        """It is to go, and the session waits for that."""
+        self.parking.park(process.name, message, fds[0])
+        self.loop.later(1.0, lambda: self._gone_by_now(process))
 
     # -- orders
     def send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:

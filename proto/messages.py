@@ -215,7 +215,7 @@ class Open(NamedTuple):
 
 
 class Wake(NamedTuple):
-    """Serve on a session that was parked. Carries its channel to the listener."""
+    """Serve on a session that was parked, or begin one whose `state` is empty. Carries its channel to the listener."""
 
     session: Session
     park: Count
@@ -242,6 +242,16 @@ class Closed(NamedTuple):
 
 class Parked(NamedTuple):
     """A session that slept: all there is to it, for Wake. Carries its channel to the listener."""
+
+    session: Session
+    state: Blob
+
+
+class Moved(NamedTuple):
+    """Another directory is in my maildir's place, which I can't see: the session, not begun where `state` is empty, is for the next of me.
+
+    Carries its channel to the listener.
+    """
 
     session: Session
     state: Blob
@@ -551,7 +561,7 @@ class Leaving(NamedTuple):
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
 CARRIES: dict[type, int] = {
-    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Spawn: 1, Execute: 1,
+    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Moved: 1, Spawn: 1, Execute: 1,
 }
 
 

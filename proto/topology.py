@@ -218,7 +218,7 @@ EDGES: tuple[Edge, ...] = (
         octets=256 * KIB,
         deadline=_ALIVE,
     ),
-    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Busy, m.Leaving), {}, octets=256 * KIB),
+    Edge("maildir.{user}", "kernel", (*_SPAWNED, m.Closed, m.Parked, m.Moved, m.Busy, m.Leaving), {}, octets=256 * KIB),
     Edge(
         "listener",
         "maildir.{user}",

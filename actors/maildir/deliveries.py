@@ -10,7 +10,7 @@ from typing import Any
 
 from popkernel.actors.maildir.quota import FULL, Quota
 from popkernel.actors.maildir.store import Delivery, Maildrop, StoreError
-from popkernel.actors.maildir.storeerror import TEMP
+from popkernel.actors.maildir.storeerror import TEMP, MovedError
 from popkernel.kernel.channel import Channel, Message
 from popkernel.proto import messages as m
 
@@ -18,6 +18,7 @@ __all__ = ["Deliveries", "trace_fields"]
 
 # Perhaps another directory lies there by now.
 _AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))
+_MOVED = "4.3.2", "the mailbox has moved, try again later"
 _MOST_FIELDS = 64
 _PIECE = 256 * 1024  # octets
 
@@ -25,9 +26,10 @@ _PIECE = 256 * 1024  # octets
 class _Open:
     """A large message that is coming in."""
 
-    __slots__ = ("delivery", "head", "octets", "recipient", "sender", "started")
+    __slots__ = ("channel", "delivery", "head", "octets", "recipient", "sender", "started")
 
-    def __init__(self, delivery: Delivery, sender: str, recipient: str) -> None:
+    def __init__(self, channel: Channel, delivery: Delivery, sender: str, recipient: str) -> None:
+        self.channel = channel
         self.delivery = delivery
         self.sender = sender
         self.recipient = recipient
@@ -37,16 +39,21 @@ class _Open:
 
 
 class Deliveries:
-    """All deliveries of a maildir actor. `full`: the status for a mailbox without room. `stale`: open the maildir anew."""
+    """All deliveries of a maildir actor. `full`: the status for a mailbox without room. `stale`: open the maildir anew.
+
+    `leave` is called where the maildir is found to have been moved, before anybody is told.
+    """
 
     def __init__(
         self, drop: Maildrop | None, trouble: StoreError, quota: Quota | None, *, full: str, log: Callable[[int, str], None],
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._drop = drop
         self._trouble = trouble
         self._quota = quota
         self._full = full
         self._log = log
+        self._leave = leave
         self.open: dict[tuple[int, int], _Open] = {}  # (channel's descriptor, delivery)
         self.stale = drop is None
 
@@ -83,13 +90,22 @@ class Deliveries:
     def resume(self, channel: Channel, delivery: Delivery, row: list[Any]) -> None:
         """Go on with a delivery where `settings` told of it; a replay does."""
         number, sender, recipient, started, head, octets, _ = row
-        one = self.open[channel.fd, number] = _Open(delivery, sender, recipient)
+        one = self.open[channel.fd, number] = _Open(channel, delivery, sender, recipient)
         one.started, one.head, one.octets = started, head, octets
 
     def gone(self, channel: Channel) -> None:
         """A channel has ended: what was under way on it will never be whole."""
         for key in [key for key in self.open if key[0] == channel.fd]:
             self.open.pop(key).delivery.abort()
+
+    def moved(self) -> None:
+        """The maildir is another now: what is coming in would end up in the one before."""
+        self.stale = True
+        self._leave()
+        for key, one in list(self.open.items()):
+            del self.open[key]
+            one.delivery.abort()
+            one.channel.send(m.Rejected(key[1], *_MOVED))
 
     def _post(self, message: m.Post) -> m.Accepted | m.Rejected:
         delivery: Delivery | None = None
@@ -115,7 +131,12 @@ class Deliveries:
         """
         if self._quota is None:
             return
-        left = self._quota.room(size)
+        try:
+            left = self._quota.room(size)
+        except StoreError as error:
+            if error.code == FULL and self._drop is not None and self._drop.moved():
+                raise MovedError from None  # another one is full, which is no reason for mail to bounce
+            raise
         if 0 <= left < sum(one.octets for one in self.open.values()) + more:
             raise StoreError(TEMP, "no room beside the other messages on their way in", errno.EDQUOT)
 
@@ -128,7 +149,7 @@ class Deliveries:
         try:
             # What the client says is with CR LF, and a guess (RFC 1870): refused is what can't fit however short its lines are.
             self._room((message.octets + 1) // 2, 0)
-            self.open[key] = _Open(self._new(), message.sender, message.recipient)
+            self.open[key] = _Open(channel, self._new(), message.sender, message.recipient)
         except StoreError as error:
             channel.send(self._rejected(message.delivery, None, error))
 
@@ -188,6 +209,9 @@ class Deliveries:
         """All but a full mailbox is worth another try: somebody may mend it, and mail had better wait than bounce."""
         if delivery is not None:
             delivery.abort()
+        if isinstance(error, MovedError):
+            self.moved()
+            return m.Rejected(number, *_MOVED)
         if error.code == FULL:
             return m.Rejected(number, self._full, error.text[:500])
         self._log(4, f"a message was not taken: {error}")

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import cachefile, directory
-from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os
+from popkernel.actors.maildir.storeerror import TEMP, MovedError, StoreError, from_os
 from popkernel.proto import popcache
 from popkernel.proto.octets import SizeCounter
 
@@ -46,6 +46,10 @@ class Delivery:
         self._drop = drop
         self._counter = SizeCounter()
         self._fd = -1
+        try:
+            drop.look("tmp", "new")
+        except OSError as error:
+            raise from_os(error, "maildir") from None
         self._source = self._name = _first_free(drop.fresh_name, self._create)
 
     def _create(self, name: bytes) -> bool:
@@ -82,7 +86,8 @@ class Delivery:
     def commit(self) -> str:
         """Make the message part of the maildrop, safe on disk. Returns its file name in new/.
 
-        The lock comes before the message can be seen: when it cannot be had, StoreError SYS/TEMP and nothing happened.
+        The lock comes before the message can be seen: when it cannot be had, StoreError SYS/TEMP and nothing happened. Nothing
+        happened either where the next session would not look there: MovedError, or StoreError SYS/TEMP for new/ alone.
         """
         drop = self._drop
         try:
@@ -104,9 +109,15 @@ class Delivery:
         lock = drop.take_lock(TEMP)
         try:
             drop.at("deliver:locked")
+            self._compare()
             if not self._move(self._source):
                 self._name = _first_free(drop.fresh_name, self._move)
             drop.at("deliver:shown")
+            try:
+                self._compare()
+            except BaseException:
+                self._take_back()
+                raise
             line = popcache.format_line(self._name, self._counter.finish(), drop.uidl_of(self._name))
             try:
                 cachefile.append(lock, line)
@@ -115,6 +126,13 @@ class Delivery:
             drop.at("deliver:told")
         finally:
             os.close(lock)
+
+    def _compare(self) -> None:
+        """Is new/ still where the next session will look?"""
+        if self._drop.moved():
+            raise MovedError
+        if not self._drop.holds("new"):
+            raise StoreError(TEMP, "new was replaced while the message came in")
 
     def _move(self, name: bytes) -> bool:
         return directory.move_no_replace(self._drop.tmp, self._source, self._drop.new, name)

@@ -67,6 +67,11 @@ def open_part(root: int, part: bytes) -> int:
         raise from_os(error, part.decode()) from None
 
 
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Which file a status is of: device and inode."""
+    return status.st_dev, status.st_ino
+
+
 def make_directory(path: bytes, root: int | None) -> None:
     """Mkdir 0700, content when another program was quicker."""
     try:

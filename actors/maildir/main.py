@@ -13,6 +13,7 @@ from popkernel.actors.maildir.listing import Listing
 from popkernel.actors.maildir.policy import KEYS, policy_of
 from popkernel.actors.maildir.reception import Reception
 from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.actors.maildir.storeerror import IN_USE
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.loop import Timer
@@ -37,6 +38,7 @@ class MaildirActor(Actor):
         self.number = 0
         self.channel: Channel | None = None
         self.leaving = False
+        self.final = False  # it leaves for good, whatever comes in
         self.stopping = False
         self.reception = Reception(self)
         self.park_seconds = 0
@@ -113,7 +115,10 @@ class MaildirActor(Actor):
 
     # -- from the kernel
     def _open(self, message: m.Open, fds: list[int]) -> None:
-        listing = self._begin(message, fds[0], resumed=False)
+        self._start(message, fds[0])
+
+    def _start(self, message: m.Open | m.Wake, fd: int) -> None:
+        listing = self._begin(message, fd, resumed=False)
         if listing is None or self.drop is None or self.channel is None:
             return
         self.session = Session(self.drop, listing)
@@ -123,6 +128,9 @@ class MaildirActor(Actor):
 
     def _wake(self, message: m.Wake, fds: list[int]) -> None:
         """Go on with a session that was parked, by this process or by one before it. Its next command waits in its channel."""
+        if not message.state:
+            self._start(message, fds[0])
+            return
         listing = self._begin(message, fds[0], resumed=True)
         if listing is None or self.drop is None:
             return
@@ -132,7 +140,10 @@ class MaildirActor(Actor):
             self._cannot(error)
 
     def _begin(self, message: m.Open | m.Wake, fd: int, *, resumed: bool) -> Listing | None:
-        """Take a session's channel and list the maildrop; None where that can't be, and the listener told."""
+        """Take a session's channel and list the maildrop; None where that can't be, and the listener told, or the next actor is to."""
+        if self.drop is not None and self.drop.proven and self.drop.moved():
+            self._hand_back(message, fd)
+            return None
         channel = Channel(self.loop, adopt(fd), self.boot.name, "listener", self._on_session, self._on_session_gone, resumed=resumed)
         if self.channel is not None:
             channel.close()  # the kernel gives one lease at a time; a second one is nobody's
@@ -148,11 +159,28 @@ class MaildirActor(Actor):
             self._cannot(error)
         return None
 
+    def _hand_back(self, message: m.Open | m.Wake, fd: int) -> None:
+        """The path leads to another directory by now, which this process can't see: the session is for the next one.
+
+        It finds things as they are, for it looked just now; where it does not, that is an answer, and no reason to try again for ever.
+        """
+        self.leave()
+        self.tell(m.Moved(message.session, message.state if isinstance(message, m.Wake) else b""), [fd])
+        os.close(fd)
+        self.reception.moved()
+        self.rest()
+
+    def leave(self) -> None:
+        """Tell the kernel, once, that whoever comes next is for another process. Said before anything that makes somebody ask for one."""
+        self.final = True
+        if not self.leaving:
+            self.leaving = True
+            self.tell(m.Leaving())
+
     def _cannot(self, error: StoreError) -> None:
         self.log(4, f"{self.boot.name}: {error}")
-        if self.drop is None:  # what it may see is settled: once mended, the maildir is a new actor's
-            self.leaving = True
-            self.tell(m.Leaving())  # before Closed, at which the kernel gives the maildrop to who comes next
+        if error.code != IN_USE:  # what it may see is settled, and what failed is not trusted: once mended, the maildir is a new actor's
+            self.leave()  # before Closed, at which the kernel gives the maildrop to who comes next
         self._close(0, 0, m.Unready(error.code, str(error)))
 
     # -- asleep

@@ -59,8 +59,22 @@ class Reception:
                 self.sweeping = actor.loop.later(sweep, self._sweep)
         return Deliveries(
             drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
-            log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"),
+            log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"), leave=self._leave,
         )
+
+    def _leave(self) -> None:
+        """The maildir was moved. The mdas hear that before they hear what was refused: that goes to the next actor.
+
+        With a session open there will be no other for a while: each message is refused, and tried again later.
+        """
+        self.actor.leave()
+        if self.actor.session is None:
+            self.left()
+
+    def moved(self) -> None:
+        """A session has found out that the maildir was moved."""
+        if self.deliveries is not None:
+            self.deliveries.moved()
 
     def settings(self, now: float) -> dict[str, Any]:
         """What is under way, for who watches: the channels in their order, what comes in on each, and when tmp will be swept."""
@@ -90,7 +104,7 @@ class Reception:
         del fds
         actor, deliveries = self.actor, self.deliveries
         assert deliveries is not None
-        if actor.leaving and type(message) is m.Deliver and not (actor.stopping or deliveries.stale):
+        if actor.leaving and type(message) is m.Deliver and not (actor.stopping or actor.final or deliveries.stale):
             actor.leaving = False  # a large one crossed our leave: stay for it
             actor.tell(m.Busy())
         try:
@@ -100,9 +114,7 @@ class Reception:
             self._on_mda_gone(channel, str(error))
             return
         if deliveries.stale and not deliveries.open:
-            if not actor.leaving:
-                actor.tell(m.Leaving())  # before the mda hears of it, and asks the kernel for another
-            actor.leaving = True
+            actor.leave()
             actor.rest()
 
     def _on_mda_gone(self, channel: Channel, why: str) -> None:

@@ -46,6 +46,7 @@ class Maildrop(Mailbox):
         listing drops. The other way round it would leave messages that lost their UIDL. Where the site keeps what is deleted, the
         files get the flag T instead.
         """
+        self._must_hold("cur", "new")
         if self.policy.trash:
             return self._trash(listing, indices)
         failed: list[int] = []
@@ -73,6 +74,15 @@ class Maildrop(Mailbox):
             self.at("remove:synced")
             self._strike_out(doomed)
         return failed
+
+    def _must_hold(self, *parts: str) -> None:
+        """Nothing is removed from what was moved away: it may be somebody's copy, and the client would see the mail again."""
+        try:
+            if not self.moved() and self.holds(*parts):
+                return
+        except OSError as error:
+            raise from_os(error, "maildir") from None
+        raise StoreError(TEMP, "the maildir was replaced while the session was open")
 
     def _file_size(self, listing: Listing, i: int) -> int:
         status = self._status(listing, i)
@@ -224,6 +234,7 @@ class Maildrop(Mailbox):
             return False
         self._last = None
         try:
+            self._must_hold("cur", "new")
             if self._tidying is None:
                 self._tidying = sorted(filter(maildirname.is_message, directory.list_names(self.new)), reverse=True)
             lock = cachefile.acquire(self.root, 0.0, TEMP)  # not take_lock: nobody waited, so logins need not wait less
@@ -251,6 +262,7 @@ class Maildrop(Mailbox):
     def sweep_tmp(self, older_than: float = 36 * 3600) -> int:
         """Remove what crashed deliveries left in tmp/: regular files older than so many seconds. Returns how many."""
         try:
+            self._must_hold("tmp")
             return directory.remove_older(self.tmp, self._clock() - older_than)
         except OSError as error:
             raise from_os(error, "tmp") from None

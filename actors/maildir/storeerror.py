@@ -28,6 +28,13 @@ class StoreError(Exception):
         self.number = number  # the system's errno behind it, 0 where there is none
 
 
+class MovedError(StoreError):
+    """The path of the maildir leads to another directory than the one that is held. This process can't see that one: it must end."""
+
+    def __init__(self) -> None:
+        super().__init__(TEMP, "another directory is in the place of this maildir now")
+
+
 def from_os(error: OSError, where: str) -> StoreError:
     """Give an operating system error on ``where`` (a path relative to the maildir) its code and words."""
     code = PERM if error.errno in _PERMANENT else TEMP

@@ -29,7 +29,9 @@ SLOW = "4.4.1 the mailbox takes too long, try again later"
 class Copy:
     """A message for one recipient. Of a large one each user's first is the leader: its content is sent, `followers` are made of it."""
 
-    __slots__ = ("address", "asked", "followers", "indexes", "leader", "number", "route", "transaction", "unwritten", "user", "wanted")
+    __slots__ = (
+        "address", "asked", "followers", "indexes", "leader", "number", "retried", "route", "transaction", "unwritten", "user", "wanted",
+    )
 
     def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
         self.transaction = transaction
@@ -42,6 +44,7 @@ class Copy:
         self.leader: Copy | None = None
         self.followers: deque[Copy] = deque()  # not yet asked for
         self.asked = 0  # followers that are being made
+        self.retried = False  # it was refused by an actor that was going
         self.wanted = False  # it waits for a route, or for its turn on it
 
 
@@ -195,6 +198,15 @@ class Transaction:
         copy.unwritten -= message.octets
         if message.safe:
             self._end(copy, "2.0.0 safe", taken=True)
+
+    def again(self, copy: Copy) -> bool:
+        """A copy that was refused is to set off once more, as if it had not: whether it can, small and not tried twice."""
+        if self.large or copy.retried or copy not in self.open or copy.route is None:
+            return False
+        copy.retried = True
+        copy.route.drop(copy)
+        copy.route = None
+        return True
 
     def failed(self, copy: Copy, text: str = AWAY) -> None:
         """The copy was refused, or there is no route for it, or its maildir actor is gone. `text` begins with the status."""

@@ -148,6 +148,8 @@ class Routes:
                 copy.transaction.accepted(copy, message)
                 if copy.transaction.large and not message.safe:
                     self.resume(copy.transaction.owner)
+            elif type(message) is m.Rejected and route.leaving and copy.transaction.again(copy):
+                self.want(copy)  # refused by an actor that had taken its leave: the next one may see it otherwise
             elif type(message) is m.Rejected:
                 copy.transaction.failed(copy, f"{message.status} {message.text}")
                 self.resume(copy.transaction.owner)

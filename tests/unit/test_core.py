@@ -190,6 +190,18 @@ class Service(RuleBasedStateMachine):
                 self.asleep[user] = key
             self.do(effects)
 
+    @rule(data=st.data())
+    def finds_its_maildir_moved(self, data):
+        serving = [name for name, key in self.alive.items() if key is not None]
+        if serving:
+            name = data.draw(st.sampled_from(sorted(serving)))
+            user, key = name.removeprefix("maildir."), self.alive[name]
+            self.alive[name] = None
+            self.told.add(name)  # of its own will
+            self.do(self.core.parked(name, m.Moved(key.session, b""), self.now))
+            if user in self.core.asleep:
+                self.asleep[user] = key
+
     @precondition(lambda self: self.asleep)
     @rule(data=st.data())
     def stirs(self, data):
@@ -379,3 +391,44 @@ def test_restarts_with_pauses_that_double_until_given_up(intensity):
     assert pauses[:-1] == [0.0, 0.1, 0.2][:intensity]
     assert kernel.died("listener.0", 0.0).seconds == (0.0 if intensity else -1.0)
     assert kernel.died("auth", 1000.0).seconds == (0.0 if intensity else -1.0)
+
+
+def test_a_session_handed_back_is_for_the_next_actor_once():
+    """And has its lease all the while; who hands it back again ends it."""
+    kernel = make()
+    log_in(kernel, 1)
+    for again in (False, True):
+        effects = kernel.parked("maildir.alice", m.Moved(1, b""), 1.0)
+        assert any(type(e) is core.Line for e in effects) == again
+        assert ("alice" in kernel.asleep) != again
+        assert kernel.leases == ({} if again else {"alice": Key("listener.0", 1)})
+        turned = log_in(kernel, 2 + again, now=1.0)
+        assert (kernel.maildirs["alice"].waiting is not None) == again
+        if not again:
+            assert turned[-1].message.code == "IN-USE"
+        after = kernel.maildir_gone("maildir.alice", 2.0)
+        assert [type(e) for e in after] == [core.Spawn, core.Join if again else core.Rouse]
+        if not again:
+            assert (after[1].message.session, after[1].message.state) == (1, b"")
+
+
+def test_a_session_handed_back_may_sleep_and_be_handed_back_again():
+    kernel = make()
+    log_in(kernel, 1)
+    for now in (1.0, 100.0, 200.0):
+        assert kernel.parked("maildir.alice", m.Moved(1, b"s"), now) == []
+        kernel.maildir_gone("maildir.alice", now)
+        kernel.parked("maildir.alice", m.Parked(1, b"s"), now + 50)
+        kernel.woken("alice", now + 60)
+
+
+def test_who_hands_back_what_is_not_its_own_goes_and_nothing_is_put_to_sleep():
+    kernel = make()
+    log_in(kernel, 1)
+    assert kernel.parked("maildir.alice", m.Moved(2, b""), 1.0) == []
+    assert kernel.asleep == {} and kernel.maildirs["alice"].retiring
+    assert kernel.parked("maildir.nobody", m.Moved(2, b""), 1.0) == []
+    log_in(kernel, 3, "bob")
+    kernel.ended("listener.0", ended(3, "bob"))
+    assert kernel.parked("maildir.bob", m.Moved(3, b""), 1.0) == []
+    assert kernel.asleep == {} and "bob" not in kernel.leases

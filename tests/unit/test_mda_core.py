@@ -303,3 +303,21 @@ def test_the_same_recipient_twice_is_refused_twice():
     world.transaction.done()
     world.transaction.failed(world.transaction.copies[0], "4.3.1 full")
     assert world.answers == {0: ("4.3.1", False), 1: ("4.3.1", False)}
+
+
+def test_a_small_message_refused_by_an_actor_that_goes_is_for_the_next_one_once():
+    """It had taken its leave before it refused: the copy waits for another route, and is under way all the same."""
+    world = World(("a", "b"))
+    transaction = world.transaction
+    transaction.content(b"mail")
+    transaction.done()
+    copy = world.route("a").copies[next(iter(world.route("a").copies))]
+    before, route = transaction.active, copy.route
+    assert transaction.again(copy)
+    assert copy.route is None and copy.number not in route.copies
+    assert transaction.active == before
+    transaction.routed(copy, world.route("a"))
+    assert not transaction.again(copy)
+    transaction.failed(copy, "4.3.2 no")
+    assert transaction.active == before - 1
+    assert not transaction.again(copy)

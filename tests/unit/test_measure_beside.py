@@ -243,9 +243,9 @@ def test_another_directory_in_the_place_of_one_is_not_the_helpers(tmp_path, help
         box.drop.beside = end
         os.rename(box.path + b"/new", box.path + b"/old")
         os.mkdir(box.path + b"/new")
-        box.drop._look("cur")
+        box.drop.look("cur")
         assert end.there
-        box.drop._look("new")
+        box.drop.look("new")
         assert not end.there
     finally:
         box.drop.close()

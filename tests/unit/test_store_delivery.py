@@ -6,7 +6,11 @@ import os
 import time
 
 import pytest
+from popkernel.actors.maildir.deliveries import Deliveries
+from popkernel.actors.maildir.quota import Quota
 from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.actors.maildir.storeerror import MovedError
+from popkernel.proto import messages as m
 from popkernel.proto import popcache
 from popkernel.proto.octets import wire_size
 
@@ -404,4 +408,108 @@ def test_a_crash_while_a_second_file_gets_its_own_name(tmp_path, monkeypatch, wh
     for _ in range(2):
         listing = drop.listing()
         assert sorted(drop.read_small(listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
+    drop.close()
+
+
+def put_another(path, part=""):
+    """As an operator does who moves a maildir, or a directory of it, and makes it anew."""
+    os.rename(os.path.join(path, part).rstrip("/"), f"{path}.old{part}")
+    if not part:
+        os.mkdir(path, 0o700)
+    for name in ("cur", "new", "tmp") if not part else (part,):
+        os.mkdir(f"{path}/{name}", 0o700)
+
+
+def where_mail_is(path):
+    return [os.path.join(at, name) for root in (path, f"{path}.old", f"{path}.oldnew") for at, _, names in os.walk(root) for name in names if "cache" not in name]
+
+
+@pytest.mark.parametrize("part", ["", "new"])
+@pytest.mark.parametrize("step", ["deliver:synced", "deliver:locked", "deliver:shown"])
+def test_nothing_is_confirmed_that_is_where_nobody_will_look(tmp_path, step, part):
+    """What was shown there already is taken back; the next one goes where the path leads, or says that it can't."""
+    path = str(tmp_path / "Maildir")
+    drop = Maildrop(path, hostname="h")
+    deliver(drop)
+    put = []
+
+    def fault(at):
+        if at == step and not put:
+            put.append(at)
+            put_another(path, part)
+
+    drop._fault = fault
+    before = len(where_mail_is(path))
+    with pytest.raises(StoreError) as caught:
+        deliver(drop)
+    assert caught.value.code == "SYS/TEMP"
+    assert isinstance(caught.value, MovedError) == (not part)
+    assert len(where_mail_is(path)) == before
+    if part:
+        deliver(drop)
+        assert len(os.listdir(f"{path}/new")) == 1
+    else:
+        with pytest.raises(MovedError):
+            drop.deliver_begin()
+        with pytest.raises(MovedError):
+            drop.listing()
+    drop.close()
+
+
+def test_a_part_that_cannot_be_opened_leaves_what_is_held(tmp_path):
+    """All or none: a descriptor that was closed must not stay behind, for its number is soon another's."""
+    path = str(tmp_path / "Maildir")
+    drop = Maildrop(path, hostname="h")
+    name = deliver(drop)
+    drop.listing()
+    for part in ("cur", "new"):
+        os.rename(f"{path}/{part}", f"{path}/{part}.x")
+    os.mkdir(f"{path}/cur", 0o700)
+    os.symlink("nowhere", f"{path}/new")
+    before = sorted(os.listdir("/proc/self/fd"))
+    held = drop.cur, drop.new, drop.tmp
+    for _ in range(3):
+        with pytest.raises(StoreError, match="new is no directory"):
+            drop.listing()
+        assert (drop.cur, drop.new, drop.tmp) == held
+        assert sorted(os.listdir("/proc/self/fd")) == before
+    os.unlink(f"{path}/new")
+    os.rename(f"{path}/new.x", f"{path}/new")
+    os.rmdir(f"{path}/cur")
+    os.rename(f"{path}/cur.x", f"{path}/cur")
+    assert [drop.listing().name(i) for i in range(1)] == [name]
+    drop.close()
+
+
+def test_another_full_maildir_is_no_reason_to_bounce(tmp_path):
+    """The quota that is full is that of the one moved away."""
+    path = str(tmp_path / "Maildir")
+    drop = Maildrop(path, hostname="h")
+    deliver(drop)
+    left = []
+    deliveries = Deliveries(
+        drop, StoreError("SYS/TEMP", "none"), Quota(drop.root, "1C", time.time), full="5.2.2", log=lambda *_: None, leave=lambda: left.append(1),
+    )
+    post = m.Post(1, "a@example.org", "b@example.org", MAIL)
+    assert deliveries._post(post).status == "5.2.2"
+    put_another(path)
+    assert deliveries._post(post).status == "4.3.2"
+    assert left and deliveries.stale
+    drop.close()
+
+
+def test_nothing_is_removed_from_a_maildir_moved_away(tmp_path):
+    path = str(tmp_path / "Maildir")
+    drop = Maildrop(path, hostname="h")
+    deliver(drop)
+    listing = drop.listing()
+    put_another(path)
+    with pytest.raises(StoreError):
+        drop.remove(listing, [0])
+    assert len(where_mail_is(path)) == 1
+    os.utime(where_mail_is(path)[0], (0, 0))
+    os.rename(where_mail_is(path)[0], f"{path}.old/tmp/left")
+    with pytest.raises(StoreError):
+        drop.sweep_tmp()
+    assert os.listdir(f"{path}.old/tmp") == ["left"]
     drop.close()
