@@ -24,6 +24,7 @@ from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.rundir import problem as run_dir_problem
 from popkernel.proto.networks import parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
+from popkernel.proto.usernames import name_lines, twins
 
 _USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config"))
 
@@ -121,12 +122,16 @@ def check_tables(config: Config, report: Report) -> None:
     report.all_errors(user_findings + auth_findings, _DATA)
     # A line that did not parse would show up as missing too: say that only once it does parse.
     if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
-        named = {*auth.hashes, *auth.shut_out, *auth.locked}
+        named = auth.names()
         report.warnings.extend(few(list(auth.shut_out.values()), "more users cannot log in"))
         report.warnings.extend(_missing(named, users, config.auth_table, auth_data, config.user_table))
         report.warnings.extend(_missing(users, named, config.user_table, user_data, config.auth_table))
         if auth.locked:
             report.notes.append(f"{config.auth_table}: {len(auth.locked)} user{'s are' if len(auth.locked) > 1 else ' is'} locked")
+    for case, names, data, path in (
+        (config.login_case, auth.names(), auth_data, config.auth_table), (config.recipient_case, users, user_data, config.user_table),
+    ):
+        report.warnings.extend(twins(names, data, path) if case == "fold" and data is not None else [])
     if user_data is not None:
         _check_maildirs(config, users, user_data, report)
 
@@ -189,7 +194,7 @@ def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_dat
     lacking = set(here).difference(there)
     if not lacking:
         return
-    lines = _lines(here_data)
+    lines = name_lines(here_data)
     named = sorted(lacking, key=lambda name: lines.get(name, 0))
     for name in named[:MAX_FINDINGS]:
         mend = f"add {name} there, or remove the line here"
@@ -197,16 +202,6 @@ def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_dat
     if len(named) > MAX_FINDINGS:
         what = f"{len(named) - MAX_FINDINGS} more users are not in {there_path}"
         yield Finding(here_path, 0, what, "add them there, or remove their lines here")
-
-
-def _lines(data: bytes) -> dict[str, int]:
-    """Give the line number of each name of a table that parses."""
-    numbers: dict[str, int] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
-        columns = line.replace(b":", b" ", 1).split(None, 1)
-        if columns and not columns[0].startswith(b"#"):
-            numbers.setdefault(columns[0].decode("utf-8", "replace"), number)
-    return numbers
 
 
 def _actor_uids(config: Config) -> dict[int, str]:
@@ -219,7 +214,7 @@ def _actor_uids(config: Config) -> dict[int, str]:
 
 def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, report: Report) -> None:
     path = config.user_table
-    lines = _lines(data) if users else {}
+    lines = name_lines(data) if users else {}
     owner_of: dict[str, str] = {}
     ways = Ways()
     actors = _actor_uids(config)

@@ -195,7 +195,7 @@ class Core:
             self.logins[user] = now  # no more of them than users
         maildir.key = key
         self.idle.pop(user, None)
-        effects.append(Join(key.listener, m.Opened(key.session), maildir.name, m.Open(key.session, self._park(maildir, now))))
+        effects.append(Join(key.listener, m.Opened(key.session, user), maildir.name, m.Open(key.session, self._park(maildir, now))))
         return effects
 
     def start(self, user: str, row: MailUser) -> list[Effect]:

@@ -8,12 +8,12 @@ from collections import deque
 from typing import Any
 
 from popkernel.kernel import core, deliveries, recipients
-from popkernel.proto import messages, tables
+from popkernel.proto import messages, tables, usernames
 from popkernel.proto.shown import cut, is_cut
 
 __all__ = ["FreezeError", "freeze", "thaw"]
 
-_MODULES = (core, deliveries, recipients, messages, tables)
+_MODULES = (core, deliveries, recipients, messages, tables, usernames)
 _CLASSES: dict[str, type] = {
     name: value
     for module in _MODULES

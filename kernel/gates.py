@@ -68,7 +68,7 @@ class Gates:
     def over(self, listener: Process) -> None:
         """Its process is no more, and its one session neither, whether it has said so or not: all sessions need not be looked through."""
         k = self._kernel
-        k.do(k.core.ended(listener.name, m.Ended(listener.session, "", "", "its listener is gone", 0, 0, 0, 0, 0, 0)))
+        k.do(k.core.ended(listener.name, m.Ended(listener.session, "", "", "its listener is gone", 0, 0, 0, 0, 0, 0, 0)))
         if listener.hello is None:
             self.taken(listener)
 

@@ -40,7 +40,8 @@ __all__ = ["run"]
 SOFTWARE, OSERR, CONFIG = (EXITS[name].code for name in ("software", "oserr", "config"))
 BOOT = ["-m", "popkernel.kernel.boot"]  # what a fresh interpreter runs; tests that attack from inside wrap it
 _RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
-    "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_seconds", "idle_seconds", "max_sessions", "auth_cache_seconds",
+    "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_case", "login_seconds", "idle_seconds", "max_sessions",
+    "auth_cache_seconds",
     "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user", "session_memory",
     "certs", "key_passphrase_file", "max_sessions_address", "connects_per_minute", "max_handshakes", "max_logins",
     "max_logins_user", "most_errors", "max_commands", "proxy_networks",
@@ -315,7 +316,8 @@ class Init:
             self.look.end()
         config = self.config
         decisive = [self.toml_path, config.user_table, config.auth_table, config.oauth_jwks]
-        self.look = Look(self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive)
+        fold = config.recipient_case == "fold"
+        self.look = Look(self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive, fold=fold)
 
     def _mailboxes_at_start(self, why: str, lines: list[str]) -> None:
         if destination(self.config.log) == "syslog" and (self.on_ready is not None or not self.config.daemon):

@@ -86,7 +86,8 @@ class Ledger:
         """A password was wrong, says a listener."""
         del fds
         if self._its_own(listener, message.session):
-            self._event(listener, NOTICE, "login failed", login_failed(message))
+            level = INFO if message.why == "repeat" else NOTICE  # one mistyped password is one line, by however many ways it came
+            self._event(listener, level, "login failed", login_failed(message))
 
     def _event(self, listener: Process, level: int, event: str, fields: dict[str, Any]) -> None:
         self._kernel.actor_line.event(listener.name, level, event, fields, alone=bool(listener.session))

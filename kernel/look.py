@@ -24,7 +24,9 @@ _MOST_LINE = 1900  # characters; it travels in a message
 class Look:
     """A process that looks, and the pipe on which it says what it finds."""
 
-    def __init__(self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = ()) -> None:
+    def __init__(
+        self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = (), *, fold: bool = False,
+    ) -> None:
         """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox."""
         self._loop = loop
         self._over = over
@@ -32,7 +34,7 @@ class Look:
         self._pipe, its = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            do_and_leave(lambda: _look(its, table, subdir, decisive), 1)
+            do_and_leave(lambda: _look(its, table, subdir, decisive, fold=fold), 1)
         os.close(its)
         os.set_blocking(self._pipe, False)
         loop.add(self._pipe, self._read)
@@ -69,12 +71,12 @@ class Look:
             self.pid = 0
 
 
-def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str]) -> int:
+def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str], *, fold: bool = False) -> int:
     """In the child, which keeps of init's descriptors the pipe and standard error only: the lock above all must not outlive init."""
     signal.set_wakeup_fd(-1)
     os.closerange(3, pipe)
     os.closerange(pipe + 1, 65536)
     with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
-        for line in chain(trust.warnings(decisive), warnings(table, subdir)):
+        for line in chain(trust.warnings(decisive), warnings(table, subdir, fold=fold)):
             os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
     return 0

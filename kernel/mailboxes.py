@@ -9,8 +9,10 @@ import shlex
 import stat
 from collections.abc import Iterator
 
+from popkernel.kernel.regular import read_regular
 from popkernel.kernel.usertable import read_users
-from popkernel.proto.tables import MailUser
+from popkernel.proto.tables import MAX_TABLE, MailUser
+from popkernel.proto.usernames import twins
 
 __all__ = ["MOST_NAMED", "Ways", "mailbox_problem", "warnings"]
 
@@ -133,11 +135,17 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def warnings(table: str, subdir: str) -> Iterator[str]:
-    """A line for each of the first ten users of a table whose mailbox can't be served, and one for how many more there are."""
+def warnings(table: str, subdir: str, *, fold: bool = False) -> Iterator[str]:
+    """A line for each of the first ten users of a table whose mailbox can't be served, and one for how many more there are.
+
+    `fold`: where mail finds its user in any case, also for users whose names differ in nothing else.
+    """
     ways = Ways()
     broken = 0
-    for name, user in read_users(table, subdir).items():
+    users = read_users(table, subdir)
+    if fold:
+        yield from map(str, twins(users, read_regular(table, MAX_TABLE), table))
+    for name, user in users.items():
         problem = mailbox_problem(user, ways)
         if problem is not None:
             broken += 1

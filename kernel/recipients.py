@@ -8,6 +8,7 @@ folded, a name is also found by another spelling of it, unless two names differ 
 from collections.abc import Iterator, Mapping
 
 from popkernel.proto.tables import MailUser
+from popkernel.proto.usernames import Spellings
 
 __all__ = ["Rules"]
 
@@ -19,19 +20,16 @@ class Rules:
         self.separators = separators
         self.fold = fold
         self.domains = frozenset(d.lower() for d in domains)
-        self._of: Mapping[str, MailUser] | None = None  # the table that `_folded` was made from
-        self._folded: dict[str, str] = {}
+        self._of: Mapping[str, MailUser] | None = None  # the table that `_spellings` are of
+        self._spellings = Spellings((), fold=fold)
 
     def find(self, address: str, users: Mapping[str, MailUser]) -> str | None:
         """The user whose mail it is; None where there is none. `address` as in RCPT TO, without its angle brackets."""
-        if address in users:
-            return address
-        folded = self._folded_names(users) if self.fold else {}
-        for name in self._names(address):
-            if name in users:
-                return name
-            found = folded.get(name.lower())
-            if found:
+        if self._of is not users:
+            self._of, self._spellings = users, Spellings(users, fold=self.fold)
+        for name in (address, *self._names(address)):
+            found = self._spellings.find(name, users)
+            if found is not None:
                 return found
         return None
 
@@ -52,15 +50,6 @@ class Rules:
         """The part before the first separator; "" where there is none, or nothing before it."""
         cuts = [at for at in (local.find(mark, 1) for mark in self.separators) if at > 0]
         return local[: min(cuts)] if cuts else ""
-
-    def _folded_names(self, users: Mapping[str, MailUser]) -> dict[str, str]:
-        if self._of is not users:
-            folded: dict[str, str] = {}
-            for name in users:
-                lower = name.lower()
-                folded[lower] = "" if lower in folded else name
-            self._of, self._folded = users, folded
-        return self._folded
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -63,8 +63,8 @@ def session_over(e: m.Ended) -> dict[str, Any]:
     """The log's fields of a session; octets as they travelled, in clear."""
     return {
         "address": e.address, "session": session_name(e.session), "why": e.why, "user": e.user, "commands": e.commands,
-        "octets_in": e.octets_in, "octets_out": e.octets_out, "retrieved": e.retrieved, "deleted": e.deleted,
-        "milliseconds": e.milliseconds,
+        "octets_in": e.octets_in, "octets_out": e.octets_out, "retrieved": e.retrieved, "marked": e.marked,
+        "removed": e.removed, "milliseconds": e.milliseconds,
     }
 
 
@@ -82,4 +82,5 @@ def sessions_lost(opened: dict[Key, tuple[str, float]], keys: list[Key], now: fl
 
 def login_failed(e: m.LoginFailed) -> dict[str, Any]:
     """The log's fields of a failure; what the client chose, its user's name, stands last (packaging/fail2ban matches the others)."""
-    return {"address": e.address, "session": session_name(e.session), "why": e.why, "user": e.user}
+    wait = {"seconds": e.seconds} if e.seconds else {}
+    return {"address": e.address, "session": session_name(e.session), "why": e.why, **wait, "user": e.user}

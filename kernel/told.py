@@ -83,6 +83,6 @@ def _spawner(config: Config, roots: list[bytes]) -> dict[str, Any]:
 def _auth(config: Config) -> dict[str, Any]:
     oauth = {name: getattr(config, f"oauth_{name}") for name in ("issuer", "audience", "jwks", "user_claim", "scope")}
     return {
-        "auth_table": config.auth_table, "cache_seconds": config.auth_cache_seconds, "penalty_seconds": config.penalty_seconds,
-        "ipv6_prefix": config.ipv6_prefix, "oauth": oauth if config.oauth_issuer else {},
+        "auth_table": config.auth_table, "login_case": config.login_case, "cache_seconds": config.auth_cache_seconds,
+        "penalty_seconds": config.penalty_seconds, "ipv6_prefix": config.ipv6_prefix, "oauth": oauth if config.oauth_issuer else {},
     }

@@ -8,6 +8,7 @@ from popkernel.kernel.exits import EXITS
 from popkernel.proto.sessionname import session_of
 from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of
+from popkernel.proto.usernames import fold
 
 __all__ = ["Viewer", "Wish", "WishError", "named", "row_of"]
 
@@ -104,6 +105,11 @@ def row_of(name: str) -> str:
         return name
 
 
+def _same(one: Any, other: str) -> bool:
+    """Whether a name that was typed may be that user's: case may have been folded."""
+    return type(one) is str and fold(one) == fold(other)
+
+
 def about(frame: dict[str, Any]) -> int:
     """The session that a frame concerns, be it by the name of a listener that serves one alone; 0 for none."""
     if frame["session"]:
@@ -155,9 +161,10 @@ class Viewer:
             return True
         mine = f"maildir.{user}"
         of_all = frame["name"] in _ANYBODYS and not session
-        if mine in (frame["actor"], frame["peer"], fields.get("name")) or fields.get("user") == user or of_all:
+        named_so = _same(fields.get("user"), user)
+        if mine in (frame["actor"], frame["peer"], fields.get("name")) or named_so or of_all:
             good = True
-            if session and (fields.get("user") == user or mine in (frame["actor"], frame["peer"])):  # an mda that knows her asks nobody
+            if session and (named_so or mine in (frame["actor"], frame["peer"])):  # an mda that knows her asks nobody
                 self._mine[session] = None
                 if len(self._mine) > _MOST_MINE:
                     del self._mine[next(iter(self._mine))]
@@ -166,7 +173,7 @@ class Viewer:
         elif not session:
             return False
         elif session in known:
-            good = known[session] == user
+            good = _same(known[session], user)
         else:
             if session not in self._held and len(self._held) >= _HELD_SESSIONS:
                 del self._held[next(iter(self._held))]

@@ -128,7 +128,8 @@ class Ended(NamedTuple):
     octets_in: Octets
     octets_out: Octets
     retrieved: Count
-    deleted: Count
+    marked: Count  # by DELE, when it ended
+    removed: Count  # by its QUIT
     milliseconds: Octets
 
 
@@ -139,19 +140,21 @@ class Late(NamedTuple):
 
 
 class LoginFailed(NamedTuple):
-    """For the log, one line a failure."""
+    """For the log, one line a failure. `why`: a response code, or auth's own word (Denied.why). `seconds`: until it may be tried again."""
 
     session: Session
     user: Annotated[str, Field("str", 0, 255)]
     address: Address
     why: Text
+    seconds: Count
 
 
 # ---- kernel -> listener
 class Opened(NamedTuple):
-    """Session so-and-so is logged in. Carries the channel to that user's maildir actor."""
+    """Session so-and-so is logged in, as that user of the tables. Carries the channel to that user's maildir actor."""
 
     session: Session
+    user: Name
 
 
 class Turned(NamedTuple):
@@ -191,15 +194,21 @@ class Login(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """No; the response code and the words for the client."""
+    """No; the response code and the words for the client.
+
+    `why`: the word for the log where the code does not say it: "guard" (not looked at, too many have failed there lately; `seconds`
+    until it may be tried again), "repeat" (a password that was found wrong there a moment ago). Else "" and 0.
+    """
 
     session: Session
     code: Code
     text: Text
+    why: Annotated[str, Field("str", 0, 16)]
+    seconds: Count
 
 
 class Granted(NamedTuple):
-    """The session of that listener is that user. Only auth may say so."""
+    """The session of that listener is that user, as the authorization table writes the name. Only auth may say so."""
 
     listener: Name
     session: Session

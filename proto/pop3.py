@@ -57,14 +57,14 @@ class LineReader:
 
 
 def split(line: bytes) -> tuple[bytes, bytes]:
-    """Keyword in upper case, and the rest behind one blank, as it came."""
+    """Keyword in upper case, and the rest behind one blank, as it came: a password may begin with another."""
     verb, _, rest = line.partition(b" ")
     return verb.upper(), rest
 
 
 def number(argument: bytes) -> int:
-    """A message number or line count: 1 to 10 digits, blanks behind forgiven; -1 for anything else."""
-    argument = argument.rstrip(b" ")
+    """A message number or line count: 1 to 10 digits, blanks around it forgiven; -1 for anything else."""
+    argument = argument.strip(b" ")
     if argument.isdigit() and (len(argument) <= 10 or (len(argument) <= 40 and len(argument.lstrip(b"0")) <= 10)):
         return int(argument)
     return -1

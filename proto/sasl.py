@@ -60,10 +60,13 @@ Step = Challenge | Failure | Credentials
 
 
 def arguments(rest: bytes) -> tuple[str, bytes | None]:
-    """What stands behind AUTH and its blank: the mechanism in upper case ("" for none), and the initial response or None."""
-    name, blank, initial = rest.rstrip(b" ").partition(b" ")
+    """What stands behind AUTH and its blank: the mechanism in upper case ("" for none), and the initial response or None.
+
+    Blanks around and between them are forgiven.
+    """
+    name, blank, initial = rest.strip(b" ").partition(b" ")
     mechanism = name.upper().decode("ascii", "replace")
-    return mechanism, initial if blank else None
+    return mechanism, initial.lstrip(b" ") if blank else None
 
 
 class Exchange:

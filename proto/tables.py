@@ -14,7 +14,7 @@ column.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeVar
 
 # Two to the twenty-sixth: over 700,000 users at 90 octets a line. Whoever reads a table reads at most one octet more.
@@ -93,6 +93,10 @@ class AuthTable(NamedTuple):
     """Who cannot log in because of what stands in place of the hash, and why; the others are served."""
     locked: list[str]
     """Whom `!` or `*` locks."""
+
+    def names(self) -> Collection[str]:
+        """Everybody it names, who may log in and who may not."""
+        return {*self.hashes, *self.shut_out, *self.locked} if self.shut_out or self.locked else self.hashes
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of the program: the line's finding on its way up

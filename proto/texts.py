@@ -66,6 +66,8 @@ _GERMAN = {
     "the mailbox can't be opened": "das Postfach lässt sich nicht öffnen",
     "the server is going down, try again later": "der Server wird beendet, bitte später noch einmal versuchen",
     "too many logins at once, try again later": "zu viele Anmeldungen zugleich, bitte später noch einmal versuchen",
+    "too many failed logins from your address, try again in {} seconds":
+        "zu viele fehlgeschlagene Anmeldungen von Ihrer Adresse, bitte in {} Sekunden noch einmal versuchen",
     "only one login in {} seconds": "nur eine Anmeldung in {} Sekunden",
     "mechanisms follow": "die Verfahren folgen",
     "unknown mechanism": "dieses Verfahren gibt es hier nicht",

@@ -5,7 +5,9 @@ an answer tells nobody which names exist.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from popkernel.proto.usernames import Spellings
 
 __all__ = ["DENIED", "Table"]
 
@@ -16,14 +18,24 @@ MOST_OCTETS = 72  # bcrypt looks at no more: what is longer must not be taken fo
 class Table:
     """The authorization table, and a hash to check against for those who are not in it."""
 
-    __slots__ = ("_decoy", "_hashes")
+    __slots__ = ("_decoy", "_hashes", "_spellings")
 
-    def __init__(self, hashes: Mapping[str, bytes], decoys: Mapping[int, bytes]) -> None:
-        """`hashes` by name; `decoys`: by cost, a hash that no password fits."""
+    def __init__(
+        self, hashes: Mapping[str, bytes], decoys: Mapping[int, bytes], *, fold: bool = True, names: Collection[str] | None = None,
+    ) -> None:
+        """`hashes` by name; `decoys`: by cost, a hash that no password fits.
+
+        `fold`: whether alice may call herself Alice; `names`: all of the table, where some have no hash.
+        """
         self._hashes = hashes
+        self._spellings = Spellings(hashes if names is None else names, fold=fold)
         costs = Counter(int(h[4:6]) for h in list(hashes.values())[:1000])
         cost = costs.most_common(1)[0][0] if costs else 10
         self._decoy = decoys[cost]
+
+    def name_of(self, typed: str) -> str:
+        """The name as the table has it; of nobody's name the one spelling that stands for all of them, where they do not matter."""
+        return self._spellings.find(typed, self._hashes) or self._spellings.none(typed)
 
     def hash_of(self, user: str) -> tuple[bytes, bool]:
         """The hash to check against, and whether the user exists at all."""

@@ -11,9 +11,12 @@ fails. So three scores, each of which fades by half in ten minutes:
 
 An attempt in penalty waits *before* it is looked at, and one that fails is answered no sooner than the wait that is then due. Delaying
 the answer alone would not do: who guesses hangs up and asks again. At one address (and for one pair) attempts wait one behind the
-other; those under way count a tenth each at an address, so that a burst on many connections is one guesser too. What would have to
-wait longer than the most is refused unseen, and costs no hashing. It is told SYS/TEMP (RFC 3206), not AUTH: nobody looked whether
-the password is right, so no client should make its user type it anew, and a guesser learns nothing.
+other. What would have to wait longer than the most is refused unseen, and costs no hashing. It is told SYS/TEMP (RFC 3206), not AUTH:
+nobody looked whether the password is right, so no client should make its user type it anew, and a guesser learns nothing.
+
+Only failures count. How many logins are under way says nothing: a thousand users behind one address may come at once. So auth asks
+once more when an attempt that waited for a processor has its turn: of a burst of guesses those that were being looked at when the
+first ones failed are all that were looked at.
 
 A user that has logged in from an address within the last day is *trusted* there: looked at at once, whoever else guesses from there or
 for it elsewhere, until ten failures of its own.
@@ -27,11 +30,10 @@ __all__ = ["Guard"]
 
 _HALF = 600.0  # seconds in which a score fades to half
 _FREE = 4.0  # a score that costs nothing yet
-_UNDER_WAY = 0.1
 _REPEAT, _REPEATS = 0.25, 4  # what the next failures of the same user at the same address add, and how many of them do
 _TRUST = 86400.0  # seconds; mail is fetched at least daily by who fetches at all
 _TRUST_FAILURES = 10.0
-_MOST_CREDIT = 20.0
+_MOST_CREDIT = 50.0  # users; one in ten of five hundred may begin the day with a wrong password
 _CREDIT_HALF = 86400.0
 _MOST = 100_000  # entries of each kind; the one longest untouched goes first
 
@@ -39,13 +41,12 @@ _MOST = 100_000  # entries of each kind; the one longest untouched goes first
 class _Score:
     """A number that fades; `next`: when the next attempt in penalty may be looked at."""
 
-    __slots__ = ("at", "credit", "credit_at", "next", "under_way", "value")
+    __slots__ = ("at", "credit", "credit_at", "next", "value")
 
     def __init__(self, now: float) -> None:
         self.value = 0.0
         self.at = now
         self.next = 0.0
-        self.under_way = 0
         self.credit = 0.0
         self.credit_at = now
 
@@ -88,48 +89,42 @@ _Kind = TypeVar("_Kind", bound=_Score)
 class Guard:
     """`most`: the longest wait in seconds, 0 turns everything off. `ipv6_bits`: how much of an IPv6 address is one client's."""
 
-    __slots__ = ("_addresses", "_bits", "_most", "_pairs", "_users")
+    __slots__ = ("_addresses", "_bits", "_pairs", "_users", "most")
 
     def __init__(self, most: int, ipv6_bits: int = 64) -> None:
-        self._most = float(most)
+        self.most = float(most)
         self._bits = ipv6_bits
         self._addresses: dict[str, _Score] = {}
         self._users: dict[int, _Score] = {}
         self._pairs: dict[tuple[str, int], _Pair] = {}
 
-    def admit(self, user: str, address: str, now: float) -> float | None:
-        """Seconds until this attempt may be looked at; None: not at all, now. `address`: host and port, as Login has it.
-
-        Whoever is told a number says one of `failed`, `succeeded` and `abandoned` later.
-        """
-        if not self._most:
+    def admit(self, user: str, address: str, now: float) -> float:
+        """Seconds until this attempt may be looked at; more than `most`: it is not. `address`: host and port, as Login has it."""
+        if not self.most:
             return 0.0
         where, who = self._keys(user, address)
-        spot, pair = self._touch(self._addresses, where, _Score, now), self._pairs.get((where, who))
+        spot, pair = self._addresses.get(where), self._pairs.get((where, who))
         wait = 0.0
         if pair is None or pair.trusted <= now or pair.fade(now) >= _TRUST_FAILURES:
             wait = self._delay(self._users.get(who), now)
             queues = [score for score in (spot, pair) if score is not None and self._delay(score, now) > 0]
             for score in queues:
                 wait = max(wait, max(score.next - now, 0.0) + self._delay(score, now))
-            if wait > self._most:
-                return None
-            for score in queues:
-                score.next = now + wait
-        spot.under_way += 1
+            if wait <= self.most:
+                for score in queues:
+                    score.next = now + wait
         return wait
 
-    def abandoned(self, user: str, address: str) -> None:
-        """An attempt that was admitted and that nobody has looked at, or whose client is gone."""
-        spot = self._addresses.get(self._keys(user, address)[0])
-        if spot is not None:
-            spot.under_way = max(0, spot.under_way - 1)
+    def due(self, user: str, address: str, now: float) -> float:
+        """How many seconds after it came a failure may be answered that counts no more than it did the first time."""
+        where, who = self._keys(user, address)
+        scores = (self._addresses.get(where), self._users.get(who), self._pairs.get((where, who)))
+        return max(self._delay(score, now) for score in scores)
 
     def failed(self, user: str, address: str, now: float) -> float:
         """A wrong password or token; how many seconds after it came the attempt may be answered."""
-        if not self._most:
+        if not self.most:
             return 0.0
-        self.abandoned(user, address)
         where, who = self._keys(user, address)
         spot, person = self._touch(self._addresses, where, _Score, now), self._touch(self._users, who, _Score, now)
         pair = self._touch(self._pairs, (where, who), _Pair, now)
@@ -145,9 +140,8 @@ class Guard:
 
     def succeeded(self, user: str, address: str, now: float) -> None:
         """A right one: what this user failed here before was mistyped."""
-        if not self._most:
+        if not self.most:
             return
-        self.abandoned(user, address)
         where, who = self._keys(user, address)
         spot, pair = self._touch(self._addresses, where, _Score, now), self._touch(self._pairs, (where, who), _Pair, now)
         if pair.trusted <= now:
@@ -170,8 +164,8 @@ class Guard:
         """A second for the first point over the allowance, twice that for each more."""
         if score is None:
             return 0.0
-        over = score.fade(now) + score.under_way * _UNDER_WAY - score.allowance(now)
-        return min(self._most, 0.5 * 2.0 ** min(over, 16.0)) if over > 0 else 0.0
+        over = score.fade(now) - score.allowance(now)
+        return min(self.most, 0.5 * 2.0 ** min(over, 16.0)) if over > 0 else 0.0
 
     @staticmethod
     def _touch(table: dict[_Key, _Kind], key: _Key, kind: type[_Kind], now: float) -> _Kind:

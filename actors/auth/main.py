@@ -6,6 +6,7 @@ mail lies where, and which believes it only of a session that the listener annou
 
 import contextlib
 import hmac
+import math
 import os
 import threading
 import time
@@ -18,14 +19,18 @@ from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.actors.auth.guessing import Guard
 from popkernel.actors.auth.hashing import checker
 from popkernel.actors.auth.lanes import pairs
+from popkernel.actors.auth.repeats import Wrong
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.priority import processors
 from popkernel.kernel.regular import read_regular
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
+from popkernel.proto.fair import Fair
+from popkernel.proto.networks import host_of, prefix_of
 from popkernel.proto.sasl import MECHANISMS, TOKENS
 from popkernel.proto.tables import MAX_TABLE, few, parse_auth
+from popkernel.proto.usernames import twins
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
@@ -33,16 +38,22 @@ if TYPE_CHECKING:
 _SHORT = b"06"  # bcrypt's cost up to which nobody minds waiting for a second check: some 4 ms
 _MOST_SAID = 10  # users named in the log who cannot log in because of what stands in place of their hash
 _MOST_WAITING = 20000  # logins that wait for a thread
-_MOST_SECONDS = 25.0  # how long one may have to wait: a client gives up at 30, and hashing for nobody keeps others waiting
+_MOST_SECONDS = 50.0  # how long one may have to wait: its listener gives up at 60, and hashing for nobody keeps others waiting
+_AHEAD = 4  # logins given to each thread: two that it checks and two that wait, for the loop need not be quick then
+_COMPLAINTS = 60.0  # seconds between two lines of the log about logins that are not looked at
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
 
 
 class Attempt(NamedTuple):
-    """A login that is looked at, now or later. `came`: by the loop's clock."""
+    """A login that is looked at, now or later, with its user as the table writes the name. `came`: by the loop's clock.
+
+    `waited`: it has had to wait for those who guess, and need not again.
+    """
 
     listener: str
     login: m.Login
     came: float
+    waited: bool = False
 
 
 class Auth(Actor):
@@ -51,10 +62,14 @@ class Auth(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot, many=True)
         self.shut_out: list[tuple[int, str]] = []  # level and line for the log, once there is one
-        self.table = Table(self._read(boot.config["auth_table"]), decoys())
+        self.table = self._read(boot.config["auth_table"], fold=boot.config.get("login_case", "fold") == "fold")
         self.tokens = self._read_keys(boot.config.get("oauth") or {})
         self.guard = Guard(int(boot.config.get("penalty_seconds", 0)), int(boot.config.get("ipv6_prefix", 64)))
         self.handlers |= {m.Peer: self._peer}
+        self.prefix = int(boot.config.get("ipv6_prefix", 64))
+        self.queue: Fair[int, Attempt] = Fair()  # by address, what the threads are not given yet
+        self.serial = 0
+        self.given = 0  # what they are given and have not given back
         self.work: deque[Attempt] = deque()
         self.ready = threading.Condition()  # held by who puts into `work` or takes from it
         self.idle = 0  # threads that wait for work, or were told of some and have not come for it yet
@@ -67,8 +82,10 @@ class Auth(Actor):
         self.check = checker()
         self.pair = pairs(self.check)
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
+        self.wrong = Wrong()
+        self.complained = -_COMPLAINTS
 
-    def _read(self, path: str) -> Any:
+    def _read(self, path: str, *, fold: bool) -> Table:
         try:
             data = read_regular(path, MAX_TABLE)
         except OSError as error:
@@ -80,7 +97,10 @@ class Auth(Actor):
         self.shut_out = [(4, str(finding)) for finding in said]
         if table.locked:
             self.shut_out.append((6, f"{path}: {len(table.locked)} users are locked"))
-        return table.hashes
+        names = table.names()
+        if fold:
+            self.shut_out += [(4, str(finding)) for finding in twins(names, data, path)]
+        return Table(table.hashes, decoys(), fold=fold, names=names)
 
     def _read_keys(self, oauth: dict[str, str]) -> "Tokens | None":
         """Keys for tokens, where there are to be any; what checks them is loaded then and only then, and used once."""
@@ -151,7 +171,8 @@ class Auth(Actor):
     def _judge(self, taken: list[Attempt]) -> list[bool]:
         """Whether each may log in. Who is not known, or has a password that bcrypt can't judge, costs what everybody does."""
         asked, may = [], []
-        for _, login, _ in taken:
+        for attempt in taken:
+            login = attempt.login
             expected, known = self.table.hash_of(login.user)
             fit = usable(login.secret)
             asked.append((login.secret if fit else b"\xff", expected))
@@ -191,42 +212,81 @@ class Auth(Actor):
             self.listeners.pop(channel.peer, None)
             self.refuse(channel, "Login.mechanism: no such mechanism")
             return
-        attempt = Attempt(channel.peer, message, self.loop.now)
-        wait = self.guard.admit(message.user, message.address, self.loop.now)
-        if wait is None:
-            self._too_many(channel.peer, message)
-        elif wait:
-            self.loop.later(wait, lambda: self._look(attempt))
-        else:
+        login = message._replace(user=self.table.name_of(message.user))
+        attempt = Attempt(channel.peer, login, self.loop.now)
+        if self.wrong.holds(login, self._client(login), self.loop.now):  # by its other ways to log in a client learns nothing more
+            self._checked(attempt, good=False)
+        elif self._may_be_looked_at(attempt):
             self._look(attempt)
+
+    def _client(self, login: m.Login) -> str:
+        """Whom the address belongs to."""
+        return prefix_of(host_of(login.address), self.prefix)
+
+    def _may_be_looked_at(self, attempt: Attempt) -> bool:
+        """Whether now; else it is later, or was answered that it is not."""
+        login = attempt.login
+        wait = self.guard.admit(login.user, login.address, self.loop.now)
+        if wait > self.guard.most:
+            seconds = math.ceil(wait)
+            text = f"too many failed logins from your address, try again in {seconds} seconds"
+            self._refuse(attempt.listener, login, text, "guard", seconds)
+        elif wait:
+            self.loop.later(wait, lambda: self._look(attempt._replace(waited=True)))
+        return not wait
 
     def _look(self, attempt: Attempt) -> None:
         """Check a login whose time has come."""
         login = attempt.login
         if attempt.listener not in self.listeners:
-            self.guard.abandoned(login.user, login.address)
             return
         expected, known = self.table.hash_of(login.user)
         if login.mechanism in TOKENS:  # some hundred microseconds: no work for threads
-            good = self.tokens is not None and self.tokens.user_of(login.secret) == login.user
-            self._checked(attempt, good=good and known)
+            user = self.tokens.user_of(login.secret) if self.tokens is not None else None
+            self._checked(attempt, good=known and user is not None and self.table.name_of(user) == login.user)
             return
         if known and usable(login.secret) and self.cache.holds(login.user, login.secret, expected, self.loop.now):
             self._checked(attempt, good=True)
             return
-        waiting = len(self.work)
-        if waiting >= _MOST_WAITING or waiting * self.seconds / self.hashers > _MOST_SECONDS:
-            self.guard.abandoned(login.user, login.address)
-            self._too_many(attempt.listener, login)
-            return
+        if not self.queue and self.given < _AHEAD * self.hashers:
+            self._give(attempt)
+        elif self._room(attempt):
+            self.serial += 1
+            self.queue.put(self._client(login), self.serial, attempt)
+
+    def _give(self, attempt: Attempt) -> None:
+        """To the threads."""
+        self.given += 1
         with self.ready:
             self.work.append(attempt)
             self.ready.notify()
 
-    def _too_many(self, listener: str, login: m.Login) -> None:
+    def _give_more(self) -> None:
+        """Those whose turn it is; who waited beside others that failed meanwhile is asked about anew."""
+        while self.queue and self.given < _AHEAD * self.hashers:
+            _, attempt = self.queue.take()
+            if attempt.listener in self.listeners and (attempt.waited or self._may_be_looked_at(attempt)):
+                self._give(attempt)
+
+    def _room(self, attempt: Attempt) -> bool:
+        """Whether it may wait for a thread: where too many do, the address with most of them has one less."""
+        waiting = len(self.queue) + self.given
+        seconds = waiting * self.seconds / self.hashers
+        if waiting < _MOST_WAITING and seconds <= _MOST_SECONDS:
+            return True
+        if self.loop.now - self.complained >= _COMPLAINTS:
+            self.complained = self.loop.now
+            self.log(4, f"logins are refused: {waiting} wait for their passwords to be checked, which takes {seconds:.0f} s here")
+        other = self.queue.spare(self._client(attempt.login))
+        refused = self.queue.remove(other) if other is not None else attempt
+        if refused is not None and refused.listener in self.listeners:
+            self._refuse(refused.listener, refused.login, "too many logins at once, try again later")
+        return refused is not attempt
+
+    def _refuse(self, listener: str, login: m.Login, text: str, why: str = "", seconds: int = 0) -> None:
         """Not looked at: whether the password is right, nobody knows (RFC 3206 section 4: SYS/TEMP)."""
-        note("Full", login.session, {"listener": listener})
-        self.listeners[listener].send(m.Denied(login.session, "SYS/TEMP", "too many logins at once, try again later"))
+        note("Full", login.session, {"listener": listener, "text": text, "why": why, "seconds": seconds})
+        self.listeners[listener].send(m.Denied(login.session, "SYS/TEMP", text, why, seconds))
 
     def _answers(self, events: int) -> None:
         del events
@@ -239,7 +299,9 @@ class Auth(Actor):
             login = attempt.login
             if good:
                 self.cache.put(login.user, login.secret, self.table.hash_of(login.user)[0], self.loop.now)
+            self.given -= 1
             self._checked(attempt, good=good)
+        self._give_more()
 
     def _checked(self, attempt: Attempt, *, good: bool) -> None:
         """The outcome is known; a bad one is told when its wait is over."""
@@ -248,18 +310,21 @@ class Auth(Actor):
             self.guard.succeeded(login.user, login.address, now)
             self._answer(listener, login, good=True)
             return
-        wait = attempt.came + self.guard.failed(login.user, login.address, now) - now
+        again = self.wrong.put(attempt.login, self._client(login), now)
+        due = self.guard.due if again else self.guard.failed
+        wait = attempt.came + due(login.user, login.address, now) - now
+        why = "repeat" if again else ""
         if wait > 0:
-            self.loop.later(wait, lambda: self._answer(listener, login, good=False))
+            self.loop.later(wait, lambda: self._answer(listener, login, good=False, why=why))
         else:
-            self._answer(listener, login, good=False)
+            self._answer(listener, login, good=False, why=why)
 
     def settings(self) -> dict[str, Any]:
         return {"listeners": list(self.listeners)}
 
-    def _answer(self, listener: str, login: m.Login, *, good: bool) -> None:
+    def _answer(self, listener: str, login: m.Login, *, good: bool, why: str = "") -> None:
         if watch.tap is not None:
-            note("Checked", login.session, {"listener": listener, "good": good})
+            note("Checked", login.session, {"listener": listener, "user": login.user, "good": good, "why": why})
         channel = self.listeners.get(listener)
         if channel is None:  # gone, and its sessions with it
             return
@@ -268,7 +333,7 @@ class Auth(Actor):
             if len(self.granted) == 1:
                 self.loop.soon(self._tell_granted)
         else:
-            channel.send(m.Denied(login.session, *DENIED))
+            channel.send(m.Denied(login.session, *DENIED, why, 0))
 
     def _tell_granted(self) -> None:
         """Those of a turn of the loop travel together."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.auth import main
+from popkernel.actors.auth.core import Table, decoys
 from popkernel.kernel.stage import LeftError, Stage, boot_of
 from popkernel.proto import messages as m
 from popkernel.proto.recording import Frame
@@ -19,9 +20,9 @@ __all__ = ["play"]
 class _Auth(main.Auth):
     """The shell itself, without its table, its threads and its guard: when each login was answered, and how, is recorded."""
 
-    def _read(self, path: str) -> Any:
+    def _read(self, path: str, *, fold: bool) -> Table:
         del path
-        return {}
+        return Table({}, decoys(), fold=fold)
 
     def _look(self, attempt: main.Attempt) -> None:
         self.work.append(attempt)
@@ -57,14 +58,17 @@ def _play(stage: Stage, auth: _Auth, waiting: dict[tuple[str, int], deque[m.Logi
             _join(stage, auth, frame.peer)
         stage.tell(frame)
         while auth.work:
-            listener, login, _ = auth.work.popleft()
+            listener, login, *_ = auth.work.popleft()
             waiting.setdefault((listener, login.session), deque()).append(login)
     elif frame.name in ("Checked", "Full"):
         listener = frame.fields["listener"]
         queue = waiting.get((listener, frame.session))
         if queue and frame.name == "Checked":
-            auth._answer(listener, queue.popleft(), good=frame.fields["good"])  # noqa: SLF001
+            fields = frame.fields
+            login = queue.popleft()._replace(user=fields["user"])  # as the table writes it, which is not here
+            auth._answer(listener, login, good=fields["good"], why=fields["why"])  # noqa: SLF001
         elif queue:
-            auth._too_many(listener, queue.popleft())  # noqa: SLF001
+            fields = frame.fields
+            auth._refuse(listener, queue.popleft(), fields["text"], fields["why"], fields["seconds"])  # noqa: SLF001
         else:
             stage.skipped.add(frame.session)

@@ -79,6 +79,7 @@ class Client:
             self.octets_in,
             session.octets_sent,
             session.retrieved,
-            session.deleted,
+            session.marked,
+            session.removed,
             int((now - self.started) * 1000),
         )

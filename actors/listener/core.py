@@ -23,7 +23,7 @@ __all__ = ["Session"]
 _MOST_OWED = 1024  # commands under way; more wait in the reader
 _MOST_LINES = 512  # lines, and octets of them, that may wait before no more are read
 _MOST_WAITING = 64 * 1024
-_USER_PASS = (b"USER", b"PASS")
+_KEEP_USER = frozenset((b"USER", b"PASS", b"CAPA", b"NOOP", b"LANG", b"UTF8"))  # between USER and PASS they change nothing
 _LAST_STATES = ("update", "over")
 _PAUSED = frozenset(("login", *_LAST_STATES))
 _AUTHORIZATION = {**AUTHORIZATION, **EITHER}
@@ -114,8 +114,8 @@ class Session(Login):
                 self._errors = 0
         else:
             handler = _AUTHORIZATION.get(verb)
-            if verb not in _USER_PASS:
-                self.user = ""  # PASS counts right behind USER only
+            if verb not in _KEEP_USER:
+                self.user = ""
             if handler is None:
                 self._bad("not now" if verb in TRANSACTION else "unknown command")
             else:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from popkernel.actors.listener.limits import TOO_MANY, Bounds, Limits
+from popkernel.actors.listener.limits import KEYS, TOO_MANY, TOO_MANY_ADDRESS, Bounds, Limits
 from popkernel.actors.listener.proxied import Proxied
 from popkernel.actors.listener.tls import Served, TlsError, serve
 from popkernel.kernel.actor import Actor, Boot
@@ -46,6 +46,7 @@ class Door(Actor):
         self.unknown: dict[socket.socket, Timer] = {}  # connections of proxies, whose client is not known yet
         self.listening: list[tuple[socket.socket, bool]] = []
         self._complained = -_COMPLAINTS
+        self._met: dict[str, tuple[float, int]] = {}  # bounds that were met: when the log had a line of it, how many times since
 
     def _read_blocked(self, path: str) -> Networks:
         if not path:
@@ -99,8 +100,8 @@ class Door(Actor):
         """Serve a client; one that is `refused` is told so, and no more."""
         raise NotImplementedError
 
-    def _make_room(self) -> bool:
-        """End the connection that has longest not logged in, if that is long; whether there was one."""
+    def _drop(self, session: int, why: str) -> None:
+        """End a connection that has to make room."""
         raise NotImplementedError
 
     # -- connections
@@ -140,6 +141,38 @@ class Door(Actor):
             self._complained = self.loop.now
             self.log(3, text)
 
+    def _bound(self, why: str, host: str, what: str = "refused") -> None:
+        """Tell the operator which key it is that somebody meets: one line a minute of each."""
+        key, now = KEYS[why], self.loop.now
+        last, many = self._met.get(key, (now - _COMPLAINTS, 0))
+        if now - last < _COMPLAINTS:
+            self._met[key] = last, many + 1
+            return
+        self._met[key] = now, 0
+        bound = getattr(self.limits.bounds, {"connects_per_minute": "per_minute"}.get(key, key.removeprefix("max_")))
+        before = f"; {many} times more since the last such line" if many else ""
+        self.log(4, f"{host}: {what}: {key} is met ({bound} in this process){before}")
+
+    def _make_room(self, why: str, host: str) -> bool:
+        """Drop one that has not logged in; whether there was one."""
+        limits, now = self.limits, self.loop.now
+        session = limits.spare(now) if why == TOO_MANY else limits.spare_of(host, now) if why == TOO_MANY_ADDRESS else None
+        if session is None:
+            return False
+        self._bound(why, host, "another made room")
+        self._drop(session, "made room for another")
+        return True
+
+    def _room_to_shake(self, session: int, host: str) -> bool:
+        """Count a handshake; where there is no room, one of the address that has most of them makes some."""
+        why = self.limits.shake(session, host)
+        slow = self.limits.spare_handshake() if why else None
+        if slow is not None:
+            self._bound(why, host, "another made room")
+            self._drop(slow, "made room for another handshake")
+            why = self.limits.shake(session, host)
+        return not why
+
     def _enter(self, sock: socket.socket, host: str, port: int, tls: bool) -> None:
         """By the client's own address: whether it is served."""
         host = plain(host)
@@ -148,15 +181,17 @@ class Door(Actor):
             sock.close()
             return
         why = self.limits.come(host, self.loop.now)
-        if why == TOO_MANY and self._make_room():
+        if why and self._make_room(why, host):
             why = self.limits.come(host, self.loop.now)
+        if why:
+            self._bound(why, host)
         self._admit(sock, host, port, tls=tls, refused=why)
 
     # -- PROXY
     def _await_header(self, sock: socket.socket, peer: Any, tls: bool) -> None:
-        if len(self.unknown) + self.limits.sessions >= self.most and not self._make_room():
+        if len(self.unknown) + self.limits.sessions >= self.most and not self._make_room(TOO_MANY, peer[0]):
             sock.close()
-            self._complain(f"{peer[0]}: connection closed: all {self.most} sessions are taken")
+            self._bound(TOO_MANY, peer[0])
             return
         proxied = Proxied(sock)
 

@@ -11,6 +11,7 @@ from functools import partial
 from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.door import Door
+from popkernel.actors.listener.limits import TOO_MANY_HANDSHAKES
 from popkernel.actors.listener.policy import Policy
 from popkernel.actors.listener.tls import Served
 from popkernel.actors.listener.watchdog import Watchdog
@@ -114,7 +115,7 @@ class Front(Door):
             client.session.refused(refused)
         else:
             client.host = host
-            self.limits.waits(self.serial, self.loop.now)
+            self.limits.waits(self.serial, host, self.loop.now)
         if watch.tap is not None:
             client.session.shown = [bytes(part) for part in client.session.out]
             note("Connected", self.serial, {"address": where, "tls": tls, "refused": refused}, way="in", peer="client")
@@ -125,12 +126,8 @@ class Front(Door):
             self._attend(client)
             self._progress(client)
 
-    def _make_room(self) -> bool:
-        session = self.limits.spare(self.loop.now)
-        if session is None:
-            return False
-        self._over(self.clients[session], "made room for another")
-        return True
+    def _drop(self, session: int, why: str) -> None:
+        self._over(self.clients[session], why)
 
     def _attend(self, client: Client) -> None:
         client.events = READ
@@ -176,16 +173,11 @@ class Front(Door):
 
     def _may_shake(self, client: Client) -> bool:
         """A handshake counts from the client's first octet on: who says nothing keeps nobody from theirs."""
-        limits, session, now = self.limits, client.session.id, self.loop.now
-        why = limits.shake(session, now)
-        slow = limits.spare_handshake(now) if why else None
-        if slow is not None:
-            self._over(self.clients[slow], "made room for another handshake")
-            why = limits.shake(session, now)
-        if why:
-            self._over(client, why)
-        client.shaking = not why
-        return not why
+        if self._room_to_shake(client.session.id, client.host):
+            client.shaking = True
+        else:
+            self._over(client, TOO_MANY_HANDSHAKES)
+        return client.shaking
 
     def _shaken(self, client: Client, sock: ssl.SSLSocket) -> None:
         """TLS is on."""

@@ -14,7 +14,7 @@ from collections import deque
 from typing import NamedTuple, NoReturn
 
 from popkernel.actors.listener.door import Door
-from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS
+from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
 from popkernel.kernel.actor import SOFTWARE, Boot, become, hard_limit
@@ -134,7 +134,7 @@ class Gate(Door):
         if refused:
             self.refusing += 1
         else:
-            self.limits.waits(guest.number, self.loop.now)
+            self.limits.waits(guest.number, host, self.loop.now)
         guest.timer = self.loop.later(_GRACE if refused else self.login_seconds, lambda: self._cut(guest, "logged in too slowly"))
         if tls:
             self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock))
@@ -155,22 +155,13 @@ class Gate(Door):
 
     def _may_shake(self, guest: Guest) -> bool:
         """From its first octet on a client counts as one that shakes hands, until it has logged in: only its listener sees more."""
-        limits, now = self.limits, self.loop.now
-        why = limits.shake(guest.number, now)
-        slow = limits.spare_handshake(now) if why else None
-        if slow is not None:
-            self._cut(self.guests[slow], "made room for another handshake")
-            why = limits.shake(guest.number, now)
-        if why:
-            self._cut(guest, why)
-        return not why
+        room = self._room_to_shake(guest.number, guest.host)
+        if not room:
+            self._cut(guest, TOO_MANY_HANDSHAKES)
+        return room
 
-    def _make_room(self) -> bool:
-        number = self.limits.spare(self.loop.now)
-        if number is None:
-            return False
-        self._cut(self.guests[number], "made room for another")
-        return True
+    def _drop(self, session: int, why: str) -> None:
+        self._cut(self.guests[session], why)
 
     # -- seats
     def _seat(self, message: m.Seat, fds: list[int]) -> None:
@@ -234,7 +225,7 @@ class Gate(Door):
         where = f"[{guest.host}]:{guest.port}" if ":" in guest.host else f"{guest.host}:{guest.port}"
         if guest.sock is None:
             milliseconds = int((self.loop.now - guest.came) * 1000)
-            self.tell(m.Ended(guest.session, "", where, why, 0, 0, 0, 0, 0, milliseconds))
+            self.tell(m.Ended(guest.session, "", where, why, 0, 0, 0, 0, 0, 0, milliseconds))
             self.children.kill(listener_name(guest.session))
         else:
             self.loop.remove(guest.sock.fileno())

@@ -8,14 +8,18 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from popkernel.proto.fair import Fair, Places
 from popkernel.proto.networks import prefix_of
+from popkernel.proto.usernames import fold
 
-__all__ = ["Bounds", "Limits", "group"]
+__all__ = ["KEYS", "Bounds", "Limits", "group"]
 
 _MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one that was longest quiet is forgotten
-_WAITING = 4  # logins that may wait, for each that may be under way: 100 and 400 are 15 s of bcrypt of cost 10 on two cores
-# Seconds that a client has to get somewhere before it makes room for another, when there is none: five round trips of 0.4 s, which TLS and
-# a login take. For so long a flood that takes every place within a moment keeps all others out.
+_WAITING = 20  # logins that may wait, for each that may be under way: 100 and 2,000 are a minute of bcrypt of cost 10 on two cores
+# When every place is taken, a client that has not logged in makes room for the next at once where such clients have this part of the
+# places: they may be a flood, and however fast it is, each has its place for as long as it takes to fill so many. Where nearly all have
+# logged in, those few would drive each other out; there each has these seconds: five round trips of 0.4 s, which TLS and a login take.
+_PART = 10
 _SPARE = 2.0
 
 _Who = tuple[str, str]  # a user, and where they come from
@@ -26,6 +30,11 @@ TOO_FAST = "too many connections a minute from your address, try again later"
 TOO_MANY_HANDSHAKES = "too many TLS handshakes at once, try again"
 TOO_MANY_LOGINS = "too many logins at once, try again"
 TOO_MANY_LOGINS_USER = "too many logins of this user from your address at once, try again"
+KEYS = {
+    TOO_MANY: "max_sessions", TOO_MANY_ADDRESS: "max_sessions_address", TOO_FAST: "connects_per_minute",
+    TOO_MANY_HANDSHAKES: "max_handshakes", TOO_MANY_LOGINS: "max_logins", TOO_MANY_LOGINS_USER: "max_logins_user",
+}
+"""Which bound each is, for the log."""
 
 
 class Bounds(NamedTuple):
@@ -72,17 +81,18 @@ def group(host: str, prefix_v6: int) -> str:
 class Limits:
     """What one listener has under way. `now` arguments are monotonic seconds, never going back."""
 
-    __slots__ = ("_addresses", "_begun", "_buckets", "_early", "_queue", "_shaking", "_users", "bounds", "sessions")
+    __slots__ = ("_addresses", "_begun", "_buckets", "_early", "_queue", "_shaking", "_since", "_users", "bounds", "sessions")
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.sessions = 0
-        self._early: dict[int, float] = {}  # sessions that have not logged in, and since when; in that order
-        self._shaking: dict[int, float] = {}
+        self._early: Places[int] = Places()  # sessions that have not logged in
+        self._since: dict[int, float] = {}  # since when they are there; in that order
+        self._shaking: Places[int] = Places()
         self._addresses: dict[str, int] = {}
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when; the longest untouched first
         self._begun: dict[int, _Who] = {}  # logins under way, by session
-        self._queue: OrderedDict[int, _Who] = OrderedDict()  # those that wait
+        self._queue: Fair[int, _Who] = Fair()  # those that wait, by address
         self._users: dict[_Who, int] = {}  # how many of each, begun or waiting
 
     # -- connections
@@ -129,20 +139,35 @@ class Limits:
         return True
 
     # -- who has not logged in yet
-    def waits(self, session: int, now: float) -> None:
+    def waits(self, session: int, host: str, now: float) -> None:
         """A connection that was taken is this session, which may have to make room while it has not logged in."""
-        self._early[session] = now
+        self._early.add(group(host, self.bounds.prefix_v6), session)
+        self._since[session] = now
 
     def entered(self, session: int) -> None:
         """It has logged in, or is gone."""
-        self._early.pop(session, None)
+        self._early.remove(session)
+        self._since.pop(session, None)
 
     def spare(self, now: float) -> int | None:
-        """When all sessions are taken: the one that has longest not logged in, if that is long, to be dropped for the next that comes."""
-        return _longest(self._early, now)
+        """When all sessions are taken: one that has not logged in, to be dropped for the next that comes; None where there is none.
+
+        It is the oldest of the address that has most of them.
+        """
+        if len(self._early) * _PART >= self.bounds.sessions:
+            return self._early.oldest()
+        oldest = next(iter(self._since), None)
+        return oldest if oldest is not None and self._since[oldest] <= now - _SPARE else None
+
+    def spare_of(self, host: str, now: float) -> int | None:
+        """The same of one address, which has all the sessions that it may have."""
+        address = group(host, self.bounds.prefix_v6)
+        oldest = self._early.oldest(address)
+        many = self._early.many(address) * _PART >= self.bounds.sessions_address
+        return oldest if oldest is not None and (many or self._since[oldest] <= now - _SPARE) else None
 
     # -- TLS
-    def shake(self, session: int, now: float) -> str:
+    def shake(self, session: int, host: str) -> str:
         """A client has sent the first of its handshake, or more of it: "" and counted once, or why not.
 
         Not to be asked before: a client that says nothing costs what a connection costs, and is bound as one.
@@ -151,7 +176,7 @@ class Limits:
             return ""
         if self.bounds.handshakes and len(self._shaking) >= self.bounds.handshakes:
             return TOO_MANY_HANDSHAKES
-        self._shaking[session] = now
+        self._shaking.add(group(host, self.bounds.prefix_v6), session)
         return ""
 
     def room_to_shake(self) -> bool:
@@ -160,11 +185,11 @@ class Limits:
 
     def shaken(self, session: int) -> None:
         """One is over, however it went; harmless where there was none."""
-        self._shaking.pop(session, None)
+        self._shaking.remove(session)
 
-    def spare_handshake(self, now: float) -> int | None:
-        """As `spare`, when all handshakes are taken: silent clients must not shut the others out."""
-        return _longest(self._shaking, now)
+    def spare_handshake(self) -> int | None:
+        """As `spare`, when all handshakes are taken: at once, for a client that has begun needs the others' time only, not its user's."""
+        return self._shaking.oldest()
 
     # -- logins
     def login(self, session: int, user: str, host: str) -> str | None:
@@ -173,32 +198,38 @@ class Limits:
         Who waits comes out of some later `logged_in`; a session has one login at a time.
         """
         bounds = self.bounds
-        who = (user, group(host, bounds.prefix_v6))
+        who = (fold(user), group(host, bounds.prefix_v6))
         if bounds.logins_user and self._users.get(who, 0) >= bounds.logins_user:
             return TOO_MANY_LOGINS_USER
         waits = bool(bounds.logins) and len(self._begun) >= bounds.logins
         if waits and len(self._queue) >= bounds.logins * _WAITING:
             return TOO_MANY_LOGINS
-        (self._queue if waits else self._begun)[session] = who
+        if waits:
+            self._queue.put(who[1], session, who)
+        else:
+            self._begun[session] = who
         self._users[who] = self._users.get(who, 0) + 1
         return None if waits else ""
+
+    def spare_login(self, host: str) -> int | None:
+        """When as many wait as may: one of the address that has most waiting, to be refused for one more of `host`; None where that has."""
+        return self._queue.spare(group(host, self.bounds.prefix_v6))
 
     def logged_in(self, session: int) -> int | None:
         """A login is over, however it went, or its client has gone: the session whose turn it is now, or None.
 
         Also to be called for one that still waits, and harmless for one that never was.
         """
-        who = self._queue.pop(session, None)
-        if who is not None:
-            self._forget(who)
-            return None
         who = self._begun.pop(session, None)
         if who is None:
+            waited = self._queue.remove(session)
+            if waited is not None:
+                self._forget(waited)
             return None
         self._forget(who)
         if not self._queue:
             return None
-        following, its = self._queue.popitem(last=False)
+        following, its = self._queue.take()
         self._begun[following] = its
         return following
 
@@ -208,7 +239,7 @@ class Limits:
 
     def logins(self) -> list[list[int | str]]:
         """Logins under way, then those that wait, in their order: session, user, address; as `login` was told."""
-        return [[session, user, host.partition("/")[0]] for session, (user, host) in [*self._begun.items(), *self._queue.items()]]
+        return [[session, user, host.partition("/")[0]] for session, (user, host) in [*self._begun.items(), *self._queue.in_turn()]]
 
     def _forget(self, who: _Who) -> None:
         there = self._users[who] - 1
@@ -216,8 +247,3 @@ class Limits:
             self._users[who] = there
         else:
             del self._users[who]
-
-
-def _longest(since: dict[int, float], now: float) -> int | None:
-    session = next(iter(since), None)
-    return session if session is not None and since[session] <= now - _SPARE else None

@@ -37,7 +37,7 @@ class Login(Maildrop):
     # -- USER and PASS
     def _user(self, rest: bytes) -> None:
         name = rest.strip(b" ")
-        self.user = ""  # a name that is refused must not leave an earlier one to the next PASS
+        self.user = ""  # a name that is refused must leave no earlier one to the next PASS
         if not self._may_log_in():
             return
         try:

@@ -31,14 +31,14 @@ class Maildrop(Replies):
     """What a client does with its mail."""
 
     __slots__ = (
-        "_ahead", "_ahead_octets", "_allowed", "_asked", "_known", "_last", "_reader", "_taken", "deleted", "owed_credit", "retrieved",
-        "total",
+        "_ahead", "_ahead_octets", "_allowed", "_asked", "_known", "_last", "_reader", "_taken", "marked", "owed_credit", "removed",
+        "retrieved", "total",
     )
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         self.total = 0  # messages there were at the start
-        self.retrieved = self.deleted = 0
+        self.retrieved = self.marked = self.removed = 0
         self.owed_credit = 0
         self._allowed = m.WINDOW  # octets that the maildir actor may still send without new credit
         self._reader = LineReader()
@@ -344,7 +344,7 @@ class Maildrop(Replies):
             if n in refused:
                 self._put(self._refusal(_NO_SUCH))
             else:
-                self.deleted += 1
+                self.marked += 1
                 self._known[m.List].pop(n, None)
                 self._known[m.Uidl].pop(n, None)
                 self._put(marked)
@@ -356,7 +356,7 @@ class Maildrop(Replies):
             known.clear()
         self._owed.popleft()
         self.messages, self.octets = message.messages, message.octets
-        self.deleted = 0
+        self.marked = 0
         self._put(reply(ok(f"{self.messages} messages ({self.octets} octets)"), self.tongue))
 
     def _bye(self, message: m.Bye) -> None:
@@ -366,7 +366,7 @@ class Maildrop(Replies):
             self._put(self._refusal(f"{message.failed} messages could not be removed", "SYS/TEMP"))
         else:
             self._put(reply(ok("bye"), self.tongue))
-        self.deleted = message.removed
+        self.removed = message.removed
         self._close("quit")
 
     _ANSWERS: ClassVar[dict[type, Callable[["Maildrop", Any], None]]] = {}

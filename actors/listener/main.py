@@ -9,6 +9,7 @@ from typing import Any
 
 from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.front import Front
+from popkernel.actors.listener.limits import TOO_MANY_LOGINS
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import Channel, Message, adopt
 from popkernel.kernel.loop import Timer
@@ -78,6 +79,7 @@ class Listener(Front):
             os.close(fds[0])
             return
         client.session.login = None
+        client.session.user = message.user  # as the tables write it
         self._login_over(message.session)
         client.asked_at = 0.0  # a maildrop that was never listed may take its time; the client's own time to log in bounds it
         client.channel = Channel(
@@ -90,15 +92,19 @@ class Listener(Front):
         del fds
         self._no(message.session, message.code, message.text)
 
-    def _no(self, session: int, code: str, text: str) -> None:
+    def _no(self, session: int, code: str, text: str, why: str = "", seconds: int = 0) -> None:
         client = self.awaiting.pop(session, None)
         if client is not None:
             self._login_over(session)
             client.session.login = None
             client.asked_at = 0.0
-            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, code or "refused"))
+            self._tell_failed(client, why or code, seconds)
             client.session.denied(code, text)
             self._progress(client)
+
+    def _tell_failed(self, client: Client, why: str, seconds: int = 0) -> None:
+        session = client.session
+        self.tell(m.LoginFailed(session.id, session.user, session.address, why or "refused", seconds))
 
     def _drain(self, message: m.Drain, fds: list[int]) -> None:
         del message, fds
@@ -120,7 +126,7 @@ class Listener(Front):
     def _on_auth(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del channel, fds
         assert isinstance(message, m.Denied)
-        self._no(message.session, message.code, message.text)
+        self._no(message.session, message.code, message.text, message.why, message.seconds)
 
     def _on_auth_gone(self, channel: Channel, why: str) -> None:
         """Logins wait for the next auth, as long as their clients do."""
@@ -129,6 +135,12 @@ class Listener(Front):
 
     def _log_in(self, client: Client, login: m.Login) -> None:
         turn = self.limits.login(login.session, login.user, client.host)
+        other = self.limits.spare_login(client.host) if turn == TOO_MANY_LOGINS else None
+        if other is not None:
+            self._no(other, "SYS/TEMP", TOO_MANY_LOGINS)
+            turn = self.limits.login(login.session, login.user, client.host)
+        if turn or other is not None:
+            self._bound(turn or TOO_MANY_LOGINS, client.host)
         self.awaiting[login.session] = client
         client.asked = 0
         if turn:
@@ -198,7 +210,7 @@ class Listener(Front):
         client.channel.close()
         client.channel = None
         if client.session.state == "login":
-            self.tell(m.LoginFailed(client.session.id, client.session.user, client.session.address, message.code or "refused"))
+            self._tell_failed(client, message.code)
             client.session.denied(message.code, message.text)
         else:
             client.session.maildir_gone()

@@ -14,7 +14,7 @@ class Policy(NamedTuple):
     version: str
     plaintext: bool = False  # USER, PASS and AUTH without TLS
     starttls: bool = False  # STLS is offered where there is no TLS yet
-    login_seconds: int = 30
+    login_seconds: int = 180
     idle_seconds: int = 600
     most_errors: int = 50  # bad commands, in a row once logged in, before the connection is closed
     most_commands: int = 0  # commands a session may give; 0: any number

@@ -82,6 +82,9 @@ class _Listener(main.Listener):
     stage: Stage
     alone = False  # it ends with its client
 
+    def _bound(self, why: str, host: str, what: str = "refused") -> None:
+        """For the log of the service."""
+
     def _start_tls(self, client: Client) -> None:
         client.handshake = True
 

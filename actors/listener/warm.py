@@ -62,7 +62,7 @@ def _one_life(config: dict[str, Any], context: ssl.SSLContext) -> None:
     for line in (b"CAPA", b"USER rehearsal", b"PASS x"):
         _say(actor, client, line)
     auth.read()
-    kernel.send(m.Opened(session), [for_maildir.fileno()])
+    kernel.send(m.Opened(session, "rehearsal"), [for_maildir.fileno()])
     for_maildir.close()
     actor.loop.turn()
     maildir.send(m.Ready(2, 2 * len(_MAIL)))

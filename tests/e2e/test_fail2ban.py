@@ -150,6 +150,6 @@ def test_json_lines_are_whole(lines):
     assert {row["user"] for row in failed} <= {*NAMES, "alice"} and len({row["user"] for row in failed}) >= 5
     over = [row for row in rows if row.get("event") == "session over" and row["user"] == "alice"]
     assert len(over) == 1 and over[0]["session"] not in {row["session"] for row in failed}
-    numbers = ("commands", "octets_in", "octets_out", "retrieved", "deleted", "milliseconds")
+    numbers = ("commands", "octets_in", "octets_out", "retrieved", "marked", "removed", "milliseconds")
     assert all(type(over[0][name]) is int for name in numbers)
     assert rows[0]["time"][-6] in "+-" and "popkernel" not in rows[0]

@@ -9,7 +9,7 @@ import types
 import pytest
 
 from tests.e2e.awkward import RawClient
-from tests.e2e.limiting import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, greeting, hangs_up, refused_and_served, resets, serve
+from tests.e2e.limiting import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, USERS, greeting, hangs_up, refused_and_served, resets, serve
 from tests.e2e.supervised import pid_of
 from tests.e2e.test_fail2ban import has_ipv6
 from tests.e2e.test_reload import write
@@ -125,13 +125,14 @@ def test_every_end_of_a_handshake_frees_its_place(three, data):
 
 
 def test_who_is_silent_makes_room():
-    """When all places are taken: who has not logged in for two seconds."""
-    with serve(max_sessions=2, login_seconds=60) as service, RawClient(service, user="alice") as one, RawClient(service) as silent:
-        assert greeting(service) == TOO_MANY
-        wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"), seconds=20)
-        assert silent.end() == b""
-        assert one.ask(b"STAT").startswith(b"+OK 1 ")
-        service.wait_log('why="made room for another"')
+    """When all places are taken: who has not logged in, at once; and of an address that has all it may, one of its own."""
+    for bound in ("max_sessions", "max_sessions_address"):
+        with serve(**{bound: 2}, login_seconds=60) as service, RawClient(service, user="alice") as one, RawClient(service) as silent:
+            assert greeting(service).startswith(b"+OK")
+            assert silent.end() == b""
+            assert one.ask(b"STAT").startswith(b"+OK 1 ")
+            service.wait_log('why="made room for another"')
+            service.wait_log(f"warning: listener.0: 127.0.0.1: another made room: {bound} is met (2 in this process)")
 
 
 def test_idle_sessions_end_and_free_their_place():
@@ -154,8 +155,10 @@ def test_sessions_of_one_address():
             assert greeting(service, source="127.0.0.2").startswith(b"+OK")
             resets(service, two)
             wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"))
-            with RawClient(service):
+            with RawClient(service, user="bob"):
                 refused_and_served(service, [one, other], TOO_MANY_ADDRESS)
+        line = "warning: listener.0: 127.0.0.1: refused: max_sessions_address is met (2 in this process)"
+        assert service.read_log().count(line) == 1  # a minute
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="needs ::1")
@@ -185,19 +188,23 @@ def test_two_listeners_share():
     with serve(max_sessions=4, max_sessions_address=0, listeners=2, restart_intensity=100) as service, contextlib.ExitStack() as stack:
         for _ in range(2):
             clients = []
-            wait_for(lambda: len(clients) == 4 or not clients.append(stack.enter_context(kept(service))) and trim(clients))  # noqa: B023
+            wait_for(lambda: len(clients) == 4 or not clients.append(stack.enter_context(kept(service, clients))) and trim(clients))  # noqa: B023
             names = {row["listener"] for row in service.status()["sessions"]}
             assert names <= {"listener.0", "listener.1"}
             for _ in range(20):
                 assert greeting(service) == greeting(service, "") == TOO_MANY
-            for client in clients:
+            for client in clients:  # who has logged in makes no room
                 assert client.ask(b"CAPA") == b"+OK capabilities follow\r\n"
                 client.rest()
                 client.ask(b"QUIT")
 
 
-def kept(service):
-    return service.keep(RawClient(service))
+def kept(service, others):
+    client = service.keep(RawClient(service))
+    if client.greeting.startswith(b"+OK"):
+        assert client.ask(b"USER " + USERS[len(others)].encode()) == b"+OK\r\n"
+        assert client.ask(b"PASS secret").startswith(b"+OK")
+    return client
 
 
 def trim(clients):

@@ -1,5 +1,6 @@
 """The rows of POP3 that concern the dialogue: commands, CAPA, codes, lines, STLS, USER and PASS, timers."""
 
+import base64
 import os
 import select
 import signal
@@ -155,15 +156,12 @@ def test_pass_of_more_than_72_octets_is_not_its_beginning(service):
         assert client.ask(b"PASS " + b"p" * 72).startswith(b"+OK")
 
 
-def test_pass_is_valid_right_after_user_only(service):
+def test_pass_is_valid_behind_user_only(service):
     with RawClient(service) as client:
         assert client.ask(b"PASS secret").startswith(b"-ERR")
-        for between in (b"CAPA", b"NOOP", b"XYZZY", b"", b"USER", b"USER a b", b"PASS wrong", b"Z" * 300):
+        for between in (b"STAT", b"XYZZY", b"", b"USER", b"USER a b", b"PASS wrong", b"Z" * 300, b"AUTH PLAIN x"):
             client.ask(b"USER alice")
-            if between == b"CAPA":
-                client.many(between)
-            else:
-                assert client.ask(between).startswith(b"-ERR"), between
+            assert client.ask(between).startswith(b"-ERR"), between
             assert client.ask(b"PASS secret") == b"-ERR USER first\r\n", between
         client.ask(b"USER bob")
         client.ask(b"USER alice")  # the last one counts
@@ -171,15 +169,37 @@ def test_pass_is_valid_right_after_user_only(service):
         assert service.status()["leases"][-1]["user"] == "alice"
 
 
+def test_user_is_kept_over_what_changes_nothing(service):
+    """D2: CAPA, and NOOP, though it is an error there."""
+    with RawClient(service) as client:
+        assert client.ask(b"USER  alice ") == b"+OK\r\n"
+        client.many(b"CAPA")
+        assert client.ask(b"NOOP").startswith(b"-ERR") and client.ask(b"UTF8").startswith(b"+OK")
+        assert client.ask(b"PASS secret").startswith(b"+OK")
+
+
+def test_blanks_between_words_are_forgiven(service):
+    """D1, D2."""
+    with RawClient(service) as client:
+        assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0wrong")).startswith(b"-ERR [AUTH]")
+        assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0secret")).startswith(b"+OK")
+        for one, two in ((b"RETR 1", b"RETR  1"), (b"TOP 1 0", b"TOP   1   0 ")):
+            assert client.many(one) == client.many(two)
+        for one, two in ((b"LIST 1", b"LIST  1"), (b"UIDL 1", b"UIDL   1 "), (b"LIST 9", b"LIST  9")):
+            assert client.ask(one) == client.ask(two)
+        assert client.ask(b"DELE  1") == b"+OK marked\r\n"
+        assert client.ask(b"RSET").startswith(b"+OK")
+
+
 def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
     times = {b"alice": [], b"nobody-here": []}
     answers = set()
     with RawClient(service) as client:
-        for _ in range(12):
+        for n in range(12):  # another each time: the same one again costs nobody a check
             for name, took in times.items():
                 client.ask(b"USER " + name)
                 begin = time.perf_counter()
-                answers.add(client.ask(b"PASS wrong"))
+                answers.add(client.ask(b"PASS wrong%d" % n))
                 took.append(time.perf_counter() - begin)
     assert answers == {b"-ERR [AUTH] wrong name or password\r\n"}
     known, unknown = map(min, times.values())  # what else the machine does only adds

@@ -2,9 +2,10 @@
 
 import bcrypt
 import pytest
-from popkernel.actors.auth import main
-from popkernel.actors.auth.core import DENIED, usable
+from popkernel.actors.auth import main, repeats
+from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.actors.auth.main import Verified
+from popkernel.actors.auth.repeats import Wrong
 from popkernel.kernel.stage import Stage, boot_of
 from popkernel.proto import messages as m
 
@@ -24,14 +25,15 @@ class Shell:
         return self.serial
 
     def work(self):
-        """What the threads do; how many logins they had."""
-        many = len(self.auth.work)
+        """What the threads do; how many logins they had. One after the other, as on one core: what each comes to is known to the next."""
+        many = 0
         while self.auth.work:
+            many += 1
             attempt = self.auth.work.popleft()
             expected, known = self.auth.table.hash_of(attempt.login.user)
             good = known and usable(attempt.login.secret) and self.auth.check(attempt.login.secret, expected)
             self.auth.done.append((attempt, good))
-        self.auth.wake_up()
+            self.auth.wake_up()
         return many
 
     def rest(self, seconds):
@@ -99,9 +101,11 @@ def test_a_guesser_s_answer_waits(shell):
 
 def test_a_guesser_in_a_hurry_costs_no_hashing(shell):
     guess(shell, 12)
-    sessions = [shell.login(f"user{n}", b"wrong", "203.0.113.9:1") for n in range(50)]
+    sessions = [shell.login(f"user{n}", b"wrong again", "203.0.113.9:1") for n in range(50)]
+    why = {(one.fields["why"], one.fields["text"], one.fields["seconds"]) for one in shell.stage.said}
+    assert why == {("guard", "too many failed logins from your address, try again in 30 seconds", 30)}
     said = shell.said()
-    assert [code for _, _, code in said] == ["SYS/TEMP"] * 49 and sessions[0] not in {session for _, session, _ in said}
+    assert [code for _, _, code in said] == ["SYS/TEMP"] * 49 and sessions[0] not in {session for session, _, _ in said}
     shell.rest(16)
     assert shell.work() == 1
 
@@ -129,14 +133,116 @@ def test_nothing_is_looked_at_for_a_listener_that_is_gone(shell):
     shell.auth._on_listener_gone(shell.channel, "")
     shell.rest(16)
     assert shell.work() == 0
-    assert shell.auth.guard._addresses["203.0.113.9"].under_way == 0
 
 
 def test_a_full_queue_is_told_as_such(shell, monkeypatch):
-    monkeypatch.setattr(main, "_MOST_WAITING", 2)
-    sessions = [shell.login(f"user{n}", b"x", f"192.0.2.{n}:1") for n in range(4)]
-    assert shell.said() == [(sessions[2], "Denied", "SYS/TEMP"), (sessions[3], "Denied", "SYS/TEMP")]
-    assert shell.auth.guard._addresses["192.0.2.3"].under_way == 0
+    shell.auth.hashers = 1
+    monkeypatch.setattr(main, "_MOST_WAITING", 7)  # and four of them are with the thread
+    sessions = [shell.login(f"user{n}", b"x", "192.0.2.1:1") for n in range(9)]
+    assert shell.said() == [(0, "Log", None), (sessions[7], "Denied", "SYS/TEMP"), (sessions[8], "Denied", "SYS/TEMP")]
+    other = shell.login(address="192.0.2.2:1")  # for whom the one with most waiting makes room
+    assert shell.said() == [(sessions[6], "Denied", "SYS/TEMP")]
+    shell.auth.work.popleft(), shell.auth.work.popleft()
+    shell.auth.given -= 2
+    shell.auth._give_more()
+    assert [attempt.login.session for attempt in shell.auth.work][-1] == other  # and whose turn comes before most of them
+
+
+def crowd(shell, many, secret=b"secret"):
+    return [shell.login(f"user{n}", secret, "203.0.113.9:1") for n in range(many)]
+
+
+@pytest.mark.parametrize("many", [95, 300, 1000])
+def test_a_crowd_behind_one_address_right_after_a_start_is_let_in(shell, many):
+    """A8: no password of it is wrong, so nobody is refused, and nobody waits for more than hashing takes."""
+    shell.auth.table._hashes |= {f"user{n}": HASH for n in range(many)}
+    shell.auth.check = lambda secret, expected: secret == b"secret"
+    sessions = crowd(shell, many)
+    assert shell.said() == [] and shell.work() == many
+    assert shell.said() == [(session, "Granted", f"user{n}") for n, session in enumerate(sessions)]
+
+
+def test_a_crowd_of_guesses_is_looked_at_until_the_first_have_failed(shell):
+    sessions = crowd(shell, 300, b"guess")
+    assert shell.work() == 5 + 4 * shell.auth.hashers - 1  # those that the threads had already when the fifth failed
+    refused = [session for session, name, code in shell.said() if code == "SYS/TEMP"]
+    assert len(refused) > 280 - 4 * shell.auth.hashers and set(refused) < set(sessions)
+    shell.rest(16)
+    assert shell.work() <= 15  # one a second, from when the fifth failed
+
+
+def test_the_same_failure_again_counts_once(shell):
+    """E9: a client that knows three ways to log in tries a mistyped password three times."""
+    sessions = [shell.login(secret=b"mistyped", mechanism=way) for way in ("PLAIN", "LOGIN", "PASS")]
+    assert shell.work() == 3  # they came before the first had failed
+    again = shell.login(secret=b"mistyped", address="192.0.2.7:2")
+    assert shell.work() == 0
+    assert [(one.session, one.fields["code"], one.fields["why"]) for one in shell.stage.said] == [
+        (sessions[0], "AUTH", ""), (sessions[1], "AUTH", "repeat"), (sessions[2], "AUTH", "repeat"), (again, "AUTH", "repeat")]
+    shell.stage.said = []
+    assert shell.auth.guard._addresses["192.0.2.7"].value == 1.0
+    others = shell.login(secret=b"another"), shell.login("bob", b"mistyped"), shell.login(secret=b"mistyped", address="192.0.2.8:1")
+    assert shell.work() == 3
+    assert {(one.session, one.fields["why"]) for one in shell.stage.said} == {(session, "") for session in others}
+    shell.rest(31)
+    shell.login(secret=b"mistyped")
+    assert shell.work() == 1 and shell.stage.said[-1].fields["why"] == ""
+    assert shell.auth.guard._addresses["192.0.2.7"].value > 2.0
+
+
+def test_the_same_failure_again_waits_as_one_in_penalty_does(shell):
+    guess(shell, 7)
+    shell.login("user99", b"wrong", "203.0.113.9:1")
+    shell.rest(16)
+    shell.work()
+    shell.rest(16)
+    shell.said()
+    again = shell.login("user99", b"wrong", "203.0.113.9:1")
+    assert shell.said() == [] and not shell.auth.work
+    shell.rest(16)
+    assert shell.said() == [(again, "Denied", "AUTH")]
+
+
+def test_failures_are_remembered_as_digests_and_bounded(monkeypatch):
+    wrong = Wrong()
+    monkeypatch.setattr(repeats, "_MOST", 10)
+    for n in range(50):
+        assert not wrong.put(m.Login(n, f"user{n}", b"a wrong secret", "192.0.2.7:1", "PASS"), "192.0.2.7", 0.0)
+    assert len(wrong._digests) == 10 and b"secret" not in repr(wrong._digests).encode()
+    assert wrong._key != Wrong()._key
+
+
+def test_a_name_in_another_case(shell):
+    """D15: granted under the table's name; the guard counts it as one."""
+    shell.auth.table = Table({"alice": HASH, "Bob": HASH, "carol": HASH, "Carol": HASH}, decoys())
+    sessions = [shell.login(name) for name in ("Alice", "ALICE", "bob", "BOB", "Bob", "carol", "Carol")]
+    twin, nobody = shell.login("CAROL"), shell.login("Nobody")
+    shell.work()
+    names = ["alice", "alice", "Bob", "Bob", "Bob", "carol", "Carol"]
+    assert shell.said() == [*((s, "Granted", name) for s, name in zip(sessions, names)), (twin, "Denied", "AUTH"), (nobody, "Denied", "AUTH")]
+    before = len(shell.auth.guard._users)
+    for name in ("mallory", "Mallory", "MALLORY"):
+        shell.login(name, b"a guess of " + name.encode())
+    shell.work()
+    assert len(shell.auth.guard._users) == before + 1
+
+
+def test_case_exact(shell):
+    shell.auth.table = Table({"alice": HASH}, decoys(), fold=False)
+    right, other = shell.login(), shell.login("Alice")
+    shell.work()
+    assert shell.said() == [(right, "Granted", "alice"), (other, "Denied", "AUTH")]
+
+
+def test_a_table_with_names_that_differ_in_case_only_is_warned_of(tmp_path):
+    table = tmp_path / "auth"
+    table.write_bytes(b"".join(b"%b %b\n" % (name, HASH) for name in (b"alice", b"bob", b"Alice")))
+    warning = (
+        f"{table}:3: users alice and Alice differ in case only: each is found only as it is written here; "
+        "have one name for each user, or tell your users"
+    )
+    assert main.Auth(boot_of("auth", {"auth_table": str(table)})).shut_out == [(4, warning)]
+    assert main.Auth(boot_of("auth", {"auth_table": str(table), "login_case": "exact"})).shut_out == []
 
 
 @pytest.mark.parametrize("mechanism", ["", "PASS", "PLAIN", "LOGIN"])
@@ -156,7 +262,7 @@ def test_tokens_where_none_are_configured(shell, mechanism):
 def test_tokens(shell):
     class Tokens:
         def user_of(self, token):
-            return {b"alice's": "alice", b"bob's": "bob", b"carol's": "carol"}.get(token)
+            return {b"alice's": "Alice", b"bob's": "bob", b"carol's": "carol"}.get(token)
 
     shell.auth.tokens = Tokens()
     right, other, bad, not_in_table, password = (
@@ -166,7 +272,7 @@ def test_tokens(shell):
     )
     assert shell.work() == 1
     assert shell.said() == [(right, "Granted", "alice"), *((s, "Denied", "AUTH") for s in (other, bad, not_in_table, password))]
-    shell.login("alice", b"alice's")
+    shell.login("alice", b"alice's", "192.0.2.8:1")
     assert shell.work() == 1  # a token that was good is no password, in the cache neither
 
 

@@ -65,7 +65,7 @@ def test_flags_alone():
     config = load({**FLAGS, "verbose": None, "listen_starttls": ["[::1]"]})
     assert config.listen == (Address("127.0.0.1", 995),)
     assert config.listen_starttls == (Address("::1", 110),)
-    assert (config.verbose, config.login_seconds, config.idle_seconds, config.tls_min) == (0, 30, 600, "1.3")
+    assert (config.verbose, config.login_seconds, config.idle_seconds, config.tls_min) == (0, 180, 600, "1.3")
     assert config.hostname
     assert config.control == "/r/control.sock"
     with pytest.raises(AttributeError):

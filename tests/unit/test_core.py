@@ -15,7 +15,7 @@ PATIENCE = Settings(warm_seconds=60, warm_max=1, restart_intensity=3, restart_se
 
 
 def ended(session, user="alice"):
-    return m.Ended(session, user, "", "", 0, 0, 0, 0, 0, 0)
+    return m.Ended(session, user, "", "", 0, 0, 0, 0, 0, 0, 0)
 
 
 def make(**changed):

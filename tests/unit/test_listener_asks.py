@@ -73,7 +73,7 @@ def test_auth_hears_of_none_that_the_kernel_can_not_have_heard_of(listener):
 
 
 def ended(user="", why="connection lost"):
-    return m.Ended(1, user, "192.0.2.7:1", why, 1, 2, 3, 0, 0, 4)
+    return m.Ended(1, user, "192.0.2.7:1", why, 1, 2, 3, 0, 0, 0, 4)
 
 
 @pytest.mark.parametrize(("leased", "why", "at_once"), [(True, "connection lost", True), (False, "connection lost", False), (True, "quit", False)])

@@ -77,22 +77,58 @@ def test_the_rates_of_many_addresses_are_forgotten_in_time(monkeypatch):
 
 def test_handshakes():
     limits = Limits(Bounds(handshakes=1))
-    assert limits.shake(1, 10.0) == ""
-    assert limits.shake(1, 12.0) == ""
-    assert limits.shake(2, 11.0) == "too many TLS handshakes at once, try again"
-    assert limits.spare_handshake(11.9) is None
-    assert limits.spare_handshake(12.0) == 1
+    assert limits.shake(1, A) == ""
+    assert limits.shake(1, A) == ""
+    assert limits.shake(2, B) == "too many TLS handshakes at once, try again"
+    assert limits.spare_handshake() == 1
     limits.shaken(1)
     limits.shaken(1)
-    assert limits.spare_handshake(99.0) is None
-    assert limits.shake(2, 15.0) == ""
+    assert limits.spare_handshake() is None
+    assert limits.shake(2, B) == ""
 
 
-def test_who_has_not_logged_in_makes_room():
-    limits = Limits(Bounds(sessions=3))
+def test_who_shakes_most_hands_makes_room_at_once_the_oldest_first():
+    """B10."""
+    limits = Limits(Bounds(handshakes=1000))
+    honest = [0, 500, 999]
+    assert not any(limits.shake(n, B if n in honest else A) for n in range(1000))
+    for n in range(1000, 10_800):
+        assert limits.shake(n, A)
+        room = limits.spare_handshake()
+        assert room not in honest and room == next(k for k in sorted(limits._shaking._keys) if k not in honest)
+        limits.shaken(room)
+        assert limits.shake(n, A) == ""
+
+
+def test_a_flood_from_everywhere_makes_room_in_its_order():
+    limits = Limits(Bounds(handshakes=100))
+    for n in range(1000):
+        if limits.shake(n, f"10.0.{n // 250}.{n % 250}"):
+            assert limits.spare_handshake() == n - 100
+            limits.shaken(n - 100)
+            assert not limits.shake(n, f"10.0.{n // 250}.{n % 250}")
+
+
+def test_who_has_not_logged_in_makes_room_at_once_where_many_have_not():
+    limits = Limits(Bounds(sessions=100, sessions_address=40))
+    for n in range(100):
+        limits.come(A if n < 40 else B if n < 70 else f"10.0.0.{n}", 0.0)
+        limits.waits(n, A if n < 40 else B if n < 70 else f"10.0.0.{n}", 0.0)
+    assert limits.spare(0.0) == limits.spare_of(A, 0.0) == 0
+    assert limits.spare_of(B, 0.0) == 40
+    for n in range(37):
+        limits.entered(n)
+    assert limits.spare(0.0) == 40
+    assert limits.spare_of(A, 1.9) is None  # three of 40: they would drive each other out
+    assert limits.spare_of(A, 2.0) == 37
+    assert limits.spare_of("10.9.9.9", 9.0) is None
+
+
+def test_where_nearly_all_have_logged_in_those_who_have_not_have_two_seconds():
+    limits = Limits(Bounds(sessions=40))
     for session, now in ((1, 0.0), (2, 1.0), (3, 2.0)):
         limits.come(A, now)
-        limits.waits(session, now)
+        limits.waits(session, A, now)
     limits.entered(1)
     assert limits.spare(2.9) is None
     assert limits.spare(3.0) == 2
@@ -106,8 +142,11 @@ def test_who_has_not_logged_in_makes_room():
 def test_logins_wait_in_order_within_a_bound():
     limits = Limits(Bounds(logins=2))
     assert [limits.login(n, f"u{n}", A) for n in range(2)] == ["", ""]
-    assert [limits.login(n, f"u{n}", A) for n in range(2, 10)] == [None] * 8
-    assert limits.login(10, "u10", A) == "too many logins at once, try again"
+    assert [limits.login(n, f"u{n}", A) for n in range(2, 42)] == [None] * 40
+    assert limits.login(42, "u42", A) == "too many logins at once, try again"
+    assert limits.spare_login(A) is None
+    for n in range(10, 42):
+        assert limits.logged_in(n) is None
     assert limits.logged_in(5) is None  # its client went while it waited
     assert limits.logged_in(99) is None
     assert [limits.logged_in(n) for n in (1, 0, 2)] == [2, 3, 4]
@@ -117,6 +156,38 @@ def test_logins_wait_in_order_within_a_bound():
     assert not limits._begun
     assert not limits._queue
     assert not limits._users
+
+
+def test_who_waits_to_log_in_has_its_turn_by_address():
+    limits = Limits(Bounds(logins=1))
+    assert [limits.login(n, f"u{n}", A) for n in range(10)] == ["", *[None] * 9]
+    assert limits.login(20, "bob", B) is None
+    assert [limits.logged_in(n) for n in (0, 1, 20, 2)] == [1, 20, 2, 3]
+    assert [session for session, *_ in limits.logins()] == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_who_has_most_logins_waiting_makes_room_for_who_has_few():
+    limits = Limits(Bounds(logins=1))
+    assert [limits.login(n, f"u{n}", A) for n in range(21)] == ["", *[None] * 20]
+    assert limits.login(30, "bob", B) == "too many logins at once, try again"
+    assert limits.spare_login(B) == 20
+    limits.logged_in(20)
+    assert limits.login(30, "bob", B) is None
+    assert limits.spare_login(A) is None
+
+
+def test_the_order_of_those_who_wait_is_kept_by_a_replay():
+    limits, again = Limits(Bounds(logins=1)), Limits(Bounds(logins=1))
+    for n in range(30):
+        limits.login(n, f"u{n}", f"10.0.0.{n * n % 7}")
+        if n % 5 == 4:
+            limits.logged_in(next(iter(limits._begun)))
+    for session, user, host in limits.logins():
+        again.login(session, user, host)
+    while limits._begun:
+        now = next(iter(limits._begun))
+        assert limits.logged_in(now) == again.logged_in(now)
+    assert not again._begun and not again._queue
 
 
 def test_logins_of_one_user():
@@ -134,7 +205,7 @@ def test_logins_of_one_user():
 def test_zero_is_no_bound():
     limits = Limits(Bounds(sessions=0))
     assert not any(limits.come(A, 0.0) for _ in range(1000))
-    assert not any(limits.shake(n, 0.0) for n in range(1000))
+    assert not any(limits.shake(n, A) for n in range(1000))
     assert not any(limits.login(n, "alice", A) for n in range(1000))
 
 
@@ -197,7 +268,7 @@ class Whole(RuleBasedStateMachine):
         assert limits.sessions == len(self.there) == sum(limits._addresses.values()) <= 6
         assert all(0 < n <= 3 for n in limits._addresses.values())
         assert limits._begun == {n: (u, A) for n, u in self.begun.items()}
-        assert list(limits._queue.items()) == [(n, (u, A)) for n, u in self.waiting]
+        assert limits._queue.in_turn() == [(n, (u, A)) for n, u in self.waiting]
         users = [*self.begun.values(), *(w[1] for w in self.waiting)]
         assert limits._users == {(u, A): users.count(u) for u in users}
         assert all(n <= 2 for n in limits._users.values())

@@ -19,7 +19,7 @@ def finished(monkeypatch):
     """Run a look of which `warnings` is given to its end, as init does, and give what it told."""
 
     def run(warnings):
-        monkeypatch.setattr(look_module, "warnings", lambda *_: warnings())
+        monkeypatch.setattr(look_module, "warnings", lambda *_, **__: warnings())
         loop, told = Loop(), []
         look = Look(loop, "/users", "", told.append)
         pid = look.pid
@@ -76,7 +76,7 @@ def test_an_error_of_its_own_is_shown(finished, capfd, monkeypatch):
 
 def test_one_that_hangs_is_ended_at_once(monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr(look_module, "warnings", lambda *_: iter([os.read(kept, 1).decode()]))
+    monkeypatch.setattr(look_module, "warnings", lambda *_, **__: iter([os.read(kept, 1).decode()]))
     kept = reading
     monkeypatch.setattr(look_module.os, "closerange", lambda *_: None)
     loop, told = Loop(), []

@@ -51,7 +51,7 @@ def test_closed_is_off(tapped):
     tap.close()
     assert watch.tap is None
     note("Typed", 1, {"lines": []})
-    tap("in", FromChannel(), m.Denied(1, "", ""))
+    tap("in", FromChannel(), m.Denied(1, "", "", "", 0))
     assert its.recv(10) == b""
 
 
@@ -67,7 +67,7 @@ def test_a_message_without_its_secret(tapped):
 def test_who_is_not_read_drops_and_counts(tapped):
     tap, its = tapped
     for _ in range(40_000):
-        tap("in", FromChannel(), m.Denied(1, "AUTH", "x" * 100))
+        tap("in", FromChannel(), m.Denied(1, "AUTH", "x" * 100, "", 0))
     assert len(tap._held) <= tap_room._MOST_HELD + 1000
     first = frames(its)
     tap.flush()
@@ -75,7 +75,7 @@ def test_who_is_not_read_drops_and_counts(tapped):
     for _ in range(200):
         tap.flush()
         first += frames(its)
-    tap("in", FromChannel(), m.Denied(2, "", ""))
+    tap("in", FromChannel(), m.Denied(2, "", "", "", 0))
     tap.flush()
     last = frames(its)[-1]
     assert last.lost > 0
@@ -85,7 +85,7 @@ def test_who_is_not_read_drops_and_counts(tapped):
 def test_a_kernel_that_is_gone_costs_the_actor_nothing(tapped):
     tap, its = tapped
     its.close()
-    tap("in", FromChannel(), m.Denied(1, "", ""))
+    tap("in", FromChannel(), m.Denied(1, "", "", "", 0))
     tap.flush()
     assert watch.tap is None
 

@@ -93,17 +93,17 @@ def flood(messages):
 LISTENER = {
     "grant": lambda actor: actor.kernel.sock.send(granted(actor.boot.name, actor.evil.session, "bob")),
     "end others": lambda actor: [
-        actor.kernel.send(m.Ended(n, "user0", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0)) for n in [*range(50), *(actor.serial + k for k in range(-9, 9))]
+        actor.kernel.send(m.Ended(n, "user0", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0, 0)) for n in [*range(50), *(actor.serial + k for k in range(-9, 9))]
         if n > 0 and n not in actor.clients
     ],
-    "fail others": lambda actor: actor.kernel.send(m.LoginFailed(1, "forged\nlogin failed: user=forged", "192.0.2.66:1", "AUTH")),
+    "fail others": lambda actor: actor.kernel.send(m.LoginFailed(1, "forged\nlogin failed: user=forged", "192.0.2.66:1", "AUTH", 0)),
     "await flood": flood(lambda actor: [m.Awaiting(n) for n in range(1 << 50, (1 << 50) + 101_000)]),
     "late flood": flood(lambda actor: [m.Late(name) for name in ("auth", "kernel", "init", "spawner", "mda", "maildir.user0", "nobody", "listener.0", "listener.1")] * 3000),
     "refuse flood": lambda actor: refuse(actor),
     "refuse others": flood(lambda actor: [m.Refused("x", name, "a lie") for name in (*(f"maildir.user{n}" for n in range(30)), "listener.0", "listener.1", "kernel", "spawner")]),
     "event flood": flood(
-        lambda actor: [m.LoginFailed(actor.evil.session, "forged", "192.0.2.66:1", "AUTH")] * 2500
-        + [m.Ended(1 << 50, "forged", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0)] * 1500,
+        lambda actor: [m.LoginFailed(actor.evil.session, "forged", "192.0.2.66:1", "AUTH", 0)] * 2500
+        + [m.Ended(1 << 50, "forged", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0, 0)] * 1500,
     ),
     "counters": flood(lambda actor: [m.Counters(1, 2, 3)] * 5000),
     "login flood": lambda actor: actor.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
