@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 
+from benchmarks.peer import in_words_of, program, version
 from tests.service import Service
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -60,11 +61,18 @@ def dovecot(bench, directory, users):
     ports = [str(free_port()) for _ in DOVECOT_PORTS]
     for old, new in zip(DOVECOT_PORTS, ports, strict=True):
         recipe = recipe.replace(old, new)
+    recipe = recipe.replace("exec /usr/sbin/dovecot", ": started below,")
     os.makedirs(f"{directory}/mail", exist_ok=True)
     os.chown(f"{directory}/mail", 5000, 5000)
     command = ["bash", "-c", recipe, "dovecot.sh", directory, "fast", "4", str(users)]
     path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"  # its python3 has to have bcrypt
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "PATH": path})
+    with open(f"{directory}/dovecot.conf", "r+") as file:
+        text = in_words_of(version(), file.read())
+        file.seek(0)
+        file.write(text)
+        file.truncate()
+    subprocess.run([program(), "-c", f"{directory}/dovecot.conf"], check=True, stderr=subprocess.DEVNULL)
     try:
         wait_for_port(int(ports[2]))
         yield ports[2]

@@ -1,4 +1,4 @@
-"""The peer: Dovecot from Debian's packages (dovecot-pop3d), in its two documented modes; same maildirs, certificate and hashes.
+"""The peer: Dovecot 2.3 or 2.4 from Debian's packages (dovecot-pop3d), in its two documented modes; same maildirs, certificate and hashes.
 
 High performance: login and mail processes serve many clients each (service_count, process_min_avail), which wants one uid for
 all mail. High security: a login process a connection and a mail process a session. Mail users are numeric ids in the users file;
@@ -8,6 +8,7 @@ sessions: ours does not unless told so, and Dovecot's lines about them go to /de
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,17 @@ PROGRAM = "dovecot"
 _FAST_LOGIN = "service_count = 0\n process_min_avail = 2\n client_limit = 9000"
 _SECURE_LOGIN = "process_min_avail = 8"
 _FAST_MAIL = "service_count = 1000\n process_min_avail = 4"
+# What Dovecot 2.4 calls by another name, as patterns over the words of 2.3 (its "Upgrading from 2.3 to 2.4").
+_SINCE_2_4 = (
+    (r"\A", "dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n"),
+    (r"(?m)^ssl_(cert|key) *= *<(.*)$", r"ssl_server_\1_file = \2"),
+    (r"(?m)^disable_plaintext_auth *= *no$", "auth_allow_cleartext = yes"),
+    (r"(?m)^mail_location *= *maildir:(.*)$", r"mail_driver = maildir\nmail_path = \1"),
+    (r"service_count *= *0\b", "restart_request_count = unlimited"),
+    (r"service_count *= *", "restart_request_count = "),
+    (r"(passdb|userdb) \{\s*driver *= *passwd-file\s*args *= *username_format=%u (.*)", r"\1 passwd-file {\n passwd_file_path = \2"),
+    (r"%v-%u", "%{uidvalidity}-%{uid}"),
+)
 _CONFIGURATION = """\
 base_dir = {place}/run
 state_dir = {place}/state
@@ -85,13 +97,20 @@ def missing():
         return "not root, so no Dovecot beside: it wants root to give each service its user"
     if not program() or not os.path.exists("/usr/lib/dovecot/pop3"):
         return "no Dovecot here (Debian: apt install dovecot-pop3d dovecot-lmtpd)"
-    if not version().startswith("2.3."):
-        return f"Dovecot {version()} here; this recipe is written for 2.3 (2.4 has other settings)"
+    if not version().startswith(("2.3.", "2.4.")):
+        return f"Dovecot {version()} here; the recipe is written for 2.3 and 2.4"
     return ""
 
 
+def in_words_of(version, text):
+    """A configuration in the words of 2.3, for Dovecot of that version."""
+    for pattern, words in _SINCE_2_4 if version.startswith("2.4.") else ():
+        text = re.sub(pattern, words, text)
+    return text
+
+
 def configuration(place, *, cert, key, tls, plain, secure):
-    """Text of dovecot.conf."""
+    """Text of dovecot.conf, in the words of 2.3."""
     login, mail = (_SECURE_LOGIN, "") if secure else (_FAST_LOGIN, _FAST_MAIL)
     return _CONFIGURATION.format(place=place, host=HOST, cert=cert, key=key, tls=tls, plain=plain, login=login, mail=mail)
 
@@ -112,7 +131,8 @@ class Peer(Server):
             file.writelines(f"{name}:{login}::{site.maildir(name)}::\n" for name in site.names)
         conf = os.path.join(place, "dovecot.conf")
         with open(conf, "w") as file:
-            file.write(configuration(place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure))
+            text = configuration(place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure)
+            file.write(in_words_of(version(), text))
         self.launch([program(), "-F", "-c", conf], os.path.join(place, "start.log"), self._greets)
 
     def _greets(self):

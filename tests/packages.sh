@@ -22,6 +22,13 @@ mail_servers() {
             echo "tests: left out, not to be had from apt-get: postfix"
         rm -rf "$fetched"
     fi
+    master=$unpacked/usr/lib/postfix/sbin/master
+    if [ -e "$master" ] && LD_LIBRARY_PATH=$unpacked/usr/lib/postfix ldd "$master" 2>/dev/null | grep -q 'not found'; then
+        libraries=$(apt-cache depends postfix 2>/dev/null | sed -n 's/^ *Depends: \(lib[a-z0-9.+-]*\)$/\1/p')
+        # shellcheck disable=SC2086  # a list of words
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $libraries >/dev/null 2>&1 ||
+            echo "tests: left out, for want of its libraries: postfix"
+    fi
 }
 mail_servers
 

@@ -5,13 +5,13 @@ import os
 import poplib
 import pwd
 import re
-import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 
+from benchmarks import peer
 from tests.ports import free_ports
 from tests.service import POPKERNEL, ROOT, Service, wait_for
 
@@ -56,10 +56,11 @@ class Dovecot:
         os.makedirs(self.directory, exist_ok=True)
         lines = (f"{name}:{{PLAIN}}secret:{u.uid}:{u.gid}::{u.maildir}::\n" for name, u in site.mail_users.items())
         self._write("users", "".join(lines))
-        self._write("conf", CONF.format(dir=self.directory, port=self.port, extra=extra))
-        self.process = subprocess.Popen(
-            [shutil.which("dovecot"), "-F", "-c", f"{self.directory}/conf"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
+        self._write("conf", peer.in_words_of(peer.version(), CONF.format(dir=self.directory, port=self.port, extra=extra)))
+        with open(f"{self.directory}/said", "wb") as said:
+            self.process = subprocess.Popen(
+                [peer.program(), "-F", "-c", f"{self.directory}/conf"], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            )
 
     def _write(self, name, text):
         with open(f"{self.directory}/{name}", "w") as file:
@@ -74,13 +75,25 @@ class Dovecot:
 
     def uidls(self, user):
         def connected():
+            assert self.process.poll() is None
             with contextlib.suppress(OSError):
                 return poplib.POP3("127.0.0.1", self.port, timeout=20)
 
-        client = wait_for(connected)
-        client.user(user)
-        client.pass_("secret")
-        return uidls_of(client)
+        try:
+            client = wait_for(connected)
+            client.user(user)
+            client.pass_("secret")
+            return uidls_of(client)
+        except (AssertionError, OSError, EOFError, poplib.error_proto) as error:
+            raise AssertionError(f"{error!r}; Dovecot says:\n{self.said()}") from error
+
+    def said(self):
+        """Its log, and what it had against its configuration."""
+        found = []
+        for name in ("said", "log"):
+            with contextlib.suppress(OSError), open(f"{self.directory}/{name}", errors="replace") as file:
+                found.append(file.read()[-4000:])
+        return "\n".join(found)
 
 
 def uidls_of(client):
@@ -93,8 +106,8 @@ def uidls_of(client):
 
 @pytest.fixture
 def site_of(tmp_path_factory):
-    if not ROOT or shutil.which("dovecot") is None or not os.path.exists("/usr/lib/dovecot/pop3"):
-        pytest.skip("needs root and the package dovecot-pop3d")
+    if peer.missing():
+        pytest.skip(peer.missing())
     with contextlib.suppress(KeyError):
         pwd.getpwnam("dovecot")
         yield lambda service: os.path.join(service.temporary.name, "dovecot")

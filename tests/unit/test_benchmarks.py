@@ -114,6 +114,22 @@ def test_control_groups_are_found_the_unified_one_first():
     assert server.cgroup_roots("") == []
 
 
+def test_the_peer_is_configured_in_the_words_of_its_version():
+    """None of 2.3's is left for 2.4, which refuses what it does not know. A real one is asked in tests/e2e/test_migration.py."""
+    old = peer.configuration("/site", cert="/c", key="/k", tls=1, plain=2, secure=False) + "pop3_uidl_format = %v-%u\n"
+    assert peer.in_words_of("2.3.19.1", old) == old
+    new = peer.in_words_of("2.4.1-4", old)
+    assert new.startswith("dovecot_config_version = 2.4.0\n")
+    for word in ("ssl_cert ", "ssl_key ", "disable_plaintext_auth", "mail_location", " driver =", "args =", "service_count", "%u", "<"):
+        assert word in old and word not in new
+    for line in (
+        "ssl_server_cert_file = /c", "mail_driver = maildir", "mail_path = ~", "passdb passwd-file {", "userdb passwd-file {",
+        " passwd_file_path = /site/users", "restart_request_count = unlimited", " restart_request_count = 1000",
+        "pop3_uidl_format = %{uidvalidity}-%{uid}",
+    ):
+        assert line in new
+
+
 def test_the_two_modes_of_the_peer_differ_in_who_serves_how_many():
     common = {"cert": "/c", "key": "/k", "tls": 1, "plain": 2}
     fast, secure = (peer.configuration("/site", secure=secure, **common) for secure in (False, True))
