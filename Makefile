@@ -4,6 +4,7 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys, venv; sys.exit(sys
 	&& echo /usr/bin/python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+WHOLE := $(VENV)/.made
 STAMP := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -17,8 +18,22 @@ venv: $(STAMP)
 
 dev: $(DEVSTAMP)
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# Half an environment (no ensurepip, or interrupted) does not stay.
+$(WHOLE):
+	@test -e $(STAMP) || { rm -rf $(VENV) && $(PYTHON) -c "$$NEW_ENOUGH" && $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip --version >/dev/null; } \
+		|| { rm -rf $(VENV); echo "$$NO_VENV" >&2; exit 1; }
+	@touch $@
+
+define NEW_ENOUGH
+import sys
+sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed, and this is %d.%d: $(PYTHON)' % sys.version_info[:2])
+endef
+define NO_VENV
+
+No virtual environment could be made with $(PYTHON), which says why above. Debian: apt install python3-venv; or name
+another Python, 3.11 or later, that has venv and ensurepip: make PYTHON=/path/to/python3
+endef
+export NEW_ENOUGH NO_VENV
 
 # Editable, and seen as popkernel.* by Python and by mypy alike. Strict mode makes a tree of links to each file; whole
 # folders are linked in their place, so that a new file is there without a new installation.
@@ -30,13 +45,13 @@ LINK = for t in build/__editable__.popkernel-*/popkernel; do for d in proto kern
 EMPTY = rm -f cli/package/_lanes.* && \
 	: >"cli/package/_lanes$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
 
-$(STAMP): pyproject.toml actors/auth/lanes.c | $(BIN)/python
+$(STAMP): pyproject.toml actors/auth/lanes.c | $(WHOLE)
 	@$(EMPTY)
 	$(PIP) install --config-settings editable_mode=strict -e .
 	@$(LINK)
 	touch $@
 
-$(DEVSTAMP): pyproject.toml actors/auth/lanes.c | $(BIN)/python
+$(DEVSTAMP): pyproject.toml actors/auth/lanes.c | $(WHOLE)
 	@$(EMPTY)
 	$(PIP) install --config-settings editable_mode=strict -e '.[dev]'
 	@$(LINK)
@@ -50,10 +65,13 @@ check: dev
 JOBS := 2
 ALONE := tests/e2e/test_scale.py tests/e2e/test_scale_spawn.py
 
+# Both are run, whatever the first gives.
 test: dev check
 	sh tests/packages.sh
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest $(ALONE)
+	@failed=0; set -x; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%) || failed=1; \
+	$(BIN)/python -m pytest $(ALONE) || failed=1; \
+	exit $$failed
 
 bench: dev
 	$(BIN)/python -m benchmarks

@@ -1,8 +1,12 @@
-"""Options of the whole test suite; and what a file's tests leave open is told at its own end."""
+"""Options of the whole test suite; what a file's tests leave open is told at its own end; and one that fails takes none along."""
 
 import gc
 
 import pytest
+
+from tests.service import Service
+
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser):
@@ -14,6 +18,25 @@ def pytest_addoption(parser):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported is there to stay: the collections below need not look at it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.stash[_FAILED] = report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _services_survive_a_failure(request):
+    """A service that several tests share: the clients of one that failed hold its mailboxes no longer, and where it ended it is started anew."""
+    before = {service: len(service.clients) for service in Service.opened}
+    yield
+    if request.node.stash.get(_FAILED, False):
+        for service, clients in before.items():
+            if service in Service.opened:
+                service.survive(clients)
 
 
 @pytest.fixture(autouse=True, scope="module")

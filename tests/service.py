@@ -50,29 +50,40 @@ class Pop3(poplib.POP3_SSL):
 class Service:
     """Started when made; `with` ends it. `site` as make_site() gives it; keyword arguments go to make_site()."""
 
+    opened = []  # those that were made and not closed: conftest.py
+
     def __init__(self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site):
-        self.kept = contextlib.ExitStack()
+        self.clients = []
         self.temporary = tempfile.TemporaryDirectory(prefix="pk", dir=directory)
         os.chmod(self.temporary.name, 0o711)
         # All come from one address here, many with wrong passwords: what bounds that has tests of its own.
         self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, "ports": free_ports(), **site})
         self.config = self.site.config
         self.toml = os.path.join(self.site.directory, "popkernel.toml")
-        self.log = b""
-        self.process = subprocess.Popen(
-            [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env,
-            pipesize=1 << 20,  # nobody reads the log while a test does something else, and who writes to a full pipe waits
-        )
-        os.set_blocking(self.process.stderr.fileno(), False)
+        self.command_line = [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments]
+        self.env = env
+        self.verbose = verbose
+        self.start()
+        Service.opened.append(self)
         if expect_ready:
             try:
-                self.wait_log("ready: ")
-                if verbose >= 2:  # then its processes are those that stay
-                    self.wait_log("mailboxes looked at")
+                self.wait_ready()
             except BaseException:
                 self.close()
                 raise
+
+    def start(self):
+        self.log = b""
+        self.process = subprocess.Popen(
+            self.command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env,
+            pipesize=1 << 20,  # nobody reads the log while a test does something else, and who writes to a full pipe waits
+        )
+        os.set_blocking(self.process.stderr.fileno(), False)
+
+    def wait_ready(self):
+        self.wait_log("ready: ")
+        if self.verbose >= 2:  # then its processes are those that stay
+            self.wait_log("mailboxes looked at")
 
     def __enter__(self):
         return self
@@ -82,8 +93,24 @@ class Service:
 
     def keep(self, thing):
         """Have a client closed with the service at the latest: the frames of a test that failed hold it for long, and the next ones would be told of it."""
-        self.kept.callback(thing.close)
+        self.clients.append(thing)
         return thing
+
+    def survive(self, clients):
+        """A test has failed: its clients go, but for the first so many; where the service has ended, it is started anew on the same site."""
+        while len(self.clients) > clients:
+            self.clients.pop().close()
+        if self.process.poll() is not None:
+            wait_for(self._started_again)
+
+    def _started_again(self):
+        self.process.stderr.close()
+        self.start()
+        try:
+            self.wait_ready()
+        except AssertionError:  # what is left of the old one holds the run directory for a moment
+            return False
+        return True
 
     @property
     def tls(self):
@@ -199,5 +226,8 @@ class Service:
                         os.kill(pid, signal.SIGKILL)
                 self.process.wait(10)
         self.process.stderr.close()
-        self.kept.close()
+        while self.clients:
+            self.clients.pop().close()
         self.temporary.cleanup()
+        if self in Service.opened:
+            Service.opened.remove(self)
