@@ -12,7 +12,7 @@ import shlex
 import stat
 from collections.abc import Iterable
 
-from popkernel.cli.certificate import check_certificate, check_names
+from popkernel.cli.certificate import check_certificates
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel import trust
 from popkernel.kernel.binding import BindError, bind
@@ -90,11 +90,9 @@ def check(config: Config, report: Report | None = None) -> Report:
     _check_ports(config, report)
     check_tables(config, report)
     pairs = [pair for pair in [(config.cert, config.key), *config.certs] if all(pair)]
-    for cert, key in dict.fromkeys(pairs):
-        errors, warnings = check_certificate(cert, key, file_of(config.key_passphrase_file))
-        report.all_errors(errors, _CONFIG)
-        report.warnings.extend(warnings)
-    report.warnings.extend(check_names(pairs) if config.certs else [])
+    errors, warnings = check_certificates(pairs, file_of(config.key_passphrase_file), config.tls_min)
+    report.all_errors(errors, _CONFIG)
+    report.warnings.extend(warnings)
     _check_keys(config, report)
     _check_blocked(config, report)
     if config.allow_plaintext:
