@@ -21,8 +21,9 @@ from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
 from popkernel.kernel.passphrase import file_of
+from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.kernel.rundir import problem as run_dir_problem
-from popkernel.proto.networks import parse_networks
+from popkernel.proto.networks import MAX_NETWORKS, parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
 from popkernel.proto.usernames import name_lines, twins
 
@@ -106,8 +107,8 @@ def check(config: Config, report: Report | None = None) -> Report:
 
 def check_tables(config: Config, report: Report) -> None:
     """Look at both tables, at each alone and at what one has and the other has not, and at every maildir."""
-    user_data = _read_table(config.user_table, report)
-    auth_data = _read_table(config.auth_table, report)
+    user_data = _read_table("user_table", config.user_table, report)
+    auth_data = _read_table("auth_table", config.auth_table, report)
     for path, data in ((config.user_table, user_data), (config.auth_table, auth_data)):
         if data is not None:
             _check_trust(path, report, _DATA)
@@ -136,10 +137,12 @@ def check_tables(config: Config, report: Report) -> None:
 
 def _check_keys(config: Config, report: Report) -> None:
     """Look at the issuer's keys: whoever can write them can log in as anybody."""
-    data = _read_table(config.oauth_jwks, report) if config.oauth_issuer else None
-    if data is not None:
-        from popkernel.actors.auth.tokens import parse_jwks
+    if not config.oauth_issuer:
+        return
+    from popkernel.actors.auth.tokens import MOST_OCTETS, parse_jwks
 
+    data = _read_table("oauth_jwks", config.oauth_jwks, report, MOST_OCTETS)
+    if data is not None:
         keys, findings = parse_jwks(data, config.oauth_jwks)
         report.all_errors(findings, _DATA)
         _check_trust(config.oauth_jwks, report, _DATA)
@@ -149,7 +152,7 @@ def _check_keys(config: Config, report: Report) -> None:
 
 
 def _check_blocked(config: Config, report: Report) -> None:
-    data = _read_table(config.block_list, report)
+    data = _read_table("block_list", config.block_list, report, MAX_NETWORKS)
     if data is not None:
         networks, findings = parse_networks(data, config.block_list)
         report.all_errors(findings, _DATA)
@@ -166,18 +169,13 @@ def _check_trust(path: str, report: Report, code: int) -> None:
             report.error(finding, code)
 
 
-def _read_table(path: str, report: Report) -> bytes | None:
+def _read_table(key: str, path: str, report: Report, most: int = MAX_TABLE) -> bytes | None:
     if not path:
         return None
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                report.error(Finding(path, 0, "no regular file", "name the table itself"), _NOINPUT)
-                return None
-            return file.read(MAX_TABLE + 1)
-    except OSError as error:
-        mend = "name the file that is meant, and run this as the user who starts the server"
-        report.error(Finding(path, 0, error.strerror or str(error), mend), _NOINPUT)
+        return read_named(key, path, most)
+    except UnreadableError as error:
+        report.error(error.finding, error.code)
         return None
 
 

@@ -8,13 +8,26 @@ import errno
 import os
 import stat
 
-__all__ = ["open_regular", "read_regular"]
+from popkernel.kernel.exits import EXITS
+from popkernel.proto.tables import Finding
+
+__all__ = ["UnreadableError", "open_regular", "read_named", "read_regular"]
 
 _KINDS = {
     stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _PIECE = 1 << 20  # octets
+_NAMED = {"auth_table": "auth_table (-a)", "user_table": "user_table (-u)", "cert": "cert (-c) or certs", "key": "key (-k) or certs"}
+
+
+class UnreadableError(Exception):
+    """A file of the configuration cannot be read. `finding`: with the key that names it; `code`: sysexits(3)."""
+
+    def __init__(self, finding: Finding, code: int) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+        self.code = code
 
 
 def open_regular(path: str) -> int:
@@ -57,6 +70,21 @@ def read_regular(path: str, most: int) -> bytes:
     if not left:
         raise OSError(errno.EFBIG, f"has over {most} octets", path)
     return b"".join(parts)
+
+
+def read_named(key: str, path: str, most: int) -> bytes:
+    """Read the file that a key of the configuration names; what is wrong is said in the same words by start, reload and `check`.
+
+    Raises:
+        UnreadableError: as read_regular() raises OSError.
+
+    """
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        mend = f"name the right file with {_NAMED.get(key, key)}, readable by the user who starts the server"
+        code = EXITS["data" if error.errno == errno.EFBIG else "noinput"].code
+        raise UnreadableError(Finding(path, 0, error.strerror or str(error), mend), code) from None
 
 
 def _must_be_regular(found: os.stat_result, path: str) -> None:

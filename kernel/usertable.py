@@ -3,7 +3,7 @@
 import os
 
 from popkernel.kernel.exits import EXITS
-from popkernel.kernel.regular import read_regular
+from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.proto.tables import MAX_TABLE, MailUser, parse_users
 
 __all__ = ["NoTableError", "code_of", "read_users", "roots_of"]
@@ -13,15 +13,19 @@ _MOST_OCTETS = 100_000  # characters of them all: they travel in one message
 
 
 class NoTableError(ValueError):
-    """The user table is not there, or is not readable."""
+    """The user table is not there, or is not readable. `code`: sysexits(3)."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def read_users(path: str, subdir: str) -> dict[str, MailUser]:
     """ValueError, with every finding a line, for a table that can't be used."""
     try:
-        data = read_regular(path, MAX_TABLE)
-    except OSError as error:
-        raise NoTableError(f"{path}: {error.strerror}; give the user table with -u") from None
+        data = read_named("user_table", path, MAX_TABLE)
+    except UnreadableError as error:
+        raise NoTableError(str(error), error.code) from None
     users, findings = parse_users(data, path, subdir)
     if findings:
         raise ValueError("\n".join(map(str, findings[:20])))
@@ -30,7 +34,7 @@ def read_users(path: str, subdir: str) -> dict[str, MailUser]:
 
 def code_of(error: ValueError) -> int:
     """What a start ends with, or a reload, for what read_users() raised; sysexits(3)."""
-    return EXITS["noinput" if isinstance(error, NoTableError) else "data"].code
+    return error.code if isinstance(error, NoTableError) else EXITS["data"].code
 
 
 def roots_of(users: dict[str, MailUser]) -> list[bytes]:

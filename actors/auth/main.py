@@ -23,7 +23,7 @@ from popkernel.actors.auth.repeats import Wrong
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.priority import processors
-from popkernel.kernel.regular import read_regular
+from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.fair import Fair
@@ -87,9 +87,9 @@ class Auth(Actor):
 
     def _read(self, path: str, *, fold: bool) -> Table:
         try:
-            data = read_regular(path, MAX_TABLE)
-        except OSError as error:
-            self.fail(66, f"{path}: {error.strerror}; give the authorization table with -a")
+            data = read_named("auth_table", path, MAX_TABLE)
+        except UnreadableError as error:
+            self.fail(error.code, str(error))
         table = parse_auth(data, path)
         if table.errors:
             self.fail(65, "\n".join(map(str, table.errors[:20])))
@@ -110,9 +110,9 @@ class Auth(Actor):
 
         path = oauth["jwks"]
         try:
-            data = read_regular(path, tokens.MOST_OCTETS)
-        except OSError as error:
-            self.fail(66, f"{path}: {error.strerror}; give the issuer's keys with oauth_jwks")
+            data = read_named("oauth_jwks", path, tokens.MOST_OCTETS)
+        except UnreadableError as error:
+            self.fail(error.code, str(error))
         keys, findings = tokens.parse_jwks(data, path)
         if findings:
             self.fail(65, "\n".join(map(str, findings[:20])))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-from popkernel.kernel.regular import read_regular
+from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.proto.certificate import DamagedError, Link, chain
 from popkernel.proto.tables import Finding
 
@@ -26,7 +26,6 @@ _MOST_PEM = 1 << 20  # octets
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _PRIVATE = b"PRIVATE KEY-----"
 _BEGIN = b"-----BEGIN "
-_NAME = "name the {} with {} or certs, readable by the user who starts the server"
 _GOOD_KEY = "get one with an ECDSA P-256 key, or an RSA key of 2048 bits or more"
 _ORDER = "put the server's own first, then the one that signed it, and so on"
 
@@ -65,8 +64,8 @@ def look(
     """
     looked = Looked([], None, [], [], [])
     try:
-        pem = _part(looked, lambda: _read(cert, _NAME.format("chain", "cert (-c)")))
-        secret = _read(key, _NAME.format("private key", "key (-k)"))
+        pem = _part(looked, lambda: _read("cert", cert))
+        secret = _read("key", key)
         if pem is None:
             return looked
         if _holds(pem) == (False, True) and _holds(secret) == (True, False):
@@ -118,11 +117,11 @@ def same_names(pairs: Sequence[tuple[str, list[Link]]]) -> Iterator[Finding]:
                 yield Finding(path, 0, f"it is for {name} as {file_of[name]} is, which is used", "leave one of the two out")
 
 
-def _read(path: str, mend: str) -> bytes:
+def _read(name: str, path: str) -> bytes:
     try:
-        return read_regular(path, _MOST_PEM)
-    except OSError as error:
-        raise _Unfit(Finding(path, 0, error.strerror or str(error), mend)) from None
+        return read_named(name, path, _MOST_PEM)
+    except UnreadableError as error:
+        raise _Unfit(error.finding) from None
 
 
 def _holds(pem: bytes) -> tuple[bool, bool]:
@@ -179,8 +178,7 @@ def _phrase(phrase: Phrase, key: str, secret: bytes, looked: Looked) -> bytes | 
         if len(phrase) > MOST_PHRASE:
             raise _Unfit(Finding(key, 1, f"a pass phrase of more than {MOST_PHRASE} octets", "encrypt the key with a shorter one"))
         return phrase
-    mend = f"write the pass phrase of {key} there, mode 0600, or name another file with key_passphrase_file"
-    line = _read(phrase, mend).partition(b"\n")[0].removesuffix(b"\r")
+    line = _read("key_passphrase_file", phrase).partition(b"\n")[0].removesuffix(b"\r")
     mode = stat.S_IMODE(os.stat(phrase).st_mode) if os.path.exists(phrase) else 0
     if mode & 0o027:
         looked.doubts.append(Finding(phrase, 0, f"mode {mode:04o} leaves the pass phrase open", f"chmod g-w,o-rwx {_itself(phrase)}"))

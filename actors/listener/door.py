@@ -18,8 +18,8 @@ from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.priority import favour, processors
-from popkernel.kernel.regular import read_regular
-from popkernel.proto.networks import Networks, parse_network, parse_networks, plain
+from popkernel.kernel.regular import UnreadableError, read_named
+from popkernel.proto.networks import MAX_NETWORKS, Networks, parse_network, parse_networks, plain
 from popkernel.proto.proxyheader import ProxyError
 
 __all__ = ["Door"]
@@ -28,7 +28,6 @@ _ACCEPTS = 64  # connections taken from one listening socket a turn, so that tho
 _UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
 _HEADER_SECONDS = 5.0  # a proxy has its header ready: it comes with the connection, or something is wrong
 _COMPLAINTS = 60.0  # seconds between two lines of the log about connections that are not taken
-_MOST_LIST = 64 << 20  # octets of a block list
 
 
 class Door(Actor):
@@ -52,9 +51,9 @@ class Door(Actor):
         if not path:
             return Networks(())
         try:
-            networks, findings = parse_networks(read_regular(path, _MOST_LIST), path)
-        except OSError as error:
-            self.fail(66, f"{path}: {error.strerror}; let it be there, or leave block_list out")
+            networks, findings = parse_networks(read_named("block_list", path, MAX_NETWORKS), path)
+        except UnreadableError as error:
+            self.fail(error.code, str(error))
         if findings:
             self.fail(65, "\n".join(map(str, findings[:20])))
         return networks

@@ -103,10 +103,10 @@ def _other_key(site):
 
 
 CERTIFICATES = {
-    "another key": (_other_key, "{site.key}: is not the key of the certificate in {site.cert}"),
+    "another key": (_other_key, "{site.key}: the private key does not belong to the certificate in {site.cert}"),
     "no certificate": (lambda site: os.unlink(site.cert), "{site.cert}: No such file"),
     "no key": (lambda site: os.unlink(site.key), "{site.key}: No such file"),
-    "empty": (lambda site: _write(site.cert, b""), "{site.cert}: holds no PEM block"),
+    "empty": (lambda site: _write(site.cert, b""), "{site.cert}:1: no certificate in PEM form"),
     "garbage": (lambda site: _write(site.cert, b"-----BEGIN CERTIFICATE-----\n\0\xff\n-----END CERTIFICATE-----\n"), "{site.cert}"),
     "half a key": (lambda site: os.truncate(site.key, 60), "{site.key}"),
     "a directory": (lambda site: (os.unlink(site.key), os.mkdir(site.key)), "{site.key}: Is a directory"),

@@ -1,12 +1,15 @@
 """One verdict: what `check` says of an input, a start and a reload say too, in the same words, and they act on it alike."""
 
 import json
+import os
+import socket
+import ssl
 import subprocess
 
 import bcrypt
 import pytest
+from popkernel.cli.samplesite import make_certificate
 
-from tests.e2e.awkward import RawClient
 from tests.service import POPKERNEL, Service
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
@@ -29,8 +32,13 @@ def checked(service):
     return (*lines, ended.returncode)
 
 
+def write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 class WithTable(Service):
-    """A service that starts with another authorization table than it was made with."""
+    """A service that starts with another authorization table than it was made with, and a certificate of the day after tomorrow."""
 
     @property
     def toml(self):
@@ -38,8 +46,10 @@ class WithTable(Service):
 
     @toml.setter
     def toml(self, path):
-        with open(self.site.auth_table, "wb") as file:
-            file.write(AUTH)
+        write(self.site.auth_table, AUTH)
+        chain, key = make_certificate(days=3, starts=2)
+        write(self.site.cert, chain)
+        write(self.site.key, key)
         self._toml = path
 
 
@@ -50,9 +60,15 @@ def service():
 
 
 def password(service, user, word=b"secret"):
-    with RawClient(service) as client:
-        client.ask(b"USER " + user.encode())
-        return client.ask(b"PASS " + word)
+    """What a client hears that does not mind the certificate."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    tls.verify_mode = ssl.CERT_NONE
+    with socket.create_connection(service.tls, timeout=20) as sock, tls.wrap_socket(sock) as client, client.makefile("rb") as answers:
+        answers.readline()
+        client.sendall(b"USER " + user.encode() + b"\r\nPASS " + word + b"\r\n")
+        answers.readline()
+        return answers.readline()
 
 
 def test_one_hash_that_is_none_shuts_its_user_out_alone_and_is_named(service):
@@ -74,3 +90,59 @@ def test_one_hash_that_is_none_shuts_its_user_out_alone_and_is_named(service):
         if count == 1:
             service.command("reload")
     assert "abcdefgh" not in service.read_log() + str(warnings)
+
+
+def test_a_certificate_of_the_future_or_the_past_is_served_with_one_sentence(service):
+    """Where a machine has no clock at boot the start ended with 78, and systemd did not try again."""
+    future = service.wait_log("the certificate starts on ").count("the certificate starts on ")
+    assert future >= 1
+    said = [line for line in checked(service)[1] if "the certificate starts on " in line]
+    assert len(said) == 1 and said[0].endswith(" UTC only; set this machine's clock, or wait") and said[0] in service.read_log()
+    assert password(service, "alice").startswith(b"+OK")
+    chain, key = make_certificate(days=-1, starts=-3)
+    write(service.site.cert, chain)
+    write(service.site.key, key)
+    errors, warnings, code = checked(service)
+    assert (errors, code) == ([], 0)
+    (ended,) = [line for line in warnings if "the certificate ended on " in line]
+    service.command("reload")
+    service.wait_log(ended)
+    assert password(service, "alice").startswith(b"+OK")
+
+
+@pytest.mark.parametrize(
+    ("which", "data", "said"),
+    [
+        ("cert", b"hello\n", "no certificate in PEM form; write the chain here"),
+        ("cert", make_certificate()[0], "the private key does not belong to the certificate in"),
+        ("key", b"hello\n", "no private key in PEM form"),
+        ("auth_table", b"alice", "the last line has no newline"),
+        ("user_table", b"alice 0:1:/x\n", "uid 0 is root's"),
+        ("user_table", None, "No such file or directory"),
+        ("auth_table", None, "No such file or directory"),
+        ("key", None, "No such file or directory"),
+    ],
+)
+def test_a_reload_speaks_the_words_of_check(service, which, data, said):
+    """Of a chain that is no chain it said "check both with openssl(1)"; of a missing file not which key names it."""
+    path = getattr(service.site, which)
+    with open(path, "rb") as file:
+        before = file.read()
+    os.rename(path, path + ".kept")
+    if data is not None:
+        write(path, data)
+        os.chmod(path, 0o600)
+    try:
+        errors, _, code = checked(service)
+        reload = service.command("reload", check=False)
+    finally:
+        os.rename(path + ".kept", path)
+    assert before
+    assert said in errors[0] and reload.returncode == code, (errors, code, reload)
+    lines = [line.removeprefix("popkernel: ") for line in reload.stderr.splitlines()]
+    assert lines == errors
+    if data is None:
+        flag = {"user_table": "-u", "auth_table": "-a", "key": "-k"}[which]
+        assert f"{which} ({flag})" in errors[0]
+    service.wait_log(errors[0])
+    assert password(service, "alice").startswith(b"+OK"), "what is in force stays"

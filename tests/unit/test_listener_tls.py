@@ -126,7 +126,7 @@ def test_pass_phrases(written, tmp_path):
         (b"", "has a pass phrase; start at a terminal, or name a file"),
         (b"wrong", "does not open this private key"),
         (b"x" * 1025, "more than 1024 octets"),
-        (str(tmp_path / "none"), "No such file or directory; write the pass phrase of"),
+        (str(tmp_path / "none"), "No such file or directory; name the right file with key_passphrase_file"),
     ):
         with pytest.raises(TlsError, match=said) as caught:
             serve([pair], "1.3", phrase)
