@@ -14,7 +14,7 @@ from popkernel.proto.tables import Finding
 __all__ = ["UnreadableError", "open_regular", "read_named", "read_regular"]
 
 _KINDS = {
-    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _PIECE = 1 << 20  # octets
@@ -89,5 +89,7 @@ def read_named(key: str, path: str, most: int) -> bytes:
 
 def _must_be_regular(found: os.stat_result, path: str) -> None:
     kind = stat.S_IFMT(found.st_mode)
+    if kind == stat.S_IFDIR:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'something else')}, not a regular file", path)

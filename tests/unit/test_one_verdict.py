@@ -114,7 +114,7 @@ def test_certificates_keys_and_phrases_that_are_no_files(kind, which, tmp_path):
     said = "No such file or directory"
     if kind == "a directory":
         os.mkdir(paths[which])
-        said = "is a directory, not a regular file"
+        said = "Is a directory"
     elif kind == "a FIFO":
         os.mkfifo(paths[which])
         said = "is a FIFO, not a regular file"
