@@ -107,7 +107,7 @@ GROUPS = (
             "fork vfork wait4 waitid kill tkill setpgid setsid getpriority"
         ),
     ),
-    ("exec", "another program; its start wants rpath and prot_exec too", "execve execveat arch_prctl"),
+    ("exec", "another program; its start wants rpath and prot_exec too", "execve execveat arch_prctl memfd_create"),
     ("settime", "setting the clock", "clock_settime settimeofday adjtimex clock_adjtime"),
     (
         NESTED,
@@ -141,7 +141,7 @@ SOFT = (
 
 # fcntl.h, sys/*.h, linux/*.h: the same on x86_64 and aarch64.
 _ACCMODE, _RDONLY, _RDWR = 0o3, 0o0, 0o2
-_CREAT, _TRUNC, _TMPFILE = 0o100, 0o1000, 0o20000000
+_CREAT, _TRUNC, _TMPFILE, _PATH = 0o100, 0o1000, 0o20000000, 0o10000000
 _SPECIAL = 0o7000  # setuid, setgid, sticky: in no mode
 _AT_EMPTY_PATH = 0x1000
 _PROT_EXEC = 0x4
@@ -182,6 +182,7 @@ def _opening(flags: int) -> tuple[Clause, ...]:
     """open(2) with its flags in argument `flags` and the mode behind. An access mode of 3 is no reading, and needs wpath."""
     return (
         ((_any(flags, _CREAT | _TMPFILE), _any(flags + 1, _SPECIAL)), "", None),
+        (_any(flags, _PATH), NESTED, None),  # Landlock refuses no O_PATH, and is set up with it
         (_any(flags, _CREAT | _TMPFILE), "cpath", None),
         (_any(flags, _TRUNC), "wpath", None),
         (_not_masked(flags, _ACCMODE, (_RDONLY,)), "wpath", None),
@@ -265,7 +266,7 @@ RULES: dict[str, tuple[Clause, ...]] = {
     "sendto": ((_given(4), SOCKETS, None), _sending(3), (None, "stdio", None)),
     "sendmsg": (_sending(2), (None, "stdio sendfd recvfd", None)),
     "setpriority": ((_any(1, 0xFFFFFFFF), "", None), (None, "proc", None)),  # one's own
-    "prlimit64": ((_given(2), "id", None), (_any(0, 0xFFFFFFFF), "proc", None), (None, "stdio id", None)),
+    "prlimit64": ((_any(0, 0xFFFFFFFF), "", None), (_given(2), "id", None), (None, "stdio id", None)),
     # whoever may set the handler of SIGSYS may live on after a broken promise, and hide it
     "rt_sigaction": ((Check(0, (_SIGSYS,)), NESTED, KILL_PROCESS), (None, "stdio", None)),
     "clone": (

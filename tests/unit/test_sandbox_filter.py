@@ -192,7 +192,7 @@ def test_what_nobody_may_ever_do():
     never = set(
         "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen open_tree pivot_root chroot setns unshare keyctl add_key "
         "request_key kexec_load kexec_file_load init_module finit_module delete_module perf_event_open userfaultfd pidfd_getfd "
-        "open_by_handle_at mknod mknodat memfd_create personality modify_ldt iopl ioperm io_uring_setup io_uring_enter openat2 clone3 "
+        "open_by_handle_at mknod mknodat personality modify_ldt iopl ioperm io_uring_setup io_uring_enter openat2 clone3 "
         "reboot swapon sethostname quotactl acct syslog process_madvise kcmp "
         "chmod fchmodat fchmodat2 lchown utime utimes futimesat truncate creat setxattr lsetxattr fsetxattr removexattr "
         "chdir fchdir sendmmsg pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo".split()

@@ -155,7 +155,7 @@ DEADLY = {
     "keyctl": Attempt("", lambda p: call("keyctl", 0, 0, 0, 0, 0)),
     "userfaultfd": Attempt("", lambda p: call("userfaultfd", 0)),
     "perf": Attempt("", lambda p: call("perf_event_open", 0, 0, 0, 0, 0)),
-    "memfd": Attempt("", lambda p: call("memfd_create", b"x", 0)),
+    "memfd": Attempt("exec", lambda p: call("memfd_create", b"x", 0)),
     "terminal": Attempt("", lambda p: call("ioctl", p.fd, 0x5412, b"x")),
 }
 

@@ -1,0 +1,145 @@
+"""Every refused call of tests/refused_calls.py, made from inside every thread of every serving actor: it is refused there, as its row says."""
+
+import os
+import tempfile
+
+import pytest
+from popkernel.kernel.sandbox import landlock, syscalls
+from popkernel.proto.topology import ACTORS, kind_of
+
+from tests.e2e.inject import Thread, answer_in_words, cannot, threads
+from tests.e2e.inside.service import needs_cage
+from tests.e2e.test_cage_beside import caged, deliver, fill, helpers, pid_of
+from tests.refused_calls import ANY, FILE, FOLDER, INSIDE, KERNEL, PARENT, REFUSED, SOCK
+from tests.service import Service, wait_for
+
+pytestmark = [needs_cage, pytest.mark.skipif(bool(cannot()), reason=f"no system calls by ptrace(2) here: {cannot()}")]
+NUMBERS = syscalls.numbers(os.uname().machine)
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A directory that everybody may write in, with a file that everybody may write to."""
+    with tempfile.TemporaryDirectory(prefix="pkcalls") as folder:
+        os.chmod(folder, 0o777)
+        os.mkdir(f"{folder}/empty")
+        with open(f"{folder}/file", "w") as file:
+            file.write("text")
+        for name in ("empty", "file"):
+            os.chmod(f"{folder}/{name}", 0o777)
+        yield folder
+        assert sorted(os.listdir(folder)) == ["empty", "file"]
+        assert os.stat(f"{folder}/file").st_size == 4
+
+
+def descriptors(pid):
+    found = {}
+    for fd in map(int, os.listdir(f"/proc/{pid}/fd")):
+        if fd > 2:
+            found[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return found
+
+
+def arguments(row, pid, place, kernel):
+    """The row's, with what is there in that process."""
+    fds = descriptors(pid)
+    there = {
+        SOCK: next((fd for fd, link in fds.items() if link.startswith("socket:")), 0), ANY: min(fds, default=0), KERNEL: kernel,
+        PARENT: parent(pid),
+    }
+    paths = {FILE: f"{place}/file".encode(), FOLDER: place.encode()}
+    return [
+        value.replace(FILE, paths[FILE]).replace(FOLDER, paths[FOLDER]) if isinstance(value, bytes) else there.get(value, value)
+        for value in row.arguments
+    ]
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("PPid:"))
+
+
+def expected(row, actor):
+    """What is to be heard; None for what is let through, and so is not tried: its own test has it."""
+    if row.how == "ended" or row.call in ("uprobe", "uretprobe"):
+        return None  # no signal to see: test_sandbox_violations.py has it; the system takes these two before it asks a filter
+    if actor not in row.who:
+        return row.others.get(actor, row.how)
+    if not row.landlock or actor == "init":  # which unveils nothing, for it starts the others
+        return None
+    if row.landlock == "EPERM" and (landlock.abi() < 6 or actor == "kernel" or row.what == "all"):
+        return None  # signals: older kernels do not know the scope; the kernel may signal itself; of all, it is enough that some may be
+    return row.landlock
+
+
+def let_through(pid, actor, place, kernel):
+    """What is not refused as it should be: (thread, call, what, answer, expected)."""
+    wrong = []
+    for tid in threads(pid):
+        with Thread(tid) as thread:
+            for row in REFUSED:
+                wanted = expected(row, actor)
+                if wanted is not None and row.call in NUMBERS:
+                    heard = answer_in_words(thread.call(NUMBERS[row.call], arguments(row, pid, place, kernel)))
+                    if heard != wanted:
+                        wrong.append((tid - pid, row.call, row.what, heard, wanted))
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def service():
+    with Service(users=("alice", "bob"), mail=(b"a: b\n\nc\n",), lmtp=True) as one:
+        one.pop3("alice").quit()  # its actor stays warm
+        yield one
+        client = one.pop3("bob")  # and whatever was tried, the service is whole
+        assert client.stat()[0] == 1
+        client.quit()
+        assert all(actor["restarts"] == 0 for actor in one.status()["actors"])
+
+
+@pytest.fixture(scope="module")
+def by_connection():
+    with Service(users=("alice",), mail=(b"a: b\n\nc\n",), isolation="connection") as one:
+        one.held = one.pop3("alice")
+        yield one
+        assert one.held.stat()[0] == 1
+        one.held.quit()
+
+
+@pytest.mark.parametrize("row", [row.name for row in ACTORS if row.name != "gate"])
+def test_no_thread_of_an_actor_makes_a_call_that_it_may_not(service, place, row):
+    pids = {actor["name"]: actor["pid"] for actor in service.status()["actors"]} | {"init": service.process.pid}
+    mine = {name: pid for name, pid in pids.items() if kind_of(name) == row}
+    assert mine
+    for name, pid in mine.items():
+        wrong = let_through(pid, row, place, pids["kernel"])
+        assert not wrong, name
+
+
+@pytest.mark.parametrize("row", ["gate", "listener of a gate"])
+def test_nor_does_one_of_a_gate_and_its_listeners(by_connection, place, row):
+    pids = {actor["name"]: actor["pid"] for actor in by_connection.status()["actors"]}
+    name = next(name for name in pids if kind_of(name) == row.partition(" ")[0])
+    wrong = let_through(pids[name], row, place, pids["kernel"])
+    assert not wrong
+
+
+def test_nor_does_the_helper_of_a_maildir_actor(place):
+    with Service(users=("alice",), mail=(), lmtp=True) as service:
+        fill(service, "alice")
+        pid = deliver(service, "alice")
+        (helper,) = helpers(pid)
+        wait_for(lambda: caged(helper) == (2, 3, 1))
+        assert not let_through(helper, "helper of maildir.{user}", place, pid_of(service, "kernel"))
+        assert INSIDE["helper of maildir.{user}"][:2] == ("init", "spawner")
+
+
+def test_the_injector_makes_calls_and_sees_those_that_a_filter_kills_for(service):
+    """Else all of the above could be true of nothing."""
+    pid = service.actor("listener.0")["pid"]
+    with Thread(pid) as thread:
+        assert thread.call(NUMBERS["getpid"], ()) == pid
+        assert answer_in_words(thread.call(NUMBERS["close"], (9999,))) == "EBADF"
+        assert thread.call(NUMBERS["ptrace"], (0, 0, 0, 0)) == "killed"
+        assert answer_in_words(thread.call(NUMBERS["read"], (0, b"x", 0))) == "let through"
+    assert service.actor("listener.0")["pid"] == pid
