@@ -91,8 +91,17 @@ _GERMAN = {
     "the message can't be read: {}": "die Nachricht lässt sich nicht lesen: {}",
     "{} messages could not be removed": "{} Nachrichten ließen sich nicht löschen",
     "the mailbox was changed by another program, log in again": "ein anderes Programm hat das Postfach geändert, bitte neu anmelden",
-    "the maildir is not there, and its user may not make it: make it, owned by that user":
-        "das Maildir gibt es nicht, und sein Benutzer darf es nicht anlegen: für ihn anlegen",
+    "the mailbox is not available now, try again later": "das Postfach ist gerade nicht erreichbar, bitte später noch einmal versuchen",
+    "another program has this mailbox open, try again later":
+        "ein anderes Programm hat dieses Postfach offen, bitte später noch einmal versuchen",
+    "the message is gone: another program removed it": "die Nachricht ist fort: ein anderes Programm hat sie gelöscht",
+    "the message can't be read": "die Nachricht lässt sich nicht lesen",
+    "the maildir is not there, and its user may not make it: mount its file system, or make it, owned by that user":
+        "das Maildir gibt es nicht, und sein Benutzer darf es nicht anlegen: einhängen, oder für ihn anlegen",
+    "maildir: it belongs to uid {}: mount its file system, or give it to its user": "maildir: es gehört uid {}: einhängen, oder übergeben",
+    "another directory is in the place of this maildir now": "das Maildir ist jetzt ein anderes",
+    "the maildir was replaced while the session was open": "das Maildir wurde während der Sitzung ersetzt",
+    "it is not what was listed: another program changed it": "sie ist nicht, was angezeigt wurde: ein anderes Programm hat sie geändert",
     "{} is no directory, or a symbolic link: put a directory there": "{} ist kein Verzeichnis oder ein Symlink: ein Verzeichnis anlegen",
     "popcache: locked by another program for more than {} s": "popcache: seit über {} s von einem anderen Programm gesperrt",
     "popcache is no regular file: remove it, it will be made anew": "popcache ist keine Datei: entfernen, es wird neu angelegt",

@@ -6,11 +6,12 @@ Answers are made only as fast as credit allows: `step` gives the next message, o
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgpack
 from popkernel.actors.maildir.store import Listing, Maildrop, StoreError
+from popkernel.actors.maildir.storeerror import CHANGED
 from popkernel.proto import messages as m
 from popkernel.proto.octets import TopCutter, WireEncoder
 
@@ -26,10 +27,14 @@ _ROWS = 2048  # sizes or unique ids in one frame
 _Answer = tuple[tuple[Any, ...], bytes | None]  # a message, and its bulk apart
 
 
+def _quiet(text: str) -> None:
+    """Where nobody wants to know."""
+
+
 class Session:
     """From Ready to Bye."""
 
-    __slots__ = ("_drop", "_gone", "_jobs", "_listing", "credit", "deleted", "finished", "messages", "retrieved")
+    __slots__ = ("_drop", "_gone", "_jobs", "_listing", "credit", "deleted", "finished", "log", "messages", "retrieved")
 
     def __init__(self, drop: Maildrop, listing: Listing, *, deleted: bytes = b"", retrieved: bytes = b"") -> None:
         """`deleted` and `retrieved`: a byte a message, 1 for yes; as a parked session left them."""
@@ -42,6 +47,7 @@ class Session:
         self.messages = listing.count - sum(self.deleted)
         self._gone = sum(listing.size(i) for i, yes in enumerate(deleted) if yes)  # octets of what is marked
         self.finished: tuple[int, int] | None = None  # (removed, failed) once QUIT is done
+        self.log: Callable[[str], None] = _quiet  # told what the operator may want to mend
 
     @property
     def octets(self) -> int:
@@ -71,7 +77,8 @@ class Session:
         """
         version, count, digest, credit, deleted, retrieved = msgpack.unpackb(state)
         if version != _STATE or listing.count < count or listing.first(count).digest() != digest:
-            raise StoreError("SYS/TEMP", "the mailbox was changed by another program, log in again")
+            text = "the mailbox was changed by another program, log in again"
+            raise StoreError("SYS/TEMP", text, said=text)
         session = cls(drop, listing.first(count), deleted=marks(deleted, count), retrieved=marks(retrieved, count))
         session.credit = credit
         return session
@@ -181,7 +188,7 @@ class Session:
             self._drop.verify(self._listing, number - 1)
             fd = self._drop.open_message(self._listing, number - 1)
         except StoreError as error:
-            yield m.Missing(number, error.code, str(error)), None
+            yield self._missing(number, error), None
             return
         try:
             yield from self._stream(number, fd, self._listing.size(number - 1))
@@ -189,32 +196,49 @@ class Session:
             os.close(fd)
 
     def _stream(self, number: int, fd: int, octets: int) -> Iterator[_Answer]:
-        """A message that goes out whole counts as retrieved: one that does not must not expire for it."""
+        """A message that goes out whole counts as retrieved: one that does not must not expire for it.
+
+        What was read goes out when it is known what comes behind it: of a message of one read that is not what was listed no octet has
+        gone out, and the client can be told. Later only an end of the connection tells.
+        """
         encoder = WireEncoder()
+        wire, raw = b"", b"x"
         if os.fstat(fd).st_size > octets:  # CRLF makes a message larger, never smaller
-            self._drop.distrust(self._listing, number - 1)
-            yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
+            yield self._changed(number), None
             return
-        while True:
+        while raw:
             try:
                 raw = os.read(fd, _FRAME - 32 * 1024)
             except OSError as error:
-                yield m.Missing(number, "SYS/TEMP", f"the message can't be read: {error.strerror}"), None
+                yield self._unreadable(number, error), None
                 return
-            wire = encoder.feed(raw) if raw else encoder.finish()
+            behind = encoder.feed(raw) if raw else encoder.finish()
             if encoder.octets > octets or (not raw and encoder.octets != octets):
-                self._drop.distrust(self._listing, number - 1)
-                yield m.Missing(number, "SYS/TEMP", "the message has changed, log in again"), None
+                yield self._changed(number), None
                 return
+            if not raw:
+                wire += behind
             for at in range(0, len(wire), _FRAME):  # lines of one octet each grow threefold
                 piece = wire[at : at + _FRAME] if len(wire) > _FRAME else wire
                 done = not raw and at + len(piece) >= len(wire)
                 yield m.Mail([number, octets, len(piece), int(done)], b""), piece
-            if not raw:
-                self.retrieved[number - 1] = 1
-                if not wire:
-                    yield m.Mail([number, octets, 0, 1], b""), b""
-                return
+            if raw:
+                wire = behind
+        self.retrieved[number - 1] = 1
+        if not wire:
+            yield m.Mail([number, octets, 0, 1], b""), b""
+
+    def _missing(self, number: int, error: StoreError) -> m.Missing:
+        self.log(f"message {number}: {error}")
+        return m.Missing(number, error.code, error.said)
+
+    def _changed(self, number: int) -> m.Missing:
+        self._drop.distrust(self._listing, number - 1)
+        return self._missing(number, StoreError("SYS/TEMP", "it is not what was listed: another program changed it", said=CHANGED))
+
+    def _unreadable(self, number: int, error: OSError) -> m.Missing:
+        self.log(f"message {number}: {error.strerror}")
+        return m.Missing(number, "SYS/TEMP", f"the message can't be read: {error.strerror}")
 
     def _top(self, number: int, lines: int) -> Iterator[_Answer]:
         if self.deleted[number - 1]:
@@ -223,7 +247,7 @@ class Session:
         try:
             fd = self._drop.open_message(self._listing, number - 1)
         except StoreError as error:
-            yield m.Missing(number, error.code, str(error)), None
+            yield self._missing(number, error), None
             return
         cutter, encoder = TopCutter(lines), WireEncoder()
         octets = self._listing.size(number - 1)
@@ -238,7 +262,7 @@ class Session:
             wire = encoder.finish()
             yield m.Mail([number, octets, len(wire), 1], b""), wire
         except OSError as error:
-            yield m.Missing(number, "SYS/TEMP", f"the message can't be read: {error.strerror}"), None
+            yield self._unreadable(number, error), None
         finally:
             os.close(fd)
 
@@ -286,8 +310,10 @@ class Session:
         if marked or expired:
             try:
                 failed = self._drop.remove(self._listing, marked + expired)
-            except StoreError:
-                failed = marked + expired
+            except StoreError as error:
+                failed, self._drop.why = marked + expired, error.text
+        if failed:
+            self.log(f"{len(failed)} messages not removed: {self._drop.why}")
         owed = sum(self.deleted[i] for i in failed)  # what nobody asked to go is no failure of the client's QUIT
         self.finished = (len(marked) + len(expired) - len(failed), owed)
         yield m.Bye(*self.finished), None

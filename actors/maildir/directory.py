@@ -7,7 +7,7 @@ import os
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir.storeerror import PERM, StoreError, from_os
+from popkernel.actors.maildir.storeerror import PERM, TEMP, StoreError, from_os
 from popkernel.proto.octets import SizeCounter, wire_size
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _AT_ONCE = 16  # files of a lot; two lots are open at a time, and an actor may h
 _AHEAD = 4  # lots that a helper is asked for before it has answered: it never waits for us
 _WORTH_IT = 1000  # files that are shared with a helper, who helps once
 _NO_FILE = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP))  # not there, or none to be read
+_MAY_NOT = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO somebody put into cur/ must not wait for a writer.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -41,15 +42,31 @@ def open_root(path: bytes) -> int:
             _make_root(path)
             return os.open(path, flags)
     except OSError as error:
-        raise from_os(error, "maildir") from None
+        raise _foreign(error, path) or from_os(error, "maildir") from None
 
 
 def _make_root(path: bytes) -> None:
     """Make a maildir that is not there; where its user may not, say that it is missing and not only that something is denied."""
     try:
         make_directory(path, None)
-    except PermissionError:
-        raise StoreError(PERM, "the maildir is not there, and its user may not make it: make it, owned by that user") from None
+    except OSError as error:
+        if error.errno not in _MAY_NOT:
+            raise
+        text = "the maildir is not there, and its user may not make it: mount its file system, or make it, owned by that user"
+        raise StoreError(TEMP, text, errno.ENOENT) from None
+
+
+def _foreign(error: OSError, path: bytes | int) -> StoreError | None:
+    """Say of a maildir that shuts its user out whether it is another's: so is the place of a file system that is not mounted."""
+    if error.errno not in _MAY_NOT:
+        return None
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        return None
+    if owner == os.geteuid():
+        return None
+    return StoreError(TEMP, f"maildir: it belongs to uid {owner}: mount its file system, or give it to its user", error.errno or 0)
 
 
 def open_part(root: int, part: bytes) -> int:
@@ -64,7 +81,7 @@ def open_part(root: int, part: bytes) -> int:
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.ELOOP}:
             raise StoreError(PERM, f"{part.decode()} is no directory, or a symbolic link: put a directory there") from None
-        raise from_os(error, part.decode()) from None
+        raise _foreign(error, root) or from_os(error, part.decode()) from None
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:

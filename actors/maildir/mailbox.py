@@ -15,7 +15,7 @@ from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.match import Match
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Scan, places
-from popkernel.actors.maildir.storeerror import IN_USE, TEMP, MovedError, StoreError, from_os, show
+from popkernel.actors.maildir.storeerror import CHANGED, GONE, IN_USE, TEMP, UNREADABLE, MovedError, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
 
@@ -335,9 +335,9 @@ class Mailbox:
             os.close(fd)
         except OSError as error:
             self.distrust(listing, i)
-            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
         self.distrust(listing, i)
-        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more")
+        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more", said=GONE)
 
     def _open(self, listing: Listing, i: int) -> int:
         for part, name in self._candidates(listing, i):
@@ -354,7 +354,7 @@ class Mailbox:
                 return os.open(found[1], directory.READ, dir_fd=found[0])
             except FileNotFoundError:
                 found = None
-        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program")
+        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program", said=GONE)
 
     def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
         """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
@@ -391,7 +391,7 @@ class Mailbox:
             if octets == size:
                 return out
         self.distrust(listing, i)
-        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with")
+        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with", said=CHANGED)
 
     def _read(self, listing: Listing, i: int, most: int, *, whole: bool) -> bytes:
         try:
@@ -405,7 +405,7 @@ class Mailbox:
                 os.close(fd)
         except OSError as error:
             self.distrust(listing, i)
-            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
 
     def _doubts(self, listing: Listing, i: int) -> bool:
         """Whether the size listed for message ``i`` may be no more than what its name says."""
@@ -421,7 +421,7 @@ class Mailbox:
             octets = directory.count(fd)
         except OSError as error:
             self.distrust(listing, i)
-            raise from_os(error, f"cur/{show(listing.names[i])}") from None
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
         finally:
             os.close(fd)
         self._verified.add(listing.names[i])

@@ -36,6 +36,7 @@ class MaildirActor(Actor):
         self.trouble = StoreError("SYS/PERM", "the mailbox can't be opened")
         self.session: Session | None = None
         self.number = 0
+        self.noted = 0  # lines for the log that this session has caused
         self.channel: Channel | None = None
         self.leaving = False
         self.final = False  # it leaves for good, whatever comes in
@@ -121,10 +122,22 @@ class MaildirActor(Actor):
         listing = self._begin(message, fd, resumed=False)
         if listing is None or self.drop is None or self.channel is None:
             return
-        self.session = Session(self.drop, listing)
+        self._has(Session(self.drop, listing))
         for reason in listing.notes[:_NOTES]:
             self.log(4, f"{self.boot.name}: {reason}")
-        self.channel.send(self.session.ready())
+        if self.session is not None:
+            self.channel.send(self.session.ready())
+
+    def _has(self, session: Session) -> None:
+        self.session = session
+        session.log = self._note
+        self.noted = 0
+
+    def _note(self, text: str) -> None:
+        """What the operator may want to know of a session; a client may ask for what is not there again and again."""
+        self.noted += 1
+        if self.noted <= _NOTES:
+            self.log(4, f"{self.boot.name}: {text}")
 
     def _wake(self, message: m.Wake, fds: list[int]) -> None:
         """Go on with a session that was parked, by this process or by one before it. Its next command waits in its channel."""
@@ -135,7 +148,7 @@ class MaildirActor(Actor):
         if listing is None or self.drop is None:
             return
         try:
-            self.session = Session.wake(self.drop, listing, message.state)
+            self._has(Session.wake(self.drop, listing, message.state))
         except StoreError as error:
             self._cannot(error)
 
@@ -181,7 +194,7 @@ class MaildirActor(Actor):
         self.log(4, f"{self.boot.name}: {error}")
         if error.code != IN_USE:  # what it may see is settled, and what failed is not trusted: once mended, the maildir is a new actor's
             self.leave()  # before Closed, at which the kernel gives the maildrop to who comes next
-        self._close(0, 0, m.Unready(error.code, str(error)))
+        self._close(0, 0, m.Unready(error.code, error.said))
 
     # -- asleep
     def _stay_awake(self) -> None:

@@ -18,7 +18,7 @@ from popkernel.actors.maildir.delivery import Delivery
 from popkernel.actors.maildir.listing import IN_NEW, Listing
 from popkernel.actors.maildir.mailbox import NOWHERE, Mailbox
 from popkernel.actors.maildir.scan import Scan
-from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os
+from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Maildrop(Mailbox):
     """A mailbox that sessions end in, and mail comes to."""
 
     quota: Quota | None = None  # to be told of removals
+    why = ""  # the last message that could not be removed was not, for the log
     _tidying: list[bytes] | None = None  # names in new/ that are still to be moved, last one first
 
     # The end of a session
@@ -59,8 +60,9 @@ class Maildrop(Mailbox):
                 freed += self._file_size(listing, i) if count else 0
                 touched.add(self._unlink(listing, i))
                 doomed.add(listing.names[i])
-            except OSError:
+            except OSError as error:
                 failed.append(i)
+                self.why = from_os(error, show(listing.names[i])).text
             self.at("remove:unlinked")
         if self.quota is not None and count and doomed:
             self.quota.add(-freed, -len(doomed))
@@ -195,7 +197,8 @@ class Maildrop(Mailbox):
                 return done
             except FileNotFoundError:
                 listing.infos[i] = NOWHERE
-            except OSError:
+            except OSError as error:
+                self.why = from_os(error, show(name)).text
                 return False
         return False
 
