@@ -1,35 +1,40 @@
 """The gate (isolation = "connection"): the door, and behind it no room but a listener process for each client, forked from a warm image.
 
-It has the keys in memory and the bounds in force, and never reads an octet of a client but a PROXY header. A child closes all that is not
+It has the keys in memory and the bounds in force, and takes no octet of a client but a PROXY header. A child closes all that is not
 its own, locks itself in as a listener, and only then speaks with its client (lone.py). What it speaks with the kernel and auth on was sent
-ahead, as a *seat* (kernel/gates.py); where no seat is left, connections wait in the system's queue.
+ahead, as a *seat* (kernel/gates.py); where no seat is left, clients wait for one here, and have their turns by address.
 
-A client of TLS speaks first: until it has, it costs a socket here and no process.
+A client of TLS speaks first: until its first words are whole, it costs a socket here and no process.
 """
 
 import os
 import resource
+import select
 import socket
 from collections import deque
 from typing import NamedTuple, NoReturn
 
 from popkernel.actors.listener.door import Door
-from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES
+from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
 from popkernel.kernel.actor import SOFTWARE, Boot, become, hard_limit
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.loop import Timer
+from popkernel.kernel.loop import READ, Timer
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
+from popkernel.proto.fair import Fair
 from popkernel.proto.sessionname import listener_name, session_number
 from popkernel.proto.topology import actor as row_of
 
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _GRACE = 5.0  # seconds such a one has
 _PASSING = 0.25  # seconds a full house may turn out to be one whose guest is just leaving: a client sees its end before the gate can
+_ONCE: int = getattr(select, "EPOLLET", 0)  # told once of what has come, epoll(7); without it the first octet is enough
+_HEAD, _HANDSHAKE = 5, 22  # octets of a TLS record's head, and the kind of a record that a client begins with, RFC 8446 section 5.1
+_RECORD = 16384
 _A_SESSION = 4  # descriptors that the kernel needs for a session: its two actors' channels, and as many again while they are watched
 
 
@@ -82,7 +87,7 @@ class Gate(Door):
         self.guests: dict[int, Guest] = {}
         self.seated: dict[int, Guest] = {}  # by session
         self.seats: deque[tuple[int, int]] = deque()  # session, and the descriptor of its listener's channel
-        self.unseated: deque[Guest] = deque()  # they have spoken, and no seat is left
+        self.unseated: Fair[int, Guest] = Fair()  # they have spoken, and no seat is left
         self.turned: dict[socket.socket, Turned] = {}
         self.refusing = 0
         self.open = self.draining = False
@@ -137,25 +142,29 @@ class Gate(Door):
             self.limits.waits(guest.number, host, self.loop.now)
         guest.timer = self.loop.later(_GRACE if refused else self.login_seconds, lambda: self._cut(guest, "logged in too slowly"))
         if tls:
-            self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock))
+            self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock), READ | _ONCE)
         else:
             self._take_seat(guest, sock)
 
     def _speaks(self, guest: Guest, sock: socket.socket) -> None:
         """A client of TLS has begun, or gone."""
-        self.loop.remove(sock.fileno())
         try:
-            there = sock.recv(1, socket.MSG_PEEK)
+            there = sock.recv(_HEAD + _RECORD if _ONCE else 1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return
         except OSError:
             there = b""
+        if there and _ONCE and not _whole(there):
+            return
+        self.loop.remove(sock.fileno())
         if not there:
             self._cut(guest, "connection lost")
-        elif self._may_shake(guest):
+        else:
             self._take_seat(guest, sock)
 
     def _may_shake(self, guest: Guest) -> bool:
-        """From its first octet on a client counts as one that shakes hands, until it has logged in: only its listener sees more."""
-        room = self._room_to_shake(guest.number, guest.host)
+        """A client that gets a process counts as one that shakes hands, until it has logged in: only its listener sees more."""
+        room = bool(guest.refused) or self._room_to_shake(guest.number, guest.host)
         if not room:
             self._cut(guest, TOO_MANY_HANDSHAKES)
         return room
@@ -167,10 +176,10 @@ class Gate(Door):
     def _seat(self, message: m.Seat, fds: list[int]) -> None:
         self.seats.append((message.session, fds[0]))
         while self.seats and self.unseated:
-            guest = self.unseated.popleft()
-            if guest.sock is not None and guest.number in self.guests:
+            _, guest = self.unseated.take()
+            if guest.sock is not None:
                 self._take_seat(guest, guest.sock)
-        if not self.unseated and not self.open and not self.draining:
+        if not self.open and not self.draining:
             self.open = True
             for sock, tls in self.listening:
                 self._listen(sock, tls)
@@ -178,11 +187,9 @@ class Gate(Door):
     def _take_seat(self, guest: Guest, sock: socket.socket) -> None:
         """Give a client its listener, now or when there is a seat."""
         if not self.seats:
-            self.unseated.append(guest)
-            if self.open:
-                self.open = False
-                for listening, _ in self.listening:
-                    self.loop.remove(listening.fileno())
+            self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
+            return
+        if not self._may_shake(guest):
             return
         session, channel = self.seats.popleft()
         try:
@@ -239,6 +246,7 @@ class Gate(Door):
         if self.guests.pop(guest.number, None) is None:
             return
         self.seated.pop(guest.session, None)
+        self.unseated.remove(guest.number)
         if guest.timer is not None:
             guest.timer.cancel()
         if guest.refused:
@@ -287,6 +295,12 @@ class Gate(Door):
     def _done(self) -> None:
         if self.draining and not self.guests and not self.children:
             self.end()
+
+
+def _whole(data: bytes) -> bool:
+    """Whether a client's first record has come, or what is none: it has a listener tell it so."""
+    octets = int.from_bytes(data[3:_HEAD], "big")
+    return data[0] != _HANDSHAKE or octets > _RECORD or (len(data) >= _HEAD and len(data) >= _HEAD + octets)
 
 
 def main(boot: Boot) -> None:

@@ -215,16 +215,21 @@ def test_who_has_not_logged_in_makes_room():
 
 
 def test_handshakes_at_a_time():
-    """A client counts from its first octet until it has logged in."""
+    """A client counts from when it wants a process until it has logged in; who has not said all of its first words wants none."""
     with serve(max_handshakes=2, login_seconds=60) as service:
         address = (service.tls.host, service.tls.port)
-        with RawClient(service, user="alice") as served, socket.create_connection(address) as one, socket.create_connection(address) as two:
+        with RawClient(service, user="alice") as served, socket.create_connection(address) as one, socket.create_connection(address) as two, \
+                RawClient(service, "") as oldest, RawClient(service, ""):
             one.send(b"\x16")
-            two.send(b"\x16")
+            two.send(b"\x16\x03\x01\x02\x00\x01\x00")
             for _ in range(3):  # the oldest makes room at once
                 assert greeting(service).startswith(b"+OK") and greeting(service, "").startswith(b"+OK")
             with contextlib.suppress(ConnectionError):
-                assert one.recv(1) == b""
+                assert oldest.end() == b""
+            one.setblocking(False), two.setblocking(False)
+            for half in (one, two):  # it cost nothing, and so is still there
+                with pytest.raises(BlockingIOError):
+                    half.recv(1)
             service.wait_log('why="made room for another handshake"')
             service.wait_log("warning: gate.0: 127.0.0.1: another made room: max_handshakes is met (2 in this process)")
             assert served.ask(b"STAT").startswith(b"+OK 3 ")
