@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from popkernel.kernel.channel import Channel, Message, adopt, counts, watch
+from popkernel.kernel.exits import WANT
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.tap import ActorTap
@@ -77,11 +78,21 @@ def become(boot: Boot, main: Callable[[Boot], None]) -> NoReturn:
         _last_words(boot, OSERR, f"{boot.name} can't lock itself in: {error}", [])
     except Exception as error:  # noqa: BLE001 - whatever it is, the kernel hears of it
         way = _way(error.__traceback__)
+        if boot.kernel is None and _wants(error):
+            what = getattr(error, "strerror", None) or str(error) or "no memory"
+            _last_words(boot, TEMPFAIL, f"{boot.name} could not be started: {what}", way)
         said = str(error) if boot.kernel is None else getattr(error, "strerror", None) or ""
         what = ": ".join(filter(None, (type(error).__name__, " ".join(said.split()))))
         text = f"{boot.name} failed by a fault of its own: {what} ({'/'.join(way[-1].split('/')[-3:])}); -vv shows the way there"
         _last_words(boot, SOFTWARE, text, way)
     os._exit(SOFTWARE)
+
+
+def _wants(error: Exception) -> bool:
+    """Whether it is for want of something that there may be more of in a moment."""
+    if isinstance(error, OSError):
+        return error.errno in WANT
+    return isinstance(error, MemoryError) or "start new thread" in str(error)  # threading has no error of its own for that
 
 
 def _way(trace: TracebackType | None) -> list[str]:

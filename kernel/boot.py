@@ -23,7 +23,7 @@ def read_blob(fd: int) -> dict[str, object]:
         if sum(map(len, parts)) > _LARGEST:
             raise ValueError("configuration too large")
     os.close(fd)
-    blob: dict[str, object] = msgpack.unpackb(b"".join(parts))
+    blob: dict[str, object] = msgpack.unpackb(b"".join(parts), unicode_errors="surrogateescape")
     return blob
 
 

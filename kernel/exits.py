@@ -3,9 +3,13 @@
 Codes are sysexits(3)'s. The help texts print these sentences, and the manual page and the systemd unit are tested against them.
 """
 
+import errno
 from typing import NamedTuple
 
-__all__ = ["EXITS", "Exit"]
+__all__ = ["EXITS", "WANT", "Exit"]
+
+WANT = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOSPC, errno.EIO, errno.ETXTBSY})
+"""Errnos of what there may be more of in a moment; what fails so ends with "tempfail"."""
 
 
 class Exit(NamedTuple):

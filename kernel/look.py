@@ -5,12 +5,11 @@ Nothing waits for a slow disk, or for 10,000 users.
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Sequence
 from itertools import chain
 
 from popkernel.kernel import trust
-from popkernel.kernel.child import do_and_leave
+from popkernel.kernel.child import end, fork_and_tell, told
 from popkernel.kernel.log import printable
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.mailboxes import warnings
@@ -27,24 +26,27 @@ class Look:
     def __init__(
         self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = (), *, fold: bool = False,
     ) -> None:
-        """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox."""
+        """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox.
+
+        OSError: there is no room for a process.
+        """
         self._loop = loop
         self._over = over
         self._said = b""
-        self._pipe, its = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            do_and_leave(lambda: _look(its, table, subdir, decisive, fold=fold), 1)
-        os.close(its)
-        os.set_blocking(self._pipe, False)
-        loop.add(self._pipe, self._read)
+        self.pid, self._pipe = fork_and_tell(lambda pipe: _look(pipe, table, subdir, decisive, fold=fold))
+        loop.add(self._pipe, self._ready)
 
-    def _read(self, events: int) -> None:
+    def _ready(self, events: int) -> None:
         del events
-        part = os.read(self._pipe, 4096)
-        self._said += part[: _MOST_SAID - len(self._said)]
-        if not part:
+        self._read()
+
+    def _read(self) -> bool:
+        """Whether there may be more."""
+        part = told(self._pipe)
+        self._said += (part or b"")[: _MOST_SAID - len(self._said)]
+        if part == b"":
             self._close()
+        return bool(part)
 
     def _close(self) -> None:
         self._loop.remove(self._pipe)
@@ -56,10 +58,8 @@ class Look:
         if pid != self.pid:
             return
         self.pid = 0
-        if self._pipe >= 0:
-            with contextlib.suppress(BlockingIOError):
-                while self._pipe >= 0:
-                    self._read(0)
+        while self._pipe >= 0 and self._read():
+            pass
         self._over(self._said.decode(errors="replace").splitlines())
 
     def end(self) -> None:
@@ -67,16 +67,12 @@ class Look:
         if self._pipe >= 0:
             self._close()
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # our child, not reaped yet
+            end(self.pid)
             self.pid = 0
 
 
-def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str], *, fold: bool = False) -> int:
-    """In the child, which keeps of init's descriptors the pipe and standard error only: the lock above all must not outlive init."""
-    signal.set_wakeup_fd(-1)
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, 65536)
-    with contextlib.suppress(ValueError, BrokenPipeError):  # a table gone bad is the kernel's to tell of; init may have gone
+def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str], *, fold: bool = False) -> None:
+    """In the child."""
+    with contextlib.suppress(ValueError):  # a table gone bad is the kernel's to tell of
         for line in chain(trust.warnings(decisive), warnings(table, subdir, fold=fold)):
             os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")
-    return 0

@@ -1,17 +1,16 @@
 """A reload is a replacement: who serves needs no file, and a bad file changes nothing.
 
-It begins with init, whoever asks (a SIGHUP, `popkernel reload`, a file that has changed): init reads the configuration, and says HUP or
-NOT. Then the kernel reads the user table, and has new actors read the rest. What comes of it is told to init, which keeps the new
-configuration or goes back, and to whoever asked.
+It begins with init, whoever asks (a SIGHUP, `popkernel reload`, a file that has changed): a child of init's reads the configuration and the
+user table, and init says Reread or Unread. Then the kernel judges the table, and has new actors read the rest. What comes of it is told to
+init, which keeps the new configuration or goes back, and to whoever asked.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.actor import TEMPFAIL
-from popkernel.kernel.exits import EXITS
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
-from popkernel.kernel.usertable import code_of, read_users, roots_of
+from popkernel.kernel.usertable import code_of, handed_over, judge, roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asker", "Reload", "Reloads"]
 
-_CONFIG = EXITS["config"].code
 _LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
 
 
@@ -114,7 +112,6 @@ class Reload:
             if process is not None:
                 process.state = "stopping"
                 s.kill(process)
-        s.log_line(ERROR, f"not reloaded, what is in force stays: {why}")
         self.over(why, code)
 
 
@@ -137,33 +134,32 @@ class Reloads:
         self._asked = answer
         k.tell_init(m.Signal("HUP"))
 
-    def told(self, word: str, rest: str) -> None:
-        """Init's word: what is wrong with a mailbox, or how the configuration reads."""
-        k = self._kernel
-        if word in ("MAILBOX", "LOOKED"):
-            self._last.looked(*rest.partition(" ")[::2])
-            return
-        asked, self._asked = self._asked, None
-        asker = Asker(k, asked, rest.split(", ") if word == "HUP" and rest else [])
-        if word == "HUP":
-            if rest:
-                k.log_line(WARNING, f"changed in the configuration, in force only after the next start: {rest}")
-            self._begin(asker)
-            return
-        k.log_line(ERROR, f"not reloaded, what is in force stays: {rest}")
-        asker.refuse(_CONFIG, rest)
+    def looked(self, rest: str) -> None:
+        """Init's word on what is wrong with a mailbox, or that this was all."""
+        self._last.looked(*rest.partition(" ")[::2])
 
-    def _begin(self, asker: Asker) -> None:
-        """Replace auth and listeners by new ones that read the new files."""
+    def unread(self, code: int, error: str) -> None:
+        """Init could not read what a reload begins with."""
+        self._refuse(self._asker(), error, code)
+
+    def reread(self, later: str, table: int) -> None:
+        """Replace auth and listeners by new ones that read the new files; the user table comes as a descriptor."""
         k = self._kernel
-        if self._now is not None or k.state != "running":
-            now = k.state if self._now is None else "reloading"
-            self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
-            return
+        asker = self._asker(later.split(", ") if later else [])
         try:
-            users = read_users(k.config.user_table, k.config.subdir)
+            data = handed_over(table)
+            if later:
+                k.log_line(WARNING, f"changed in the configuration, in force only after the next start: {later}")
+            if self._now is not None or k.state != "running":
+                now = k.state if self._now is None else "reloading"
+                self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
+                return
+            users = judge(data, k.config.user_table, k.config.subdir)
+        except (OSError, MemoryError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no memory"
+            self._over(asker, f"the user table could not be taken: {why}", TEMPFAIL)
+            return
         except ValueError as error:
-            k.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
             self._over(asker, str(error), code_of(error))
             return
         self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
@@ -173,6 +169,10 @@ class Reloads:
         """The service ends: who was to take over goes."""
         if self._now is not None:
             self._now.fail("the service is stopping", TEMPFAIL)
+
+    def _asker(self, later: list[str] | None = None) -> Asker:
+        asked, self._asked = self._asked, None
+        return Asker(self._kernel, asked, later or [])
 
     def concerned(self, name: str) -> Reload | None:
         """The reload under way, if that is one of the new actors of it."""
@@ -186,8 +186,12 @@ class Reloads:
         """It went well, or nothing has changed because of `error`; init is told first, then whoever asked."""
         self._kernel.tell_init(m.Signal("NOT" if error else "DONE"))
         if error:
-            asker.refuse(code, error)
+            self._refuse(asker, error, code)
             return
         self._last.done()
         self._last = asker
         asker.wait()
+
+    def _refuse(self, asker: Asker, error: str, code: int) -> None:
+        self._kernel.log_line(ERROR, f"not reloaded, what is in force stays: {error}")
+        asker.refuse(code, error)

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from popkernel.kernel import core
-from popkernel.kernel.actor import SOFTWARE
+from popkernel.kernel.actor import SOFTWARE, TEMPFAIL
 from popkernel.kernel.log import ERROR
-from popkernel.kernel.process import Process, plain
+from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.usertable import roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Singletons"]
 
 _START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
+_LONGEST_PAUSE = 30.0  # seconds between two tries where the system has no room
+_NO_ROOM = "no room for its memory, descriptors or threads"
+_READS = {  # what each reads before it says hello, by the keys that name it
+    "auth": "auth_table or oauth_jwks", "listener": "a certificate, a key, key_passphrase_file or block_list",
+}
 
 
 class Singletons:
@@ -27,6 +32,7 @@ class Singletons:
         self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
         self._restarts: dict[str, int] = {}
+        self._unstarted: dict[str, int] = {}  # by plain name, how often in a row it ended before it served
         self._launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
 
     # -- started
@@ -68,9 +74,18 @@ class Singletons:
 
     def _too_slow(self, process: Process) -> None:
         k = self._kernel
-        if process.state == "starting" and k.processes.get(process.name) is process:
-            k.log_line(ERROR, f"{process.name} did not say hello within {_START_PATIENCE} seconds")
-            k.kill(process)
+        if process.state != "starting" or k.processes.get(process.name) is not process:
+            return
+        reads = _READS.get(process.kind.replace("gate", "listener"), "")
+        why = f"{process.name} did not start within {_START_PATIENCE} s" + (f": is it reading {reads}?" if reads else "")
+        k.kill(process)
+        reload = k.reloads.concerned(process.name)
+        if reload is not None:  # it may hang in the system, where no signal reaches it: nobody waits for its end
+            reload.fail(why, TEMPFAIL)
+        elif k.state == "starting":
+            k.stopping.give_up(TEMPFAIL, why)
+        else:
+            k.log_line(ERROR, why)
 
     # -- joined
     def wire(self, process: Process) -> None:
@@ -86,22 +101,43 @@ class Singletons:
                 k.gates.opens(other)
 
     # -- ended
-    def ended(self, process: Process, how: str) -> None:
+    def unstarted(self, process: Process, status: int, why: str = "") -> tuple[str, int]:
+        """What to say of one that ended before it served, and the code (sysexits(3)). `why`: what init says there was no room for."""
+        if why:
+            return f"{process.name} could not be started: {why}", TEMPFAIL
+        if status == TEMPFAIL << 8:
+            return f"{process.name} could not be started: {_NO_ROOM}", TEMPFAIL
+        return f"{process.name} ended before it served: {how_ended(status)}", SOFTWARE
+
+    def ended(self, process: Process, status: int, why: str = "") -> None:
         """One is no more, and nobody had asked for it."""
         k = self._kernel
         if k.state == "starting":
-            k.stopping.give_up(SOFTWARE, f"{process.name} ended before it served: {how}")
+            text, code = self.unstarted(process, status, why)
+            k.stopping.give_up(code, text)
             return
-        name = plain(process.name)
+        name, how = plain(process.name), how_ended(status)
+        if process.hello is None:  # most likely for want of something; for others the service goes on, so it is tried for ever
+            tries = self._unstarted[name] = self._unstarted.get(name, 0) + 1
+            self._later(process, self.unstarted(process, status, why)[0], min(0.1 * 2 ** min(tries, 16), _LONGEST_PAUSE))
+            return
         verdict = k.core.died(name, k.loop.now)
         if verdict.seconds < 0:
             k.log_line(ERROR, f"{process.name} ended again and again ({how}): giving up")
             k.stopping.give_up(SOFTWARE, f"{process.name} ended again and again, last: {how}")
             return
-        k.log_line(ERROR, f"{process.name} ended: {how}; again in {verdict.seconds:.1f} s")
-        k.taps.note("Restart", process.name, seconds=verdict.seconds)
+        self._later(process, f"{process.name} ended: {how}", verdict.seconds)
+
+    def _later(self, process: Process, why: str, seconds: float) -> None:
+        k, name = self._kernel, plain(process.name)
+        k.log_line(ERROR, f"{why}; again in {seconds:.1f} s")
+        k.taps.note("Restart", process.name, seconds=seconds)
         self._restarts[name] = self._restarts.get(name, 0) + 1
-        k.loop.later(verdict.seconds, lambda: self._again(process.name, process.kind))
+        k.loop.later(seconds, lambda: self._again(process.name, process.kind))
+
+    def serves(self, name: str) -> None:
+        """It has said hello."""
+        self._unstarted.pop(plain(name), None)
 
     def _again(self, name: str, kind: str) -> None:
         k = self._kernel

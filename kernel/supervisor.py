@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from popkernel.kernel import core
-from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot
+from popkernel.kernel.actor import TEMPFAIL, Actor, Boot
 from popkernel.kernel.actorlines import ActorLines
 from popkernel.kernel.blame import Blame
 from popkernel.kernel.channel import Channel, Message, discard, pair
@@ -38,7 +38,7 @@ from popkernel.kernel.status import status
 from popkernel.kernel.stopping import Stopping
 from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
-from popkernel.kernel.usertable import code_of, read_users
+from popkernel.kernel.usertable import code_of, handed_over, judge
 from popkernel.proto import messages as m
 from popkernel.proto.schema import UnsayableError
 from popkernel.proto.topology import actor as row_of
@@ -92,10 +92,10 @@ class Supervisor(Actor):
 
     # -- the beginning
     def begin(self) -> NoReturn:
-        """Read the user table, lock in, start everyone, serve."""
+        """Take the user table, lock in, start everyone, serve."""
         self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
         try:
-            self.core.users = read_users(self.config.user_table, self.config.subdir)
+            self.core.users = judge(handed_over(self.boot.config["table"]), self.config.user_table, self.config.subdir)
         except ValueError as error:
             self.stopping.give_up(code_of(error), str(error))
             self.run()
@@ -106,10 +106,7 @@ class Supervisor(Actor):
         self.run()
 
     def _lock_in(self) -> None:
-        paths: list[tuple[str | bytes, str]] = [
-            (self.config.run_dir, "rwc"), (os.path.dirname(os.path.realpath(self.config.user_table)) or "/", "r"),
-        ]
-        self.lock([(path, permissions) for path, permissions in paths if os.path.isdir(path)])
+        self.lock([(self.config.run_dir, "rc")])
 
     def _broke(self, call: str, promise: str) -> None:
         self.log_line(ERROR, f"kernel broke its promises: {call} would need {promise!r}")
@@ -166,19 +163,27 @@ class Supervisor(Actor):
         self.kill(process)
 
     def _on_init(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        del channel, fds
+        del channel
         if isinstance(message, m.Started):
             process = self.processes.get(message.name)
             if process is not None:
                 process.pid = message.pid
         elif isinstance(message, m.Exited):
             self.gone(message)
+        elif isinstance(message, m.Unstarted):
+            self.gone(m.Exited(message.name, os.getpid(), TEMPFAIL << 8), message.text)
+        elif isinstance(message, m.Reread):
+            self.reloads.reread(message.later, fds[0])
+        elif isinstance(message, m.Unread):
+            self.reloads.unread(message.status, message.text)
         elif isinstance(message, m.Signal):
             word, _, rest = message.name.partition(" ")
             if word == "TERM":
                 self.stopping.begin()
+            elif word == "ALIVE":
+                self.tell_init(m.Signal("ALIVE"))
             else:
-                self.reloads.told(word, rest)
+                self.reloads.looked(rest)
 
     def _on_init_gone(self, channel: Channel, why: str) -> None:
         del channel, why
@@ -202,6 +207,7 @@ class Supervisor(Actor):
         if process.session:
             self.gates.taken(process)
             return
+        self.singletons.serves(process.name)
         if process.on_hello is not None:
             process.on_hello()
             return
@@ -311,8 +317,8 @@ class Supervisor(Actor):
             self.send(process.parent, m.Kill(process.name))
 
     # -- ends
-    def gone(self, message: m.Exited) -> None:
-        """A process is no more."""
+    def gone(self, message: m.Exited, why: str = "") -> None:
+        """A process is no more. `why`: what there was no room for, where there was none for it."""
         process = self.processes.pop(message.name, None)
         if process is None:
             return
@@ -349,9 +355,9 @@ class Supervisor(Actor):
         if self.state == "stopping":
             self.stopping.gone(process.name)
         elif reload is not None:
-            reload.fail(f"{process.name} ended: {how}", SOFTWARE)
+            reload.fail(*self.singletons.unstarted(process, message.status, why))
         elif row_of(process.name).restart == "permanent" and not process.session and not expected:
-            self.singletons.ended(process, how)
+            self.singletons.ended(process, message.status, why)
 
     def _orphans(self, parent: str) -> None:
         """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""

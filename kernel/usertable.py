@@ -1,4 +1,7 @@
-"""The user table as the kernel reads it, at the start and at a reload."""
+"""The user table: one judge of it for the start, a reload and whoever else looks at it.
+
+The kernel opens no file of it. A child of init's reads it (reading.py), and the kernel is handed a descriptor of what was read.
+"""
 
 import os
 
@@ -6,10 +9,11 @@ from popkernel.kernel.exits import EXITS
 from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.proto.tables import MAX_TABLE, MailUser, parse_users
 
-__all__ = ["NoTableError", "code_of", "read_users", "roots_of"]
+__all__ = ["NoTableError", "code_of", "handed_over", "judge", "read_table", "read_users", "roots_of"]
 
 _MOST_ROOTS = 200  # directories that the spawner unveils
 _MOST_OCTETS = 100_000  # characters of them all: they travel in one message
+_PIECE = 1 << 20  # octets
 
 
 class NoTableError(ValueError):
@@ -20,20 +24,40 @@ class NoTableError(ValueError):
         self.code = code
 
 
-def read_users(path: str, subdir: str) -> dict[str, MailUser]:
-    """ValueError, with every finding a line, for a table that can't be used."""
+def read_table(path: str) -> bytes:
+    """What the file holds; NoTableError where it can't be read."""
     try:
-        data = read_named("user_table", path, MAX_TABLE)
+        return read_named("user_table", path, MAX_TABLE)
     except UnreadableError as error:
         raise NoTableError(str(error), error.code) from None
+
+
+def handed_over(fd: int) -> bytes:
+    """What was read of the table, from the memory that it was put into; closes the descriptor. OSError where there is no memory."""
+    parts: list[bytes] = []
+    try:
+        while part := os.pread(fd, _PIECE, sum(map(len, parts))):
+            parts.append(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def judge(data: bytes, path: str, subdir: str) -> dict[str, MailUser]:
+    """The users of a table. ValueError, with every finding a line, for one that can't be used."""
     users, findings = parse_users(data, path, subdir)
     if findings:
         raise ValueError("\n".join(map(str, findings[:20])))
     return users
 
 
+def read_users(path: str, subdir: str) -> dict[str, MailUser]:
+    """Read and judge. ValueError as of read_table() and judge()."""
+    return judge(read_table(path), path, subdir)
+
+
 def code_of(error: ValueError) -> int:
-    """What a start ends with, or a reload, for what read_users() raised; sysexits(3)."""
+    """What a start ends with, or a reload, for what was raised here; sysexits(3)."""
     return error.code if isinstance(error, NoTableError) else EXITS["data"].code
 
 

@@ -439,8 +439,28 @@ class Exited(NamedTuple):
     status: Status
 
 
+class Unstarted(NamedTuple):
+    """It could not be started, for want of what the text names: no process of it was there."""
+
+    name: Name
+    text: Text
+
+
+class Reread(NamedTuple):
+    """The configuration is good: put what it names in force. Carries the user table. `later`: keys that wait for the next start."""
+
+    later: Text
+
+
+class Unread(NamedTuple):
+    """What a reload begins with can't be had: why, and the code (sysexits(3)) for whoever asked for it."""
+
+    status: Status
+    text: Text
+
+
 class Signal(NamedTuple):
-    """Init's word: TERM (end), HUP and the keys that wait for the next start, NOT and what is wrong with the configuration.
+    """Init's word: TERM (end), ALIVE (answer the same).
 
     Then, after "start" or "reload": MAILBOX, that word and what is wrong with one; LOOKED and that word when that was all.
     The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays).
@@ -570,7 +590,7 @@ class Leaving(NamedTuple):
 
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
 CARRIES: dict[type, int] = {
-    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Moved: 1, Spawn: 1, Execute: 1,
+    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Moved: 1, Spawn: 1, Execute: 1, Reread: 1,
 }
 
 

@@ -84,13 +84,10 @@ ACTORS: tuple[Actor, ...] = (
         "kernel",
         "popkernel.kernel.supervisor",
         "root",
-        "stdio rpath wpath cpath unix sendfd recvfd",
-        "accepts the operator's control connections and makes channels (unix), hands them over (sendfd), takes parked sessions back"
-        " (recvfd), re-reads the user table at a reload (rpath), writes its pid file and removes its sockets (wpath cpath)",
-        unveiled=(
-            Unveiled("run_dir", "rwc", "control socket, pid file"),
-            Unveiled("user_table_dir", "r", "the user table, read again at a reload"),
-        ),
+        "stdio rpath cpath unix sendfd recvfd",
+        "accepts the operator's control connections and makes channels (unix), hands them over (sendfd), takes parked sessions and, at a"
+        " reload, the user table that init has had read (recvfd); removes what is in the run directory should init be gone (rpath cpath)",
+        unveiled=(Unveiled("run_dir", "rc", "its sockets, to be removed should init be gone"),),
         restart="never",
         nofile=65536,
         memory=0,
@@ -171,11 +168,17 @@ EDGES: tuple[Edge, ...] = (
         "kernel",
         "init",
         (m.Execute, m.Kill, m.Running, m.Ending, m.Signal),
-        {"Execute": ("Started",), "Kill": ("Exited",)},
+        {"Execute": ("Started", "Unstarted"), "Kill": ("Exited",)},
         octets=256 * KIB,
         deadline=20,  # to its hello
     ),
-    Edge("init", "kernel", (m.Started, m.Exited, m.Signal), {}),
+    Edge(
+        "init",
+        "kernel",
+        (m.Started, m.Unstarted, m.Exited, m.Reread, m.Unread, m.Signal),
+        {"Reread": ("Signal",), "Signal": ("Signal",)},
+        deadline=20,  # to any word while it owes init one
+    ),
     Edge(
         "kernel",
         "spawner",

@@ -1,0 +1,104 @@
+"""Start a singleton: fork, exec of a fresh interpreter, and what it is told on a pipe that nobody waits for."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+from popkernel.kernel.exits import EXITS, WANT
+from popkernel.kernel.loop import WRITE, Loop
+
+__all__ = ["Child", "no_room", "start"]
+
+_OSERR, _TEMPFAIL = EXITS["oserr"].code, EXITS["tempfail"].code
+_ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
+
+
+class Child(NamedTuple):
+    """One that init has started."""
+
+    name: str
+    uid: int
+
+
+def no_room(error: OSError) -> str:
+    """What to tell of a process that could not be started."""
+    return f"no room for a process: {error.strerror}"
+
+
+def start(loop: Loop, boot: Sequence[str], name: str, told: Mapping[str, Any], fds: Sequence[int]) -> int:
+    """Start one; its process number. What can't be executed for want of something ends with 75, for another reason with 71.
+
+    Args:
+        loop: of this process; what the pipe does not take at once it takes later.
+        boot: what the interpreter is to run.
+        name: the actor's.
+        told: what it is told. May hold the pass phrase, so it is in no file and no argument.
+        fds: the channel, and the other descriptors that it is given.
+
+    Raises:
+        OSError: no room for a pipe or a process; nothing is left over.
+
+    """
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        pid = os.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
+    if pid == 0:
+        status = _OSERR
+        try:
+            _exec(boot, name, reading, fds)
+        except (OSError, MemoryError) as error:
+            status = _TEMPFAIL if isinstance(error, MemoryError) or error.errno in WANT else _OSERR
+        finally:
+            os._exit(status)
+    os.close(reading)
+    _Feeding(loop, writing, msgpack.packb(told, unicode_errors="surrogateescape")).go_on(0)
+    return pid
+
+
+class _Feeding:
+    """Writes into a pipe what it takes: how large a pipe is depends on how many there are of this user (pipe(7))."""
+
+    def __init__(self, loop: Loop, pipe: int, data: bytes) -> None:
+        self._loop = loop
+        self._pipe = pipe
+        self._left = memoryview(data)
+        self._waits = False
+
+    def go_on(self, events: int) -> None:
+        del events
+        try:
+            while self._left:
+                self._left = self._left[os.write(self._pipe, self._left) :]
+        except BlockingIOError:
+            if not self._waits:
+                self._waits = True
+                self._loop.add(self._pipe, self.go_on, WRITE)
+            return
+        except OSError:  # who should have read it has ended; an end in the middle of it is one to its reader
+            pass
+        if self._waits:
+            self._loop.remove(self._pipe)
+        os.close(self._pipe)
+
+
+def _exec(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> None:
+    """In the child: keep those descriptors, lose everything else, become a fresh interpreter."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # stays so over exec: those are init's
+    for fd in (blob, *fds):
+        os.set_inheritable(fd, True)
+    arguments = [sys.executable, "-I", *boot, name, str(fds[0]), str(blob), _ROOM]
+    os.execve(
+        sys.executable,
+        arguments,
+        {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
+    )
