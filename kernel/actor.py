@@ -242,6 +242,7 @@ class Actor:
         """Take up the channel to the kernel, and say hello. From now on messages come in."""
         self.kernel = Channel(self.loop, self.boot.channel, self.boot.name, "kernel", self._on_kernel, self._on_kernel_gone)
         self.boot.kernel = self.kernel
+        self.kernel.on_lost = self.lost
         promises = self.boot.row.promises if self.boot.sandboxed else "NONE: --insecure-no-sandbox"
         self.kernel.send(m.Hello(os.getpid(), promises, self.unveiled))
 
@@ -268,6 +269,10 @@ class Actor:
     def _on_kernel(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del channel
         self.handlers[type(message)](message, fds)
+
+    def lost(self, message: Message) -> None:
+        """The kernel's word came, and for its descriptor this process had no room. Who can tell whom it concerns does; else it is not done."""
+        self.log(3, f"{self.boot.name}: no room for the descriptor of {type(message).__name__}: {self.nofile} may be open (RLIMIT_NOFILE)")
 
     def _on_kernel_gone(self, channel: Channel, why: str) -> None:
         """Without a kernel there is no service: go, and at once."""

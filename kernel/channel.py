@@ -33,21 +33,22 @@ _MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the st
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
 _codecs: dict[tuple[str, str], Codec] = {}
 _carrying: dict[Codec, bool] = {}
-_AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS)
-# Too many descriptors of this uid are under way, all its processes' together, unix(7): many actors of one uid that park at once. No event
-# tells when there are fewer.
-_CROWDED = errno.ETOOMANYREFS
+_AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+# The system is short of something, and no event tells when it no longer is: memory, or too many descriptors of this uid are under way, all
+# its processes' together, unix(7), as when many actors of one uid park at once.
+_CROWDED = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _CROWDED_SECONDS = 0.02
 
 
 class _Counts:
-    """Messages that this process took and gave, for `popkernel status`."""
+    """Messages that this process took and gave, for `popkernel status`; descriptors that its channels hold besides their own."""
 
-    __slots__ = ("messages_in", "messages_out")
+    __slots__ = ("held", "messages_in", "messages_out")
 
     def __init__(self) -> None:
         self.messages_in = 0
         self.messages_out = 0
+        self.held = 0
 
 
 class _Watch:
@@ -113,11 +114,13 @@ class Channel:
         "_queue",
         "_reader",
         "_said",
+        "_short",
         "_takes_fds",
         "fd",
         "gone",
         "me",
         "on_drained",
+        "on_lost",
         "peer",
         "sock",
         "tag",
@@ -158,13 +161,18 @@ class Channel:
         self.me = me
         self.peer = peer
         self.gone = False
+        self._short = False  # a descriptor that came had no room in this process
         self.on_drained: Callable[[], None] | None = None  # called when the last that waited has been sent
+        self.on_lost: Callable[[Message], None] | None = None  # called with a message whose descriptor had no room; None: the channel ends
         self.tag: Any = None  # whatever the owner wants to find again
         loop.add(self.fd, self._ready)
 
     # -- out
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send, now if the socket takes it, else from the queue. A copy of `fds` travels along; the caller closes its own."""
+        """Send, now if the socket takes it, else from the queue. A copy of `fds` travels along; the caller closes its own.
+
+        OSError where it has to wait and this process has no room for that copy: then nothing of it is sent.
+        """
         if self.gone:
             return
         data = self._encode(message)
@@ -210,32 +218,32 @@ class Channel:
             watch.tap("out", self, message)
 
     def _write(self, parts: Sequence[bytes | memoryview], fds: Sequence[int]) -> None:
-        if not self._said:
-            self._said = True
-            parts = [PREFACE, *parts]
         if len(parts) > _MOST_PARTS:
             parts = [b"".join(parts)]
         if self._queue:
-            self._enqueue(b"".join(parts), [os.dup(fd) for fd in fds])
+            self._enqueue(b"".join(parts), _copies(fds))
             return
+        if not self._said:
+            parts = [PREFACE, *parts]
         try:
             if fds:
                 sent = self.sock.sendmsg(parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _int_array(fds))])
             else:
                 sent = self.sock.sendmsg(parts)
         except OSError as error:
-            if error.errno == _CROWDED:
-                self._enqueue(b"".join(parts), [os.dup(fd) for fd in fds])
+            if error.errno in _CROWDED:
+                self._enqueue(b"".join(parts), _copies(fds))
+                self._said = True
                 self._loop.later(_CROWDED_SECONDS, self._go_on)
                 return
             if error.errno not in _AGAIN:
                 return  # the peer is gone; what it said before it went is still to be read, then its end
             sent = 0
-        if sent == sum(map(len, parts)):
-            return
-        rest = b"".join(parts)[sent:]
-        self._enqueue(rest, [os.dup(fd) for fd in fds] if not sent else ())
-        self._go_on()
+        if sent != sum(map(len, parts)):
+            rest = b"".join(parts)[sent:]
+            self._enqueue(rest, _copies(fds) if not sent else ())
+            self._go_on()
+        self._said = True
 
     def _go_on(self) -> None:
         """Send what waits, as soon as the socket takes it."""
@@ -261,13 +269,12 @@ class Channel:
             except OSError as error:
                 if error.errno in _AGAIN:
                     return
-                if error.errno == _CROWDED:
+                if error.errno in _CROWDED:
                     self._loop.change(self.fd, READ)
                     self._loop.later(_CROWDED_SECONDS, self._go_on)
                     return
                 sent = len(data)  # as in _write
-            for fd in fds:
-                os.close(fd)
+            _forget(fds)
             if sent < len(data):
                 self._queue[0] = (data[sent:], ())
                 return
@@ -293,15 +300,19 @@ class Channel:
             room = _SCRATCH
             try:
                 if self._takes_fds:
-                    size, ancillary, _, _ = self.sock.recvmsg_into([_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC)
+                    size, ancillary, flags, _ = self.sock.recvmsg_into([_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC)
+                    if flags & socket.MSG_CTRUNC:
+                        self._short = True
                     for level, kind, data in ancillary:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                            self._fds += memoryview(data[: len(data) & ~3]).cast("i").tolist()
+                            came = memoryview(data[: len(data) & ~3]).cast("i").tolist()
+                            counts.held += len(came)
+                            self._fds += came
                 else:
                     room = self._reader.room() or _SCRATCH
                     size = self.sock.recv_into(room)
             except OSError as error:
-                if error.errno not in _AGAIN:
+                if error.errno not in _AGAIN and error.errno not in _CROWDED:
                     self._fail("")
                 return
             if not size:
@@ -331,13 +342,26 @@ class Channel:
             return False
         need = CARRIES.get(type(message), 0) or int(getattr(message, "fresh", False))
         if need > len(self._fds):
-            self._fail(f"{type(message).__name__} without its descriptor")
-            return False
-        fds, self._fds = self._fds[:need], self._fds[need:]
+            return self._lacks(message)
+        fds: list[int] = []
+        if need:
+            fds, self._fds, self._short = self._fds[:need], self._fds[need:], False
+            counts.held -= need
         counts.messages_in += 1
         if watch.tap is not None:
             watch.tap("in", self, message)
         self._on_message(self, message, fds)
+        return not self.gone
+
+    def _lacks(self, message: Message) -> bool:
+        """It came without its descriptor: its sender's fault, unless it was this process that had no room for it."""
+        if not self._short:
+            self._fail(f"{type(message).__name__} without its descriptor")
+        elif self.on_lost is None:
+            self._fail("")
+        else:
+            self._short = False
+            self.on_lost(message)
         return not self.gone
 
     # -- the end
@@ -363,10 +387,10 @@ class Channel:
         self.gone = True
         self._loop.remove(self.fd)
         self.sock.close()
+        counts.held -= len(self._fds)
         discard(self._fds)
         for _, fds in self._queue:
-            for fd in fds:
-                os.close(fd)
+            _forget(fds)
         self._queue.clear()
         self._fds.clear()
 
@@ -376,6 +400,25 @@ def discard(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):  # it is closed all the same, close(2)
             os.close(fd)
+
+
+def _copies(fds: Sequence[int]) -> list[int]:
+    """All of them or, with OSError, none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+            counts.held += 1
+    except OSError:
+        _forget(copies)
+        raise
+    return copies
+
+
+def _forget(copies: Sequence[int]) -> None:
+    for fd in copies:
+        os.close(fd)
+        counts.held -= 1
 
 
 def _int_array(fds: Sequence[int]) -> bytes:

@@ -1,5 +1,6 @@
 """One event loop a process: descriptors that are ready, and timers. Everything runs in it; nothing in it may block."""
 
+import errno
 import heapq
 import select
 import time
@@ -13,6 +14,8 @@ READ = 1  # POLLIN and EPOLLIN are the same number, as are their OUTs
 WRITE = 4
 
 _CROWD = 1024
+_SHORT_SECONDS = 0.05  # between two looks at what the system has no room to watch
+_SHORT_OF = (errno.ENOSPC, errno.ENOMEM)  # epoll_ctl(2): fs.epoll.max_user_watches, memory
 _Callback = Callable[[int], None]
 
 
@@ -33,12 +36,15 @@ class Timer:
 class Loop:
     """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
 
-    __slots__ = ("_added", "_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "now", "on_timer")
+    __slots__ = (
+        "_added", "_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "_unwatched", "now", "on_timer",
+    )
 
     def __init__(self, *, many: bool = False) -> None:
         self._many = many and hasattr(select, "epoll")
         self._poller: Any = select.epoll() if self._many else select.poll()
         self._calls: dict[int, _Callback] = {}
+        self._unwatched: Any = None  # a poll(2) object of those that epoll had no room for, once there were any
         self._added: set[int] = set()  # in this turn: what was polled of that number was another descriptor's
         self._timers: list[tuple[float, int, Timer]] = []
         self._soon: list[Callable[[], None]] = []
@@ -49,19 +55,45 @@ class Loop:
         self.now = time.monotonic()  # seconds; read once a turn, good enough for every deadline here
 
     def add(self, fd: int, call: _Callback, events: int = READ) -> None:
-        """Call `call(events)` whenever `fd` is ready (level-triggered)."""
-        self._poller.register(fd, events)
+        """Call `call(events)` whenever `fd` is ready (level-triggered).
+
+        One that the system has no room to watch is looked at now and then.
+        """
+        try:
+            self._poller.register(fd, events)
+        except OSError as error:
+            if error.errno not in _SHORT_OF:
+                raise
+            if self._unwatched is None:
+                self._unwatched = select.poll()
+                self.later(_SHORT_SECONDS, self._look)
+            self._unwatched.register(fd, events)
         self._calls[fd] = call
         self._added.add(fd)
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other events of a descriptor."""
-        self._poller.modify(fd, events)
+        try:
+            self._poller.modify(fd, events)
+        except FileNotFoundError:
+            if self._unwatched is None:
+                raise
+            self._unwatched.modify(fd, events)
 
     def remove(self, fd: int) -> None:
         """Wait for it no longer. To be called before it is closed."""
         if self._calls.pop(fd, None) is not None:
-            self._poller.unregister(fd)
+            try:
+                self._poller.unregister(fd)
+            except FileNotFoundError:
+                if self._unwatched is None:
+                    raise
+                self._unwatched.unregister(fd)
+
+    def _look(self) -> None:
+        """At those that epoll had no room for."""
+        self.later(_SHORT_SECONDS, self._look)
+        self._tell(self._unwatched.poll(0))
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Call once, that many seconds from now."""
@@ -93,12 +125,7 @@ class Loop:
 
     def turn(self) -> None:
         """Wait once, and call whom it concerns."""
-        calls, added = self._calls, self._added
-        added.clear()
-        for fd, events in self._poll():
-            call = calls.get(fd)  # one of an earlier event may have removed it, and closed it, and got another of its number
-            if call is not None and fd not in added:
-                call(events)
+        self._tell(self._poll())
         while self._timers and self._timers[0][0] <= self.now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
@@ -109,6 +136,14 @@ class Loop:
             todo, self._soon = self._soon, []
             for call_soon in todo:
                 call_soon()
+
+    def _tell(self, ready: list[tuple[int, int]]) -> None:
+        calls, added = self._calls, self._added
+        added.clear()
+        for fd, events in ready:
+            call = calls.get(fd)  # one of an earlier event may have removed it, and closed it, and got another of its number
+            if call is not None and fd not in added:
+                call(events)
 
     def _poll(self) -> list[tuple[int, int]]:
         timeout: float | None = None
@@ -126,6 +161,11 @@ class Loop:
                 ready = self._poller.poll(timeout)
             else:
                 ready = self._poller.poll(None if timeout is None else timeout * 1000 + 0.5)
+        except OSError as error:
+            if error.errno not in _SHORT_OF:
+                raise
+            time.sleep(_SHORT_SECONDS)
+            ready = []
         finally:
             self.now = time.monotonic()
         return ready

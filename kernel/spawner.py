@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Actor, Boot, become
 from popkernel.kernel.brood import Brood
-from popkernel.kernel.channel import adopt
+from popkernel.kernel.channel import Message, adopt
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
@@ -77,6 +77,12 @@ class Spawner(Actor):
             self.complained = self.loop.now
             self.log(3, f"no more maildir actors can be forked: {error.strerror}")
         self.tell(m.Exited(name, os.getpid(), TEMPFAIL << 8))
+
+    def lost(self, message: Message) -> None:
+        """No room for the channel of one that is asked for: as no room for a process."""
+        super().lost(message)
+        if isinstance(message, m.Spawn):
+            self.tell(m.Exited(message.name, os.getpid(), TEMPFAIL << 8))
 
     def _become(self, message: m.Spawn, fd: int) -> NoReturn:
         """In the child: let go of all that was the spawner's, then be the actor."""

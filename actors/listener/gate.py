@@ -18,8 +18,9 @@ from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
-from popkernel.kernel.actor import SOFTWARE, Boot, become, hard_limit
+from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
 from popkernel.kernel.brood import Brood
+from popkernel.kernel.channel import Message
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.loop import READ, Timer
 from popkernel.kernel.memory import keep_memory
@@ -183,6 +184,12 @@ class Gate(Door):
             self.open = True
             for sock, tls in self.listening:
                 self._listen(sock, tls)
+
+    def lost(self, message: Message) -> None:
+        """A seat whose channel had no room here is given back: the kernel sends another."""
+        super().lost(message)
+        if isinstance(message, m.Seat):
+            self.tell(m.Exited(listener_name(message.session), os.getpid(), TEMPFAIL << 8))
 
     def _take_seat(self, guest: Guest, sock: socket.socket) -> None:
         """Give a client its listener, now or when there is a seat."""

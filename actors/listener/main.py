@@ -88,6 +88,11 @@ class Listener(Front):
         )
         client.channel.tag, client.channel.views = client, True
 
+    def lost(self, message: Message) -> None:
+        super().lost(message)
+        if isinstance(message, m.Opened):
+            self._no(message.session, "SYS/TEMP", "the server is full now, try again later")
+
     def _turned(self, message: m.Turned, fds: list[int]) -> None:
         del fds
         self._no(message.session, message.code, message.text)

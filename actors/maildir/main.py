@@ -152,6 +152,12 @@ class MaildirActor(Actor):
         except StoreError as error:
             self._cannot(error)
 
+    def lost(self, message: Message) -> None:
+        """A session whose channel had no room here: its listener sees that channel end, and the lease is free."""
+        super().lost(message)
+        if isinstance(message, m.Open | m.Wake):
+            self.tell(m.Closed(message.session, 0, 0))
+
     def _begin(self, message: m.Open | m.Wake, fd: int, *, resumed: bool) -> Listing | None:
         """Take a session's channel and list the maildrop; None where that can't be, and the listener told, or the next actor is to."""
         if self.drop is not None and self.drop.proven and self.drop.moved():

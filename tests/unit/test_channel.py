@@ -1,7 +1,9 @@
 """Channels over real socket pairs: messages and descriptors, back-pressure, hand-over, and every end."""
 
+import contextlib
 import errno
 import os
+import resource
 import socket
 import sys
 
@@ -192,24 +194,26 @@ def test_descriptors_that_wait_are_sent_too(joined, loop):
 
 
 class Crowded:
-    """A socket whose uid has too many descriptors under way, for so many sendings."""
+    """A socket whose uid has too many descriptors under way, or whose system has no memory, for so many sendings."""
 
-    def __init__(self, sock, times):
-        self.sock, self.times = sock, times
+    def __init__(self, sock, times, error):
+        self.sock, self.times, self.error = sock, times, error
 
     def sendmsg(self, parts, ancillary=()):
-        if ancillary and self.times:
+        if (ancillary or self.error != errno.ETOOMANYREFS) and self.times:
             self.times -= 1
-            raise OSError(errno.ETOOMANYREFS, "too many references")
+            raise OSError(self.error, os.strerror(self.error))
         return self.sock.sendmsg(parts, ancillary)
 
     def __getattr__(self, name):
         return getattr(self.sock, name)
 
 
-def test_descriptors_wait_while_too_many_of_the_uid_are_under_way(joined, loop):
+@pytest.mark.parametrize("error", [errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS])
+def test_descriptors_wait_while_too_many_of_the_uid_are_under_way(joined, loop, error):
+    """A message was lost for want of memory, as if its reader had gone."""
     kernel, maildir = joined("kernel", "maildir.alice")
-    kernel.channel.sock = Crowded(kernel.channel.sock, 3)
+    kernel.channel.sock = Crowded(kernel.channel.sock, 3, error)
     mine, its = pair()
     kernel.channel.send(m.Open(7, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
     its.close()
@@ -221,6 +225,58 @@ def test_descriptors_wait_while_too_many_of_the_uid_are_under_way(joined, loop):
     mine.close()
     with adopt(os.dup(maildir.fds[0])) as sock:
         assert sock.recv(1) == b""  # it is that pair
+
+
+@contextlib.contextmanager
+def no_room():
+    """This process can have no descriptor more."""
+    least = os.dup(0)
+    os.close(least)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_message(number):
+    return m.Open(number, *[0] * (len(m.Open._fields) - 1))
+
+
+def test_a_descriptor_that_cannot_wait_is_its_senders_to_know_of(joined, loop):
+    """The kernel ended of it. Nothing of that message is sent, and the channel goes on."""
+    kernel, maildir = joined("kernel", "maildir.alice")
+    kernel.channel.sock = Crowded(kernel.channel.sock, 1, errno.ENOMEM)
+    mine, its = pair()
+    with no_room(), pytest.raises(OSError):
+        kernel.channel.send(open_message(7), [its.fileno()])
+    kernel.channel.send(open_message(8), [its.fileno()])
+    until(loop, lambda: maildir.came)
+    assert maildir.came == [open_message(8)] and channels.counts.held == 0
+    mine.close()
+    its.close()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_descriptor_that_there_is_no_room_for(joined, loop, told):
+    """Its message was taken for a violation, and the kernel for one that breaks the rules: the spawner ended of it."""
+    kernel, maildir = joined("kernel", "maildir.alice")
+    lost = []
+    maildir.channel.on_lost = lost.append if told else None
+    mine, its = pair()
+    with no_room():
+        kernel.channel.send(open_message(7), [its.fileno()])
+        until(loop, lambda: lost or maildir.why is not None)
+    if told:
+        kernel.channel.send(open_message(8), [its.fileno()])
+        until(loop, lambda: maildir.came)
+        assert (lost, maildir.came, maildir.why) == ([open_message(7)], [open_message(8)], None)
+    else:
+        assert maildir.why == "", "an ordinary end: nobody broke a rule"
+    assert channels.counts.held == 0
+    mine.close()
+    its.close()
 
 
 def test_the_end_of_the_peer_is_told_once_and_after_its_last_words(joined, loop):

@@ -1,6 +1,8 @@
 """The event loop: readiness, timers, order, removal in the middle of a turn."""
 
+import errno
 import os
+import time
 
 import pytest
 from popkernel.kernel.loop import READ, WRITE, Loop
@@ -151,3 +153,61 @@ def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(many):
     assert heard[1:] == ["fresh"]
     for fd in {fd for pair in (*pipes, fresh) for fd in pair}:
         os.close(fd)
+
+
+class Full:
+    """An epoll that has room for nobody, epoll_ctl(2)."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def register(self, fd, events):
+        raise OSError(self.error, os.strerror(self.error))
+
+    def modify(self, fd, events):
+        raise FileNotFoundError
+
+    def unregister(self, fd):
+        raise FileNotFoundError
+
+    def poll(self, timeout):
+        time.sleep(min(timeout or 0, 0.2))
+        return []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM])
+def test_what_epoll_has_no_room_for_is_looked_at_now_and_then(pipes, error):
+    loop = Loop(many=True)
+    loop._poller.close()
+    loop._poller = Full(error)
+    loop.later(20.0, lambda: pytest.fail("never called"))
+    reading, writing = pipes()
+    said = []
+    loop.add(reading, lambda events: said.append((events & READ, os.read(reading, 1))))
+    os.write(writing, b"ab")
+    while len(said) < 2:
+        loop.turn()
+    assert said == [(READ, b"a"), (READ, b"b")]
+    loop.add(writing, lambda events: said.append(events))
+    loop.change(writing, WRITE)
+    while len(said) < 3:
+        loop.turn()
+    assert said[2] == WRITE
+    loop.remove(writing)
+    loop.remove(reading)
+    os.write(writing, b"c")
+    for _ in range(3):
+        loop.turn()
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_no_memory_to_wait_with_is_waited_for(many):
+    loop, said = Loop(many=many), []
+    poll, loop._poller = loop._poller, Full(errno.ENOMEM)
+    loop._poller.poll = lambda timeout: (_ for _ in ()).throw(OSError(errno.ENOMEM, "no memory"))
+    loop.later(0.0, lambda: said.append("timer"))
+    loop.turn()
+    loop._poller = poll
+    loop.turn()
+    assert said == ["timer"]
