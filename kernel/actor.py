@@ -271,8 +271,9 @@ class Actor:
         self.handlers[type(message)](message, fds)
 
     def lost(self, message: Message) -> None:
-        """The kernel's word came, and for its descriptor this process had no room. Who can tell whom it concerns does; else it is not done."""
-        self.log(3, f"{self.boot.name}: no room for the descriptor of {type(message).__name__}: {self.nofile} may be open (RLIMIT_NOFILE)")
+        """The kernel's word came, and its descriptor had no room here. Who can tell whom it concerns does; else it is not done."""
+        name = type(message).__name__
+        self.log(3, f"{self.boot.name}: no room for the descriptor of {name}: {self.nofile} may be open (RLIMIT_NOFILE)")
 
     def _on_kernel_gone(self, channel: Channel, why: str) -> None:
         """Without a kernel there is no service: go, and at once."""

@@ -385,6 +385,11 @@ class Mda(Actor):
         self.loop.soon(resume)
 
     # -- from the kernel
+    def lost(self, message: Message) -> None:
+        super().lost(message)
+        if isinstance(message, m.Maildrop):
+            self._no_maildrop(m.NoMaildrop(message.request, "4.3.2", "the server is full now, try again later"), [])
+
     def _maildrop(self, message: m.Maildrop, fds: list[int]) -> None:
         user = message.user
         if message.fresh:
