@@ -188,7 +188,7 @@ class Core:
         elif maildir.retiring or maildir.key is not None:
             maildir.waiting = key
             self.waiting[key] = user
-            return effects
+            return [*effects, Suspect(maildir.name)]  # who waits for one that hangs would wait for ever
         self.leases[user] = key
         self.sessions[key] = (user, now)
         if self.settings.login_delay:
@@ -324,6 +324,13 @@ class Core:
         self.awaiting.discard(key)
         if key in self.sessions:
             self.leaving.add(key)
+        self._waits_no_more(key)
+        return []
+
+    def login_over(self, listener: str, session: int) -> list[Effect]:
+        """A listener has told its client no. Where that was its own word, because the kernel's did not come, nothing waits any more."""
+        key = Key(listener, session)
+        self.awaiting.discard(key)
         self._waits_no_more(key)
         return []
 

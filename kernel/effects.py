@@ -28,6 +28,8 @@ class Effects:
             match effect:
                 case core.Send(to, message):
                     k.send(to, message)
+                    if type(message) is m.Retire:
+                        k.pulse.retires(to)
                 case core.Join(one, to_one, other, to_other):
                     if isinstance(to_one, m.Opened):
                         k.ledger.opened(core.Key(one, to_one.session))
@@ -70,6 +72,7 @@ class Effects:
         process, its = k.enrol(name, k.singletons.spawner)
         process.ids = (row.uid, row.gid)
         k.taps.started(process)
+        k.pulse.forked(process)
         if spawner is None:  # it died, and the next one is not due yet: nobody would ever tell of this actor's end
             k.loop.soon(lambda: k.gone(m.Exited(name, 1, int(signal.SIGKILL))))
         else:

@@ -2,6 +2,8 @@
 
 Whoever waits for an actor in vain gives up by the table's deadline, and the kernel hears of it. That word ends nobody: an actor that
 answers Report lives, whatever is said of it. What is ended loses nothing; who needs it gets a new one.
+
+Time counts in which the kernel itself ran: where all stood still, a virtual machine that was paused, nobody is to blame.
 """
 
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
-__all__ = ["Hung"]
+__all__ = ["LATE", "START_SECONDS", "Hung"]
 
-_START_SECONDS = 20  # more, for one that has not yet said hello
+START_SECONDS = 20  # more, for one that has not yet said hello
+LATE = 1.0  # seconds a timer of the kernel may be late; after more the kernel itself did not run
+_PARTS = 2  # of the time, each to begin anew where the kernel did not run
 
 
 class Hung:
@@ -29,12 +33,20 @@ class Hung:
         if process in self._asked:
             return
         self._asked.add(process)
-        seconds = seconds or edge("kernel", process.kind).deadline + _START_SECONDS * (process.hello is None)
+        seconds = seconds or edge("kernel", process.kind).deadline + START_SECONDS * (process.hello is None)
         before = process.counters
         process.channel.send(m.Report())
-        self._loop.later(seconds, lambda: self._judge(process, before, seconds))
+        self._wait(process, before, seconds, _PARTS)
 
-    def _judge(self, process: Process, before: m.Counters, seconds: int) -> None:
-        self._asked.discard(process)
-        if process.counters is before:  # every answer is an object of its own
+    def _wait(self, process: Process, before: m.Counters, seconds: int, parts: int) -> None:
+        timer = self._loop.later(seconds / _PARTS, lambda: self._judge(process, before, seconds, parts, timer.due))
+
+    def _judge(self, process: Process, before: m.Counters, seconds: int, parts: int, due: float) -> None:
+        parts -= self._loop.now - due <= LATE
+        if process.counters is not before:  # every answer is an object of its own
+            self._asked.discard(process)
+        elif parts:
+            self._wait(process, before, seconds, parts)
+        else:
+            self._asked.discard(process)
             self._hangs(process, seconds)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import Channel, Message, pair
+from popkernel.kernel.channel import Channel, Message, counts, pair
 from popkernel.kernel.child import do_and_leave, end
 from popkernel.kernel.config import Config, ConfigError
 from popkernel.kernel.exits import EXITS
@@ -291,7 +291,6 @@ class Init:
 
     # -- the kernel's orders
     def _on_kernel(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        del channel
         if isinstance(message, m.Execute):
             self._execute(message, fds[0])
         elif isinstance(message, m.Kill):
@@ -307,6 +306,8 @@ class Init:
                 self.patience.answered()
             else:
                 self._reread_over(good=message.name == "DONE")
+        elif isinstance(message, m.Report):
+            channel.send(m.Counters(counts.messages_in, counts.messages_out, 0))
         elif isinstance(message, m.Ending):
             self.status, self.text = message.status, message.text
 

@@ -50,6 +50,8 @@ class Ledger:
                 self._read(f"maildir.{message.user}")
                 self._read(holder.listener)
             k.do(k.core.granted(message, k.loop.now), f"maildir.{message.user}")
+            if holder is not None and k.core.leases.get(message.user) == holder:
+                self._lives(holder.listener)
 
     def opened(self, key: core.Key) -> None:
         """A session has its maildrop."""
@@ -86,6 +88,7 @@ class Ledger:
         """A password was wrong, says a listener."""
         del fds
         if self._its_own(listener, message.session):
+            self._kernel.do(self._kernel.core.login_over(listener.name, message.session))
             level = INFO if message.why == "repeat" else NOTICE  # one mistyped password is one line, by however many ways it came
             self._event(listener, level, "login failed", login_failed(message))
 
@@ -98,6 +101,12 @@ class Ledger:
             return True
         self._kernel.violates(listener, "a session that is not its own", [])
         return False
+
+    def _lives(self, name: str) -> None:
+        """Somebody was turned away for that listener's session. Of one that serves it alone nobody else asks whether it lives."""
+        process = self._kernel.processes.get(name)
+        if process is not None and process.session:
+            self._kernel.hung.suspect(process)
 
     def _read(self, name: str) -> None:
         process = self._kernel.processes.get(name)

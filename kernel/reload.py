@@ -13,12 +13,15 @@ from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
 from popkernel.kernel.usertable import code_of, handed_over, judge, roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
+from popkernel.proto.topology import edge
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
 __all__ = ["Asker", "Reload", "Reloads"]
 
+_ASK_SECONDS = edge("kernel", "init").deadline * 3 // 2  # for init to read the configuration, or to say that it could not
+_AUTH_SECONDS = 5  # that an auth has for what it was asked before another took its place
 _LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
 
 
@@ -98,7 +101,9 @@ class Reload:
             if process.kind == s.singletons.door:
                 process.channel.send(m.Drain())
             else:
-                process.channel.send(m.Stop(86400 if process.kind == "spawner" else 5))
+                process.channel.send(m.Stop(86400 if process.kind == "spawner" else _AUTH_SECONDS))
+                if process.kind == "auth":
+                    s.pulse.leaves(process, _AUTH_SECONDS)
         s.send(s.singletons.mda, m.Anew())
         s.do(s.core.retire_all())
         self.over("", 0)
@@ -133,6 +138,14 @@ class Reloads:
             return
         self._asked = answer
         k.tell_init(m.Signal("HUP"))
+        k.loop.later(_ASK_SECONDS, lambda: self._unanswered(answer))
+
+    def _unanswered(self, answer: Callable[[dict[str, Any]], None]) -> None:
+        if self._asked is answer:
+            self._asked = None
+            text = f"init has not read the configuration within {_ASK_SECONDS} s"
+            self._kernel.log_line(ERROR, f"not reloaded, what is in force stays: {text}")
+            Asker(self._kernel, answer, []).refuse(TEMPFAIL, text)
 
     def looked(self, rest: str) -> None:
         """Init's word on what is wrong with a mailbox, or that this was all."""

@@ -78,6 +78,10 @@ class Singletons:
             return
         reads = _READS.get(process.kind.replace("gate", "listener"), "")
         why = f"{process.name} did not start within {_START_PATIENCE} s" + (f": is it reading {reads}?" if reads else "")
+        if not process.pid and k.state == "running" and not k.reloads.concerned(process.name):
+            k.log_line(ERROR, f"{why}: init has not started it")  # and will when it goes on: nothing is gained by asking it for another
+            k.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
+            return
         k.kill(process)
         reload = k.reloads.concerned(process.name)
         if reload is not None:  # it may hang in the system, where no signal reaches it: nobody waits for its end

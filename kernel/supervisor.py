@@ -31,6 +31,7 @@ from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING, Log, printable
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.parking import Parking
 from popkernel.kernel.process import UNKNOWN_CALL, Process, broke_in_silence, how_ended
+from popkernel.kernel.pulse import Pulse
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Reloads
 from popkernel.kernel.singletons import Singletons
@@ -78,6 +79,7 @@ class Supervisor(Actor):
         self.started = time.monotonic()
         self.sweeper: Timer | None = None
         self.hung = Hung(self.loop, self.hangs)
+        self.pulse = Pulse(self)
         self.parking = Parking(self.loop, self.core, self.do)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
@@ -103,6 +105,7 @@ class Supervisor(Actor):
         self._lock_in()
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)
         self.singletons.begin()
+        self.pulse.begin()
         self.run()
 
     def _lock_in(self) -> None:
@@ -169,7 +172,10 @@ class Supervisor(Actor):
             if process is not None:
                 process.pid = message.pid
         elif isinstance(message, m.Exited):
-            self.gone(message)
+            if not self.pulse.late_end(message.pid):
+                self.gone(message)
+        elif isinstance(message, m.Counters):
+            self.pulse.init_answers()
         elif isinstance(message, m.Unstarted):
             self.gone(m.Exited(message.name, os.getpid(), TEMPFAIL << 8), message.text)
         elif isinstance(message, m.Reread):
@@ -315,6 +321,7 @@ class Supervisor(Actor):
             self.tell_init(m.Kill(process.name))
         else:
             self.send(process.parent, m.Kill(process.name))
+        self.pulse.killed(process)
 
     # -- ends
     def gone(self, message: m.Exited, why: str = "") -> None:

@@ -46,7 +46,7 @@ _PEERS = {
 _DECISIONS = {
     core.Core: (
         "awaits", "granted", "closed", "ended", "listener_gone", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
-        "woken", "sleeper_gone",
+        "woken", "sleeper_gone", "login_over",
     ),
     Deliveries: ("recipient", "busy", "maildir_gone", "mda_gone"),
 }

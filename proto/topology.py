@@ -55,7 +55,7 @@ class Edge(NamedTuple):
     messages: tuple[type, ...]
     answers: Mapping[str, tuple[str, ...]]  # message -> what answers it on the way back
     octets: int = 20 * KIB  # the largest frame: two texts of 2,000 characters, four octets each, and what belongs to them
-    deadline: int = 0  # seconds an answer may take before the asker gives up; 0: it has nothing to ask, or goes by other signs
+    deadline: int = 0  # seconds an answer may take before the asker gives up, or sees whether the other lives; 0: it has nothing to ask
     depth: int = 256  # frames that may wait in a queue; more ends the peer that does not read
     secrets: tuple[str, ...] = ()  # Message.field that is never shown, logged or recorded
 
@@ -167,15 +167,15 @@ EDGES: tuple[Edge, ...] = (
     Edge(
         "kernel",
         "init",
-        (m.Execute, m.Kill, m.Running, m.Ending, m.Signal),
-        {"Execute": ("Started", "Unstarted"), "Kill": ("Exited",)},
+        (m.Execute, m.Kill, m.Running, m.Ending, m.Signal, m.Report),
+        {"Execute": ("Started", "Unstarted", "Hello"), "Kill": ("Exited",), "Signal": ("Reread", "Unread"), **_REPORT},
         octets=256 * KIB,
         deadline=20,  # to its hello
     ),
     Edge(
         "init",
         "kernel",
-        (m.Started, m.Unstarted, m.Exited, m.Reread, m.Unread, m.Signal),
+        (m.Started, m.Unstarted, m.Exited, m.Reread, m.Unread, m.Signal, m.Counters),
         {"Reread": ("Signal",), "Signal": ("Signal",)},
         deadline=20,  # to any word while it owes init one
     ),
@@ -183,8 +183,9 @@ EDGES: tuple[Edge, ...] = (
         "kernel",
         "spawner",
         (m.Spawn, m.Kill, m.Report, m.Stop),
-        {"Kill": ("Exited",), **_REPORT},
+        {"Spawn": ("Hello", "Exited"), "Kill": ("Exited",), **_REPORT},
         octets=8 * KIB,
+        deadline=_ALIVE,
         depth=20000,
     ),
     Edge("spawner", "kernel", (*_SPAWNED, m.Exited), {}),
@@ -217,7 +218,7 @@ EDGES: tuple[Edge, ...] = (
         "kernel",
         "maildir.{user}",
         (m.Open, m.Wake, m.Receive, m.Retire, m.Report, m.Stop, *_WATCHED),
-        _REPORT,
+        {"Open": ("Ready", "Unready"), "Retire": ("Exited", "Busy"), **_REPORT},  # who waits for the listing is the listener, who says Late
         octets=256 * KIB,
         deadline=_ALIVE,
     ),

@@ -32,6 +32,7 @@ from popkernel.proto.topology import actor as row_of
 
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _GRACE = 5.0  # seconds such a one has
+_END_SECONDS = 10.0  # that a listener may stay when its client's time is over: it says goodbye
 _PASSING = 0.25  # seconds a full house may turn out to be one whose guest is just leaving: a client sees its end before the gate can
 _ONCE: int = getattr(select, "EPOLLET", 0)  # told once of what has come, epoll(7); without it the first octet is enough
 _HEAD, _HANDSHAKE = 5, 22  # octets of a TLS record's head, and the kind of a record that a client begins with, RFC 8446 section 5.1
@@ -214,6 +215,8 @@ class Gate(Door):
         self.seated[session] = guest
         if guest.timer is not None:
             guest.timer.cancel()
+        left = _GRACE if guest.refused else guest.came + self.login_seconds - self.loop.now
+        guest.timer = self.loop.later(max(0.0, left) + _END_SECONDS, lambda: self._cut(guest, "its listener did not end"))
 
     def _become(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> NoReturn:
         """In the child: lose every descriptor that is not its own, then be the listener."""
@@ -232,6 +235,8 @@ class Gate(Door):
         if guest is not None:
             self.limits.entered(guest.number)
             self.limits.shaken(guest.number)
+            if guest.timer is not None:
+                guest.timer.cancel()
 
     # -- clients go
     def _cut(self, guest: Guest, why: str) -> None:

@@ -33,6 +33,7 @@ class Listener(Front):
         self.watching: Timer | None = None
         self.auth_patience = edge("listener", "auth").deadline
         self.maildir_patience = edge("listener", "maildir.{user}").deadline
+        self.listing_patience = edge("kernel", "maildir.{user}").deadline
         self.handlers |= {m.Peer: self._peer, m.Opened: self._opened, m.Turned: self._turned, m.Drain: self._drain}
 
     def connect(self) -> None:
@@ -81,7 +82,7 @@ class Listener(Front):
         client.session.login = None
         client.session.user = message.user  # as the tables write it
         self._login_over(message.session)
-        client.asked_at = 0.0  # a maildrop that was never listed may take its time; the client's own time to log in bounds it
+        client.asked_at = self.loop.now
         client.channel = Channel(
             self.loop, adopt(fds[0]), self.boot.name, f"maildir.{client.session.user}",
             self._on_maildir, self._on_maildir_gone,
@@ -192,6 +193,7 @@ class Listener(Front):
         session = client.session
         if type(message) is m.Ready:
             if session.state == "login":
+                client.asked_at = 0.0
                 self.limits.entered(session.id)
                 self._arm(client, self.policy.idle_seconds)
                 session.ready(message)
@@ -214,6 +216,7 @@ class Listener(Front):
         assert client.channel is not None
         client.channel.close()
         client.channel = None
+        client.asked_at = 0.0
         if client.session.state == "login":
             self._tell_failed(client, message.code)
             client.session.denied(message.code, message.text)
@@ -243,7 +246,7 @@ class Listener(Front):
     # -- answers that do not come
     def _watch_answers(self) -> None:
         """Look after them now and then: a deadline is kept to within a fifth."""
-        self.watching = self.loop.later(min(self.auth_patience, self.maildir_patience) / 5, self._watch_answers)
+        self.watching = self.loop.later(min(self.auth_patience, self.maildir_patience, self.listing_patience) / 5, self._watch_answers)
         for client in [c for c in self.clients.values() if c.asked_at]:
             if client.unsent:  # the client itself does not take what there is, so no more is sent to it
                 client.asked_at = self.loop.now
@@ -251,6 +254,11 @@ class Listener(Front):
                 if self.loop.now - client.asked_at > self.auth_patience:
                     self._unanswered(client)
                     self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
+            elif client.channel is not None and client.session.state == "login":
+                # A maildrop that was never listed may take its time, which the client's own time to log in bounds; a stopped actor may not.
+                if self.loop.now - client.asked_at > self.listing_patience:
+                    self._unanswered(client)
+                    client.asked_at = self.loop.now
             elif client.channel is not None and self.loop.now - client.asked_at > self.maildir_patience:
                 self._unanswered(client)
                 client.channel.close()

@@ -105,7 +105,7 @@ def test_the_largest_of_every_text_fits_the_edge(edge_, message):
 def test_answers_are_on_the_way_back():
     for e in EDGES:
         names_ = {c.__name__ for c in e.messages}
-        back = {c.__name__ for b in EDGES if b.target == e.source for c in b.messages}
+        back = {c.__name__ for b in EDGES if b.target == e.source or b.source == e.target for c in b.messages}
         for asked, answers in e.answers.items():
             assert asked in names_
             assert set(answers) <= back, (e.source, e.target, asked)

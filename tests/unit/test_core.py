@@ -72,6 +72,8 @@ class Service(RuleBasedStateMachine):
                     self.told.add(to)
                 case core.Line():
                     pass
+                case core.Suspect(name):
+                    assert name in self.alive
                 case _:
                     raise AssertionError(effect)
 
@@ -91,6 +93,16 @@ class Service(RuleBasedStateMachine):
             self.clients[key] = "granted"
             self.do(self.core.granted(m.Granted(key.listener, key.session, user), self.now))
             assert self.clients[key] != "granted" or key in self.core.waiting
+
+    @rule(data=st.data())
+    def gives_up(self, data):
+        """A listener whose patience is over tells its client no, and the kernel that it did."""
+        keys = [k for k, state in self.clients.items() if state == "granted" and k in self.core.waiting]
+        if keys:
+            key = data.draw(st.sampled_from(keys))
+            self.do(self.core.login_over(key.listener, key.session))
+            self.clients[key] = "turned"
+            assert key not in self.core.waiting
 
     @rule(data=st.data(), user=st.sampled_from(list(USERS)))
     def grants_what_nobody_announced(self, data, user):
@@ -301,7 +313,7 @@ def test_a_waiting_session_that_is_announced_again_ended_the_kernel_once():
         log_in(kernel, session, user)
         kernel.closed(f"maildir.{user}", m.Closed(session, 0, 0), 0.0)
     kernel.retire_all()
-    assert log_in(kernel, 3, "alice") == []
+    assert log_in(kernel, 3, "alice") == [core.Suspect("maildir.alice")]
     log_in(kernel, 3, "bob")
     for user in ("alice", "bob"):
         kernel.maildir_gone(f"maildir.{user}", 1.0)
@@ -342,12 +354,12 @@ def test_an_actor_that_leaves_by_itself_is_given_no_other_session(waits):
     log_in(kernel, 1)
     if waits:
         kernel.ended("listener.0", ended(1))
-        assert log_in(kernel, 2) == []
+        assert log_in(kernel, 2) == [core.Suspect("maildir.alice")]
     kernel.ending("maildir.alice")
-    assert kernel.closed("maildir.alice", m.Closed(1, 0, 0), 1.0) == []
+    assert kernel.closed("maildir.alice", m.Closed(1, 0, 0), 1.0) == ([core.Suspect("maildir.alice")] if waits else [])
     assert not kernel.idle
     if not waits:
-        assert log_in(kernel, 2) == []
+        assert log_in(kernel, 2) == [core.Suspect("maildir.alice")]
     assert [type(e) for e in kernel.maildir_gone("maildir.alice", 2.0)] == [core.Spawn, core.Join]
     assert kernel.leases == {"alice": Key("listener.0", 2)}
 
@@ -356,7 +368,7 @@ def test_a_session_whose_client_has_gone_is_not_put_to_sleep():
     kernel = make()
     log_in(kernel, 1)
     kernel.ended("listener.0", ended(1))
-    assert log_in(kernel, 2) == []
+    assert log_in(kernel, 2) == [core.Suspect("maildir.alice")]
     effects = kernel.parked("maildir.alice", m.Parked(1, b""), 1.0)
     assert [type(e) for e in effects] == [core.Join]
     assert not kernel.asleep
@@ -370,7 +382,7 @@ def test_a_sleeper_that_gives_way_to_one_that_waits_is_forgotten():
     kernel.parked("maildir.alice", m.Parked(1, b""), 0.0)
     kernel.retire_all()
     kernel.ended("listener.0", ended(1))
-    assert log_in(kernel, 2) == [core.Forget("alice")]
+    assert log_in(kernel, 2) == [core.Forget("alice"), core.Suspect("maildir.alice")]
     assert [type(e) for e in kernel.maildir_gone("maildir.alice", 1.0)] == [core.Spawn, core.Join]
 
 
@@ -432,3 +444,18 @@ def test_who_hands_back_what_is_not_its_own_goes_and_nothing_is_put_to_sleep():
     kernel.ended("listener.0", ended(3, "bob"))
     assert kernel.parked("maildir.bob", m.Moved(3, b""), 1.0) == []
     assert kernel.asleep == {} and "bob" not in kernel.leases
+
+
+def test_a_login_that_its_listener_gave_up_waits_no_more():
+    """It kept others out with IN-USE, and the same session's next login had no answer at all."""
+    kernel = make()
+    log_in(kernel, 1)
+    kernel.ended("listener.0", ended(1))
+    assert core.Suspect("maildir.alice") in log_in(kernel, 2), "who waits for one that hangs would wait for ever"
+    assert kernel.login_over("listener.0", 2) == [] and not kernel.waiting
+    assert [e for e in log_in(kernel, 3) if type(e) is core.Send] == []
+    assert list(kernel.waiting) == [Key("listener.0", 3)]
+    log_in(kernel, 3)
+    assert list(kernel.waiting) == [Key("listener.0", 3)]
+    effects = kernel.maildir_gone("maildir.alice", 1.0)
+    assert [e.to_one for e in effects if type(e) is core.Join] == [m.Opened(3)]

@@ -67,3 +67,15 @@ def test_seconds_of_ones_own():
     hung.suspect(process, 4)
     loop.advance(4.1)
     assert named == [("maildir.alice", 4)]
+
+
+def test_the_kernel_itself_did_not_run():
+    """A machine that was paused had everybody ended by the first timer after it."""
+    loop, named, process, hung = world()
+    hung.suspect(process)
+    loop.advance(1000.0, late=True)
+    assert not named
+    loop.advance(1000.0 + SECONDS / 2 + 0.1)
+    assert not named, "what was late counts for nothing"
+    loop.advance(1000.0 + SECONDS + 0.1)
+    assert named

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from popkernel.actors.listener.main import Listener
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.stage import StageLoop
 from popkernel.proto import messages as m
 
 
@@ -85,3 +86,44 @@ def test_who_may_come_again_at_once_is_told_of_at_once(listener, leased, why, at
     assert listener.order == ([ended(why=why)] if at_once else [])
     listener._send_reports()
     assert listener.order == [ended(why=why)]
+
+
+class Waiting:
+    """A listener with one client, who waits for a maildir actor's answer, or for the kernel's or auth's."""
+
+    def __init__(self, state, *, awaiting):
+        made = self.listener = Listener.__new__(Listener)
+        made.loop, made.reports, self.told, self.over = StageLoop(), [], [], []
+        made.kernel = SimpleNamespace(send=lambda message, fds: self.told.append(message))
+        made.auth = SimpleNamespace(peer="auth")
+        made.auth_patience, made.maildir_patience, made.listing_patience = 60, 60, 10
+        session = SimpleNamespace(id=7, state=state, user="alice", address="", entered=state != "login", login=None, denied=lambda *_: None)
+        session.maildir_gone = lambda: self.over.append("maildir")
+        self.client = SimpleNamespace(asked_at=0.001, unsent=0, session=session, channel=SimpleNamespace(close=lambda: None))
+        made.clients, made.awaiting = {7: self.client}, {7: self.client} if awaiting else {}
+        made._login_over = lambda session: self.over.append("login")
+        made._progress = lambda client: None
+        made._watch_answers()
+
+    def late(self, seconds):
+        self.listener.loop.advance(seconds)
+        return [x.peer for x in self.told if type(x) is m.Late]
+
+
+@pytest.mark.parametrize("who", ["auth", "kernel"])
+def test_a_kernel_that_never_answers(who):
+    """Nor auth: who has not answered is not known here, and auth is the one that may hang."""
+    waiting = Waiting("login", awaiting=True)
+    assert waiting.late(59) == [] and waiting.late(63) == ["auth"] and waiting.over == ["login"]
+
+
+def test_a_maildir_actor_that_never_answers():
+    waiting = Waiting("transaction", awaiting=False)
+    assert waiting.late(59) == [] and waiting.late(63) == ["maildir.alice"] and waiting.over == ["maildir"]
+
+
+def test_a_maildir_actor_that_never_says_ready():
+    """It may be listing, and then says that it lives; the client is not sent away for that, and the kernel asks as often as need be."""
+    waiting = Waiting("login", awaiting=False)
+    assert waiting.late(9) == [] and waiting.late(13) == ["maildir.alice"] and waiting.over == []
+    assert waiting.late(24) == ["maildir.alice"] * 2 and waiting.client.channel is not None

@@ -209,5 +209,4 @@ def test_no_memory_to_wait_with_is_waited_for(many):
     loop.later(0.0, lambda: said.append("timer"))
     loop.turn()
     loop._poller = poll
-    loop.turn()
     assert said == ["timer"]
