@@ -66,11 +66,16 @@ watch = _Watch()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """A new channel's two ends, not inheritable, not blocking, with room for bulk frames."""
+    """A new channel's two ends, not inheritable, not blocking, with room for bulk frames. OSError where the system has no room for it."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    for end in ends:
-        end.setblocking(False)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+    try:
+        for end in ends:
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+    except OSError:
+        for end in ends:
+            end.close()
+        raise
     return ends
 
 

@@ -19,6 +19,7 @@ __all__ = ["ControlServer"]
 
 _PREFACE = preface(b"ROUTER")
 _MOST_CLIENTS = 32
+_AGAIN_SECONDS = 1.0  # until connections are taken again
 _MOST_REQUEST = 4096  # octets
 _MOST_UNSENT = 64 << 20  # octets of an answer that nobody reads
 _MOST_PUSHED = 8 << 20  # octets of frames that a viewer has not read
@@ -45,7 +46,11 @@ class ControlServer:
         del events
         try:
             sock, _ = self._sock.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # no room for it: who asks waits, and this process does not turn in a circle
+            self._loop.remove(self._sock.fileno())
+            self._loop.later(_AGAIN_SECONDS, lambda: self._loop.add(self._sock.fileno(), self._accept))
             return
         uid = peer_uid(sock)
         if len(self.clients) >= _MOST_CLIENTS or uid not in (0, self._own):

@@ -6,12 +6,13 @@ it. No clock, no descriptors, no processes here: replay feeds this the same even
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
-__all__ = ["Core", "Effect", "Forget", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn", "Suspect"]
+__all__ = ["Core", "Effect", "Forget", "Full", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn", "Suspect"]
 
 _MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
 
@@ -66,6 +67,12 @@ class Suspect(NamedTuple):
     name: str
 
 
+class Full(NamedTuple):
+    """There is no room for an actor of that user: whoever looks after the service is to know."""
+
+    user: str
+
+
 class Line(NamedTuple):
     """A line for the log; level as in syslog(3)."""
 
@@ -80,7 +87,7 @@ class Restart(NamedTuple):
     seconds: float
 
 
-Effect = Send | Join | Spawn | Rouse | Forget | Kill | Suspect | Line | Restart
+Effect = Send | Join | Spawn | Rouse | Forget | Full | Kill | Suspect | Line | Restart
 
 
 class Settings(NamedTuple):
@@ -123,6 +130,8 @@ class Core:
 
     # Users whose session was handed back by an actor whose maildir had moved, and has neither slept nor ended since.
     handed: frozenset[str] = frozenset()  # here: recordings of before have none
+
+    room: int | None = None  # how many more actors there may be, where that is little; the shell looks (room.py)
 
     def __init__(self, users: Mapping[str, MailUser], settings: Settings) -> None:
         self.users = users
@@ -180,6 +189,9 @@ class Core:
                 return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
             effects += self.sleeper_gone(user)
         maildir = self.maildirs.get(user)
+        if maildir is None and self.full:
+            turned = m.Turned(key.session, "SYS/TEMP", "the server is full now, try again later")
+            return [*effects, *self.no_room(user), Send(key.listener, turned)]
         if maildir is None:
             effects += self.start(user, row)
             maildir = self.maildirs[user]
@@ -201,7 +213,28 @@ class Core:
     def start(self, user: str, row: MailUser) -> list[Effect]:
         """Have a user's maildir actor forked; there must be none."""
         maildir = self.maildirs[user] = Maildir(user, row)
-        return [Spawn(maildir.name, row)]
+        if self.room is None:
+            return [Spawn(maildir.name, row)]
+        self.room -= 1
+        return [*self._idle_go(), Spawn(maildir.name, row)]
+
+    def short(self, room: int | None) -> list[Effect]:
+        """There is room for so many actors more, or for as many as may come."""
+        self.room = room
+        return []
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more actor."""
+        return self.room is not None and self.room <= 0
+
+    def no_room(self, user: str) -> list[Effect]:
+        """An actor of that user cannot be started; the next may be."""
+        return [Full(user), *self._idle_go()]
+
+    def _idle_go(self) -> list[Effect]:
+        """Where there is little room, two that are idle go for each that comes: the oldest."""
+        return [e for user in list(islice(self.idle, 2)) for e in self._retire(user)]
 
     # -- sessions sleep
     def _park(self, maildir: Maildir, now: float) -> int:
@@ -224,7 +257,7 @@ class Core:
         maildir.key = None
         self.handed -= {maildir.user}
         effects = self._rests(maildir, now)
-        return effects + self._retire(maildir.user) if len(self.maildirs) > self.settings.crowd else effects
+        return effects + self._retire(maildir.user) if len(self.maildirs) > self.settings.crowd or self.room is not None else effects
 
     def _moved(self, maildir: Maildir, message: m.Moved) -> list[Effect]:
         """Another directory is in the place of the maildir that this actor sees: it goes, its session is for the next one, but once."""

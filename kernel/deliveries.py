@@ -44,6 +44,8 @@ class Deliveries:
         """Answer with a channel to the user's actor, made if need be; or wait for the end of one that is going."""
         maildir = self.core.maildirs.get(user)
         effects: list[core.Effect] = []
+        if maildir is None and self.core.full:
+            return [*self.core.no_room(user), _no(mda, request, "4.3.2", "the server is full now, try again later")]
         if maildir is None:
             effects += self.core.start(user, row)
             maildir = self.core.maildirs[user]

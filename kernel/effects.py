@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from popkernel.kernel import core
 from popkernel.kernel.channel import Message, pair
+from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
 __all__ = ["Effects"]
+
+_FULL = "the server is full now, try again later"
+_AGAIN_SECONDS = 0.5  # until two singletons are joined for whose channel there was no room
 
 
 class Effects:
@@ -31,20 +35,18 @@ class Effects:
                     if type(message) is m.Retire:
                         k.pulse.retires(to)
                 case core.Join(one, to_one, other, to_other):
-                    if isinstance(to_one, m.Opened):
-                        k.ledger.opened(core.Key(one, to_one.session))
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
                     self._spawn(name, row)
                 case core.Rouse(user, name, wake):
-                    fd = k.parking.take(user)
-                    k.send(name, wake, [fd])
-                    os.close(fd)
+                    self._rouse(name, wake, k.parking.take(user))
                 case core.Forget(user):
                     k.parking.forget(user)
                 case core.Kill(name):
                     if name in k.processes:
                         k.kill(k.processes[name])
+                case core.Full(user):
+                    k.room.full(user)
                 case core.Suspect(name):
                     if name in k.processes:
                         k.hung.suspect(k.processes[name])
@@ -56,25 +58,72 @@ class Effects:
     def _join(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
         """A channel between two actors: whoever is gone, the other sees its end at once."""
         k = self._kernel
-        ends = pair()
-        for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
-            process = k.processes.get(name)
-            if process is not None:
+        try:
+            ends = pair()
+        except OSError:
+            self._apart(one, to_one, other, to_other)
+            return
+        if isinstance(to_one, m.Opened):
+            k.ledger.opened(core.Key(one, to_one.session))
+        with ends[0], ends[1]:
+            for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
+                process = k.processes.get(name)
+                if process is None:
+                    continue
                 process.met = one
-                process.channel.send(message, [end.fileno()])
+                try:
+                    process.channel.send(message, [end.fileno()])
+                except OSError:
+                    self._apart(one, to_one, other, to_other)
+                    return
                 if process.session and type(message) is m.Opened:
                     k.gates.entered(process)
-            end.close()
+
+    def _apart(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
+        """There is no room for their channel: who waits for it hears so, and nobody has a maildrop that nobody serves."""
+        k = self._kernel
+        user = other.removeprefix("maildir.")
+        if isinstance(to_one, m.Opened):
+            k.send(one, m.Turned(to_one.session, "SYS/TEMP", _FULL))
+            self.do(k.core.closed(other, m.Closed(to_one.session, 0, 0), k.loop.now))
+            k.room.full(user)
+        elif isinstance(to_one, m.Maildrop):
+            k.deliveries.holders.pop(user, None)
+            k.send(one, m.NoMaildrop(to_one.request, "4.3.2", _FULL))
+            k.room.full(user)
+        else:  # two singletons
+            there = k.processes.get(one), k.processes.get(other)
+            k.loop.later(_AGAIN_SECONDS, lambda: self._join_later(there, (one, to_one, other, to_other)))
+
+    def _join_later(self, there: tuple[Process | None, Process | None], join: tuple[str, Message, str, Message]) -> None:
+        if there == (self._kernel.processes.get(join[0]), self._kernel.processes.get(join[2])):
+            self._join(*join)
+
+    def _rouse(self, name: str, wake: m.Wake, fd: int) -> None:
+        """A session that slept goes on; where its channel cannot be handed over, its client sees the end."""
+        k = self._kernel
+        try:
+            k.send(name, wake, [fd])
+        except OSError:
+            self.do(k.core.closed(name, m.Closed(wake.session, 0, 0), k.loop.now))
+        os.close(fd)
 
     def _spawn(self, name: str, row: MailUser) -> None:
         k = self._kernel
         spawner = k.processes.get(k.singletons.spawner)
-        process, its = k.enrol(name, k.singletons.spawner)
+        try:
+            process, its = k.enrol(name, k.singletons.spawner)
+        except OSError:
+            k.room.full(name.removeprefix("maildir."))
+            k.loop.soon(lambda: k.maildir_gone(name))
+            return
         process.ids = (row.uid, row.gid)
         k.taps.started(process)
         k.pulse.forked(process)
-        if spawner is None:  # it died, and the next one is not due yet: nobody would ever tell of this actor's end
-            k.loop.soon(lambda: k.gone(m.Exited(name, 1, int(signal.SIGKILL))))
-        else:
+        try:
+            if spawner is None:  # it died, and the next one is not due yet
+                raise BlockingIOError
             spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
+        except OSError:  # nobody would ever tell of this actor's end
+            k.loop.soon(lambda: k.gone(m.Exited(name, 1, int(signal.SIGKILL))))
         its.close()

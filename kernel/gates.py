@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gates"]
 
+_AGAIN_SECONDS = 0.5  # until a seat is tried again for which there was no room
 _AHEAD = 32  # seats a gate has that are not taken: as many listeners may be between fork and hello
 
 
@@ -45,13 +46,25 @@ class Gates:
 
     def _seat(self, gate: Process) -> None:
         k = self._kernel
+        if gate not in self._last or gate.state == "stopping" or k.processes.get(gate.name) is not gate:
+            return
+        if k.room.left() <= 0:
+            k.loop.later(_AGAIN_SECONDS, lambda: self._seat(gate))
+            return
         self._last[gate] += 1
         session = self._last[gate]
-        process, its = k.enrol(listener_name(session), gate.name)
+        try:
+            process, its = k.enrol(listener_name(session), gate.name)
+        except OSError:
+            k.loop.later(_AGAIN_SECONDS, lambda: self._seat(gate))
+            return
         process.session, process.state = session, "ahead"
         k.taps.started(process)
         k.singletons.wire(process)
-        gate.channel.send(m.Seat(session), [its.fileno()])
+        try:
+            gate.channel.send(m.Seat(session), [its.fileno()])
+        except OSError:
+            k.loop.later(_AGAIN_SECONDS, lambda: k.gone(m.Exited(process.name, 1, 0)))
         its.close()
 
     def entered(self, listener: Process) -> None:

@@ -26,6 +26,7 @@ from popkernel.kernel.passphrase import Held
 from popkernel.kernel.patience import Patience
 from popkernel.kernel.priority import unhurried
 from popkernel.kernel.reading import Read, Reading, watched
+from popkernel.kernel.room import problem as room_problem
 from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.signals import take_signals
@@ -56,6 +57,9 @@ def run(
     """
     try:
         _check_sandbox(config)
+        little = room_problem(config)
+        if little:
+            raise StartError(OSERR, little)
         _give_up_powers()
         ids = actor_ids(config)
         mta_uids(config)  # complains now about users that are not there

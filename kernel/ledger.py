@@ -49,6 +49,7 @@ class Ledger:
             if holder is not None:  # the lease may be free already, or its session's client gone: the word of it waits in a channel
                 self._read(f"maildir.{message.user}")
                 self._read(holder.listener)
+            k.room.look()
             k.do(k.core.granted(message, k.loop.now), f"maildir.{message.user}")
             if holder is not None and k.core.leases.get(message.user) == holder:
                 self._lives(holder.listener)

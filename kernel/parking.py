@@ -4,10 +4,9 @@ The listener knows nothing of it: it holds its end of the channel as ever. What 
 unread; that it is there wakes the session, and the channel is handed to the user's maildir actor, a new one if need be.
 """
 
-import os
+import contextlib
 import socket
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from popkernel.kernel import core
 from popkernel.kernel.channel import adopt, discard
@@ -15,6 +14,16 @@ from popkernel.kernel.loop import Loop
 from popkernel.proto import messages as m
 
 __all__ = ["Parking"]
+
+
+@contextlib.contextmanager
+def borrowed(fd: int) -> Iterator[socket.socket]:
+    """A descriptor as a socket, without a copy of it, for which there may be no room."""
+    sock = adopt(fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
 
 class Parking:
@@ -52,18 +61,18 @@ class Parking:
     def _watch(self, user: str, fd: int) -> bool:
         """Whether it can be waited for: what an actor hands over need not be a socket."""
         try:
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                self._loop.add(fd, lambda _events: self._stirs(user))
-                return True
+            with borrowed(fd) as sock:
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)  # not fstat(2): of a file, its file system would have to answer
+            self._loop.add(fd, lambda _events: self._stirs(user))
         except OSError:
-            pass  # epoll takes no files
-        return False
+            return False
+        return True
 
     def _stirs(self, user: str) -> None:
         """Something came: a command, or the end of the session."""
         fd = self._fds[user]
         self._loop.remove(fd)
-        with adopt(os.dup(fd)) as sock:
+        with borrowed(fd) as sock:
             try:
                 over = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # who gave it may have kept a copy
             except OSError:

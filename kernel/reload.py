@@ -77,7 +77,11 @@ class Reload:
     def begin(self) -> None:
         """Start the new ones."""
         s = self.supervisor
-        self.names = s.singletons.launch(roots_of(self.users))
+        try:
+            self.names = s.singletons.launch(roots_of(self.users))
+        except OSError as error:
+            self.fail(f"no room for new actors: {error.strerror}", TEMPFAIL)
+            return
         for name in self.names:
             s.processes[name].on_hello = lambda name=name: self._hello(name)
 
@@ -112,11 +116,7 @@ class Reload:
     def fail(self, why: str, code: int) -> None:
         """One of the new can't serve: all the new go, the old never noticed."""
         s = self.supervisor
-        for name in self.names:
-            process = s.processes.get(name)
-            if process is not None:
-                process.state = "stopping"
-                s.kill(process)
+        s.singletons.give_up(self.names)
         self.over(why, code)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Singletons"]
 
+_AGAIN_SECONDS = 1.0  # until one is tried again for which there was no room
 _START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 _LONGEST_PAUSE = 30.0  # seconds between two tries where the system has no room
 _NO_ROOM = "no room for its memory, descriptors or threads"
@@ -38,16 +39,33 @@ class Singletons:
     # -- started
     def begin(self) -> None:
         """Start everyone, for the first time."""
-        self.put_in_force(self.launch(roots_of(dict(self._kernel.core.users))))
-        config = self._kernel.config
-        if config.lmtp or config.lmtp_listen:
-            self.mda = self._launch("mda", self._new_name("mda"))
+        k = self._kernel
+        try:
+            self.put_in_force(self.launch(roots_of(dict(k.core.users))))
+            if k.config.lmtp or k.config.lmtp_listen:
+                self.mda = self._launch("mda", self._new_name("mda"))
+        except OSError as error:
+            k.stopping.give_up(TEMPFAIL, f"no room to start all that serves: {error.strerror}")
 
     def launch(self, roots: list[bytes]) -> list[str]:
-        """Start new ones of all that a reload replaces, under new names: the spawner, auth, those at the door."""
+        """Start new ones of all that a reload replaces, under new names: the spawner, auth, those at the door. OSError: no room for all."""
         doors = [f"{self.door}.{n}" for n in range(self._kernel.config.listeners)]
         kinds = {"spawner": "spawner", "auth": "auth", **dict.fromkeys(doors, self.door)}
-        return [self._launch(kind, self._new_name(name), roots if kind == "spawner" else None) for name, kind in kinds.items()]
+        names: list[str] = []
+        try:
+            for name, kind in kinds.items():
+                names.append(self._launch(kind, self._new_name(name), roots if kind == "spawner" else None))
+        except OSError:
+            self.give_up(names)
+            raise
+        return names
+
+    def give_up(self, names: list[str]) -> None:
+        """End those that launch() started."""
+        k = self._kernel
+        for process in [k.processes[name] for name in names if name in k.processes]:
+            process.state = "stopping"
+            k.kill(process)
 
     def put_in_force(self, names: list[str]) -> None:
         """From now on these are meant, of launch()."""
@@ -67,8 +85,14 @@ class Singletons:
         process, its = k.enrol(name, "init")
         process.restarts = self._restarts.get(plain(name), 0)
         k.taps.started(process)
-        k.tell_init(m.Execute(kind, name, roots or []), [its.fileno()])
-        its.close()
+        try:
+            k.tell_init(m.Execute(kind, name, roots or []), [its.fileno()])
+        except OSError:
+            del k.processes[name]
+            process.channel.close()
+            raise
+        finally:
+            its.close()
         k.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
         return name
 
@@ -149,4 +173,8 @@ class Singletons:
             return
         if name not in (*self.in_force(), self.mda) or name in k.processes:  # a reload has put another in its place meanwhile
             return
-        self._launch(kind, name, roots_of(dict(k.core.users)) if kind == "spawner" else None)
+        try:
+            self._launch(kind, name, roots_of(dict(k.core.users)) if kind == "spawner" else None)
+        except OSError as error:
+            k.log_line(ERROR, f"{name} cannot be started: {error.strerror}; again in {_AGAIN_SECONDS:.0f} s")
+            k.loop.later(_AGAIN_SECONDS, lambda: self._again(name, kind))

@@ -34,6 +34,7 @@ from popkernel.kernel.process import UNKNOWN_CALL, Process, broke_in_silence, ho
 from popkernel.kernel.pulse import Pulse
 from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Reloads
+from popkernel.kernel.room import Room
 from popkernel.kernel.singletons import Singletons
 from popkernel.kernel.status import status
 from popkernel.kernel.stopping import Stopping
@@ -80,6 +81,7 @@ class Supervisor(Actor):
         self.sweeper: Timer | None = None
         self.hung = Hung(self.loop, self.hangs)
         self.pulse = Pulse(self)
+        self.room = Room(self)
         self.parking = Parking(self.loop, self.core, self.do)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
@@ -123,6 +125,7 @@ class Supervisor(Actor):
         mine, its = pair()
         channel = Channel(self.loop, mine, "kernel", name, self._on_actor, self._on_actor_gone)
         process = channel.tag = Process(name, channel, parent)
+        channel.on_lost = lambda message: self._lost(process, message)
         self.processes[name] = process
         return process, its
 
@@ -223,6 +226,7 @@ class Supervisor(Actor):
             took = time.monotonic() - self.started
             text = f"ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
             self.tell_init(m.Running(text[:2000]))
+            self.room.ready()
             if not self.log_line.seen:
                 self.log_line(NOTICE, text)
 
@@ -271,6 +275,7 @@ class Supervisor(Actor):
 
     def _recipient(self, process: Process, message: m.Recipient, fds: list[int]) -> None:
         del fds
+        self.room.look()
         self.do(self.deliveries.recipient(process.name, message, self.loop.now))
         self._schedule_sweep()
 
@@ -294,6 +299,7 @@ class Supervisor(Actor):
         if self.parking.too_soon(process.name, message):
             self.violates(process, "a session parked that was not silent for so long", fds)
             return
+        self.room.look()
         self.parking.park(process.name, message, fds[0])
         self._schedule_sweep()
 
@@ -301,6 +307,12 @@ class Supervisor(Actor):
         """It is to go, and the session waits for that."""
         self.parking.park(process.name, message, fds[0])
         self.loop.later(1.0, lambda: self._gone_by_now(process))
+
+    def _lost(self, process: Process, message: Message) -> None:
+        """A session was handed over, and there is no room for its channel: it ends, and so does its actor, which has it no more."""
+        self.room.full(process.name.removeprefix("maildir."))
+        if isinstance(message, m.Parked | m.Moved):
+            self.do(self.core.closed(process.name, m.Closed(message.session, 0, 0), self.loop.now))
 
     # -- orders
     def send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:
@@ -340,8 +352,7 @@ class Supervisor(Actor):
         if process.kind == "maildir.{user}":
             if message.status:
                 self.actor_line.end(process.name, WARNING, f"{process.name} ended: {how}")
-            self.do(self.core.maildir_gone(process.name, self.loop.now))
-            self.do(self.deliveries.maildir_gone(process.name, self.loop.now))
+            self.maildir_gone(process.name)
         elif process.kind == "mda":
             self.deliveries.mda_gone(process.name)
         elif process.session:
@@ -365,6 +376,12 @@ class Supervisor(Actor):
             reload.fail(*self.singletons.unstarted(process, message.status, why))
         elif row_of(process.name).restart == "permanent" and not process.session and not expected:
             self.singletons.ended(process, message.status, why)
+
+    def maildir_gone(self, name: str) -> None:
+        """A maildir actor is no more, or never was."""
+        self.room.look()
+        self.do(self.core.maildir_gone(name, self.loop.now))
+        self.do(self.deliveries.maildir_gone(name, self.loop.now))
 
     def _orphans(self, parent: str) -> None:
         """The system ended a dead spawner's or gate's children (PR_SET_PDEATHSIG); nobody is left to tell us of each."""

@@ -46,7 +46,7 @@ _PEERS = {
 _DECISIONS = {
     core.Core: (
         "awaits", "granted", "closed", "ended", "listener_gone", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
-        "woken", "sleeper_gone", "login_over",
+        "woken", "sleeper_gone", "login_over", "short",
     ),
     Deliveries: ("recipient", "busy", "maildir_gone", "mda_gone"),
 }
@@ -139,6 +139,9 @@ class Taps:
         self._decisions = Decisions(supervisor, self)
         self._digest = topology.digest()  # now, while what it imports can still be read
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     # -- viewers
     def attach(self, client: Client, request: dict[str, Any]) -> None:
         """A client asks to watch; it is answered once, and pushed frames from then on."""
@@ -147,6 +150,7 @@ class Taps:
             if wish.payload and client.uid != 0:
                 raise WishError("mail content is shown to root only: ask as root, or without --payload", "noperm")
             self._check(wish)
+            self._fits(wish)
         except WishError as error:
             client.answer({"ok": False, "error": str(error), "code": error.code})
             return
@@ -207,6 +211,14 @@ class Taps:
             edges = ", ".join(f"{e.source}:{e.target}" for e in topology.EDGES if e.target != "tap")
             raise WishError(f"no edge {':'.join(wish.edge)!r}; there are: {edges}, client:listener, listener:client")
 
+    def _fits(self, wish: Wish) -> None:
+        """A tap is a descriptor for each actor that is watched."""
+        k = self._kernel
+        new = sum(p.kind in _WATCHED and p.name not in self._ends and wish.watches(p.name) for p in k.processes.values())
+        if new > max(0, k.room.left()):
+            text = f"no room to watch {new} actors at once: the kernel may have {k.room.limit} descriptors (RLIMIT_NOFILE); name one"
+            raise WishError(text, "tempfail")
+
     def _detach(self, viewer: Viewer) -> None:
         with contextlib.suppress(ValueError):
             self._viewers.remove(viewer)
@@ -244,13 +256,24 @@ class Taps:
         payload = any(v.wish.payload for v in viewers)
         if end is not None and not end.closed and newcomer not in viewers:
             return
-        mine, its = pair()
+        try:
+            mine, its = self._pair()
+        except OSError:  # it is not watched; who wants to see it is told that something is missing
+            for viewer in viewers:
+                viewer.missed()
+            return
         if end is None or end.closed:
             self._ends[process.name] = TapEnd(self._kernel.loop, mine, process, self)
         else:
             mine.close()  # the actor keeps the tap it has
-        process.channel.send(m.Watch(payload), [its.fileno()])
-        its.close()
+        with contextlib.suppress(OSError), its:  # no room for what has to wait: its end is the tap's
+            process.channel.send(m.Watch(payload), [its.fileno()])
+
+    def _pair(self) -> tuple[socket.socket, socket.socket]:
+        """Actors come first: a tap is none of those that have a place in reserve."""
+        if self._kernel.room.left() <= 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pair()
 
     def gone(self, process: "Process", how: str) -> None:
         """A process is no more: what it still had to show is read."""

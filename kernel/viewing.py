@@ -199,6 +199,10 @@ class Viewer:
         if self._lost or not self._client.push(_pack(frame)):
             self._lost += 1
 
+    def missed(self) -> None:
+        """An actor cannot be watched: what it would have shown is lost."""
+        self._lost += 1
+
     def tell_lost(self) -> None:
         """Say how many frames did not fit, once there is room to say it."""
         if self._lost and self._client.push(_pack({"lost": self._lost})):

@@ -88,9 +88,8 @@ class Door(Actor):
 
     def _fit(self, limit: int, room: int) -> None:
         """No more sessions than a limit of descriptors leaves room for."""
-        if room < self.most:  # a few less than asked for are not worth a warning at every start
-            text = f"{self.boot.name}: the hard limit of {limit} descriptors leaves room for {room} sessions, not {self.most}"
-            self.log(4 if room < self.most * 9 // 10 else 6, f"{text}; raise it, or start more listeners with --listeners")
+        if room < self.most:  # the kernel has warned where that is less than somebody asked for (kernel/room.py)
+            self.log(7, f"{self.boot.name}: the hard limit of {limit} descriptors leaves room for {room} sessions, not {self.most}")
             self.most = room
             self.limits.bounds = self.limits.bounds._replace(sessions=room)
 

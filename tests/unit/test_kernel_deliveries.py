@@ -81,7 +81,7 @@ def test_a_session_waits_for_no_delivery():
     deliveries.recipient("mda", asked(), 0.0)
     core.sweep(10.0)
     core.awaits("listener.0", m.Awaiting(7))
-    assert core.granted(m.Granted("listener.0", 7, "alice"), 10.0) == []
+    assert core.granted(m.Granted("listener.0", 7, "alice"), 10.0) == [Suspect("maildir.alice")]
     assert Join in kinds(deliveries.busy("maildir.alice", 10.0))
     assert core.leases
 

@@ -1,0 +1,89 @@
+"""How many descriptors the kernel has left: counted where they are made and closed, so that no system call asks.
+
+One stands for each actor, one for each session that sleeps, one for each tap and control connection. What is kept in reserve is for
+channels that are just being made and handed over, for a reload, and for actors that must be started again.
+"""
+
+import resource
+from typing import TYPE_CHECKING
+
+from popkernel.kernel.actor import hard_limit
+from popkernel.kernel.channel import counts
+from popkernel.kernel.config import Config
+from popkernel.kernel.log import ERROR, INFO, WARNING
+from popkernel.proto.topology import actor as row_of
+
+if TYPE_CHECKING:
+    from popkernel.kernel.supervisor import Supervisor
+
+__all__ = ["Room", "problem"]
+
+_OWN = 16  # standard descriptors, the lock, channels to init, the log, epoll's, the control socket
+_RESERVE = 64
+_USERS = 16  # fewer at a time are no service
+_COMPLAINTS = 60.0  # seconds between two lines of the log
+MEND = "raise it: LimitNOFILE= in the unit, ulimit -n in a shell, openfiles in login.conf(5)"
+
+
+def _needed(config: Config) -> int:
+    """Descriptors the kernel needs for a few users: each singleton twice, as in a reload, and as many seats as gates have."""
+    return _OWN + _RESERVE + 2 * (config.listeners + 3) + _USERS
+
+
+def problem(config: Config) -> str:
+    """Why a start would have no room to serve, "" where it has."""
+    limit, needed = hard_limit(resource.RLIMIT_NOFILE), _needed(config)
+    if limit >= needed:
+        return ""
+    many = f"{config.listeners} listeners" if config.listeners > 1 else "one listener"
+    return f"the limit of {limit} descriptors (RLIMIT_NOFILE) leaves no room to serve: with {many} {needed} are the least; {MEND}"
+
+
+class Room:
+    """What is left, and what is done where that is little."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._kernel = supervisor
+        self.limit = min(row_of("kernel").nofile, hard_limit(resource.RLIMIT_NOFILE))
+        self._little = min(512, max(_USERS, self.limit // 8))  # idle actors go where no more than that is left
+        self._said = -_COMPLAINTS
+
+    def left(self) -> int:
+        """How many more may be kept for long; the reserve is there besides."""
+        k = self._kernel
+        used = len(k.processes) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
+        return self.limit - _OWN - _RESERVE - used
+
+    def look(self) -> None:
+        """Before something is decided that may need one more actor: core.py is told where there is little room, and where it is enough."""
+        core = self._kernel.core
+        left = self.left()
+        if left < self._little:
+            core.short(left)
+        elif core.room is not None:
+            core.short(None)
+
+    def full(self, user: str) -> None:
+        """A user could not have an actor for want of room."""
+        k = self._kernel
+        if k.loop.now - self._said >= _COMPLAINTS:
+            self._said = k.loop.now
+            k.log_line(
+                ERROR, f"no room for {user} and others: {len(k.core.maildirs)} mailboxes are open, and the kernel may have {self.limit}"
+                f" descriptors (RLIMIT_NOFILE); logins hear [SYS/TEMP], mail waits; {MEND}",
+            )
+
+    def ready(self) -> None:
+        """Once, at the start: whether as many sessions as were asked for could be had."""
+        k = self._kernel
+        config = k.config
+        room = self.limit // 4 if config.isolation == "connection" else self.left()  # as the gate counts
+        most = min(hard_limit(resource.RLIMIT_NOFILE), row_of("listener").nofile)
+        room = min(room, config.listeners * ((most - 64) // 2))
+        if room < config.max_sessions:
+            asked = config.max_sessions != Config.max_sessions
+            k.log_line(
+                WARNING if asked else INFO,
+                f"the limit of {hard_limit(resource.RLIMIT_NOFILE)} descriptors (RLIMIT_NOFILE) leaves room for {room} sessions, not"
+                f" max_sessions = {config.max_sessions}; {MEND}, or lower max_sessions",
+            )
