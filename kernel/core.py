@@ -14,6 +14,7 @@ from popkernel.proto.tables import MailUser
 
 __all__ = ["Core", "Effect", "Forget", "Full", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn", "Suspect"]
 
+_QUIT_SECONDS = 30  # that an actor may say nothing whose session's client has gone: a slow disk may be busy with its QUIT
 _MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
 
 
@@ -62,9 +63,13 @@ class Kill(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """Somebody waits for that actor in vain, or has: end it should it not be alive (hung.py)."""
+    """Somebody waits for that actor in vain, or has: end it should it not be alive (hung.py).
+
+    It has so many seconds to say so; 0: as many as its edge gives it.
+    """
 
     name: str
+    seconds: int = 0
 
 
 class Full(NamedTuple):
@@ -200,7 +205,7 @@ class Core:
         elif maildir.retiring or maildir.key is not None:
             maildir.waiting = key
             self.waiting[key] = user
-            return [*effects, Suspect(maildir.name)]  # who waits for one that hangs would wait for ever
+            return [*effects, Suspect(maildir.name, 0 if maildir.key is None else _QUIT_SECONDS)]  # or it may be waited for in vain
         self.leases[user] = key
         self.sessions[key] = (user, now)
         if self.settings.login_delay:

@@ -47,9 +47,9 @@ class Effects:
                         k.kill(k.processes[name])
                 case core.Full(user):
                     k.room.full(user)
-                case core.Suspect(name):
+                case core.Suspect(name, seconds):
                     if name in k.processes:
-                        k.hung.suspect(k.processes[name])
+                        k.hung.suspect(k.processes[name], seconds)
                 case core.Line(level, text) if about:
                     k.actor_line(about, level, text, "kernel")
                 case core.Line(level, text):

@@ -63,6 +63,8 @@ class Maildrop(Mailbox):
             except OSError as error:
                 failed.append(i)
                 self.why = from_os(error, show(listing.names[i])).text
+            if self.alive is not None:
+                self.alive()
             self.at("remove:unlinked")
         if self.quota is not None and count and doomed:
             self.quota.add(-freed, -len(doomed))

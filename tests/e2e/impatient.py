@@ -11,8 +11,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def shorten(seconds):
+    from popkernel.kernel import core
     from popkernel.proto import topology
 
+    core._QUIT_SECONDS = min(core._QUIT_SECONDS, seconds)
     topology.EDGES = tuple(row._replace(deadline=min(row.deadline, seconds)) for row in topology.EDGES)
 
 

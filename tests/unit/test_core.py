@@ -354,7 +354,7 @@ def test_an_actor_that_leaves_by_itself_is_given_no_other_session(waits):
     log_in(kernel, 1)
     if waits:
         kernel.ended("listener.0", ended(1))
-        assert log_in(kernel, 2) == [core.Suspect("maildir.alice")]
+        assert log_in(kernel, 2) == [core.Suspect("maildir.alice", core._QUIT_SECONDS)]
     kernel.ending("maildir.alice")
     assert kernel.closed("maildir.alice", m.Closed(1, 0, 0), 1.0) == ([core.Suspect("maildir.alice")] if waits else [])
     assert not kernel.idle
@@ -368,7 +368,7 @@ def test_a_session_whose_client_has_gone_is_not_put_to_sleep():
     kernel = make()
     log_in(kernel, 1)
     kernel.ended("listener.0", ended(1))
-    assert log_in(kernel, 2) == [core.Suspect("maildir.alice")]
+    assert log_in(kernel, 2) == [core.Suspect("maildir.alice", core._QUIT_SECONDS)]
     effects = kernel.parked("maildir.alice", m.Parked(1, b""), 1.0)
     assert [type(e) for e in effects] == [core.Join]
     assert not kernel.asleep
@@ -451,11 +451,11 @@ def test_a_login_that_its_listener_gave_up_waits_no_more():
     kernel = make()
     log_in(kernel, 1)
     kernel.ended("listener.0", ended(1))
-    assert core.Suspect("maildir.alice") in log_in(kernel, 2), "who waits for one that hangs would wait for ever"
+    assert core.Suspect("maildir.alice", core._QUIT_SECONDS) in log_in(kernel, 2), "who waits for one that hangs would wait for ever"
     assert kernel.login_over("listener.0", 2) == [] and not kernel.waiting
     assert [e for e in log_in(kernel, 3) if type(e) is core.Send] == []
     assert list(kernel.waiting) == [Key("listener.0", 3)]
     log_in(kernel, 3)
     assert list(kernel.waiting) == [Key("listener.0", 3)]
     effects = kernel.maildir_gone("maildir.alice", 1.0)
-    assert [e.to_one for e in effects if type(e) is core.Join] == [m.Opened(3)]
+    assert [e.to_one for e in effects if type(e) is core.Join] == [m.Opened(3, "alice")]
