@@ -11,6 +11,10 @@ from importlib import import_module
 
 from popkernel.cli.arguments import build_parser
 from popkernel.kernel.config import COMMAND_LINE, ConfigError
+from popkernel.kernel.descriptors import close_inherited
+
+# What serves others, or is run by a mail server: what its caller left open is not for them.
+_LASTING = frozenset({"popkernel.cli.serverflags", "popkernel.cli.demo", "popkernel.cli.deliver"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse itself leaves by SystemExit after --help, --version (0) and wrong usage (64).
     options = build_parser().parse_args(arguments)
     module, _, function = options.run.partition(":")
+    if arguments is None and module in _LASTING:  # this process is ours
+        close_inherited(fill=module != "popkernel.cli.deliver")  # which says that it has no message, where standard input is closed
     try:
         code = int(getattr(import_module(module), function)(options))
         sys.stdout.flush()

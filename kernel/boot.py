@@ -10,6 +10,7 @@ from importlib import import_module
 
 import msgpack
 from popkernel.kernel.actor import Boot, become
+from popkernel.kernel.descriptors import close_all_but, say_nothing
 from popkernel.kernel.title import set_title
 
 _LARGEST = 1 << 20  # octets
@@ -33,6 +34,8 @@ def main() -> None:
     blob = read_blob(blob_fd)
     uid, gid, config, fds, sandboxed = blob["uid"], blob["gid"], blob["config"], blob["fds"], blob["sandboxed"]
     assert isinstance(uid, int) and isinstance(gid, int) and isinstance(config, dict) and isinstance(fds, list)  # noqa: PT018
+    close_all_but([channel_fd, *fds])
+    say_nothing(0, 1, 2)  # its own faults are the kernel's to log: become() tells it
     channel = socket.socket(fileno=channel_fd)
     channel.set_inheritable(False)
     for fd in fds:

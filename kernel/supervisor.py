@@ -23,6 +23,7 @@ from popkernel.kernel.channel import Channel, Message, discard, pair
 from popkernel.kernel.config import Config
 from popkernel.kernel.control import ControlServer
 from popkernel.kernel.deliveries import Deliveries
+from popkernel.kernel.descriptors import say_nothing
 from popkernel.kernel.effects import Effects
 from popkernel.kernel.gates import Gates
 from popkernel.kernel.hung import Hung
@@ -97,6 +98,7 @@ class Supervisor(Actor):
     # -- the beginning
     def begin(self) -> NoReturn:
         """Take the user table, lock in, start everyone, serve."""
+        say_nothing(0, 1)  # it keeps the log alone
         self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
         try:
             self.core.users = judge(handed_over(self.boot.config["table"]), self.config.user_table, self.config.subdir)

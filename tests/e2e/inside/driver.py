@@ -32,4 +32,4 @@ if __name__ == "__main__":
     complete(plan)
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import wrapper; wrapper.main({plan!r})"]
     wrapper.install(plan, "init")
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))  # as a call: a program would close what the saboteur has opened

@@ -244,4 +244,6 @@ def install(plan, name):
 def main(plan):
     """Instead of popkernel.kernel.boot: patched, and then the very same."""
     install(plan, sys.argv[1])
+    close = boot.close_all_but
+    boot.close_all_but = lambda kept: close([*kept, PLACE.fd, *garbage.FILE])
     boot.main()
