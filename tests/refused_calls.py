@@ -27,8 +27,9 @@ ROOT = frozenset({"init", "spawner"})
 TCP = frozenset({"init", "listener", "gate", "listener of a gate", "mda"})
 UNIX = frozenset({"init", "kernel", "mda"})
 READS = frozenset({"init", "kernel", "spawner", "maildir.{user}", "helper of maildir.{user}"})
-WRITES = READS - {"helper of maildir.{user}"}
-MARKS = WRITES - {"kernel"}
+MAKES = READS - {"helper of maildir.{user}"}
+WRITES = MAKES - {"kernel"}
+MARKS = WRITES
 NOBODY = frozenset()
 
 
@@ -184,7 +185,7 @@ REFUSED = (
         }.items()
     ),
     *(
-        Refused("outside", call, arguments, WRITES, _SOFT, _SOFT)
+        Refused("outside", call, arguments, MAKES, _SOFT, _SOFT)
         for call, arguments in {
             "mkdir": (FOLDER + b"/x", 0o700), "mkdirat": (AT, FOLDER + b"/x", 0o700), "rmdir": (FOLDER + b"/empty",),
             "unlink": (FILE,), "unlinkat": (AT, FILE, 0), "rename": (FILE, FOLDER + b"/x"), "renameat": (AT, FILE, AT, FOLDER + b"/x"),
