@@ -110,22 +110,28 @@ def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
     """
     me = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # the server takes them when it can
+    woken, wake = os.pipe()
     pid = os.fork()
     if pid == 0:
         do_and_leave(lambda: _serve(config, greeting, me), os.EX_SOFTWARE)
-
-    def forward(_number: int, _frame: object) -> None:
-        # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm. Nor does its reload, at SIGHUP.
-        os.kill(pid, signal.SIGTERM)
-
+    # By a pipe: a handler of Python's own would not run for a signal that came just before a call that waits.
+    os.set_blocking(wake, False)
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    chld = signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in numbers:
-        signal.signal(number, forward)
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    # Without reaping it yet, so that the number cannot be another process's by the time a signal is forwarded.
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended = 0
+    while not ended:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended and set(os.read(woken, 64)).intersection(numbers):
+            # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm. Nor does its reload, at SIGHUP.
+            os.kill(pid, signal.SIGTERM)
+    signal.set_wakeup_fd(before)
+    signal.signal(signal.SIGCHLD, chld)
+    os.close(woken)
+    os.close(wake)
+    code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
