@@ -20,6 +20,7 @@ from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, k
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.mailboxes import Ways, mailbox_problem
+from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.kernel.rundir import problem as run_dir_problem
@@ -242,6 +243,10 @@ def _check_ids(config: Config, report: Report) -> None:
         mta_uids(config)
     except ConfigError as error:
         report.all_errors(error.findings, _CONFIG)
+    missing = needs(config, ids)
+    for finding, code in missing.errors:
+        report.error(finding, code)
+    report.warnings.extend(missing.warnings)
     if os.geteuid() != 0:
         what = "without root every actor has your own uid, and only your own maildirs can be served"
         report.warnings.append(Finding("configuration", 0, what, "start it as root to part the actors"))

@@ -1,10 +1,11 @@
 """A listening port: bound by init, tried by `check`; what keeps it from being ours is said in the same words by both."""
 
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
-from popkernel.kernel.exits import EXITS
+from popkernel.kernel.exits import EXITS, WANT
 from popkernel.proto.tables import Finding
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class BindError(Exception):
 
     def __init__(self, key: str, address: "Address", error: OSError) -> None:
         name, what, mend = _FAULTS.get(error.errno or 0, ("unavailable", str(error.strerror or error), "choose another address"))
+        if error.errno == errno.EACCES and os.geteuid() == 0:
+            what, mend = "root lacks CAP_NET_BIND_SERVICE for a port below 1024", "give it, or choose a port from 1024 on"
+        if error.errno in WANT:
+            name, what, mend = "tempfail", str(error.strerror), "see what the system is short of, and try again"
         if error.errno == errno.EADDRNOTAVAIL and key == "lmtp_listen":
             mend = "give 127.0.0.1 or [::1]"
         self.finding = Finding(key, 0, f"{address}: {what}", mend)

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from popkernel.kernel.child import end
 from popkernel.kernel.loop import READ, Loop
 from popkernel.kernel.sandbox.libc import library
 
@@ -26,7 +27,7 @@ class Brood:
         self._ended = ended
         self._reaped = reaped
         self._names: dict[int, str] = {}
-        self._pids: dict[str, int] = {}
+        self._pids: dict[str, tuple[int, int]] = {}
         self._woken = self._wake = -1
 
     def begin(self) -> None:
@@ -44,17 +45,17 @@ class Brood:
     def __len__(self) -> int:
         return len(self._names)
 
-    def fork(self, name: str) -> int:
-        """A child of that name: its process number, or 0 in the child. OSError where the system has no room."""
+    def fork(self, name: str, uid: int = -1) -> int:
+        """A child of that name: its process number, or 0 in the child. `uid`: whose it will be. OSError where the system has no room."""
         pid = os.fork()
         if pid:
             self._names[pid] = name
-            self._pids[name] = pid
+            self._pids[name] = pid, uid
             return pid
         signal.set_wakeup_fd(-1)  # SIGCHLD's handler stays: it does nothing, and a child has no child
-        for end in (self._woken, self._wake):
+        for fd in (self._woken, self._wake):
             with contextlib.suppress(OSError):  # else the child would take it for a fork that failed, and go on as its parent
-                os.close(end)
+                os.close(fd)
         return 0
 
     def die_with_parent(self) -> None:
@@ -64,10 +65,8 @@ class Brood:
 
     def kill(self, name: str) -> None:
         """It is our child and not yet reaped, so its number is nobody else's."""
-        pid = self._pids.get(name)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        if name in self._pids:
+            end(*self._pids[name])
 
     def _reap(self, events: int) -> None:
         del events

@@ -21,12 +21,12 @@ from popkernel.kernel.listening import Listening, unix_socket
 from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.needs import require, require_cage
 from popkernel.kernel.notify import notify
 from popkernel.kernel.passphrase import Held
 from popkernel.kernel.patience import Patience
 from popkernel.kernel.priority import unhurried
 from popkernel.kernel.reading import Read, Reading, watched
-from popkernel.kernel.room import problem as room_problem
 from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.signals import take_signals
@@ -56,13 +56,12 @@ def run(
     private keys, where it was asked for. `toml_path`: the file of -f, of which only who may change it is looked at.
     """
     try:
-        _check_sandbox(config)
-        little = room_problem(config)
-        if little:
-            raise StartError(OSERR, little)
+        require_cage(config)
         _give_up_powers()
         ids = actor_ids(config)
         mta_uids(config)  # complains now about users that are not there
+        for lack in require(config, ids):
+            say(WARNING, str(lack), config.log_format)
         # Signals wait until somebody takes them: a SIGTERM now would leave the run directory behind.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         run_dir = RunDir(config.run_dir)
@@ -82,12 +81,6 @@ def run(
     init.on_ready = on_ready
     init.toml_path = toml_path or ""
     return init.serve(control)
-
-
-def _check_sandbox(config: Config) -> None:
-    lacks = sandbox.missing()
-    if lacks and not config.insecure_no_sandbox:
-        raise StartError(OSERR, "actors can't be locked in here: " + "; ".join(lacks))
 
 
 def _give_up_powers() -> None:

@@ -1,12 +1,13 @@
 """The listening sockets: bound once, before anything is locked in, and handed to every process that is started to serve on them."""
 
 import contextlib
+import errno
 import os
 import socket
 
 from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import Address, Config
-from popkernel.kernel.exits import EXITS
+from popkernel.kernel.exits import EXITS, WANT
 from popkernel.kernel.ids import mta_ids
 from popkernel.kernel.rundir import StartError
 
@@ -58,17 +59,23 @@ def _shown(sock: socket.socket) -> str:
 
 def unix_socket(path: str, mode: int, gid: int = -1) -> socket.socket:
     """A listening socket in the run directory; who may connect is decided by its mode and group, and by its owner where that asks."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # ours: the lock is held
+    sock = None
     before = os.umask(0o777 & ~mode)
     try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # ours: the lock is held
         sock.bind(path)
         if gid >= 0 and os.geteuid() == 0:
             os.chown(path, -1, gid)
         sock.listen(_BACKLOG)
     except OSError as error:
-        raise StartError(EXITS["cantcreat"].code, f"{path}: {error.strerror}; give another --run-dir") from None
+        if sock is not None:
+            sock.close()
+        if error.errno in WANT:
+            raise StartError(EXITS["tempfail"].code, f"{path}: {error.strerror}; see what the system is short of, and try again") from None
+        mend = "give root CAP_CHOWN, or leave mta_users out" if gid >= 0 and error.errno == errno.EPERM else "give another --run-dir"
+        raise StartError(EXITS["cantcreat"].code, f"{path}: {error.strerror}; {mend}") from None
     finally:
         os.umask(before)
     sock.setblocking(False)

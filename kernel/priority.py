@@ -16,8 +16,10 @@ _ATTR = struct.Struct("=IIQiIQQQ")  # struct sched_attr: size, policy, flags, ni
 
 
 def processors() -> int:
-    """How many of them this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many of them this process may run on; all there are where the system does not say."""
+    with contextlib.suppress(OSError, AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def unhurried() -> None:

@@ -78,8 +78,9 @@ class RunDir:
         except BaseException:
             self._remove_made()
             raise
-        os.ftruncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a disk that is full: the number is a help for people, the lock is what holds
+            os.ftruncate(self.lock, 0)
+            os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def _claim(self) -> None:
         for _ in range(100):  # an earlier service that ends just now removes the lock and the directory under us
@@ -123,13 +124,16 @@ class RunDir:
             raise StartError(EXITS["cantcreat"].code, f"{path}: {error.strerror}; {_MEND}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
             os.close(lock)
             raise StartError(
                 EXITS["unavailable"].code,
                 f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
             ) from None
+        except OSError as error:
+            os.close(lock)
+            raise StartError(EXITS["cantcreat"].code, f"{path}/lock: {error.strerror}; {_MEND}") from None
         mine, there = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
         if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
             self.lock = lock

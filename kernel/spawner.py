@@ -62,7 +62,7 @@ class Spawner(Actor):
         while self.asked:
             message, fd = self.asked.pop(0)
             try:
-                pid = self.children.fork(message.name)
+                pid = self.children.fork(message.name, message.uid)
             except OSError as error:
                 self._cannot(message.name, error)
                 pid = -1

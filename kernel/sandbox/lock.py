@@ -133,7 +133,7 @@ def _can_return(uid: int) -> bool:
 
 
 def set_limits(*, nofile: int, memory: int | None, fsize: int | None = None, core: int = 0) -> None:
-    """Hard and soft limits of this process; one that is lower already stays lower for whoever is not root.
+    """Hard and soft limits of this process; one that is lower already stays lower.
 
     Args:
         nofile: descriptors, RLIMIT_NOFILE.
@@ -152,7 +152,7 @@ def set_limits(*, nofile: int, memory: int | None, fsize: int | None = None, cor
             continue  # OpenBSD has no RLIMIT_AS; its login classes bound memory
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
-        limit = value if hard == resource.RLIM_INFINITY or os.geteuid() == 0 else min(value, hard)
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
         try:
             resource.setrlimit(kind, (limit, limit))
         except (OSError, ValueError) as error:

@@ -1,0 +1,127 @@
+"""What the system does not let the service do is one line with the mend, the same from `start` and `check`; what it can do without it does."""
+
+import contextlib
+import os
+import resource
+import shutil
+import subprocess
+
+import pytest
+from popkernel.kernel import needs as needs_module
+from popkernel.kernel import priority
+
+from tests.e2e.supervised import Raw, serve
+from tests.service import POPKERNEL, wait_for
+
+MENDS = {
+    "ulimit -n 12; exec": (71, "limits: the limit of 12 descriptors (RLIMIT_NOFILE) leaves no room to serve: with one listener 104 are the least; raise it: Limit"),
+    "ulimit -v 60000; exec": (71, "limits: each process may have 60000 KiB of address space (RLIMIT_AS), and needs 65536 without one session; raise it: ulimit -Hv"),
+}
+AS_ROOT = {
+    "exec setpriv --bounding-set=-all,+net_bind_service,+setuid": (77, "root: lacks CAP_SETGID, to become listener_user; give it (Capability"),
+    "exec setpriv --bounding-set=-all,+net_bind_service,+setgid": (77, "root: lacks CAP_SETUID, to become listener_user; give it (Capability"),
+    "exec unshare -Ur": (77, "root: cannot become listener_user, 64301:64301: this user namespace does not allow it; map these ids, or start as an"),
+}
+
+
+@pytest.fixture(scope="module")
+def site():
+    """One that is served by nobody."""
+    with serve(mail=()) as service:
+        assert service.stop() == 0
+        yield service
+
+
+def run(before, *arguments):
+    """`popkernel ARGUMENTS` after a shell's `before`."""
+    command = ["sh", "-c", f'{before} "$@"', "sh", *POPKERNEL, *arguments]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+
+
+def says_the_same(site, before, code, words):
+    if before.startswith("exec unshare") and run("exec unshare -Ur true").returncode:
+        pytest.skip("no user namespaces here")
+    if words.startswith("root: cannot"):
+        words = words.replace("64301:64301", ":".join(map(str, (site.config.listener_user.partition(":")[::2]))))
+    start = run(before, "start", "-f", site.toml, "--log", "stderr")
+    check = run(before, "check", "-f", site.toml)
+    assert (start.returncode, check.returncode) == (code, code), (start, check)
+    assert start.stderr.startswith(f"popkernel: {words}") and start.stderr.count("\n") == 1, start.stderr
+    assert start.stderr.removeprefix("popkernel: ").strip() in check.stdout
+    assert not os.path.exists(site.config.run_dir)
+
+
+@pytest.mark.parametrize("before", MENDS)
+def test_too_little_is_said_with_the_mend(site, before):
+    says_the_same(site, before, *MENDS[before])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
+@pytest.mark.parametrize("before", AS_ROOT)
+def test_a_root_that_may_become_nobody_is_told_why(site, before):
+    says_the_same(site, before, *AS_ROOT[before])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
+def test_a_low_port_without_its_capability(site):
+    result = run("exec setpriv --bounding-set=-all,+setuid,+setgid", "start", "-f", site.toml, "-l", "127.0.0.1:995")
+    assert result.returncode == 77 and "127.0.0.1:995: root lacks CAP_NET_BIND_SERVICE for a port below 1024; give it, or" in result.stderr, result
+
+
+def test_less_memory_than_asked_for_is_kept_to_and_warned_of():
+    command = ["sh", "-c", 'ulimit -v 600000; exec "$@"', "sh", *POPKERNEL]
+    with serve(mail=(), command=command) as service:
+        log = service.read_log()
+        assert "warning: limits: each process may have 585 MiB of address space (RLIMIT_AS); where there are many sessions, listener uses up to 4096; raise" in log
+        with open(f"/proc/{service.actor('auth')['pid']}/limits") as file:
+            assert f" {600000 * 1024} " in next(line for line in file if line.startswith("Max address space"))
+        with Raw(service) as client:
+            assert client.login().startswith(b"+OK")
+            assert client.command("QUIT").startswith(b"+OK")
+        check = run("ulimit -v 600000; exec", "check", "-f", service.toml)
+        assert "warning: limits: each process may have 585 MiB" in check.stdout
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
+def test_without_cap_kill_it_serves_reloads_and_ends_who_hangs():
+    """Root may then end no process of another uid, but that uid's own processes may."""
+    command = ["setpriv", "--bounding-set=-all,+setuid,+setgid,+net_bind_service,+dac_read_search", *POPKERNEL]
+    with serve(mail=(), command=command) as service, Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        with broken(service.site.cert):
+            result = service.command("reload", check=False)  # the new actors are ended by init
+            assert result.returncode == 78, result
+        wait_for(lambda: not any("~2" in a["name"] for a in service.status()["actors"]))
+        assert service.command("reload").stdout == "reloaded\n"
+        assert client.command("STAT").startswith(b"+OK")
+        auth = service.actor("auth")["pid"]
+        os.kill(auth, 19)  # SIGSTOP: it goes only if it is ended
+        assert service.stop(40) == 0
+        assert not os.path.exists(f"/proc/{auth}")
+
+
+@contextlib.contextmanager
+def broken(path):
+    with open(path, "rb") as file:
+        good = file.read()
+    with open(path, "wb") as file:
+        file.write(b"x")
+    yield
+    with open(path, "wb") as file:
+        file.write(good)
+
+
+def test_a_system_that_does_not_say_which_processors_are_ours(monkeypatch):
+    def refused(_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    assert priority.processors() == (os.cpu_count() or 1)
+
+
+def test_no_limit_no_word(monkeypatch, site):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert needs_module.needs(site.config, {}) == ([], [])
