@@ -76,7 +76,7 @@ def _look_at_memory(found: Needs) -> None:
         what = f"each process may have {hard // KIB} KiB of address space (RLIMIT_AS), and needs {_MEMORY // KIB} without one session"
         found.errors.append((Finding("limits", 0, what, mend), _OSERR))
     else:
-        what = f"each process may have {hard // MIB} MiB of address space (RLIMIT_AS); where there are many sessions, {name} uses up to {most // MIB}"
+        what = f"each process may have {hard // MIB} MiB of address space (RLIMIT_AS); with many sessions {name} uses {most // MIB}"
         found.warnings.append(Finding("limits", 0, what, mend))
 
 
