@@ -31,6 +31,7 @@ from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.signals import take_signals
 from popkernel.kernel.starting import Child, no_room, start
+from popkernel.kernel.systemlog import connect
 from popkernel.kernel.told import Telling
 from popkernel.kernel.watching import WatchedBeside
 from popkernel.proto import messages as m
@@ -299,6 +300,8 @@ class Init:
         elif isinstance(message, m.Signal):
             if message.name == "HUP":
                 self._reread()
+            elif message.name == "SYSLOG":
+                self._connect_syslog()
             elif message.name == "ALIVE":
                 self.patience.answered()
             else:
@@ -307,6 +310,16 @@ class Init:
             channel.send(m.Counters(counts.messages_in, counts.messages_out, 0))
         elif isinstance(message, m.Ending):
             self.status, self.text = message.status, message.text
+
+    def _connect_syslog(self) -> None:
+        """Nobody but init makes sockets. The kernel asks again where there is nobody."""
+        try:
+            log = connect()
+        except OSError:
+            return
+        if log is not None:
+            with log:
+                self._tell_kernel(m.Syslog(), [log.fileno()])
 
     def _running(self, text: str) -> None:
         self._say(NOTICE, text)

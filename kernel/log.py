@@ -8,10 +8,11 @@ import contextlib
 import json
 import os
 import select
-import syslog
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from popkernel.kernel.systemlog import PATH, SystemLog
 
 __all__ = ["DEBUG", "ERROR", "INFO", "NOTICE", "WARNING", "Log", "as_json", "destination", "event_text", "printable", "say"]
 
@@ -69,7 +70,7 @@ def as_json(level: int, text: str, actor: str, event: str = "", fields: Mapping[
 def destination(where: str) -> str:
     """What "auto" means here: standard error if that is a terminal, or where there is no syslog to tell."""
     if where == "auto":
-        return "stderr" if os.isatty(2) or not os.path.exists("/dev/log") else "syslog"
+        return "stderr" if os.isatty(2) or not os.path.exists(PATH) else "syslog"
     return where
 
 
@@ -79,15 +80,13 @@ class Log:
     def __init__(self, where: str, verbose: int, form: str = "text") -> None:
         """`where`: "syslog", "stderr", or "auto", see destination(). `form`: "text" or "json"."""
         self.most = NOTICE + verbose
-        self._syslog = destination(where) == "syslog"
+        self.system = SystemLog() if destination(where) == "syslog" else None
         self._json = form == "json"
-        self.seen = not self._syslog  # what init says on standard error need not be said again
+        self.seen = self.system is None  # what init says on standard error need not be said again
         self._lost = 0
         self._room = select.poll()
         self._room.register(2, select.POLLOUT)
         time.localtime()  # reads the time zone now, for later there may be no file to read
-        if self._syslog:
-            syslog.openlog("popkernel", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_MAIL)
 
     def __call__(self, level: int, text: str, actor: str = "kernel") -> None:
         """One line; line ends within are kept apart as lines of their own (a list of findings). `actor`: whose words they are."""
@@ -104,10 +103,21 @@ class Log:
             self._put(level, as_json(level, text, "kernel", event, fields) if self._json else text)
 
     def _put(self, level: int, line: str) -> None:
-        if self._syslog:
-            syslog.syslog(min(level, DEBUG), line)
+        if self.system is not None:
+            self._tell(self.system, level, line)
         else:
             self._write(line if self._json else f"{stamp()} popkernel: {_NAMES.get(level, '')}{line}")
+
+    def _tell(self, system: SystemLog, level: int, line: str) -> None:
+        """One line for the system's log; what it does not take is counted, as below."""
+        if self._lost:
+            text = f"{self._lost} lines of the log were lost: nobody read them"
+            if not system.send(WARNING, as_json(WARNING, text, "kernel") if self._json else text):
+                self._lost += 1
+                return
+            self._lost = 0
+        if not system.send(min(level, DEBUG), line):
+            self._lost = 1
 
     def _write(self, line: str) -> None:
         """One line on standard error, if that takes it: a reader who has stopped loses lines, which are counted, and stops nobody."""

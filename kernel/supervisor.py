@@ -100,6 +100,8 @@ class Supervisor(Actor):
         """Take the user table, lock in, start everyone, serve."""
         say_nothing(0, 1)  # it keeps the log alone
         self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
+        if self.log_line.system is not None:
+            self.log_line.system.again = lambda: self.tell_init(m.Signal("SYSLOG"))
         try:
             self.core.users = judge(handed_over(self.boot.config["table"]), self.config.user_table, self.config.subdir)
         except ValueError as error:
@@ -187,6 +189,8 @@ class Supervisor(Actor):
             self.reloads.reread(message.later, fds[0])
         elif isinstance(message, m.Unread):
             self.reloads.unread(message.status, message.text)
+        elif isinstance(message, m.Syslog):
+            self._take_syslog(fds)
         elif isinstance(message, m.Signal):
             word, _, rest = message.name.partition(" ")
             if word == "TERM":
@@ -195,6 +199,12 @@ class Supervisor(Actor):
                 self.tell_init(m.Signal("ALIVE"))
             else:
                 self.reloads.looked(rest)
+
+    def _take_syslog(self, fds: list[int]) -> None:
+        if self.log_line.system is not None:
+            self.log_line.system.take(fds[0])
+        else:
+            discard(fds)
 
     def _on_init_gone(self, channel: Channel, why: str) -> None:
         del channel, why

@@ -452,6 +452,10 @@ class Reread(NamedTuple):
     later: Text
 
 
+class Syslog(NamedTuple):
+    """A connection to whoever takes the system's log; carries it."""
+
+
 class Unread(NamedTuple):
     """What a reload begins with can't be had: why, and the code (sysexits(3)) for whoever asked for it."""
 
@@ -463,7 +467,8 @@ class Signal(NamedTuple):
     """Init's word: TERM (end), ALIVE (answer the same).
 
     Then, after "start" or "reload": MAILBOX, that word and what is wrong with one; LOOKED and that word when that was all.
-    The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays).
+    The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays); SYSLOG (who took the log is
+    gone: connect anew).
     """
 
     name: Text
@@ -591,6 +596,7 @@ class Leaving(NamedTuple):
 # How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
 CARRIES: dict[type, int] = {
     Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Moved: 1, Spawn: 1, Execute: 1, Reread: 1,
+    Syslog: 1,
 }
 
 

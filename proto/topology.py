@@ -168,14 +168,14 @@ EDGES: tuple[Edge, ...] = (
         "kernel",
         "init",
         (m.Execute, m.Kill, m.Running, m.Ending, m.Signal, m.Report),
-        {"Execute": ("Started", "Unstarted", "Hello"), "Kill": ("Exited",), "Signal": ("Reread", "Unread"), **_REPORT},
+        {"Execute": ("Started", "Unstarted", "Hello"), "Kill": ("Exited",), "Signal": ("Reread", "Unread", "Syslog"), **_REPORT},
         octets=256 * KIB,
         deadline=20,  # to its hello
     ),
     Edge(
         "init",
         "kernel",
-        (m.Started, m.Unstarted, m.Exited, m.Reread, m.Unread, m.Signal, m.Counters),
+        (m.Started, m.Unstarted, m.Exited, m.Reread, m.Unread, m.Syslog, m.Signal, m.Counters),
         {"Reread": ("Signal",), "Signal": ("Signal",)},
         deadline=20,  # to any word while it owes init one
     ),

@@ -53,7 +53,7 @@ def test_only_auth_may_grant_and_only_the_kernel_may_give_channels():
         assert {e.source for e in EDGES for c in e.messages if c.__name__ == name} == sender
     for e, message in CASES:
         if CARRIES.get(message) or "fresh" in message._fields:
-            assert e.source == "kernel" or message.__name__ in ("Parked", "Moved", "Reread")
+            assert e.source == "kernel" or message.__name__ in ("Parked", "Moved", "Reread", "Syslog")
 
 
 def test_passwords_and_hashes_meet_nowhere():

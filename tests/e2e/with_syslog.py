@@ -1,0 +1,10 @@
+"""`popkernel` whose system's log is at another place: python with_syslog.py SOCKET start -f ..."""
+
+import sys
+
+from popkernel.cli.main import main
+from popkernel.kernel import systemlog
+
+if __name__ == "__main__":
+    systemlog.PATH = sys.argv.pop(1)
+    raise SystemExit(main(sys.argv[1:]))
