@@ -19,7 +19,7 @@ from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
-from popkernel.kernel.mailboxes import Ways, mailbox_problem
+from popkernel.kernel.mailboxes import judge
 from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.regular import UnreadableError, read_named
@@ -210,28 +210,15 @@ def _actor_uids(config: Config) -> dict[int, str]:
 
 
 def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, report: Report) -> None:
-    path = config.user_table
-    lines = name_lines(data) if users else {}
-    owner_of: dict[str, str] = {}
-    ways = Ways()
-    actors = _actor_uids(config)
     named = 0
-    for name, user in users.items():
-        line = lines.get(name, 0)
-        if user.uid in actors:
-            what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
-            report.error(Finding(path, line, what, "give the mail a uid of its own"), _DATA)
-            named += 1
-        problem = mailbox_problem(user, ways)
-        if problem:
-            report.error(Finding(path, line, f"user {name}: {user.maildir}: {problem[0]}", problem[1]), _DATA)
-            named += 1
-        twin = owner_of.setdefault(user.maildir, name)
-        if twin != name:
-            what = f"user {name} has the same maildir as {twin}: {user.maildir}"
-            report.warnings.append(Finding(path, line, what, "give each user a maildir of its own"))
+    for finding, error in judge(users, data, config.user_table, _actor_uids(config)):
+        if not error:
+            report.warnings.append(finding)
+            continue
+        report.error(finding, _DATA)
+        named += 1
         if named > MAX_FINDINGS:
-            report.errors[-1] = Finding(path, 0, "more users' maildirs have errors", "mend the ones above first")
+            report.errors[-1] = Finding(config.user_table, 0, "more users' maildirs have errors", "mend the ones above first")
             break
 
 

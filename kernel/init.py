@@ -342,8 +342,11 @@ class Init:
         config = self.config
         decisive = [self.toml_path, config.user_table, config.auth_table, config.oauth_jwks]
         fold = config.recipient_case == "fold"
+        actors = {uid: actor for actor, (uid, _gid) in self.ids.items()} if os.geteuid() == 0 else {}
         try:
-            self.look = Look(self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive, fold=fold)
+            self.look = Look(
+                self.loop, config.user_table, config.subdir, lambda lines: over(why, lines), decisive, fold=fold, actors=actors,
+            )
         except OSError as error:
             self.look = None
             over(why, [f"mailboxes were not looked at, {no_room(error)}; see `popkernel check`"])

@@ -5,7 +5,7 @@ Nothing waits for a slow disk, or for 10,000 users.
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from popkernel.kernel import trust
@@ -25,6 +25,7 @@ class Look:
 
     def __init__(
         self, loop: Loop, table: str, subdir: str, over: Callable[[list[str]], None], decisive: Sequence[str] = (), *, fold: bool = False,
+        actors: Mapping[int, str] | None = None,
     ) -> None:
         """`over` is called once, unless `end` comes before: a line for whoever could change the `decisive` files, and a broken mailbox.
 
@@ -33,7 +34,8 @@ class Look:
         self._loop = loop
         self._over = over
         self._said = b""
-        self.pid, self._pipe = fork_and_tell(lambda pipe: _look(pipe, table, subdir, decisive, fold=fold))
+        mailboxes = warnings(table, subdir, fold=fold, actors=actors)  # runs when it is asked, in the child
+        self.pid, self._pipe = fork_and_tell(lambda pipe: _look(pipe, mailboxes, decisive))
         loop.add(self._pipe, self._ready)
 
     def _ready(self, events: int) -> None:
@@ -71,8 +73,8 @@ class Look:
             self.pid = 0
 
 
-def _look(pipe: int, table: str, subdir: str, decisive: Sequence[str], *, fold: bool = False) -> None:
+def _look(pipe: int, mailboxes: Iterable[str], decisive: Sequence[str]) -> None:
     """In the child."""
     with contextlib.suppress(ValueError):  # a table gone bad is the kernel's to tell of
-        for line in chain(trust.warnings(decisive), warnings(table, subdir, fold=fold)):
+        for line in chain(trust.warnings(decisive), mailboxes):
             os.write(pipe, printable(line)[:_MOST_LINE].encode() + b"\n")

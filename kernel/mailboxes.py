@@ -7,16 +7,17 @@ a link, and nothing recursive but on what is a maildir and names its old owner.
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from popkernel.kernel.regular import read_regular
 from popkernel.kernel.usertable import read_users
-from popkernel.proto.tables import MAX_TABLE, MailUser
-from popkernel.proto.usernames import twins
+from popkernel.proto.tables import MAX_TABLE, Finding, MailUser, few
+from popkernel.proto.usernames import name_lines, twins
 
-__all__ = ["MOST_NAMED", "Ways", "mailbox_problem", "warnings"]
+__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "warnings"]
 
 MOST_NAMED = 10  # broken mailboxes named one by one at a start
+_OWN = "name this user's own maildir in the table"
 _SUBS = ("tmp", "new", "cur")
 
 Problem = tuple[str, str]
@@ -59,12 +60,73 @@ class Ways:
         return self._open[path]
 
 
-def mailbox_problem(user: MailUser, ways: Ways) -> Problem | None:
-    """Say what keeps a maildir from being served, and the mend; None for nothing."""
+class Neighbours:
+    """Who else is in the table: a mend must not hand anybody's mail to another."""
+
+    def __init__(self, users: Mapping[str, MailUser], lines: Mapping[str, int]) -> None:
+        """`lines`: in the table, by name."""
+        self._users = users
+        self._lines = lines
+        self._real: dict[str, str] = {}  # directories above maildirs, as links lead
+        self._at: dict[str, list[str]] = {}  # names by maildir, as links lead
+        self._of: dict[int, str] = {}  # the first name by uid
+        self._places: dict[str, str] = {}
+        for name, user in users.items():
+            place = self._places[name] = self._place(user.maildir)
+            self._at.setdefault(place, []).append(name)
+            self._of.setdefault(user.uid, name)
+
+    def _place(self, maildir: str) -> str:
+        above, base = os.path.split(os.path.normpath(maildir))
+        if above not in self._real:
+            self._real[above] = os.path.realpath(above)
+        place = os.path.join(self._real[above], base)
+        return os.path.realpath(place) if os.path.islink(place) else place
+
+    def _called(self, name: str) -> str:
+        return f"{name}'s (line {self._lines[name]})" if self._lines.get(name) else f"{name}'s"
+
+    def owner(self, uid: int, name: str) -> str:
+        """Whose uid it is besides: "bob's (line 2)", or "" for nobody's of the table but `name`."""
+        other = self._of.get(uid, "")
+        return self._called(other) if other and uid != self._users[name].uid else ""
+
+    def problem(self, name: str) -> Problem | None:
+        """What is named as this user's maildir and is another user's, or lies in it."""
+        user = self._users[name]
+        place = self._places[name]
+        if len(self._at[place]) > 1:
+            uid = _uid_of(place)
+            rightful = next((other for other in self._at[place] if self._users[other].uid == uid), self._at[place][0])
+            if rightful != name and self._users[rightful].uid != user.uid:
+                return f"this is {self._called(rightful)}", _OWN
+        above = os.path.dirname(place)
+        while above != os.path.dirname(above):
+            inside = [other for other in self._at.get(above, ()) if other != name]
+            if inside:
+                return f"this lies in the maildir of {inside[0]} (line {self._lines.get(inside[0], 0)})", _OWN
+            above = os.path.dirname(above)
+        return None
+
+    def shares(self, name: str) -> str:
+        """The first user whose maildir this user has too, and may read; "" for none."""
+        first = self._at[self._places[name]][0]
+        return first if first != name and self._users[first].uid == self._users[name].uid else ""
+
+
+def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = None, name: str = "") -> Problem | None:
+    """Say what keeps a maildir from being served, and the mend; None for nothing. `name`: the user's, among the neighbours."""
     if os.geteuid() not in {0, user.uid}:
         return f"only root can serve the mail of uid {user.uid}", "start it as root"
+    strange = neighbours.problem(name) if neighbours is not None else None
+    if strange is not None:
+        return strange
+    whose = (lambda uid: neighbours.owner(uid, name)) if neighbours is not None else _nobody
     shut = ways.blocked(os.path.dirname(user.maildir), user)
     if shut:
+        theirs = whose(_uid_of(shut))
+        if theirs:
+            return f"uid {user.uid} cannot enter {shut}, which is {theirs}", _OWN
         return f"uid {user.uid} cannot enter {shut}", _let_through(shut)
     path = shlex.quote(user.maildir)
     try:
@@ -78,14 +140,35 @@ def mailbox_problem(user: MailUser, ways: Ways) -> Problem | None:
     if not stat.S_ISDIR(found.st_mode):
         return "is no directory", "name the maildir itself, and its subdirectory with -e"
     if found.st_uid != user.uid:
-        return f"belongs to uid {found.st_uid}, not {user.uid}", _give(user, found, user.maildir)
+        return _another_s(user, found, "", whose(found.st_uid))
     if found.st_mode & 0o700 != 0o700:
         mend = f"chmod u+rwx {path}" if not os.path.islink(user.maildir) else "name the maildir itself, not a link to it"
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
-    return _inside(user)
+    return _inside(user, whose)
 
 
-def _inside(user: MailUser) -> Problem | None:
+def _uid_of(path: str) -> int:
+    """-1 where it is not to be seen."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return -1
+
+
+def _nobody(_uid: int) -> str:
+    return ""
+
+
+def _another_s(user: MailUser, found: os.stat_result, sub: str, whose: str) -> Problem:
+    """A directory is of another uid: given to the user only where that is nobody's of the table."""
+    what = f"{sub and sub + ' '}belongs to uid {found.st_uid}, not {user.uid}"
+    if whose:
+        mend = _OWN if not sub else f"see whose mail is in it, and let {shlex.quote(os.path.join(user.maildir, sub))} be this user's own"
+        return f"{what}: that is {whose}", mend
+    return what, _give(user, found, os.path.join(user.maildir, sub) if sub else user.maildir)
+
+
+def _inside(user: MailUser, whose: Callable[[int], str]) -> Problem | None:
     for sub in _SUBS:
         path = os.path.join(user.maildir, sub)
         try:
@@ -97,7 +180,7 @@ def _inside(user: MailUser) -> Problem | None:
         if not stat.S_ISDIR(found.st_mode):
             return f"{sub} is no directory", f"move {shlex.quote(path)} away; it is made anew"
         if found.st_uid != user.uid:
-            return f"{sub} belongs to uid {found.st_uid}, not {user.uid}", _give(user, found, path)
+            return _another_s(user, found, sub, whose(found.st_uid))
         if found.st_mode & 0o700 != 0o700:  # not as root: chmod(1) follows a link that the owner puts in its place
             mend = f"chmod u+rwx {shlex.quote(path)}, as uid {user.uid}"
             return f"{sub}: mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
@@ -135,21 +218,51 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def warnings(table: str, subdir: str, *, fold: bool = False) -> Iterator[str]:
-    """A line for each of the first ten users of a table whose mailbox can't be served, and one for how many more there are.
+def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping[int, str]) -> Iterator[tuple[Finding, bool]]:
+    """What is wrong with the mailboxes of a table, and whether it keeps a user from the mail (or lets others at it).
 
-    `fold`: where mail finds its user in any case, also for users whose names differ in nothing else.
+    Args:
+        users: the table, read.
+        data: the table as it is.
+        path: the table's.
+        actors: "listener", "auth" and "mda" by the uids that they run as.
+
     """
+    lines = name_lines(data)
+    neighbours = Neighbours(users, lines)
     ways = Ways()
-    broken = 0
-    users = read_users(table, subdir)
-    if fold:
-        yield from map(str, twins(users, read_regular(table, MAX_TABLE), table))
     for name, user in users.items():
-        problem = mailbox_problem(user, ways)
+        line = lines.get(name, 0)
+        if user.uid in actors:
+            what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
+            yield Finding(path, line, what, "give the mail a uid of its own"), True
+        problem = mailbox_problem(user, ways, neighbours, name)
         if problem is not None:
-            broken += 1
-            if broken <= MOST_NAMED:
-                yield f"user {name}: {user.maildir}: {problem[0]}; {problem[1]}"
+            yield Finding(path, line, f"user {name}: {user.maildir}: {problem[0]}", problem[1]), True
+        first = neighbours.shares(name)
+        if first:
+            what = f"user {name} has the same maildir as {first}: {user.maildir}"
+            yield Finding(path, line, what, "give each user a maildir of its own"), False
+
+
+def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None) -> Iterator[str]:
+    """A line for each of the first ten mailboxes of a table that can't be served, and for how many more there are; then for shared ones.
+
+    `fold`: where mail finds its user in any case, also for users whose names differ in nothing else. `actors`: as of judge().
+    """
+    users = read_users(table, subdir)
+    data = read_regular(table, MAX_TABLE)
+    if fold:
+        yield from map(str, twins(users, data, table))
+    broken = 0
+    shared: list[Finding] = []
+    for finding, error in judge(users, data, table, actors or {}):
+        if not error:
+            shared.append(finding)
+            continue
+        broken += 1
+        if broken <= MOST_NAMED:
+            yield f"{finding.what}; {finding.mend}"
     if broken > MOST_NAMED:
         yield f"and {broken - MOST_NAMED} more mailboxes can't be served; see `popkernel check`"
+    yield from map(str, few(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED))

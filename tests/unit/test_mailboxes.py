@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 from popkernel.kernel import mailboxes
-from popkernel.kernel.mailboxes import Ways, mailbox_problem, warnings
-from popkernel.proto.tables import MailUser
+from popkernel.kernel.mailboxes import Ways, judge, mailbox_problem, warnings
+from popkernel.proto.tables import MailUser, parse_users
 
 ROOT = os.geteuid() == 0
 UID, GID = (64150, 64151) if ROOT else (os.geteuid(), os.getegid())
@@ -123,6 +123,88 @@ def test_nothing_is_given_whole_that_is_no_maildir(user, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(user.maildir)
     assert problem(user._replace(maildir=str(link)))[1].startswith("name the maildir itself")
+
+
+def said_of(tmp_path, *rows):
+    """What is said of a table, by its line: what, mend."""
+    table = "".join(f"user{n} {uid}:{uid}:{path}\n" for n, (uid, path) in enumerate(rows, 1)).encode()
+    users, findings = parse_users(table, "users")
+    assert not findings
+    said = {}
+    for finding, error in judge(users, table, "users", {64002: "auth"} if ROOT else {}):
+        said.setdefault(finding.line, []).append((finding.what.replace(f"{tmp_path}/", ""), finding.mend, error))
+    return said
+
+
+def maildir(path, uid):
+    for one in (path, *(path / sub for sub in ("tmp", "new", "cur"))):
+        one.mkdir(mode=0o700)
+        os.chown(one, uid, uid)
+    return path
+
+
+OWN = "name this user's own maildir in the table"
+
+
+@needs_root
+@pytest.mark.parametrize("linked", [False, True])
+def test_another_user_s_maildir_is_never_handed_over(tmp_path, monkeypatch, linked):
+    """A line with a neighbour's maildir was advised to chown that neighbour's mail."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    theirs = maildir(tmp_path / "theirs", 64202)
+    named = theirs
+    if linked:
+        (tmp_path / "way").symlink_to(tmp_path)
+        named = tmp_path / "way" / "theirs"
+    for rows in ([(64201, named), (64202, theirs)], [(64202, theirs), (64201, named)]):
+        wrong = 1 + (rows[0][0] == 64202)
+        name = f"user{wrong}: {str(named).removeprefix(f'{tmp_path}/')}"
+        assert said_of(tmp_path, *rows) == {wrong: [(f"user {name}: this is user{3 - wrong}'s (line {3 - wrong})", OWN, True)]}
+    # not named by its owner, who is in the table all the same
+    said = said_of(tmp_path, (64201, theirs), (64202, maildir(tmp_path / "new-one", 64202)))
+    assert said == {1: [("user user1: theirs: belongs to uid 64202, not 64201: that is user2's (line 2)", OWN, True)]}
+
+
+@needs_root
+def test_a_subdirectory_of_another_user_is_never_handed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    mine, theirs = maildir(tmp_path / "mine", 64201), maildir(tmp_path / "theirs", 64202)
+    os.chown(mine / "cur", 64202, 64202)
+    ((what, mend, _),) = said_of(tmp_path, (64201, mine), (64202, theirs))[1]
+    assert what == "user user1: mine: cur belongs to uid 64202, not 64201: that is user2's (line 2)"
+    assert "chown" not in mend and f"{mine}/cur" in mend
+
+
+@needs_root
+def test_a_maildir_inside_of_another_s(tmp_path):
+    """It was advised to open the other's maildir to everybody."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.owner() == "root" and len(path.parts) > 2:
+            path.chmod(path.stat().st_mode | 0o011)
+    theirs = maildir(tmp_path / "theirs", 64202)
+    inner = maildir(theirs / ".Inner", 64201)
+    assert said_of(tmp_path, (64201, inner), (64202, theirs)) == {
+        1: [("user user1: theirs/.Inner: this lies in the maildir of user2 (line 2)", OWN, True)]
+    }
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, 64202, 64202)
+    ((what, mend, _),) = said_of(tmp_path, (64201, maildir(home / "box", 64201)), (64202, theirs))[1]
+    assert (what, mend) == (f"user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
+
+
+def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    box = maildir(tmp_path / "box", UID)
+    shared = ("user user2 has the same maildir as user1: box", "give each user a maildir of its own", False)
+    assert said_of(tmp_path, (UID, box), (UID, box)) == {2: [shared]}
+
+
+@needs_root
+def test_a_user_with_an_actor_s_uid(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    ((what, _, error),) = said_of(tmp_path, (64002, maildir(tmp_path / "box", 64002)))[1]
+    assert error and what == "user user1 has the uid of auth_user, 64002: that actor could reach the mail"
 
 
 @pytest.mark.skipif(ROOT, reason="root can serve everyone")
