@@ -190,7 +190,7 @@ def test_a_maildir_inside_of_another_s(tmp_path):
     home.mkdir(mode=0o700)
     os.chown(home, 64202, 64202)
     ((what, mend, _),) = said_of(tmp_path, (64201, maildir(home / "box", 64201)), (64202, theirs))[1]
-    assert (what, mend) == (f"user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
+    assert (what, mend) == ("user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
 
 
 def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path, monkeypatch):
