@@ -19,7 +19,7 @@ from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
-from popkernel.kernel.mailboxes import judge
+from popkernel.kernel.mailboxes import judge, odd_names
 from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.regular import UnreadableError, read_named
@@ -220,6 +220,7 @@ def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, rep
         if named > MAX_FINDINGS:
             report.errors[-1] = Finding(config.user_table, 0, "more users' maildirs have errors", "mend the ones above first")
             break
+    report.warnings.extend(few(list(odd_names(users, data, config.user_table)), "more users' maildirs with such names", MAX_FINDINGS))
 
 
 def _check_ids(config: Config, report: Report) -> None:

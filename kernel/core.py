@@ -1,14 +1,15 @@
 """What the kernel decides, as a function of what it is told: leases, sessions, maildir actors, restarts. Sans I/O.
 
-Each method takes a message or an event and returns what is to be done, a list of the effects below; the shell (supervisor.py) does
+Each method takes a message or an event and returns what is to be done, a list of effects (orders.py); the shell (supervisor.py) does
 it. No clock, no descriptors, no processes here: replay feeds this the same events and compares the same effects.
 """
 
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from popkernel.kernel.orders import Effect, Forget, Full, Join, Kill, Line, Restart, Rouse, Send, Spawn, Suspect
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
 
@@ -16,83 +17,6 @@ __all__ = ["Core", "Effect", "Forget", "Full", "Join", "Kill", "Line", "Restart"
 
 _QUIT_SECONDS = 30  # that an actor may say nothing whose session's client has gone: a slow disk may be busy with its QUIT
 _MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
-
-
-class Send(NamedTuple):
-    """Tell an actor something."""
-
-    to: str
-    message: tuple[Any, ...]
-    passes: int = 0  # 1: pass on the descriptor that came with the event
-
-
-class Join(NamedTuple):
-    """Make a channel; one end to each, each with its message."""
-
-    one: str
-    to_one: tuple[Any, ...]
-    other: str
-    to_other: tuple[Any, ...]
-
-
-class Spawn(NamedTuple):
-    """Have a maildir actor forked."""
-
-    name: str
-    row: MailUser
-
-
-class Rouse(NamedTuple):
-    """Give a parked session's channel, with the message, to that user's maildir actor."""
-
-    user: str
-    name: str
-    message: m.Wake
-
-
-class Forget(NamedTuple):
-    """Close a parked session's channel: its session is over."""
-
-    user: str
-
-
-class Kill(NamedTuple):
-    """End an actor at once."""
-
-    name: str
-
-
-class Suspect(NamedTuple):
-    """Somebody waits for that actor in vain, or has: end it should it not be alive (hung.py).
-
-    It has so many seconds to say so; 0: as many as its edge gives it.
-    """
-
-    name: str
-    seconds: int = 0
-
-
-class Full(NamedTuple):
-    """There is no room for an actor of that user: whoever looks after the service is to know."""
-
-    user: str
-
-
-class Line(NamedTuple):
-    """A line for the log; level as in syslog(3)."""
-
-    level: int
-    text: str
-
-
-class Restart(NamedTuple):
-    """Start a singleton again, so many seconds from now; never again where that is negative: the service ends."""
-
-    name: str
-    seconds: float
-
-
-Effect = Send | Join | Spawn | Rouse | Forget | Full | Kill | Suspect | Line | Restart
 
 
 class Settings(NamedTuple):

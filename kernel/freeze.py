@@ -7,13 +7,13 @@ What is frozen is made of the classes that core.py, deliveries.py, tables.py and
 from collections import deque
 from typing import Any
 
-from popkernel.kernel import core, deliveries, recipients
+from popkernel.kernel import core, deliveries, orders, recipients
 from popkernel.proto import messages, tables, usernames
 from popkernel.proto.shown import cut, is_cut
 
 __all__ = ["FreezeError", "freeze", "thaw"]
 
-_MODULES = (core, deliveries, recipients, messages, tables, usernames)
+_MODULES = (core, deliveries, orders, recipients, messages, tables, usernames)
 _CLASSES: dict[str, type] = {
     name: value
     for module in _MODULES

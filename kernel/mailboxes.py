@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from popkernel.kernel.regular import read_regular
 from popkernel.kernel.usertable import read_users
+from popkernel.proto.maildirname import is_message
 from popkernel.proto.tables import MAX_TABLE, Finding, MailUser, few
 from popkernel.proto.usernames import name_lines, twins
 
-__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "warnings"]
+__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "odd_names", "passed_over", "warnings"]
 
 MOST_NAMED = 10  # broken mailboxes named one by one at a start
 _OWN = "name this user's own maildir in the table"
@@ -187,6 +188,27 @@ def _inside(user: MailUser, whose: Callable[[int], str]) -> Problem | None:
     return None
 
 
+def passed_over(user: MailUser) -> int:
+    """How many names in cur and new are no message, though they do not begin with a dot: directories, links, FIFOs, sockets.
+
+    What can't be looked at counts as nothing; mailbox_problem() says that.
+    """
+    many = 0
+    for sub in ("cur", "new"):
+        try:
+            fd = os.open(os.path.join(user.maildir, sub), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                many += sum(not (is_message(os.fsencode(e.name)) and e.is_file(follow_symlinks=False)) for e in entries if e.name[0] != ".")
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return many
+
+
 def _let_through(directory: str) -> str:
     """A home directory is shut on purpose, root's above all: better move the mail than open it."""
     if directory == "/root" or directory.startswith("/root/"):
@@ -243,6 +265,16 @@ def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping
         if first:
             what = f"user {name} has the same maildir as {first}: {user.maildir}"
             yield Finding(path, line, what, "give each user a maildir of its own"), False
+
+
+def odd_names(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
+    """What lies among the mail and is none; arguments as of judge(). A start does not look: it would list every maildir."""
+    lines = name_lines(data)
+    for name, user in users.items():
+        many = passed_over(user)
+        if many:
+            what = f"user {name}: {user.maildir}: {many} names in cur and new are no regular files: they are no mail"
+            yield Finding(path, lines.get(name, 0), what, "move them away; where a link stands for a message, put the message there")
 
 
 def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 A file's name is ``CANONICAL`` or ``CANONICAL:INFO``. CANONICAL never changes in a message's life and gives its UIDL; INFO
 (``2,FLAGS``) changes as mail programs set flags. Names are bytes: any octet but NUL and ``/`` may be in them. Source: the
-maildir page of D. J. Bernstein; the numbering rule is that of the server popkernel takes over from.
+maildir page of D. J. Bernstein: whatever does not begin with a dot is a message. The numbering rule is that of the server popkernel
+takes over from, which knew names with a leading number only; those without one sort behind.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 INFO_NEW = b":2,"  # what a message gets when it moves from new/ to cur/
+_NO_MESSAGE = frozenset((b"", b".", b":"))  # first octets
 _MOST_DIGITS = 12  # of a size: below a terabyte
 _HOST_KEEPS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 
@@ -20,18 +22,24 @@ def canonical(name: bytes) -> bytes:
 
 
 def is_message(name: bytes) -> bool:
-    """Is this file name, or canonical name, a message's: digits and a dot at its beginning."""
+    """Is this file name, or canonical name, a message's? One that begins with its info has no name."""
+    return name[:1] not in _NO_MESSAGE
+
+
+def number_of(name: bytes) -> int | None:
+    """The number, mostly a time in seconds of the epoch, that a name begins with before its first dot; None where it has none."""
     head, dot, _ = name.partition(b".")
-    return dot == b"." and head.isdigit()
+    return int(head) if dot and head.isdigit() else None
 
 
-def order_key(name: bytes) -> tuple[int, bytes]:
-    """Sort key of a canonical message name: its leading number, then the name."""
-    return int(name.partition(b".")[0]), name
+def order_key(name: bytes) -> tuple[bool, int, bytes]:
+    """Sort key of a canonical message name: its leading number, then the name; behind those the names without one."""
+    number = number_of(name)
+    return number is None, number or 0, name
 
 
 def leading_width(names: list[bytes]) -> int:
-    """How many digits every one of these names begins with before its dot; 0 when they differ or one is no message.
+    """How many digits every one of these names begins with before its dot; 0 when they differ or one has none.
 
     Where the width is one and the same, the order of messages is the plain order of bytes. In bulk, as a maildir may
     hold 100,000.

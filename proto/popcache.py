@@ -240,8 +240,8 @@ def parse_line(line: bytes) -> tuple[bytes, int, bytes] | None:
 
 
 def fits(name: bytes) -> bool:
-    """Can this canonical message name stand in a popcache line at all? One with a blank or a line end cannot."""
-    return is_message(name) and not any(octet in name for octet in _UNFIT)
+    """Can this canonical message name stand in a popcache line at all? One with a blank or a line end, or that begins with # cannot."""
+    return is_message(name) and name[:1] != b"#" and not any(octet in name for octet in _UNFIT)
 
 
 def all_fit(names: list[bytes]) -> bool:

@@ -11,11 +11,12 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import brought, cachefile, directory
+from popkernel.actors.maildir.held import Held
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.match import Match
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Scan, places
-from popkernel.actors.maildir.storeerror import CHANGED, GONE, IN_USE, TEMP, UNREADABLE, MovedError, StoreError, from_os, show
+from popkernel.actors.maildir.storeerror import CHANGED, GONE, IN_USE, TEMP, UNREADABLE, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
 
@@ -30,22 +31,18 @@ NOWHERE = b"/"  # an info no file can have: looked for, not there
 _GUESSES = (b":2,", b":2,S", b"")
 _HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
 _AS_EVER = Policy()
-_look_at = os.stat  # of a whole path; tests that count calls mean those on what is in the maildir
-_Id = tuple[int, int]  # device and inode
-_Stamp = tuple[_Id, int, int]  # of a directory: which, mtime_ns, ctime_ns
 
 
-class Mailbox:
-    """One maildir. ``root``, ``cur``, ``new`` and ``tmp`` are its directory descriptors.
+class Mailbox(Held):
+    """One maildir, its directories held open.
 
     ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
     popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done
     with mail; ``fault`` is told the name of each step that a crash
-    could come after (for tests). ``proven``: what is held was once found to be what the path names.
+    could come after (for tests).
     """
 
     beside: Beside | None = None  # a helper to measure with, for one listing
-    proven = False
 
     def __init__(
         self,
@@ -75,80 +72,7 @@ class Mailbox:
         self._last_made = 0
         self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
         self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
-        self.cur = self.new = self.tmp = -1
-        self._path = os.fsencode(path)
-        self._held: dict[str, _Id] = {}
-        self.root = directory.open_root(self._path)
-        try:
-            self._root_id = directory.identity(os.fstat(self.root))
-            self._hold("cur", "new", "tmp")
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the descriptors; the maildrop is of no use afterwards."""
-        for fd in (self.cur, self.new, self.tmp, self.root):
-            if fd >= 0:
-                os.close(fd)
-        self.cur = self.new = self.tmp = self.root = -1
-
-    # What is held, against what the path names
-
-    def _hold(self, *parts: str) -> None:
-        """Open these directories in the place of those held: all, or StoreError and what was held stays."""
-        opened: dict[str, int] = {}
-        try:
-            for part in parts:
-                opened[part] = directory.open_part(self.root, part.encode())
-            held = {part: directory.identity(os.fstat(fd)) for part, fd in opened.items()}
-        except BaseException:
-            for fd in opened.values():
-                os.close(fd)
-            raise
-        self._held |= held
-        for part, fd in opened.items():
-            before = getattr(self, part)
-            setattr(self, part, fd)
-            if before >= 0:
-                os.close(before)
-
-    def moved(self) -> bool:
-        """Whether the path leads to another maildir than this one, or to none: the one held is no longer the user's."""
-        try:
-            return directory.identity(_look_at(self._path)) != self._root_id
-        except OSError:
-            return True
-
-    def _replaced(self, part: str) -> os.stat_result | None:
-        """None where another directory than the one held has that name, or none has; else what it looks like."""
-        try:
-            status = os.stat(part, dir_fd=self.root, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return status if directory.identity(status) == self._held[part] else None
-
-    def holds(self, *parts: str) -> bool:
-        """Whether these directories of the maildir are still those that are held. Raises OSError."""
-        return None not in map(self._replaced, parts)
-
-    def look(self, *parts: str) -> list[_Stamp]:
-        """What these directories look like now; those replaced by others are opened anew. MovedError where the maildir itself was.
-
-        A mount over a directory and a link that is pointed elsewhere are replacements too. Raises OSError.
-        """
-        if self.moved():
-            raise MovedError
-        found = {part: self._replaced(part) for part in parts}
-        changed = [part for part, status in found.items() if status is None]
-        if changed:
-            self._dismiss()  # who has those that were there
-            self._hold(*changed)
-            self._last, self._linked, self._looked = None, {}, (0, ())
-            self._verified.clear()
-        self.proven = True
-        looks = (found[part] or os.fstat(getattr(self, part)) for part in parts)
-        return [(directory.identity(status), status.st_mtime_ns, status.st_ctime_ns) for status in looks]
+        self.open(os.fsencode(path))
 
     def at(self, step: str) -> None:
         """Tell the fault hook which step has just been taken."""
@@ -219,6 +143,11 @@ class Mailbox:
     def _dismiss(self) -> None:
         if self.beside is not None:
             self.beside.dismiss()
+
+    def _replaced_parts(self) -> None:
+        self._dismiss()  # who has those that were there
+        self._last, self._linked, self._looked = None, {}, (0, ())
+        self._verified.clear()
 
     def _popcache_state(self) -> tuple[int, ...]:
         try:

@@ -8,7 +8,8 @@ Decisions where maildir and popcache leave a choice:
 - Names seen at two moments may be one file that another program renames, and two links one that it moves by link and unlink
   (mutt changes flags that way). So both names are looked at together, the file must say that it has two links, and none of them
   may be younger than five seconds. Until then both stay, the message is served once, and a later listing looks again.
-- A name that cannot stand in a popcache line (a blank or a line end in it) is served like any other, measured at each
+- Every regular file whose name does not begin with a dot is a message; directories, FIFOs, sockets and symbolic links are passed over.
+- A name that cannot stand in a popcache line (a blank or a line end in it, # at its beginning) is served like any other, measured at each
   scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
 - New mail is moved to cur/ before the session begins, as the server popkernel takes over from did. Of more than ``MOVED_AT_ONCE`` messages
   only what is odd is: the others are served from new/ where they lie, and moved when their user has gone (``Maildrop.tidy``).
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
 _YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
+_MOST_HEAD = 128  # octets of a name that a fresh one begins with, as a name may have 255
 MOVED_AT_ONCE = 256  # messages: five milliseconds of link and unlink
 
 
@@ -223,7 +225,7 @@ class Scan:
                 return
             info = name[len(base) :] or maildirname.INFO_NEW
             for _ in range(16 if same is False else 0):
-                fresh = base.partition(b".")[0] + b"." + self._random(4).hex().encode() + b"." + self._fresh_host
+                fresh = base.partition(b".")[0][:_MOST_HEAD] + b"." + self._random(4).hex().encode() + b"." + self._fresh_host
                 # One step: a crash between link and unlink would leave two messages, for the names say nothing of each other.
                 if fresh not in self.present and directory.rename_no_replace(source, name, fresh + info, self._cur):
                     self.present[fresh] = info

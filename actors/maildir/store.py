@@ -219,8 +219,8 @@ class Maildrop(Mailbox):
         limit = now - days * 86400
         old: list[int] = []
         for i, name in enumerate(listing.names):
-            delivered = int(name.partition(b".")[0])
-            if delivered < limit or delivered > now + 86400:  # the latter is no time at all
+            delivered = maildirname.number_of(name)
+            if delivered is None or delivered < limit or delivered > now + 86400:  # the latter is no time at all
                 try:
                     status = self._status(listing, i)
                 except OSError:

@@ -154,6 +154,15 @@ def test_owners(site, capsys):
     assert any("user thief has the uid of auth_user" in line for line in errors)
 
 
+def test_what_is_no_mail_in_a_maildir_is_counted(site, capsys):
+    maildir = site.mail_users["bob"].maildir
+    os.makedirs(f"{maildir}/new", exist_ok=True)
+    os.mkdir(f"{maildir}/new/a-directory")
+    os.mkfifo(f"{maildir}/new/a-fifo")
+    _, warnings = found(site, capsys=capsys)
+    assert [line for line in warnings if f"user bob: {maildir}: 2 names in cur and new are no regular files" in line]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can serve everyone")
 def test_an_ordinary_user_serves_itself_alone(site, capsys):
     with open(site.user_table, "a") as file:

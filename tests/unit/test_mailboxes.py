@@ -1,13 +1,15 @@
 """What keeps a mailbox from being served, and mends that mend it and touch nothing else."""
 
+import contextlib
 import os
 import shutil
+import socket
 import stat
 import subprocess
 
 import pytest
 from popkernel.kernel import mailboxes
-from popkernel.kernel.mailboxes import Ways, judge, mailbox_problem, warnings
+from popkernel.kernel.mailboxes import Ways, judge, mailbox_problem, passed_over, warnings
 from popkernel.proto.tables import MailUser, parse_users
 
 ROOT = os.geteuid() == 0
@@ -239,3 +241,25 @@ def test_ten_are_named(tmp_path, monkeypatch, broken, lines):
     if broken > 10:
         assert said[-1] == f"and {broken - 10} more mailboxes can't be served; see `popkernel check`"
     shutil.rmtree(tmp_path)
+
+
+def test_what_is_passed_over_is_counted(user):
+    """Names that do not begin with a dot and are no mail; nothing is opened, and a FIFO holds nobody up."""
+    make(user, "cur", "new", "tmp")
+    for name in ("1.a:2,", "no-number", "1354123456_0.1234.host,U=1:2,S", ".hidden"):
+        with open(f"{user.maildir}/cur/{name}", "w"):
+            pass
+    assert passed_over(user) == 0
+    os.mkdir(f"{user.maildir}/cur/dir")
+    os.mkfifo(f"{user.maildir}/new/fifo")
+    os.symlink("1.a:2,", f"{user.maildir}/cur/link")
+    os.symlink("nowhere", f"{user.maildir}/cur/dangling")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock, contextlib.chdir(f"{user.maildir}/new"):
+        sock.bind("socket")
+    with open(f"{user.maildir}/cur/:2,S", "w"):
+        pass
+    os.mkdir(f"{user.maildir}/cur/.directory")
+    assert passed_over(user) == 6
+    shutil.rmtree(f"{user.maildir}/cur")
+    os.symlink("new", f"{user.maildir}/cur")
+    assert passed_over(user) == 2, "a link is not followed"

@@ -169,7 +169,8 @@ def test_what_is_no_message_is_left_alone(box):
     os.mkdir(box.path + b"/cur/1.dir:2,")
     os.symlink(b"/etc/passwd", box.path + b"/cur/2.link:2,")
     os.mkfifo(box.path + b"/cur/3.fifo:2,")
-    for name in (b"foo", b".hidden", b"a1.b", b"5", b":2,S", "²3.x".encode()):
+    os.symlink(b"nowhere", box.path + b"/cur/dangling")
+    for name in (b".hidden", b".5.a:2,", b":2,S"):
         box.put(name)
     os.symlink(b"/etc/passwd", box.path + b"/new/4.link")
     os.mkdir(box.path + b"/new/5.dir")
@@ -178,6 +179,39 @@ def test_what_is_no_message_is_left_alone(box):
     assert shown(box.drop.listing()) == rows(b"6.good")
     assert box.names() == sorted([*before, b"6.good:2,"])
     assert box.names(b"new") == [b"4.link", b"5.dir"]
+
+
+SYNCED = b"1354123456_0.1234.host,U=1,FMD5=7e33"  # as an IMAP syncer names them
+
+
+@pytest.mark.parametrize("where", [b"cur", b"new"])
+def test_every_name_that_does_not_begin_with_a_dot_is_a_message(box, where):
+    """Those without a number behind those that have one, in the order of their names, and each with its UIDL for good."""
+    numbered = [b"9.z", b"10.a", b"1700000000.M1P2.host"]
+    others = [b"#no-line.can-hold-it", SYNCED, b"5", b"a blank", b"foo", b"x.1", "²3.x".encode()]
+    for number, name in enumerate(numbered + others):
+        box.put(name + b":2,S" * (where == b"cur"), b"%d\n" % number, where)
+    for again in range(3):
+        listing = box.drop.listing() if again < 2 else box.again()
+        assert [listing.name(i) for i in range(listing.count)] == numbered + others
+        assert [box.drop.read_small(listing, i, 99) for i in range(listing.count)] == [b"%d\n" % n for n in range(10)]
+        assert [listing.uidl(i) for i in range(listing.count)] == list(map(uidl, numbered + others))
+        box.age()
+    assert box.names(b"new") == []
+    cache = popcache.parse(box.cache)
+    assert cache.names == [name for name in numbered + others if b"#" not in name and b" " not in name]
+    assert not cache.refused
+    assert box.drop.remove(listing, range(3, 10)) == []
+    assert [box.again().name(i) for i in range(3)] == numbered
+
+
+def test_two_files_of_one_name_without_a_number(box):
+    box.put(SYNCED + b":2,", b"one\n")
+    box.put(SYNCED + b":2,S", b"two\n")
+    for _ in range(2):
+        listing = box.again()
+        assert sorted(box.drop.read_small(listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
+        assert listing.name(0) == SYNCED or listing.name(1) == SYNCED
 
 
 def test_one_name_on_two_files_gives_two_messages(box):

@@ -1,0 +1,101 @@
+"""The directories that a maildir actor holds, compared with what the path names now.
+
+Descriptors outlive names. Somebody may move a maildir, or a directory of it, and put another in its place; mount a file system over it;
+point a link elsewhere. What is done with a descriptor then happens where nobody looks. So it is compared (device and inode) before it is
+relied on: at a session's and a delivery's begin, before a message is confirmed, before mail is removed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from popkernel.actors.maildir import directory
+from popkernel.actors.maildir.storeerror import MovedError
+
+__all__ = ["Held"]
+
+_Id = tuple[int, int]  # device and inode
+_Stamp = tuple[_Id, int, int]  # of a directory: which, mtime_ns, ctime_ns
+_look_at = os.stat  # of a whole path; tests that count calls mean those on what is in the maildir
+
+
+class Held:
+    """``root``, ``cur``, ``new`` and ``tmp`` are a maildir's descriptors. ``proven``: they were once found to be what the path names."""
+
+    root = cur = new = tmp = -1
+    proven = False
+
+    def open(self, path: bytes) -> None:
+        """Open all; StoreError where that can't be, and none is open then."""
+        self._path = path
+        self._held: dict[str, _Id] = {}
+        self.root = directory.open_root(path)
+        try:
+            self._root_id = directory.identity(os.fstat(self.root))
+            self._hold("cur", "new", "tmp")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the descriptors; the maildrop is of no use afterwards."""
+        for fd in (self.cur, self.new, self.tmp, self.root):
+            if fd >= 0:
+                os.close(fd)
+        self.cur = self.new = self.tmp = self.root = -1
+
+    def _hold(self, *parts: str) -> None:
+        """Open these directories in the place of those held: all, or StoreError and what was held stays."""
+        opened: dict[str, int] = {}
+        try:
+            for part in parts:
+                opened[part] = directory.open_part(self.root, part.encode())
+            held = {part: directory.identity(os.fstat(fd)) for part, fd in opened.items()}
+        except BaseException:
+            for fd in opened.values():
+                os.close(fd)
+            raise
+        self._held |= held
+        for part, fd in opened.items():
+            before = getattr(self, part)
+            setattr(self, part, fd)
+            if before >= 0:
+                os.close(before)
+
+    def moved(self) -> bool:
+        """Whether the path leads to another maildir than this one, or to none: the one held is no longer the user's."""
+        try:
+            return directory.identity(_look_at(self._path)) != self._root_id
+        except OSError:
+            return True
+
+    def _replaced(self, part: str) -> os.stat_result | None:
+        """None where another directory than the one held has that name, or none has; else what it looks like."""
+        try:
+            status = os.stat(part, dir_fd=self.root, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return status if directory.identity(status) == self._held[part] else None
+
+    def holds(self, *parts: str) -> bool:
+        """Whether these directories of the maildir are still those that are held. Raises OSError."""
+        return None not in map(self._replaced, parts)
+
+    def look(self, *parts: str) -> list[_Stamp]:
+        """What these directories look like now; those replaced by others are opened anew. MovedError where the maildir itself was.
+
+        A mount over a directory and a link that is pointed elsewhere are replacements too. Raises OSError.
+        """
+        if self.moved():
+            raise MovedError
+        found = {part: self._replaced(part) for part in parts}
+        changed = [part for part, status in found.items() if status is None]
+        if changed:
+            self._replaced_parts()
+            self._hold(*changed)
+        self.proven = True
+        looks = (found[part] or os.fstat(getattr(self, part)) for part in parts)
+        return [(directory.identity(status), status.st_mtime_ns, status.st_ctime_ns) for status in looks]
+
+    def _replaced_parts(self) -> None:
+        """What was known of directories that are there no more is to be forgotten."""
