@@ -70,6 +70,8 @@ class Client:
     def ended(self, why: str, now: float) -> m.Ended:
         """What the log is told of it; `why` where the session knows of nothing better."""
         session = self.session
+        if session.state == "update":  # nobody has told whether it removed anything
+            why = f"{why}, QUIT unanswered"
         return m.Ended(
             session.id,
             session.user if session.entered else "",

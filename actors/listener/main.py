@@ -96,7 +96,8 @@ class Listener(Front):
 
     def _turned(self, message: m.Turned, fds: list[int]) -> None:
         del fds
-        self._no(message.session, message.code, message.text)
+        # The client hears what everybody hears, but its password was right: no failure that anybody is to be shut out for.
+        self._no(message.session, message.code, message.text, "nomailbox" if message.code == "AUTH" else "")
 
     def _no(self, session: int, code: str, text: str, why: str = "", seconds: int = 0) -> None:
         client = self.awaiting.pop(session, None)

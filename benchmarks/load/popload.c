@@ -36,7 +36,7 @@
 #include <unistd.h>
 #include "tls13.h"
 
-enum { MAXSTEP = 64, OPENING = 30 /* sessions to be held that log in at a time: of more than 40 from one address ours thinks that somebody guesses */ };
+enum { MAXSTEP = 64, OPENING = 30 /* sessions to be held that log in at a time */ };
 static const char *host = "127.0.0.1", *userfmt = "user%04d", *password = "secret", *badpw;
 static int port = 110, tls, conns = 10, users = 1, pipelined, quiet, first;
 static long total = 100;

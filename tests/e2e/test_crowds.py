@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.limiting import MAIL, USERS, serve
+from tests.e2e.tracing import frames_of, watcher
 from tests.service import Service, wait_for
 
 OFFICE = [f"user{n}" for n in range(300)]
@@ -67,7 +68,7 @@ def test_who_guesses_all_at_once_is_not_looked_at_all_at_once():
 
 def test_a_name_in_another_case_logs_in():
     """D15: by every way, and what the log, the trace of that user and the lease say is the table's name."""
-    with serve() as service:
+    with serve() as service, watcher(service, user="alice") as viewer:
         with RawClient(service) as client:
             assert client.ask(b"USER Alice") == b"+OK\r\n" and client.ask(b"PASS secret").startswith(b"+OK 1 ")
             assert [lease["user"] for lease in service.status()["leases"]] == ["alice"]
@@ -76,6 +77,9 @@ def test_a_name_in_another_case_logs_in():
                 assert other.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
             assert client.ask(b"QUIT") == b"+OK bye\r\n"
         service.wait_log("why=quit user=alice")
+        frames = frames_of(viewer, lambda frame: frame.name == "Ended" and frame.fields["why"] == "quit")
+        mine = [frame.name for frame in frames if frame.session == frames[-1].session]
+        assert mine[0] == "Connected" and {"Login", "Granted", "Opened", "Typed"} <= set(mine)
     with serve(login_case="exact") as service, RawClient(service) as client:
         assert client.ask(b"USER Alice") == b"+OK\r\n" and client.ask(b"PASS secret").startswith(b"-ERR [AUTH]")
 
@@ -107,6 +111,19 @@ def test_a_session_lost_says_what_was_marked_and_what_was_removed():
                 if quits:
                     client.ask(b"RSET"), client.ask(b"DELE 1"), client.ask(b"QUIT")
             assert f"retrieved=0 {said} " in service.wait_log(said)
+
+
+def test_who_has_a_right_password_and_no_mailbox_is_no_failed_guess():
+    with serve(users=["alice", "bob"], verbose=0) as service:
+        with open(service.config.user_table) as file:
+            lines = file.readlines()
+        with open(service.config.user_table, "w") as file:
+            file.writelines(line for line in lines if not line.startswith("bob"))
+        service.command("reload")
+        with RawClient(service) as client:
+            client.ask(b"USER bob")
+            assert client.ask(b"PASS secret") == b"-ERR [AUTH] wrong name or password\r\n"
+        assert "why=AUTH" not in service.wait_log("why=nomailbox user=bob")
 
 
 def test_one_mistyped_password_is_one_failure_in_the_log():

@@ -1,6 +1,7 @@
 """The session of the listener by itself: answers that came ahead of being asked, and what changed before they were."""
 
 import pytest
+from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto import messages as m
@@ -75,3 +76,17 @@ def test_an_answer_to_nothing_that_was_asked(session, answer):
     session.take_tell()
     with pytest.raises(ValueError, match=r"answer|asked|parts"):
         session.answered(answer)
+
+
+def test_an_end_before_quit_was_answered_is_said_as_such(session):
+    """D10: whether anything was removed, nobody has told."""
+    session.received(b"DELE 1\r\n")
+    session.take_tell()
+    session.answered(m.Deleted(1, 1, [], 8, 800))
+    ended = Client(None, session, 0.0).ended("connection lost", 1.0)
+    assert (ended.why, ended.marked, ended.removed) == ("connection lost", 1, 0)
+    session.received(b"QUIT\r\n")
+    assert Client(None, session, 0.0).ended("connection lost", 1.0).why == "connection lost, QUIT unanswered"
+    session.answered(m.Bye(1, 0))
+    ended = Client(None, session, 0.0).ended("", 1.0)
+    assert (ended.why, ended.marked, ended.removed) == ("quit", 1, 1)
