@@ -35,8 +35,13 @@ class Gates:
         if gate not in self._last:
             self._generation += 1
             self._last[gate] = self._generation * GENERATION
-            for _ in range(_AHEAD):
+            for _ in range(self._ahead()):
                 self._seat(gate)
+
+    def _ahead(self) -> int:
+        """Seats are descriptors: fewer where there are few."""
+        k = self._kernel
+        return max(2, min(_AHEAD, k.room.limit // 16 // k.config.listeners))
 
     def taken(self, listener: Process) -> None:
         """A seat's listener has said hello, or never will: its gate gets another."""

@@ -1,0 +1,92 @@
+"""A limit of descriptors (RLIMIT_NOFILE) that is met: idle actors go, then logins hear [SYS/TEMP] and mail waits; nothing ends (B3)."""
+
+import poplib
+
+import pytest
+
+from tests.e2e.delivery_help import Raw
+from tests.service import POPKERNEL, Service, wait_for
+
+LIMIT = 160
+USERS = [f"user{n:03}" for n in range(140)]
+MAIL = b"Subject: x\r\n\r\nbody\r\n"
+
+
+def limited(limit, **site):
+    command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *POPKERNEL]
+    return Service(command=command, **{"mail": (), **site})
+
+
+def refused(service, user, held):
+    """What a login hears that has no room; None where it has, and then it is held."""
+    try:
+        held[user] = service.pop3(user)
+    except poplib.error_proto as error:
+        return str(error)
+    return None
+
+
+def mail(service, user):
+    with Raw(service) as raw:
+        return raw.deliver(MAIL[:-2], user)[0]
+
+
+def answered(service, user):
+    """The answer to RCPT TO, or to the mail."""
+    with Raw(service) as raw:
+        raw.say(b"LHLO t\r\nMAIL FROM:<>\r\n", b"250", b"250")
+        raw.send(b"RCPT TO:<%b>\r\n" % user.encode())
+        return raw.answer()
+
+
+@pytest.mark.parametrize("isolation", ["shared", "connection"])
+def test_more_users_than_descriptors(isolation):
+    """The kernel ended with EMFILE, all sessions with it."""
+    with limited(LIMIT, users=USERS, listeners=4 if isolation == "shared" else 2, isolation=isolation) as service:
+        kernel = service.actor("kernel")["pid"]
+        for user in USERS[:40]:
+            service.pop3(user).quit()
+        held, why = {}, None
+        for user in USERS[40:]:
+            why = why or refused(service, user, held)
+        assert "SYS/TEMP" in why, why
+        most = 60 if isolation == "shared" else 8
+        assert len(held) >= most, len(held)
+        rows = service.status()
+        assert len(rows["sessions"]) == len(held) and rows["actors"][0]["pid"] == kernel
+        if isolation == "shared":
+            log = service.wait_log("no room for ")
+            assert log.count("no room for ") == 1 and "RLIMIT_NOFILE" in log and "LimitNOFILE=" in log
+            assert sum(row["name"].startswith("maildir.") for row in rows["actors"]) <= len(held) + 2, "idle ones went before anybody was refused"
+            assert answered(service, USERS[0])[:9] in (b"451 4.3.2", b"450 4.3.2"), "mail waits"
+            assert mail(service, next(iter(held)))[:3] == b"250", "who has an actor is served"
+        assert service.command("status").returncode == 0
+        for client in held.values():
+            assert client.noop().startswith(b"+OK")
+            client.close()
+        wait_for(lambda: not service.status()["sessions"])
+        for user in USERS[:3]:
+            wait_for(lambda user=user: not refused(service, user, {}))
+        assert mail(service, USERS[0])[:3] == b"250"
+        assert service.actor("kernel")["pid"] == kernel and "Too many open files" not in service.read_log()
+        service.command("reload")
+        assert service.stop() == 0
+
+
+def test_a_start_that_has_no_room_says_so_and_ends():
+    with limited(64, expect_ready=False) as service:
+        assert service.process.wait(20) == 71
+        log = service.read_log()
+        assert "leaves no room to serve" in log and "ulimit -n" in log and "Traceback" not in log, log
+        assert log.count("\n") == 1
+
+
+@pytest.mark.parametrize(("site", "level"), [({"max_sessions": 5000}, "warning: "), ({}, "")])
+def test_one_warning_and_only_where_somebody_asked_for_more(site, level):
+    """A newcomer was warned of 20,000 descriptors, and advised to start more listeners, of which each costs the kernel as much."""
+    with limited(1024, listeners=2, **site) as service:
+        log = service.wait_log("leaves room for ")
+        (line,) = [line for line in log.splitlines() if "leaves room for" in line and "listener." not in line]
+        assert ("warning: " in line) == bool(level) and "--listeners" not in log and "max_sessions" in line
+        service.command("reload")
+        assert service.read_log().count("lower max_sessions") == 1
