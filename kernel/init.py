@@ -21,7 +21,7 @@ from popkernel.kernel.listening import Listening, unix_socket
 from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
-from popkernel.kernel.needs import require, require_cage
+from popkernel.kernel.needs import give_up_powers, require, require_cage
 from popkernel.kernel.notify import notify
 from popkernel.kernel.passphrase import Held
 from popkernel.kernel.patience import Patience
@@ -31,7 +31,7 @@ from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.signals import take_signals
 from popkernel.kernel.starting import Child, no_room, start
-from popkernel.kernel.systemlog import connect
+from popkernel.kernel.systemlog import connect_for
 from popkernel.kernel.told import Telling
 from popkernel.kernel.watching import WatchedBeside
 from popkernel.proto import messages as m
@@ -58,7 +58,7 @@ def run(
     """
     try:
         require_cage(config)
-        _give_up_powers()
+        give_up_powers()
         ids = actor_ids(config)
         mta_uids(config)  # complains now about users that are not there
         for lack in require(config, ids):
@@ -82,16 +82,6 @@ def run(
     init.on_ready = on_ready
     init.toml_path = toml_path or ""
     return init.serve(control)
-
-
-def _give_up_powers() -> None:
-    """What no process of ours needs of root's powers, none has."""
-    capabilities = row_of("init").capabilities
-    try:
-        sandbox.bound_capabilities(capabilities)
-        sandbox.keep_capabilities(capabilities)
-    except sandbox.SandboxError as error:
-        raise StartError(OSERR, str(error)) from None
 
 
 class Init:
@@ -301,7 +291,7 @@ class Init:
             if message.name == "HUP":
                 self._reread()
             elif message.name == "SYSLOG":
-                self._connect_syslog()
+                connect_for(lambda fd: self._tell_kernel(m.Syslog(), [fd]))
             elif message.name == "ALIVE":
                 self.patience.answered()
             else:
@@ -310,16 +300,6 @@ class Init:
             channel.send(m.Counters(counts.messages_in, counts.messages_out, 0))
         elif isinstance(message, m.Ending):
             self.status, self.text = message.status, message.text
-
-    def _connect_syslog(self) -> None:
-        """Nobody but init makes sockets. The kernel asks again where there is nobody."""
-        try:
-            log = connect()
-        except OSError:
-            return
-        if log is not None:
-            with log:
-                self._tell_kernel(m.Syslog(), [log.fileno()])
 
     def _running(self, text: str) -> None:
         self._say(NOTICE, text)

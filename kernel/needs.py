@@ -16,7 +16,7 @@ from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto.tables import Finding
 from popkernel.proto.topology import ACTORS, KIB, MIB
 
-__all__ = ["Needs", "needs", "require", "require_cage"]
+__all__ = ["Needs", "give_up_powers", "needs", "require", "require_cage"]
 
 _MEMORY = 64 * MIB  # octets of address space, of each process, with no session
 _OSERR, _NOPERM, _TEMPFAIL = (EXITS[name].code for name in ("oserr", "noperm", "tempfail"))
@@ -57,6 +57,16 @@ def require_cage(config: Config) -> None:
     lacks = sandbox.missing()
     if lacks and not config.insecure_no_sandbox:
         raise StartError(_OSERR, "actors can't be locked in here: " + "; ".join(lacks))
+
+
+def give_up_powers() -> None:
+    """What no process of ours needs of root's capabilities, none has from here on; StartError where the system refuses that."""
+    capabilities = next(row.capabilities for row in ACTORS if row.name == "init")
+    try:
+        sandbox.bound_capabilities(capabilities)
+        sandbox.keep_capabilities(capabilities)
+    except sandbox.SandboxError as error:
+        raise StartError(_OSERR, str(error)) from None
 
 
 def _look_at_descriptors(config: Config, found: Needs) -> None:

@@ -11,7 +11,7 @@ import syslog
 import time
 from collections.abc import Callable
 
-__all__ = ["SystemLog", "connect"]
+__all__ = ["SystemLog", "connect", "connect_for"]
 
 PATH = "/dev/log"
 _FACILITY = 2 << 3  # mail
@@ -27,6 +27,15 @@ def connect() -> socket.socket | None:
         return sock
     sock.close()
     return None
+
+
+def connect_for(hand_over: Callable[[int], None]) -> None:
+    """Connect for the kernel, which makes no socket, and which asks again where there is nobody or no room."""
+    with contextlib.suppress(OSError):
+        log = connect()
+        if log is not None:
+            with log:
+                hand_over(log.fileno())
 
 
 class SystemLog:
