@@ -362,11 +362,12 @@ class Init:
         """Start a singleton. What it is told comes from here and not from the bus."""
         uid, gid = self.ids.get(row_of(message.actor).runs_as, (os.getuid(), os.getgid()))
         try:
+            self.listening.renew()
             config, fds = self.telling.of(self.config, message)
             blob = {"uid": uid, "gid": gid, "config": config, "fds": fds, "sandboxed": not self.config.insecure_no_sandbox}
             pid = start(self.loop, BOOT, message.name, blob, [channel, *fds])
-        except OSError as error:
-            self._tell_kernel(m.Unstarted(message.name, no_room(error)))
+        except (OSError, StartError) as error:
+            self._tell_kernel(m.Unstarted(message.name, no_room(error) if isinstance(error, OSError) else str(error)[:2000]))
             return
         finally:
             os.close(channel)

@@ -156,6 +156,24 @@ class Singletons:
             return
         self._later(process, f"{process.name} ended: {how}", verdict.seconds)
 
+    def deaf(self, process: Process) -> None:
+        """One at the door has no listening socket any more: another takes over, on sockets that init makes; old sessions go on."""
+        k = self._kernel
+        if process.name not in self.listeners or process.state != "serving":
+            return
+        why = f"{process.name}: a listening socket was shut down, by it or by another listener"
+        verdict = k.core.died(plain(process.name), k.loop.now)
+        if verdict.seconds < 0:
+            k.log_line(ERROR, f"{why}, again and again: giving up")
+            k.stopping.give_up(SOFTWARE, why)
+            return
+        process.state = "draining"
+        process.channel.send(m.Drain())
+        name = self._new_name(plain(process.name))
+        self.listeners[self.listeners.index(process.name)] = name
+        k.log_line(ERROR, f"{why}; {name} takes over")
+        k.loop.later(verdict.seconds, lambda: self._again(name, process.kind))
+
     def _later(self, process: Process, why: str, seconds: float) -> None:
         k, name = self._kernel, plain(process.name)
         k.log_line(ERROR, f"{why}; again in {seconds:.1f} s")

@@ -90,7 +90,7 @@ class Supervisor(Actor):
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self.ledger.awaiting, m.Granted: self.ledger.granted, m.Ended: self.ledger.ended,
-            m.LoginFailed: self.ledger.login_failed, m.Closed: self._closed, m.Exited: self._exited,
+            m.LoginFailed: self.ledger.login_failed, m.Deaf: self._deaf, m.Closed: self._closed, m.Exited: self._exited,
             m.Parked: self._parked, m.Moved: self._moved, m.Late: self.blame.late,
             m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
@@ -299,6 +299,10 @@ class Supervisor(Actor):
         del message, fds
         self.do(self.deliveries.busy(process.name, self.loop.now))
         self._schedule_sweep()
+
+    def _deaf(self, process: Process, message: m.Deaf, fds: list[int]) -> None:
+        del message, fds
+        self.singletons.deaf(process)
 
     def _exited(self, process: Process, message: m.Exited, fds: list[int]) -> None:
         """The spawner's word on its own children only."""

@@ -133,6 +133,10 @@ class Ended(NamedTuple):
     milliseconds: Octets
 
 
+class Deaf(NamedTuple):
+    """A listening socket that I was given takes no connections any more: it was shut down. I take none at all, and serve on whom I have."""
+
+
 class Late(NamedTuple):
     """That actor has not answered within its edge's deadline: the kernel is to see whether it does anything at all."""
 

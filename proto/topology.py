@@ -198,7 +198,7 @@ EDGES: tuple[Edge, ...] = (
     Edge(
         "listener",
         "kernel",
-        (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed, m.Late),
+        (*_SPAWNED, m.Awaiting, m.Ended, m.LoginFailed, m.Late, m.Deaf),
         {"Awaiting": ("Opened", "Turned")},
         deadline=60,
         depth=4096,
@@ -212,7 +212,7 @@ EDGES: tuple[Edge, ...] = (
         deadline=_ALIVE,
         depth=20000,
     ),
-    Edge("gate", "kernel", (*_SPAWNED, m.Ended, m.Exited), {}, depth=20000),
+    Edge("gate", "kernel", (*_SPAWNED, m.Ended, m.Exited, m.Deaf), {}, depth=20000),
     # One session of one user. The channel is the session: who holds no end of it can say nothing about it.
     Edge(
         "kernel",

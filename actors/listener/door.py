@@ -19,6 +19,7 @@ from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.priority import favour, processors
 from popkernel.kernel.regular import UnreadableError, read_named
+from popkernel.proto import messages as m
 from popkernel.proto.networks import MAX_NETWORKS, Networks, parse_network, parse_networks, plain
 from popkernel.proto.proxyheader import ProxyError
 
@@ -125,6 +126,9 @@ class Door(Actor):
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._complain(f"no more connections can be taken: {os.strerror(error.errno)}")
+                elif error.errno == errno.EINVAL:  # all who share the socket see it, and would be told so without end
+                    self._close_listening()
+                    self.tell(m.Deaf())
                 return
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # the client has gone already: the first read tells

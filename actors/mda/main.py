@@ -160,6 +160,8 @@ class Mda(Actor):
                     for waiting in self.listening:  # who waits is still there in a second, and would be reported until then
                         self.loop.remove(waiting.fileno())
                     self.loop.later(1.0, self._listen)
+                elif error.errno == errno.EINVAL:  # shut down, by this very process: the next one is given a new socket
+                    self.fail(75, "a listening socket was shut down; LMTP begins anew")
                 return
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
