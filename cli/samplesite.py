@@ -209,7 +209,7 @@ def _auth_lines(passwords: Mapping[str, str], cost: int) -> bytes:
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(data)

@@ -1,6 +1,7 @@
 """``popkernel trace``: attach to the running server, tell what passes, record it where asked, detach."""
 
 import argparse
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from popkernel.cli.tell import HIDDEN, Json, Mermaid, Pretty
 from popkernel.kernel.snapshot import SnapshotError, take
 from popkernel.kernel.watcher import Watcher, WatchError
 from popkernel.proto.recording import Frame, end, header, pack
+from popkernel.proto.sessionname import GENERATION, session_name
 
 __all__ = ["run"]
 
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
             and options.actor in (None, "kernel")
             and not (options.user or options.session or options.edge or options.type),
         ) as watcher:
+            _check_session(options, watcher)
             recorder = _recorder(options, watcher) if options.record else None
             return _watch(options, watcher, recorder)
     except (WatchError, _StopError, SnapshotError) as error:
@@ -61,6 +64,14 @@ def _check(options: argparse.Namespace) -> None:
         raise _StopError(os.EX_USAGE, "--with-maildir goes into a recording: give --record FILE")
     if options.force and not options.record:
         raise _StopError(os.EX_USAGE, "--force is for a recording: give --record FILE")
+
+
+def _check_session(options: argparse.Namespace, watcher: Watcher) -> None:
+    """A session that is not there would be waited for without a word and without end."""
+    if options.session and watcher.sessions is not None and options.session not in watcher.sessions:
+        name = session_name(options.session) if options.session >= GENERATION else str(options.session)
+        what = f"there is no session {name} now"
+        raise _StopError(os.EX_USAGE, f"{what}; `popkernel status` shows those that are logged in, --user USER follows a user's next one")
 
 
 def _recorder(options: argparse.Namespace, watcher: Watcher) -> "Recorder":
@@ -88,15 +99,7 @@ class Recorder:
         self._watcher = watcher
         self._file: BinaryIO | None = None
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # nobody may read a pipe
-            os.set_blocking(fd, True)
-            found = os.fstat(fd)
-            if stat.S_ISREG(found.st_mode):
-                if found.st_size and not force:
-                    os.close(fd)
-                    raise _StopError(os.EX_CANTCREAT, f"{path}: there is a file already; give another with --record, or --force to lose it")
-                os.fchmod(fd, 0o600)  # one that was there already may be open to all
-                os.ftruncate(fd, 0)
+            fd = _open(path, force=force)
         except OSError as error:
             raise _StopError(os.EX_CANTCREAT, f"{path}: {error.strerror}; give another file with --record") from None
         self._file = open(fd, "wb")  # noqa: SIM115  closed by `close`
@@ -128,6 +131,34 @@ class Recorder:
         self._write(pack(end(self.frames, self._watcher.lost)))
         if self._file is not None:
             self._file.close()
+
+
+def _open(path: str, *, force: bool) -> int:
+    """A new file, or one that nobody but the caller has: who owns a recording reads it, and who made a link chose what is lost."""
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, "is a symbolic link") from None
+    fd = os.open(path, flags | os.O_NONBLOCK)  # nobody may read a pipe
+    try:
+        found = os.fstat(fd)
+        regular = stat.S_ISREG(found.st_mode)
+        if found.st_uid not in ({os.geteuid()} if regular or stat.S_ISFIFO(found.st_mode) else {os.geteuid(), 0}):
+            raise OSError(errno.EPERM, f"belongs to uid {found.st_uid}, who could read the recording")
+        if regular and found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "has another name besides")
+        if regular and found.st_size and not force:
+            raise _StopError(os.EX_CANTCREAT, f"{path}: there is a file already; give another with --record, or --force to lose it")
+        if regular:
+            os.fchmod(fd, 0o600)  # it may be open to all
+            os.ftruncate(fd, 0)
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _close_quietly(file: BinaryIO) -> None:

@@ -23,6 +23,7 @@ import msgpack
 from popkernel.kernel.config import control_path, default_run_dir
 from popkernel.kernel.exits import EXITS
 from popkernel.proto.recording import Frame, RecordingError
+from popkernel.proto.sessionname import session_of
 from popkernel.proto.zmtp import Reader, ZmtpError, frame_head, preface
 
 __all__ = ["Frame", "WatchError", "Watcher"]
@@ -60,6 +61,8 @@ class Watcher:
         self.ended = False  # the server has closed the connection
         self.lost = 0  # frames so far that came too fast for this watcher
         self._early: deque[Frame] = deque()
+        self.sessions: set[int] | None = None
+        """Those that were there at the begin, of clients and of mail servers; None where those who know did not say."""
         wish = {
             "command": "trace", "actor": actor, "user": user, "session": session, "edge": edge, "types": list(types), "payload": payload,
             "decisions": decisions,
@@ -125,6 +128,17 @@ class Watcher:
             self._early.append(frame)
             if frame.name in ("Settings", "Ended"):
                 awaited.discard(frame.actor if frame.name == "Settings" else frame.peer)
+        if not awaited:
+            self.sessions = self._sessions()
+
+    def _sessions(self) -> set[int] | None:
+        scene = {frame.actor: frame.fields for frame in self._early if frame.name == "Settings"}
+        alone = [name for name in self.answer.get("running", ()) if name.startswith(("gate", "listener."))]
+        apart = any(name.startswith("gate") for name in alone)  # isolation = "connection": a listener for each
+        if "mda" not in scene or not (apart or any(actor.startswith("listener") for actor in scene)):
+            return None  # they are not watched
+        found = {number for fields in scene.values() for number in fields.get("sessions", ())}
+        return found | {client[0] for client in scene["mda"].get("clients", ())} | {session_of(name) for name in alone}
 
     def _next(self, until: float | None) -> bytes | None:
         """The octets of the next frame; None where there is none in time, or never again."""

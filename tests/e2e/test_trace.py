@@ -165,6 +165,44 @@ def test_an_actor_that_is_not_there(service):
     assert "no actor 'nothing' here; there are: auth, init, kernel, listener.0" in result.stderr
 
 
+def test_a_session_that_is_not_there_is_not_waited_for(service):
+    """It waited without a word and without end."""
+    for number in ("99.99", "1.999", "77"):
+        result = service.command("trace", "--session", number, check=False)
+        assert (result.returncode, result.stdout) == (64, "")
+        assert f"there is no session {number} now; `popkernel status` shows those that are logged in" in result.stderr
+    pop = service.pop3()
+    trace = Trace(service, "--session", service.status()["sessions"][0]["session"])
+    pop.noop()
+    trace.until("NOOP")
+    pop.quit()
+    trace.stop()
+
+
+@needs_root
+def test_a_recording_goes_into_a_file_of_the_callers_own_and_no_other(service, tmp_path):
+    """C7: as root into another user's empty file, or over a link: the other kept owning the recording."""
+    mine, others, link, twin, pipe = (tmp_path / name for name in ("mine", "others", "link", "twin", "pipe"))
+    for path in (mine, others, twin):
+        path.touch(mode=0o600)
+    os.chown(others, 64301, 64301)
+    os.mkfifo(pipe)
+    os.chown(pipe, 64301, 64301)
+    link.symlink_to("new")
+    (tmp_path / "linked").symlink_to(mine)
+    os.link(twin, tmp_path / "second")
+    for path, why in (
+        (others, "belongs to uid 64301, who could read the recording"), (link, "is a symbolic link"), (tmp_path / "linked", "is a symbolic link"),
+        (twin, "has another name besides"), (pipe, ""),
+    ):
+        result = service.command("trace", "auth", "--for", "0.1", "--record", str(path), "--force", check=False)
+        assert result.returncode == 73
+        assert f"{path}: {why}" in result.stderr and "; give another file with --record" in result.stderr
+    assert not (tmp_path / "new").exists() and not others.stat().st_size + mine.stat().st_size + twin.stat().st_size
+    service.command("trace", "auth", "--for", "0.1", "--record", str(mine))
+    assert not read(mine.read_bytes()).damage
+
+
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--edge", "auth:maildir"], "no edge 'auth:maildir'; there are: "),
     (["--edge", "auth"], "an edge is FROM:TO"),
