@@ -191,7 +191,7 @@ def _import_uidl(commands: Any) -> None:
         popkernel import-uidl -u /etc/mail/users -e Maildir --from dovecot
         popkernel import-uidl -u /etc/mail/users --from courier --force alice
         """,
-        "usage data noinput nouser software tempfail noperm config",
+        "usage data noinput nouser software tempfail noperm",
         files="""
         MAILDIR/dovecot-uidlist       Dovecot's
         MAILDIR/courierpop3dsizelist  Courier's

@@ -14,13 +14,14 @@ from popkernel.actors.maildir.migrate import bring, source_of
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.sandbox import lock as sandbox
-from popkernel.kernel.usertable import NoTableError, read_users
+from popkernel.kernel.usertable import code_of, read_users
 from popkernel.proto.tables import MailUser
 from popkernel.proto.topology import actor as row_of
 
-OK, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM, CONFIG = 0, 65, 66, 67, 70, 75, 77, 78  # sysexits(3)
+OK, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM = 0, 65, 66, 67, 70, 75, 77  # sysexits(3)
 _LOCK_SECONDS = 30.0  # to wait for the popcache lock: nobody else waits for us
 _NOTES = 20  # a user's findings that are printed; a maildir may hold thousands
+_COMMON = ("Maildir", ".maildir", "mail")  # what subdirectories with the mail are called
 _MOST_ANSWER = 1 << 20
 
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         users = read_users(options.user_table, options.subdir)
     except ValueError as error:
         print(f"popkernel import-uidl: {error}", file=sys.stderr)
-        return NOINPUT if isinstance(error, NoTableError) else CONFIG
+        return code_of(error)
     unknown = [name for name in options.users if name not in users]
     for name in unknown:
         print(f"popkernel import-uidl: {name} is not in {options.user_table}; write the name as it stands there", file=sys.stderr)
@@ -40,17 +41,33 @@ def run(options: argparse.Namespace) -> int:
     program = sandbox.compile_promises(row_of("maildir").promises) if not sandbox.missing() else None
     sums = {"messages": 0, "kept": 0, "taken": 0, "new": 0}
     worst, skipped, failed = OK, 0, 0
+    homeless: list[str] = []  # for each user who has no maildir there, the subdirectory that looks like one, or ""
     for number, name in enumerate(names, 1):
         answer = _in_child(users[name], options, program)
         _tell(f"[{number}/{len(names)}] {name}", answer)
         worst = worst or answer["code"]
+        homeless += [answer["within"]] if "within" in answer else []
         failed += answer["code"] != OK
         skipped += answer["code"] == OK and "messages" not in answer
         for key in sums:
             sums[key] += answer.get(key, 0)
     would = "nothing written: " if options.dry else ""
     print(f"{would}{len(names)} users, {skipped} with nothing to take over, {failed} failed; {_counts(sums)}")
-    return worst
+    doubt = _doubt(options, len(names), skipped, homeless)
+    if doubt:  # clients would fetch all of that mail again
+        print(f"popkernel import-uidl: {doubt}", file=sys.stderr)
+    return worst or (NOINPUT if doubt else OK)
+
+
+def _doubt(options: argparse.Namespace, users: int, skipped: int, homeless: list[str]) -> str:
+    """What looks like a mistake in how this was called; "" for nothing."""
+    if homeless:
+        found = next(filter(None, homeless), "")
+        mend = f"is -e {options.subdir} right?" if options.subdir else f"did you forget -e{found and ' ' + found}?"
+        return f"no maildir found for {len(homeless)} user{'s' * (len(homeless) > 1)}; {mend}"
+    if skipped == users:
+        return "no unique ids of another server found in any maildir; is it the right table, and do Dovecot or Courier keep them there?"
+    return ""
 
 
 def _counts(of: dict[str, Any]) -> str:
@@ -97,7 +114,8 @@ def _work(user: MailUser, options: argparse.Namespace, program: bytes | None) ->
     except sandbox.SandboxError as error:
         return {"code": NOPERM, "said": str(error)}
     if not all(os.path.isdir(os.path.join(user.maildir, part)) for part in ("cur", "new", "tmp")):
-        return {"code": OK, "said": "no maildir there, or none that its user may see"}
+        within = [sub for sub in _COMMON if os.path.isdir(os.path.join(user.maildir, sub, "cur"))]
+        return {"code": NOINPUT, "within": (within or [""])[0], "said": "no maildir there, or none that its user may see"}
     try:
         drop = Maildrop(os.fsencode(user.maildir), lock_wait=_LOCK_SECONDS)
         if program is not None:
