@@ -100,8 +100,8 @@ def _check(commands: Any) -> None:
         "While a server runs on this run directory, that one's lock and ports are left out, so that it can be checked\n"
         "before a reload; `start` would end with 69 then.\n"
         "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as `start` ends\n"
-        "with it. A mailbox that cannot be served, and a table or configuration that others can change, keep `start`\n"
-        "from nothing, and are errors here.",
+        "with it. A mailbox that cannot be served, a private key that others may read, and a table or configuration\n"
+        "that others can change, keep `start` from nothing, and are errors here.",
         """
         popkernel check -f /etc/popkernel.toml
         popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
