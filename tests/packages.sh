@@ -46,10 +46,11 @@ fail2ban() {
 fail2ban
 
 missing=
-for name in curl fetchmail mpop nmap; do
+for name in curl fetchmail mpop mutt nmap ruby s-nail; do
     command -v "$name" >/dev/null 2>&1 || missing="$missing $name"
 done
 command -v testssl >/dev/null 2>&1 || command -v testssl.sh >/dev/null 2>&1 || missing="$missing testssl.sh"
+perl -MIO::Socket::SSL -MNet::POP3 -e1 2>/dev/null || missing="$missing libio-socket-ssl-perl"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "tests: left out, for want of their packages:$missing"

@@ -6,11 +6,13 @@ words, is how it is to say who it is (AUTHENTICATIONS has all that each knows an
 
 import os
 import poplib
+import pty
 import re
 import shutil
 import ssl
 import subprocess
 import sys
+import threading
 
 from tests.e2e import awkward
 
@@ -18,6 +20,33 @@ LINE = 1 << 21  # octets: poplib refuses lines over 2048 unless told
 _FETCHMAIL_LINE = 8000
 # getmail sets its own limit, of 1 MB, when it is imported.
 _GETMAIL = "import getmailcore.retrievers, poplib, runpy, sys; poplib._MAXLINE = 1 << 21; sys.argv[0] = {0!r}; runpy.run_path({0!r}, run_name='__main__')"
+
+
+_PERL = """
+use Net::POP3;
+my ($host, $port, $mode, $ca, $user, $out, $count) = @ARGV;
+my @tls = (SSL_ca_file => $ca, SSL_verifycn_name => "localhost");
+my $pop = Net::POP3->new($host, Port => $port, Timeout => 60, $mode eq "tls" ? (SSL => 1, @tls) : ()) or die "no connection: $@";
+$mode eq "tls" or $pop->starttls(@tls) or die "no STLS: " . $pop->message;
+defined $pop->login($user, "secret") or die "no login: " . $pop->message;
+for my $n (1 .. $count) { open my $file, ">:raw", "$out/$n" or die; $pop->get($n, $file) or die "no message $n"; close $file; }
+$pop->quit;
+"""
+_RUBY = """
+require "net/pop"
+host, port, ca, user, out = ARGV
+pop = Net::POP3.new(host, port.to_i)
+pop.enable_ssl(OpenSSL::SSL::VERIFY_PEER, ca)
+pop.start(user, "secret")
+pop.mails.each { |mail| File.binwrite("#{out}/#{mail.number}", mail.pop) }
+pop.finish
+"""
+_MUTT = """
+set pop_host="{scheme}://{host}:{port}" pop_user={user} pop_pass=secret pop_delete=no pop_last=no
+set ssl_starttls=yes ssl_force_tls=yes certificate_file="{ca}" ssl_ca_certificates_file="{ca}"
+set folder="{tmp}" spoolfile="{tmp}/m" mbox_type=Maildir quit=yes wait_key=no
+push "<fetch-mail><exit>"
+"""
 
 
 def raw(service, user, mode, _tmp, count):
@@ -110,15 +139,79 @@ def getmail(service, user, mode, tmp, count, auth="", secret="secret"):
     return [path.read_bytes() for path in (tmp / "out").iterdir()]
 
 
-def _run(command, *, ok=(0,), env=None):
-    result = subprocess.run(command, capture_output=True, timeout=120, check=False, env=env)
+def perl(service, user, mode, tmp, count):
+    """Net::POP3."""
+    address = service.tls if mode == "tls" else service.plain
+    _run(["perl", "-e", _PERL, address.host, str(address.port), mode, service.site.cert, user, str(tmp), str(count)])
+    return [(tmp / f"{n}").read_bytes() for n in range(1, count + 1)]
+
+
+def ruby(service, user, mode, tmp, count):
+    """net/pop. It knows no STLS."""
+    del mode
+    address = service.tls
+    _run(["ruby", "-e", _RUBY, address.host, str(address.port), service.site.cert, user, str(tmp)])
+    return [(tmp / f"{n}").read_bytes() for n in range(1, count + 1)]
+
+
+def s_nail(service, user, mode, tmp, count):
+    """Copies all into an mbox."""
+    del count
+    address, scheme = (service.tls, "pop3s") if mode == "tls" else (service.plain, "pop3")
+    (tmp / "rc").write_text(
+        f"set v15-compat tls-ca-no-defaults tls-ca-file={service.site.cert} tls-verify=strict\n{'' if mode == 'tls' else 'set pop3-use-starttls'}\n",
+    )
+    where = f"{scheme}://{user}:secret@localhost:{address.port}"
+    environment = {**os.environ, "HOME": str(tmp), "MAILRC": str(tmp / "rc")}
+    _run(["s-nail", "-#", "-:u", "-R", "-f", where], env=environment, said=f"copy * mbox://{tmp}/box\nxit\n".encode())
+    return [_one_last_newline(message) for message in re.split(rb"(?m)^From \S+ .*:\d\d \d{4}\n", (tmp / "box").read_bytes())[1:]]
+
+
+def mutt(service, user, mode, tmp, count):
+    """Fetches into a maildir. It wants a terminal."""
+    del count
+    address, scheme = (service.tls, "pops") if mode == "tls" else (service.plain, "pop")
+    for part in ("cur", "new", "tmp"):
+        (tmp / "m" / part).mkdir(parents=True)
+    (tmp / "rc").write_text(_MUTT.format(scheme=scheme, host="localhost", port=address.port, user=user, ca=service.site.cert, tmp=tmp))
+    master, slave = pty.openpty()
+    reader = threading.Thread(target=_read_all, args=(master,))
+    reader.start()
+    try:
+        command = ["mutt", "-n", "-F", str(tmp / "rc"), "-f", str(tmp / "m")]
+        environment = {**os.environ, "HOME": str(tmp), "TERM": "vt100"}
+        subprocess.run(command, stdin=slave, stdout=slave, stderr=slave, timeout=120, check=True, env=environment, start_new_session=True)
+    finally:
+        os.close(slave)
+        reader.join()
+        os.close(master)
+    return [path.read_bytes() for part in ("cur", "new") for path in (tmp / "m" / part).iterdir()]
+
+
+def _read_all(master):
+    try:
+        while os.read(master, 65536):
+            pass
+    except OSError:  # the other end is closed
+        pass
+
+
+def _one_last_newline(message):
+    return message.rstrip(b"\n") + b"\n"
+
+
+def _run(command, *, ok=(0,), env=None, said=b""):
+    result = subprocess.run(command, capture_output=True, timeout=120, check=False, env=env, input=said)
     assert result.returncode in ok, (result.returncode, result.stdout[-500:], result.stderr[-1000:])
 
 
 def missing(name):
     """The Debian (or pip) package to install for a client, "" where it is there."""
-    if name in ("curl", "fetchmail", "mpop"):
+    if name in ("curl", "fetchmail", "mpop", "mutt", "ruby", "s-nail"):
         return "" if shutil.which(name) else name
+    if name == "perl":
+        there = shutil.which(name) and not subprocess.run([name, "-MIO::Socket::SSL", "-MNet::POP3", "-e1"], capture_output=True, check=False).returncode
+        return "" if there else "libio-socket-ssl-perl"
     if name == "getmail":
         return "" if os.path.exists(os.path.join(os.path.dirname(sys.executable), "getmail")) else "getmail6 (pip)"
     return ""
@@ -131,7 +224,13 @@ def gives(name, raw_message):
         return awkward.on_the_wire(raw_message)
     if name == "curl":
         return message or b"\r\n"  # it counts the line end of "+OK" as the first octets of a body that ends at once
-    if name == "mpop":
+    if name == "mutt" and b"\0" in message:
+        return None  # its lines end there
+    if name == "s-nail":
+        if message == b".\r\n":
+            return None  # no header: it puts a blank line before it
+        return _one_last_newline(re.sub(rb"\r+\n", b"\n", message))  # an mbox has no other line ends, and a blank line between messages
+    if name in ("mpop", "mutt"):
         return message.replace(b"\r\n", b"\n")  # as maildir wants it
     if name == "fetchmail":
         if message in (b"", b"\r\n", b".\r\n") or max(map(len, message.split(b"\n"))) > _FETCHMAIL_LINE:
@@ -150,7 +249,7 @@ def _as_getmail(message):
     return b"Return-Path: <unknown>\n" + (text if b"\n\n" in text else text + b"\n")
 
 
-WITHOUT_STLS = ("getmail",)
+WITHOUT_STLS = ("getmail", "ruby")
 # fetchmail 6 knows POP3's AUTH for Kerberos, OTP and CRAM-MD5 only. curl takes no USER where there is AUTH, no XOAUTH2 where there is
 # OAUTHBEARER, and sends no token at once that makes a line over 255 octets. APOP, SCRAM and the like are no mechanisms of ours.
 AUTHENTICATIONS = {
@@ -164,4 +263,6 @@ AUTHENTICATIONS = {
     "fetchmail": {"USER": "password", "any": "any"},
     "getmail": {"USER": "", "XOAUTH2": "use_xoauth2 = true"},
 }
-CLIENTS = {"raw": raw, "poplib": with_poplib, "curl": curl, "mpop": mpop, "fetchmail": fetchmail, "getmail": getmail}
+CLIENTS = {"raw": raw, "poplib": with_poplib, "curl": curl, "mpop": mpop, "fetchmail": fetchmail, "getmail": getmail} | {
+    "perl": perl, "ruby": ruby, "s-nail": s_nail, "mutt": mutt,
+}
