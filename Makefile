@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run venv dev test check bench clean
+.PHONY: run venv dev test check bench debian13 clean
 
 run: venv
 	$(BIN)/popkernel demo
@@ -75,6 +75,10 @@ test: dev check
 
 bench: dev
 	$(BIN)/python -m benchmarks
+
+# What was committed, in a Debian 13 of its own: as root; FOR=user as an ordinary user, TARGET=run the demo. See there for the rest.
+debian13:
+	@IN='$(IN)' FOR='$(FOR)' TARGET='$(TARGET)' sh tests/debian13.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info cli/package/_lanes.*
