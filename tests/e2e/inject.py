@@ -13,7 +13,7 @@ import struct
 
 from tests.service import wait_for
 
-_SEIZE, _INTERRUPT, _STEP, _DETACH, _GETREGS, _SETREGS = 0x4206, 0x4207, 9, 17, 12, 13
+_SEIZE, _INTERRUPT, _STEP, _DETACH, _GETREGS, _SETREGS, _GET_FILTER = 0x4206, 0x4207, 9, 17, 12, 13, 0x420C
 _WALL = 0x40000000
 _NAMES = (
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs"
@@ -109,6 +109,18 @@ class Thread:
             if stopped == signal.SIGSYS:
                 return "killed"
             self.pending = stopped
+
+    def filters(self):
+        """The programs of its seccomp filters, the outermost first; OSError where the system does not show them."""
+        found = []
+        while True:
+            room = ctypes.create_string_buffer(8 * 4096)
+            many = _libc.ptrace(ctypes.c_long(_GET_FILTER), ctypes.c_long(self.tid), ctypes.c_void_p(len(found)), ctypes.addressof(room))
+            if many < 0:
+                if ctypes.get_errno() == errno.ENOENT:
+                    return found
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            found.append(room.raw[: 8 * many])
 
     def _wait(self):
         _, status = os.waitpid(self.tid, _WALL)

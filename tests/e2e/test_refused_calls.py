@@ -12,6 +12,7 @@ from tests.e2e.inside.service import needs_cage
 from tests.e2e.test_cage_beside import caged, deliver, fill, helpers, pid_of
 from tests.refused_calls import ANY, FILE, FOLDER, INSIDE, KERNEL, PARENT, REFUSED, SOCK
 from tests.service import Service, wait_for
+from tests.unit.test_refused_calls import program
 
 pytestmark = [needs_cage, pytest.mark.skipif(bool(cannot()), reason=f"no system calls by ptrace(2) here: {cannot()}")]
 NUMBERS = syscalls.numbers(os.uname().machine)
@@ -132,6 +133,25 @@ def test_nor_does_the_helper_of_a_maildir_actor(place):
         wait_for(lambda: caged(helper) == (2, 3, 1))
         assert not let_through(helper, "helper of maildir.{user}", place, pid_of(service, "kernel"))
         assert INSIDE["helper of maildir.{user}"][:2] == ("init", "spawner")
+
+
+def whole(filter_, instructions):
+    """Whether those are the instructions that the promises of a row make."""
+    return program(filter_, os.uname().machine) == instructions
+
+
+@pytest.mark.parametrize("row", [row.name for row in ACTORS if row.name != "gate"])
+def test_the_filters_in_force_say_the_promises_of_the_table_whole(service, row):
+    """C5: a maildir actor's said only what its parent's does not."""
+    pids = {actor["name"]: actor["pid"] for actor in service.status()["actors"]} | {"init": service.process.pid}
+    for tid in threads(next(pid for name, pid in pids.items() if kind_of(name) == row)):
+        with Thread(tid) as thread:
+            try:
+                found = thread.filters()
+            except OSError as error:
+                pytest.skip(f"filters in force are not shown here: {error.strerror}")
+        outside = len(found) - len(INSIDE[row])  # what these tests themselves are under
+        assert [whole(*pair) for pair in zip(INSIDE[row], found[outside:], strict=True)] == [True] * len(INSIDE[row])
 
 
 def test_the_injector_makes_calls_and_sees_those_that_a_filter_kills_for(service):
