@@ -32,7 +32,9 @@ _BAD = frozenset(
         "Failed",
     }
 )
-HIDDEN = frozenset({"Settings", "State", "Decision", "Clock", "Random", "Timer", "Checked", "Full", "Unsent"})  # for replays
+HIDDEN = frozenset({  # for replays
+    "Settings", "State", "Decision", "Clock", "Random", "Timer", "Checked", "Full", "Unsent", "Queued", "Turn", "Known",
+})
 _NOTES = {
     "Began": "{peer} serves, process {pid}", "Ended": "{peer} ended: {how}", "Restart": "{peer} starts again in {seconds} s",
     "Lease": "{user}'s maildrop: lease given to session {short}", "LeaseOver": "{user}'s maildrop: lease of session {short} is over",

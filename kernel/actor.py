@@ -296,7 +296,7 @@ class Actor:
             watch.tap.payload = message.payload
         else:
             watch.tap = ActorTap(self.loop, adopt(fds[0]), self.boot.name, self.session_of, payload=message.payload)
-        watch.tap.note("Settings", 0, {**self.settings(), "timers": True})
+        watch.tap.note("Settings", 0, {**self.settings(), "timers": True, "turns": True})
 
     def _unwatch(self, message: m.Unwatch, fds: list[int]) -> None:
         del message, fds

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from popkernel.kernel.stage import Said
+from popkernel.kernel.viewing import Wish, about, of_all
 from popkernel.proto.recording import Frame
+from popkernel.proto.shown import is_cut
 
-__all__ = ["Difference", "Result", "compare", "rewritten"]
+__all__ = ["Difference", "Result", "compare", "recorded_of", "rewritten", "signs_of_life"]
 
 _CONTEXT = 4  # frames shown before a difference
 # What is no function of what was recorded: octets that a client typed hold its password; the others are counted by a process.
@@ -38,10 +40,34 @@ class Result(NamedTuple):
     unjudged: frozenset[int] = frozenset()  # frames that were not compared
 
 
-def _is_said(frame: Frame, skipped: set[int]) -> bool:
-    if frame.name == "Log" and frame.actor.startswith(_WORDS_OF_WHAT_IS_NOT):
+def recorded_of(wish: Wish, actor: str, sessions: set[int], one: Said) -> bool:
+    """Whether the recording would have it: one of a user or a session has not all that an actor says. `sessions`: those it does have."""
+    frame = {"actor": actor, "way": "out", "peer": one.peer, "name": one.name, "session": one.session, "fields": one.fields}
+    if not wish.shows(frame):
         return False
-    return frame.way == "out" and frame.name not in _NOT_PLAYED and frame.session not in skipped
+    return not wish.user or about(frame) in sessions or wish.names_user(frame) or of_all(frame)
+
+
+def _is_said(frame: Frame, skipped: set[int]) -> bool:
+    judged = frame.name not in _NOT_PLAYED and not _of_what_is_not(frame.actor, frame.name)
+    return frame.way == "out" and judged and frame.session not in skipped
+
+
+def _of_what_is_not(actor: str, name: str) -> bool:
+    return name == "Log" and actor.startswith(_WORDS_OF_WHAT_IS_NOT)
+
+
+def signs_of_life(frames: Sequence[Frame]) -> set[int]:
+    """Counters that nobody asked for: an actor says them when something takes it long, and a replay may be quicker."""
+    asked, found = 0, set()
+    for index, frame in enumerate(frames):
+        if frame.way == "in" and frame.name == "Report":
+            asked += 1
+        elif frame.way == "out" and frame.name == "Counters":
+            if not asked:
+                found.add(index)
+            asked = max(0, asked - 1)
+    return found
 
 
 def compare(actor: str, frames: Sequence[Frame], said: Sequence[Said], *, skipped: set[int], cut_off: bool) -> list[Difference]:
@@ -50,12 +76,13 @@ def compare(actor: str, frames: Sequence[Frame], said: Sequence[Said], *, skippe
     What is said beyond the recording's last turn is not held against anybody: the recording may have ended before it.
     """
     recorded: dict[tuple[str, int], list[int]] = {}
+    unasked = signs_of_life(frames)
     for index, frame in enumerate(frames):
-        if _is_said(frame, skipped):
+        if _is_said(frame, skipped) and index not in unasked:
             recorded.setdefault((frame.peer.partition("~")[0], frame.session), []).append(index)
     now: dict[tuple[str, int], list[Said]] = {}
     for one in said:
-        if one.session not in skipped:
+        if one.session not in skipped and not _of_what_is_not(actor, one.name):
             now.setdefault((one.peer.partition("~")[0], one.session), []).append(one)
     now = _named_alike(recorded, now)
     last = frames[-1].turn if frames else 0
@@ -80,7 +107,10 @@ def _stream(
         if frame.name != one.name:
             lines = [f"recorded: {frame.name} {frame.fields}", f"now:      {one.name} {one.fields}"]
             return [*out, Difference(actor, index, f"another message to {frame.peer}", lines, _before(frames, index))]
-        lines = _fields(frame.name, frame.fields, one.fields, partly=partly)
+        if is_cut(frame.fields) >= 0:  # more than a frame of a trace holds: its size says what there is to say
+            lines = _fields(frame.name, {"octets": frame.octets}, {"octets": one.octets}, partly=partly)
+        else:
+            lines = _fields(frame.name, frame.fields, one.fields, partly=partly)
         if lines:
             out.append(Difference(actor, index, f"{frame.name} to {frame.peer}", lines, _before(frames, index)))
     for index in indices[len(said) :]:
@@ -117,7 +147,8 @@ def _fields(name: str, recorded: dict[str, Any], now: dict[str, Any], *, partly:
 
 def rewritten(result: Result, skipped: set[int]) -> list[Frame]:
     """The actor's frames with what it says now in the place of what it said."""
-    kept = [(index, frame) for index, frame in enumerate(result.frames) if index in result.unjudged or not _is_said(frame, skipped)]
+    left = result.unjudged | signs_of_life(result.frames)
+    kept = [(index, frame) for index, frame in enumerate(result.frames) if index in left or not _is_said(frame, skipped)]
     names = {f.session: f.peer for f in result.frames if f.way == "out" and f.peer.startswith("listener.")}
     out = [(index, 0, frame) for index, frame in kept]
     for number, one in enumerate(result.said, 1):

@@ -22,11 +22,12 @@ _Callback = Callable[[int], None]
 class Timer:
     """A call at a time; `cancel` makes it none."""
 
-    __slots__ = ("call", "due")
+    __slots__ = ("call", "due", "session")
 
-    def __init__(self, call: Callable[[], None], due: float) -> None:
+    def __init__(self, call: Callable[[], None], due: float, session: int = 0) -> None:
         self.call: Callable[[], None] | None = call
         self.due = due  # monotonic seconds
+        self.session = session  # whose it is, 0 for nobody's: a replay of one session has no others' timers
 
     def cancel(self) -> None:
         """Never to be called; costs nothing, the heap forgets it when its time comes or it has become large."""
@@ -37,7 +38,8 @@ class Loop:
     """poll(2) for those with a handful of descriptors, epoll(7) where there is one and `many` are to come."""
 
     __slots__ = (
-        "_added", "_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "_unwatched", "now", "on_timer",
+        "_added", "_calls", "_crowd", "_many", "_poller", "_running", "_sequence", "_soon", "_timers", "_unwatched", "ending", "now",
+        "on_timer",
     )
 
     def __init__(self, *, many: bool = False) -> None:
@@ -51,7 +53,8 @@ class Loop:
         self._sequence = count()
         self._running = False
         self._crowd = _CROWD  # timers at which those that were cancelled are looked for
-        self.on_timer: Callable[[], None] | None = None  # told before a timer's call, while somebody watches
+        self.on_timer: Callable[[int], None] | None = None  # told whose before a timer's call, while somebody watches
+        self.ending = False  # at the end of a turn, doing what was put off until then
         self.now = time.monotonic()  # seconds; read once a turn, good enough for every deadline here
 
     def add(self, fd: int, call: _Callback, events: int = READ) -> None:
@@ -95,9 +98,9 @@ class Loop:
         self.later(_SHORT_SECONDS, self._look)
         self._tell(self._unwatched.poll(0))
 
-    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        """Call once, that many seconds from now."""
-        timer = Timer(call, time.monotonic() + seconds)
+    def later(self, seconds: float, call: Callable[[], None], session: int = 0) -> Timer:
+        """Call once, that many seconds from now. `session`: whose timer it is, where it is one's alone."""
+        timer = Timer(call, time.monotonic() + seconds, session)
         if len(self._timers) >= self._crowd:
             self._forget_cancelled()
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
@@ -130,12 +133,15 @@ class Loop:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
                 if self.on_timer is not None:
-                    self.on_timer()
+                    self.on_timer(timer.session)
                 timer.call()
-        while self._soon:
-            todo, self._soon = self._soon, []
-            for call_soon in todo:
-                call_soon()
+        if self._soon:
+            self.ending = True
+            while self._soon:
+                todo, self._soon = self._soon, []
+                for call_soon in todo:
+                    call_soon()
+            self.ending = False
 
     def _tell(self, ready: list[tuple[int, int]]) -> None:
         calls, added = self._calls, self._added

@@ -24,7 +24,7 @@ from popkernel.kernel.compare import Difference, Result
 from popkernel.kernel.replay import decide
 from popkernel.kernel.snapshot import SnapshotError, put, take
 from popkernel.kernel.stage import Stage
-from popkernel.kernel.viewing import named
+from popkernel.kernel.viewing import Wish, WishError, named
 from popkernel.proto import topology
 from popkernel.proto.codec import BadMessageError
 from popkernel.proto.recording import Frame, Recording, RecordingError
@@ -46,7 +46,7 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
     known = {frame.actor for frame in recording.frames if frame.actor}
     if actor and not any(named(actor, name) for name in known):
         raise RecordingError(f"no actor {actor!r} in it; there are: {', '.join(sorted(known)) or 'none'}")
-    payload = bool(recording.header.get("watches", {}).get("payload"))
+    wish = _wish(recording)
     for name in sorted(known):
         if actor and not named(actor, name):
             continue
@@ -55,7 +55,7 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
             if name == "kernel":
                 results += _kernel(frames)
             elif _kind(name) in _PLAYED:
-                results.append(_actor(recording, name, frames, payload=payload, maildir=maildir))
+                results.append(_actor(recording, name, frames, wish, maildir=maildir))
         except RecordingError as error:
             raise RecordingError(f"{name}: {error}{_other_table(recording)}") from None
         except (SnapshotError, MemoryError):
@@ -63,6 +63,14 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
         except Exception as error:  # a recording may say anything, and the actor on the stage takes it for what was decoded
             raise RecordingError(f"{name}: can't be played: {_what(error)}{_other_table(recording)}") from error
     return results
+
+
+def _wish(recording: Recording) -> Wish:
+    """What was asked for when it was made."""
+    try:
+        return Wish(recording.header.get("watches", {}))
+    except WishError as error:
+        raise RecordingError(f"no popkernel recording: its header asks for what nobody can: {error}") from None
 
 
 def _kind(name: str) -> str:
@@ -101,7 +109,7 @@ def _until_lost(recording: Recording, name: str, frames: list[Frame]) -> tuple[l
     return frames, notes, bool(recording.damage)
 
 
-def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: bool, maildir: str) -> Result:
+def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, maildir: str) -> Result:
     frames, notes, cut_off = _until_lost(recording, name, frames)
     kind = topology.kind_of(name)
     room: Any = import_module(topology.actor(name).module.rpartition(".")[0] + ".replay")
@@ -125,10 +133,13 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
         compared = 0
         strange = bool(more and not maildir) and _changed_meanwhile(recording, frames[starts[0] :], notes)
         said: list[Any] = []
+        sessions = {frame.session for frame in frames} - {0}
+        aside = 0
         differences: list[Difference] = []
         for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
             life = frames[start : starts[number + 1] if number + 1 < len(starts) else len(frames)]
-            stage = Stage(payload=payload, user=recording.header.get("watches", {}).get("user", ""), strange=strange)
+            whole = not (wish.user or wish.session or wish.edge or wish.types)
+            stage = Stage(payload=wish.payload, user=wish.user, strange=strange, whole=whole)
             try:
                 room.play(stage, name, life[0].fields, life, *more)
             except BadMessageError as error:
@@ -139,14 +150,18 @@ def _actor(recording: Recording, name: str, frames: list[Frame], *, payload: boo
                 unjudged |= set(range(start + stage.until, start + len(life)))
                 life = life[: stage.until]
             strange = stage.strange
+            spoken = [one for one in stage.said if compare.recorded_of(wish, name, sessions, one)]
+            aside += len(stage.said) - len(spoken)
             notes += [remark for remark in stage.remarks if remark not in notes]
             differences += [
                 d._replace(where=d.where + start)
-                for d in compare.compare(name, life, stage.said, skipped=stage.skipped, cut_off=cut_off)
+                for d in compare.compare(name, life, spoken, skipped=stage.skipped, cut_off=cut_off)
             ]
-            said += [one._replace(after=one.after + start) for one in stage.said if one.session not in stage.skipped]
+            said += [one._replace(after=one.after + start) for one in spoken if one.session not in stage.skipped]
             skipped |= stage.skipped
             compared += sum(f.way == "out" and f.session not in stage.skipped for f in life)
+    if aside:
+        notes.append(f"{aside} messages of no session, or not of what was asked for: left out")
     if skipped:
         notes.append(f"{len(skipped)} sessions had begun before the recording, or can't be played: left out")
     return Result(name, frames, said, differences, notes, compared, frozenset(unjudged))

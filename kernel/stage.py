@@ -53,6 +53,9 @@ class StageLoop(Loop):
         super().__init__()
         self.now = 0.0
         self.precise = 0.0  # the clock itself, which goes on while a turn lasts: timers run from there, as the real loop's do
+        self.turns = False  # whether the recording tells of a turn's end, and whose a timer is
+        self.fired: set[int] = set()  # whose timers were called in this turn
+        self._before = 0.0  # the turn before this one
 
     def add(self, fd: int, call: Callable[[int], None], events: int = 1) -> None:
         del events
@@ -64,8 +67,8 @@ class StageLoop(Loop):
     def remove(self, fd: int) -> None:
         self._calls.pop(fd, None)
 
-    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(call, max(self.now, self.precise) + seconds)
+    def later(self, seconds: float, call: Callable[[], None], session: int = 0) -> Timer:
+        timer = Timer(call, max(self.now, self.precise) + seconds, session)
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
@@ -87,10 +90,36 @@ class StageLoop(Loop):
         self.now = self.precise = max(self.now, now)
         if timer.call is not None:
             timer.call()
-        self.settle()
+        if not self.turns:
+            self.settle()
 
-    def fire(self, now: float) -> None:
-        """In the recording some timer was called now: all that are due, or the next, for what is recorded of its making is not exact."""
+    def fire(self, now: float, session: int) -> None:
+        """In the recording a timer of that session was called now: the first that is due, or nearly: its making is not known exactly."""
+        self.advance_clock(now)
+        if self._fire(now + _SLACK, session):
+            self.fired.add(session)
+
+    def _fire(self, until: float, session: int) -> bool:
+        due = [entry for entry in self._timers if entry[0] <= until and entry[2].session == session and entry[2].call is not None]
+        if not due:
+            return False
+        timer = min(due)[2]
+        call, timer.call = timer.call, None
+        assert call is not None
+        call()
+        return True
+
+    def end(self) -> None:
+        """The end of a turn: whose timers were called, all their due ones were; and what was put off is done."""
+        for session in self.fired:
+            while self._fire(self.now, session):
+                pass
+        self.fired.clear()
+        self.settle()
+        self._before = self.now
+
+    def fire_all(self, now: float) -> None:
+        """As `fire`, where the recording does not say whose."""
         while self._timers and self._timers[0][2].call is None:
             heapq.heappop(self._timers)
         if self._timers and now < self._timers[0][0] <= now + _SLACK:
@@ -98,8 +127,11 @@ class StageLoop(Loop):
         self.advance(now, late=True)
 
     def follow(self, now: float) -> None:
-        """In the recording no timer was called before `now`; but one that this program alone has does not wait for ever."""
-        self.advance(now - _STALL, late=True)
+        """In the recording no timer was called before `now`; but one that this program alone has does not wait for ever.
+
+        Nor does it wait less than a turn of the loop that it was not called in.
+        """
+        self.advance(min(now - _STALL, self._before) if self.turns else now - _STALL, late=True)
         self.advance_clock(now)
 
     def advance_clock(self, now: float) -> None:
@@ -163,9 +195,12 @@ class StageChannel:
 
 
 class Stage:
-    """One actor's performance. `payload`: whether the recording shows mail content. `user`: whose story it is, "" for everybody's."""
+    """One actor's performance. `payload`: whether the recording shows mail content. `user`: whose story it is, "" for everybody's.
 
-    def __init__(self, *, payload: bool, user: str = "", strange: bool = False) -> None:
+    `whole`: whether all that this actor was told is in the recording, and not one user's or session's share of it.
+    """
+
+    def __init__(self, *, payload: bool, user: str = "", strange: bool = False, whole: bool = True) -> None:
         self.loop = StageLoop()
         self.channels: list[StageChannel] = []
         self.said: list[Said] = []
@@ -174,10 +209,12 @@ class Stage:
         self.actor: Actor | None = None
         self.at = 0  # the frame that is being played
         self.skipped: set[int] = set()  # sessions that had begun before the recording did
+        self.whole = whole
         self.strange = strange  # the maildir is not what it was in the recording: what sessions would see can't be known
         self.unknown: set[int] = set()  # deliveries that had, and can't be gone on with
         self.until = 0  # frames that are judged, where not all are
         self.remarks: list[str] = []
+        self._taken: set[int] = set()  # notes that were given by `behind`
 
     def hears(self, channel: StageChannel, message: tuple[Any, ...]) -> None:
         """The actor says something on a channel."""
@@ -233,19 +270,50 @@ class Stage:
         self.until = max(1, self.at)
         self.remark(f"{why}: replayed up to there")
 
-    def left(self) -> None:
+    def left(self, frames: Sequence[Frame]) -> None:
         """The actor has ended. That may be too early where it has nothing to stay for but what was left out."""
-        if self.skipped:
+        if (self.skipped or not self.whole) and any(frame.way == "out" for frame in frames[self.at + 1 :]):
             self.until = self.at + 1
             self.remark("it was kept by sessions that are left out: replayed up to where it would have ended")
+
+    @property
+    def guided(self) -> bool:
+        """Whether what others' sessions decided is to be taken from the recording: they are not in it, and it says what they decided."""
+        return not self.whole and self.loop.turns
+
+    def play(self, frames: Sequence[Frame]) -> Iterator[Frame]:
+        """Frame by frame, and between two turns of the actor's loop what a turn does at its end: what came in one goes out as one."""
+        self.loop.turns = bool(frames[0].fields.get("turns"))
+        for at, frame in enumerate(frames):
+            before = frames[self.at]
+            if at and (not self.loop.turns or frame.ending or frame.turn != before.turn):
+                self.loop.end()
+            self.at = at
+            self.clock(frames)
+            yield frame
+        self.loop.end()
+
+    def behind(self, frames: Sequence[Frame], name: str, session: int, **fields: Any) -> Frame | None:
+        """The next note of that name that the recorded actor made of a session because of the frame that is being played."""
+        for at in range(self.at + 1, len(frames)):
+            frame = frames[at]
+            if frame.way == "in" or frame.name == "Timer":
+                break
+            if frame.name == name and frame.session == session and at not in self._taken and fields.items() <= frame.fields.items():
+                self._taken.add(at)
+                return frame
+        return None
 
     def clock(self, frames: Sequence[Frame]) -> None:
         """Let the clock come to the frame that is to be played. One that is said, not told, a timer has caused: then that was its time."""
         frame = frames[self.at]
         if not frames[0].fields.get("timers"):  # recorded by an older program
             self.loop.advance(frame.turn / 1e9, late=frame.way != "in")
+        elif frame.name == "Timer" and not self.loop.turns:
+            self.loop.fire_all(frame.turn / 1e9)
         elif frame.name == "Timer":
-            self.loop.fire(frame.turn / 1e9)
+            self.loop.precise = max(self.loop.precise, frame.time / 1e9)
+            self.loop.fire(frame.turn / 1e9, frame.session)
         else:
             self.loop.follow(frame.turn / 1e9)
         following = frames[self.at + 1] if self.at + 1 < len(frames) else frame

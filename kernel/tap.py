@@ -31,7 +31,7 @@ _HIDDEN = (Watch, Unwatch)  # the watching itself
 class ActorTap:
     """Set as `watch.tap` while somebody watches."""
 
-    __slots__ = ("_closed", "_encode", "_held", "_loop", "_lost", "_scheduled", "_session_of", "_sock", "_timed", "_waiting", "payload")
+    __slots__ = ("_closed", "_encode", "_held", "_loop", "_lost", "_scheduled", "_session_of", "_sock", "_waiting", "payload")
 
     def __init__(self, loop: Loop, sock: socket.socket, me: str, session_of: Callable[[Channel, Message], int], *, payload: bool) -> None:
         self._loop = loop
@@ -43,7 +43,6 @@ class ActorTap:
         self._scheduled = False  # a flush at the end of this turn
         self._waiting = False  # for the socket to take more
         self._closed = False
-        self._timed = -1.0
         self.payload = payload
         sock.setblocking(False)
         loop.on_timer = self._timer
@@ -62,11 +61,9 @@ class ActorTap:
         """Something that is no message: what a client typed, a clock that was read. `fields` must be fit to be shown."""
         self._put(way, peer, name, session, octets, fields)
 
-    def _timer(self) -> None:
-        """A replay's timers fire when they did here; one note a turn of the loop."""
-        if self._timed != self._loop.now:
-            self._timed = self._loop.now
-            self._put("note", "", "Timer", 0, 0, {})
+    def _timer(self, session: int) -> None:
+        """A replay's timers fire when they did here."""
+        self._put("note", "", "Timer", session, 0, {})
 
     def _put(self, way: str, peer: str, name: str, session: int, octets: int, fields: dict[str, Any]) -> None:
         if self._closed:
@@ -77,8 +74,9 @@ class ActorTap:
             return
         if len(packed) > _MOST_FIELDS:
             packed = _pack(cut(len(packed)))
-        turn = int(self._loop.now * 1e9)
-        data = self._encode(Tapped(time.monotonic_ns(), turn, way, peer, name, session, octets, self._lost, packed))
+        loop = self._loop
+        turn = round(loop.now * 1e9)  # divided again it is the same number to the last bit, and so is all that is counted from it
+        data = self._encode(Tapped(time.monotonic_ns(), turn, loop.ending, way, peer, name, session, octets, self._lost, packed))
         self._lost = 0
         self._held += frame_head(len(data))
         self._held += data

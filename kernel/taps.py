@@ -38,7 +38,8 @@ _TURN = 256 * 1024  # octets read from one actor's tap before others get their t
 _LISTENERS = 1 << 40  # sessions from here on are a listener's, and one user's; below, an LMTP connection's, for any number of them
 _MOST_KNOWN = 20000  # sessions whose user is remembered
 _DEEPEST = 8  # fields within fields; who made them may be anybody by now, and what shows them walks through them
-_NOTES = frozenset({"Settings", "Checked", "Full", "Clock", "Random", "Timer", "Unsent"})  # others are the kernel's own
+# Others are the kernel's own.
+_NOTES = frozenset({"Settings", "Checked", "Full", "Clock", "Random", "Timer", "Unsent", "Queued", "Turn", "Known"})
 _PEERS = {
     row: frozenset({"client", *(end for e in topology.EDGES if row in (e.source, e.target) for end in (e.source, e.target))})
     for row in _WATCHED
@@ -103,8 +104,10 @@ class TapEnd:
             "time": message.time, "turn": message.turn, "actor": self._process.name, "way": message.way, "peer": message.peer,
             "name": message.name, "session": message.session, "octets": message.octets, "fields": fields,
         }
+        if message.ending:
+            frame["ending"] = True
         if message.lost:
-            frame["lost"] = message.lost
+            self._taps.missed(self._process.name, message.lost)
         if message.name == "Settings" and message.way == "note":
             self._taps.set_scene(self, frame)
         else:
@@ -297,8 +300,9 @@ class Taps:
         else:
             (fields, octets), name = shown(message, payload=False), type(message).__name__
         self.pass_on({
-            "time": time.monotonic_ns(), "turn": int(self._kernel.loop.now * 1e9), "actor": "kernel", "way": "in" if way == "gone" else way,
-            "peer": channel.peer, "name": name, "session": int(getattr(message, "session", 0)), "octets": octets, "fields": fields,
+            "time": time.monotonic_ns(), "turn": round(self._kernel.loop.now * 1e9), "actor": "kernel",
+            "way": "in" if way == "gone" else way, "peer": channel.peer, "name": name,
+            "session": int(getattr(message, "session", 0)), "octets": octets, "fields": fields,
         })
 
     def note(self, what: str, about: str, session: int = 0, **fields: Any) -> None:
@@ -309,7 +313,7 @@ class Taps:
     def _note(self, what: str, about: str, session: int, fields: dict[str, Any]) -> dict[str, Any]:
         return {
             "time": time.monotonic_ns(),
-            "turn": int(self._kernel.loop.now * 1e9),
+            "turn": round(self._kernel.loop.now * 1e9),
             "actor": "kernel",
             "way": "note",
             "peer": about,
@@ -325,6 +329,12 @@ class Taps:
             if viewer not in end.told:
                 end.told.add(viewer)
                 viewer.see(frame, self._known, twin=False)
+
+    def missed(self, actor: str, frames: int) -> None:
+        """An actor had no room for some: everybody it was watched for is told, whatever they would have been about."""
+        for viewer in self._viewers:
+            if viewer.wish.watches(actor):
+                viewer.gaps[actor] = viewer.gaps.get(actor, 0) + frames
 
     def pass_on(self, frame: dict[str, Any]) -> None:
         """To all who want it."""

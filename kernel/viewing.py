@@ -10,7 +10,7 @@ from popkernel.proto.shown import recut
 from popkernel.proto.topology import EDGES, kind_of
 from popkernel.proto.usernames import fold
 
-__all__ = ["Viewer", "Wish", "WishError", "named", "row_of"]
+__all__ = ["Viewer", "Wish", "WishError", "about", "named", "of_all", "row_of"]
 
 _MOST_NAME = 255
 _MOST_TYPES = 64
@@ -20,9 +20,12 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _MESSAGES = {c.__name__.lower(): c.__name__ for e in EDGES for c in e.messages if e.target != "tap"}
 _NOTES = (
     "Began", "Ended", "Restart", "Lease", "LeaseOver", "Refused", "Broke", "Settings", "State", "Decision", "Connected", "Typed", "Secured",
-    "Reply", "Gone", "Unsent", "Checked", "Full", "Clock", "Random", "Timer",
+    "Reply", "Gone", "Unsent", "Checked", "Full", "Clock", "Random", "Timer", "Queued", "Turn", "Known",
 )
-_ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Anew", "Clock", "Random", "Timer"})  # concern every session of an actor
+# Concern every session of an actor.
+_ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Gone", "Anew", "Clock", "Random", "Timer"})
+# What of an actor's Settings is about users, and where in such a row the name stands; -1: the row is the name, or tells none.
+_OTHERS = {"logins": 1, "known": 2, "routes": -1, "asked": -1, "sessions": -1}
 _NAMES = _MESSAGES | {n.lower(): n for n in _NOTES}
 
 
@@ -96,6 +99,37 @@ class Wish:
             return True
         return all(named(asked, name) or asked == row_of(name) for asked, name in zip(self.edge, (source, target), strict=True))
 
+    def shows(self, frame: dict[str, Any]) -> bool:
+        """Whether a frame is wanted, by all but the user."""
+        if self.actor and not named(self.actor, frame["actor"]) and not (frame["way"] == "note" and named(self.actor, frame["peer"])):
+            return False
+        session = about(frame)
+        if self.session and session != self.session and not of_all(frame):
+            return False
+        if self.types and frame["name"] not in self.types:
+            return False
+        if self.edge:
+            ends = (frame["peer"], frame["actor"]) if frame["way"] == "in" else (frame["actor"], frame["peer"])
+            return frame["way"] != "note" and self.on_edge(*ends)
+        return True
+
+    def names_user(self, frame: dict[str, Any]) -> bool:
+        """Whether a frame itself says that it is the wished user's."""
+        mine = f"maildir.{self.user}"
+        return mine in (frame["actor"], frame["peer"], frame["fields"].get("name")) or _same(frame["fields"].get("user"), self.user)
+
+
+def of_all(frame: dict[str, Any]) -> bool:
+    """Whether a frame concerns every session of its actor, and no other user."""
+    return frame["name"] in _ANYBODYS and not about(frame) and not frame["peer"].startswith("maildir.")
+
+
+def _at(row: Any, at: int) -> Any:
+    """What stands there in a row of an actor's, who may say anything."""
+    if at < 0:
+        return row
+    return row[at] if type(row) is list and len(row) > at else None
+
 
 def row_of(name: str) -> str:
     """The row of an instance; itself for what is none."""
@@ -126,33 +160,50 @@ class Viewer:
         self.wish = wish
         self._lost = 0
         self._held: dict[int, list[dict[str, Any]]] = {}
+        self.gaps: dict[str, int] = {}  # frames that actors had no room for, until the next of that actor's is shown
+        self._scenes: dict[str, dict[str, Any]] = {}  # Settings of maildir actors, until it is known whose the wished session is
         self._mine: dict[int, None] = {}  # sessions that had to do with the wished user
 
     def see(self, frame: dict[str, Any], known: dict[int, str], *, twin: bool) -> None:
         """Show a frame if it is wanted. `twin`: its other end is shown too."""
         wish = self.wish
         session = about(frame)
-        owner = frame["actor"].removeprefix("maildir.")
-        if wish.session and owner != frame["actor"] and owner != known.get(wish.session, owner):
-            return  # another user's: what concerns each of its sessions concerns not this one
+        if wish.session and frame["actor"].startswith("maildir.") and not self._of_session(frame, known.get(wish.session)):
+            return
         if frame["name"] == "Settings" and frame["way"] == "note":
             if wish.watches(frame["actor"]) and wish.session in (0, session or wish.session) and self._of_user(frame, known, session):
-                self.push(frame)
+                self.push({**frame, "fields": self._without_others(frame["fields"])})
             return
-        if wish.actor and not named(wish.actor, frame["actor"]) and not (frame["way"] == "note" and named(wish.actor, frame["peer"])):
+        if not wish.shows(frame):
             return
-        if wish.session and session != wish.session and (session or frame["name"] not in _ANYBODYS):
-            return
-        if wish.types and frame["name"] not in wish.types:
-            return
-        if wish.edge:
-            ends = (frame["peer"], frame["actor"]) if frame["way"] == "in" else (frame["actor"], frame["peer"])
-            if frame["way"] == "note" or not wish.on_edge(*ends):
-                return
         if twin:
             frame = {**frame, "twin": True}
         if self._of_user(frame, known, session):
             self.push(frame)
+
+    def _of_session(self, frame: dict[str, Any], user: str | None) -> bool:
+        """Whether that is the maildir actor of the wished session's user. Before that one is known, how each stands is kept unseen."""
+        if user is None:
+            if frame["name"] == "Settings" and frame["way"] == "note":
+                self._scenes[frame["actor"]] = frame
+            return False
+        scene = self._scenes.get(f"maildir.{user}")
+        self._scenes.clear()
+        if scene is not None:
+            self.push(scene)
+        return bool(frame["actor"] == f"maildir.{user}")
+
+    def _without_others(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What an actor says of other users' affairs is not for who watches one user or session, and no replay of that needs it."""
+        wish = self.wish
+        if not (wish.user or wish.session):
+            return settings
+        kept: dict[str, Any] = {}
+        for key, at in _OTHERS.items():
+            rows = settings.get(key)
+            if key in settings:
+                kept[key] = [row for row in rows if wish.user and _same(_at(row, at), wish.user)] if type(rows) is list else []
+        return {**settings, **kept}
 
     def _of_user(self, frame: dict[str, Any], known: dict[int, str], session: int) -> bool:
         """A session that has not said yet whose it is is held back, and shown from its beginning once it has."""
@@ -160,11 +211,10 @@ class Viewer:
         if not user:
             return True
         mine = f"maildir.{user}"
-        of_all = frame["name"] in _ANYBODYS and not session
-        named_so = _same(fields.get("user"), user)
-        if mine in (frame["actor"], frame["peer"], fields.get("name")) or named_so or of_all:
+        if self.wish.names_user(frame) or (of_all(frame) and not frame["actor"].startswith("maildir.")):
             good = True
-            if session and (named_so or mine in (frame["actor"], frame["peer"])):  # an mda that knows her asks nobody
+            # An mda that knows her asks nobody.
+            if session and (_same(fields.get("user"), user) or mine in (frame["actor"], frame["peer"])):
                 self._mine[session] = None
                 if len(self._mine) > _MOST_MINE:
                     del self._mine[next(iter(self._mine))]
@@ -194,6 +244,9 @@ class Viewer:
             fields = recut(frame["fields"])
             if fields is not frame["fields"]:
                 frame = {**frame, "fields": fields}
+        gap = self.gaps.pop(frame["actor"], 0)
+        if gap:
+            frame = {**frame, "lost": gap}
         if self._lost:
             self.tell_lost()
         if self._lost or not self._client.push(_pack(frame)):

@@ -94,13 +94,15 @@ class Unwatch(NamedTuple):
 class Tapped(NamedTuple):
     """What passed at a watched actor: `way` in or out, or an event of its own ("note"); secrets and mail content taken out.
 
-    `time` and `turn` (when the actor's loop woke) are nanoseconds of the monotonic clock. `peer` is the other end, "" of a note;
+    `time` and `turn` (when the actor's loop woke) are nanoseconds of the monotonic clock. `ending`: at the end of that turn, when what
+    was put off until then is done. `peer` is the other end, "" of a note;
     `session` 0 where it concerns none; `octets` the message's size; `lost` how many before this one did not fit into the
     channel; `fields` a msgpack map.
     """
 
     time: Octets
     turn: Octets
+    ending: bool
     way: Annotated[str, Field("str", 1, 4)]
     peer: Annotated[str, Field("str", 0, 255)]
     name: Name

@@ -25,6 +25,7 @@ class RecordingError(ValueError):
 class Frame(NamedTuple):
     """What passed at an actor. `time` and `turn` (when its loop woke): nanoseconds of the monotonic clock.
 
+    `ending`: at the end of that turn, when what was put off until then is done.
     `way`: "in" or "out" seen from `actor`, `peer` the other end; or "note", an event that is no message, of `actor` about `peer`.
     `twin`: this is an "out" whose "in" at the other end is shown too. `lost`: so many frames before this one are missing.
     """
@@ -40,6 +41,7 @@ class Frame(NamedTuple):
     fields: dict[str, Any]
     twin: bool = False
     lost: int = 0
+    ending: bool = False
 
     @property
     def source(self) -> str:
@@ -53,7 +55,7 @@ class Frame(NamedTuple):
 
     def as_map(self) -> dict[str, Any]:
         """As it is recorded; what is not so is left out."""
-        return {name: value for name, value in self._asdict().items() if value or name not in ("twin", "lost")}
+        return {name: value for name, value in self._asdict().items() if value or name not in _OFTEN_NOT}
 
     @classmethod
     def of_map(cls, data: Any) -> "Frame":
@@ -70,7 +72,8 @@ class Frame(NamedTuple):
         return frame
 
 
-_TYPES = (int, int, str, str, str, str, int, int, dict, bool, int)
+_OFTEN_NOT = ("twin", "lost", "ending")
+_TYPES = (int, int, str, str, str, str, int, int, dict, bool, int, bool)
 
 
 class Recording(NamedTuple):

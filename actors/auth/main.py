@@ -232,7 +232,7 @@ class Auth(Actor):
             text = f"too many failed logins from your address, try again in {seconds} seconds"
             self._refuse(attempt.listener, login, text, "guard", seconds)
         elif wait:
-            self.loop.later(wait, lambda: self._look(attempt._replace(waited=True)))
+            self.loop.later(wait, lambda: self._look(attempt._replace(waited=True)), login.session)
         return not wait
 
     def _look(self, attempt: Attempt) -> None:
@@ -315,7 +315,7 @@ class Auth(Actor):
         wait = attempt.came + due(login.user, login.address, now) - now
         why = "repeat" if again else ""
         if wait > 0:
-            self.loop.later(wait, lambda: self._answer(listener, login, good=False, why=why))
+            self.loop.later(wait, lambda: self._answer(listener, login, good=False, why=why), login.session)
         else:
             self._answer(listener, login, good=False, why=why)
 

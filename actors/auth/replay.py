@@ -36,14 +36,11 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
         for listener in settings.get("listeners", ()):
             _join(stage, auth, listener)
         waiting: dict[tuple[str, int], deque[m.Login]] = {}
-        for stage.at, frame in enumerate(frames):
-            try:
-                stage.clock(frames)
+        try:
+            for frame in stage.play(frames):
                 _play(stage, auth, waiting, frame)
-                stage.loop.settle()
-            except LeftError:
-                stage.left()
-                return
+        except LeftError:
+            stage.left(frames)
 
 
 def _join(stage: Stage, auth: _Auth, listener: str) -> None:

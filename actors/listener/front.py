@@ -127,7 +127,7 @@ class Front(Door):
             self._progress(client)
 
     def _drop(self, session: int, why: str) -> None:
-        self._over(self.clients[session], why)
+        self._lost(self.clients[session], why)
 
     def _attend(self, client: Client) -> None:
         client.events = READ
@@ -142,7 +142,7 @@ class Front(Door):
                 client.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False,
             )
         except OSError:
-            self._over(client, "connection lost")
+            self._lost(client, "connection lost")
             return
         client.handshake = True
         self._attend(client)
@@ -164,7 +164,7 @@ class Front(Door):
         except ssl.SSLWantWriteError:
             self._events(client, READ | WRITE)
         except (ssl.SSLError, OSError, ValueError) as error:
-            self._over(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
+            self._lost(client, f"TLS: {getattr(error, 'reason', None) or 'connection lost'}".replace("_", " ").lower())
         else:
             return True
         finally:
@@ -176,7 +176,7 @@ class Front(Door):
         if self._room_to_shake(client.session.id, client.host):
             client.shaking = True
         else:
-            self._over(client, TOO_MANY_HANDSHAKES)
+            self._lost(client, TOO_MANY_HANDSHAKES)
         return client.shaking
 
     def _shaken(self, client: Client, sock: ssl.SSLSocket) -> None:
@@ -195,7 +195,7 @@ class Front(Door):
             self._shake(client)
             return
         if client.eof and events & ~(READ | WRITE):  # an end of both directions, told again and again until it is heard
-            self._over(client, "connection lost")
+            self._lost(client, "connection lost")
             return
         if events & WRITE:
             self._progress(client)
@@ -222,7 +222,7 @@ class Front(Door):
         except _WANTS:
             return
         except (OSError, ValueError):
-            self._over(client, "connection lost")
+            self._lost(client, "connection lost")
             return
         if not data:
             client.eof = True
@@ -267,8 +267,11 @@ class Front(Door):
             if session.starttls and not client.handshake:
                 self._start_tls(client)
                 return
-            if session.closing or (client.eof and not session.busy):
+            if session.closing:
                 self._over(client, session.why or "connection lost")
+                return
+            if client.eof and not session.busy:
+                self._lost(client, "connection lost")
                 return
         elif session.closing and not client.ending:
             client.ending = True
@@ -311,7 +314,9 @@ class Front(Door):
         except _WANTS:
             pass
         except (OSError, ValueError):
-            self._over(client, "connection lost")
+            if watch.tap is not None:
+                note("Unsent", client.session.id, {"octets": len(data)})
+            self._lost(client, "connection lost")
             return False
         if not last or sent < len(data):
             client.cork(on=False)
@@ -336,12 +341,12 @@ class Front(Door):
         client.deadline = self.loop.now + seconds
         if client.timer is not None:
             client.timer.cancel()
-        client.timer = self.loop.later(seconds, lambda: self._late(client))
+        client.timer = self.loop.later(seconds, lambda: self._late(client), client.session.id)
 
     def _late(self, client: Client) -> None:
         left = client.deadline - self.loop.now
         if left > 0.05:
-            client.timer = self.loop.later(left, lambda: self._late(client))
+            client.timer = self.loop.later(left, lambda: self._late(client), client.session.id)
             return
         listing = client.channel is not None and not client.session.entered
         if client.asked_at or listing:
@@ -360,13 +365,17 @@ class Front(Door):
         limits.shaken(session)
         self._login_over(session)
 
+    def _lost(self, client: Client, why: str) -> None:
+        """The end of a connection that nothing said before has led to, so a replay has to be told."""
+        if watch.tap is not None and client.session.id in self.clients:
+            note("Gone", client.session.id, {"why": why}, way="in", peer="client")
+        self._over(client, why)
+
     def _over(self, client: Client, why: str) -> None:
         """The end of a connection, in any state. What the maildir actor then sees is the end of its channel."""
         session = client.session
         if self.clients.pop(session.id, None) is None:
             return
-        if watch.tap is not None and not session.why:
-            note("Gone", session.id, {"why": why}, way="in", peer="client")
         leased = session.entered or client.channel is not None or session.id in self.awaiting
         self.awaiting.pop(session.id, None)
         self._forget(client)

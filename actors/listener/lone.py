@@ -39,6 +39,7 @@ class Lone(Listener):
         super().__init__(boot)
         self.loop = Loop()  # poll(2): an epoll descriptor would be the same one in all children
         self._looking = False
+        self.left = 0.0  # seconds that its client has to log in
 
     def serve(
         self, session: int, channel: int, sock: socket.socket, address: tuple[str, int], *, tls: bool, refused: str, left: float,
@@ -48,6 +49,7 @@ class Lone(Listener):
         self.serial = session - 1
         self.loop.now = time.monotonic()
         counts.messages_in = counts.messages_out = 0
+        self.left = left
         set_title(self.boot.name)
         self.lock()
         self.connect()
@@ -56,12 +58,16 @@ class Lone(Listener):
         if not self.draining:
             self.limits.come(address[0], self.loop.now)
             self._admit(sock, *address, tls=tls, refused=refused)
-            self.draining = True
-            for client in self.clients.values():
-                client.deadline = min(client.deadline, self.loop.now + left)
-                self._arm(client, client.deadline - self.loop.now)
+            self.no_other()
             self._done_draining()
         self.run()
+
+    def no_other(self) -> None:
+        """Its one client is there, and has what the gate left of the time to log in."""
+        self.draining = True
+        for client in self.clients.values():
+            client.deadline = min(client.deadline, self.loop.now + self.left)
+            self._arm(client, client.deadline - self.loop.now)
 
     def drop_ids(self, nofile: int | None = None) -> None:
         """Nothing is left to drop: the gate has done it."""
@@ -69,7 +75,7 @@ class Lone(Listener):
         self.boot.config["die_with_parent"]()
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "alone": True}
+        return {**super().settings(), "alone": True, "left": self.left}
 
     # -- answers that do not come: looked after only while one is owed, for there may be ten thousand of these processes
     def _progress(self, client: Client) -> None:

@@ -11,8 +11,9 @@ from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.front import Front
 from popkernel.actors.listener.limits import TOO_MANY_LOGINS
 from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import Channel, Message, adopt
+from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.loop import Timer
+from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
@@ -141,13 +142,7 @@ class Listener(Front):
             self.refuse(channel, why)
 
     def _log_in(self, client: Client, login: m.Login) -> None:
-        turn = self.limits.login(login.session, login.user, client.host)
-        other = self.limits.spare_login(client.host) if turn == TOO_MANY_LOGINS else None
-        if other is not None:
-            self._no(other, "SYS/TEMP", TOO_MANY_LOGINS)
-            turn = self.limits.login(login.session, login.user, client.host)
-        if turn or other is not None:
-            self._bound(turn or TOO_MANY_LOGINS, client.host)
+        turn = self._turn_of(login, client.host)
         self.awaiting[login.session] = client
         client.asked = 0
         if turn:
@@ -155,9 +150,24 @@ class Listener(Front):
         elif turn is not None:
             self._ask(client, login)
 
+    def _turn_of(self, login: m.Login, host: str) -> str | None:
+        """As `Limits.login`; it depends on others' logins, so a recording of one session has to say."""
+        turn = self.limits.login(login.session, login.user, host)
+        other = self.limits.spare_login(host) if turn == TOO_MANY_LOGINS else None
+        if other is not None:
+            note("Turn", other, {"refused": TOO_MANY_LOGINS})
+            self._no(other, "SYS/TEMP", TOO_MANY_LOGINS)
+            turn = self.limits.login(login.session, login.user, host)
+        if turn or other is not None:
+            self._bound(turn or TOO_MANY_LOGINS, host)
+        if turn != "" and watch.tap is not None:
+            note("Queued", login.session, {"refused": turn or ""})
+        return turn
+
     def _login_over(self, session: int) -> None:
         following = self.awaiting.get(self.limits.logged_in(session) or 0)
         if following is not None and following.session.login is not None:
+            note("Turn", following.session.id, {"refused": ""})
             self._ask(following, following.session.login)
 
     def _ask(self, client: Client, login: m.Login) -> None:

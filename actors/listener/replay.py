@@ -7,9 +7,11 @@ from popkernel.actors.listener import front, main
 from popkernel.actors.listener.client import Client
 from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.limits import Bounds, Limits
+from popkernel.actors.listener.lone import Lone
 from popkernel.actors.listener.policy import Policy
 from popkernel.kernel.loop import READ, WRITE
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
+from popkernel.proto import messages as m
 from popkernel.proto.pop3 import TOO_LONG
 from popkernel.proto.recording import Frame, RecordingError
 from popkernel.proto.sasl import AUTH_LINE_LIMIT
@@ -80,7 +82,7 @@ class _Listener(main.Listener):
     """The shell itself, but for what belongs to the system."""
 
     stage: Stage
-    alone = False  # it ends with its client
+    frames: Sequence[Frame]
 
     def _bound(self, why: str, host: str, what: str = "refused") -> None:
         """For the log of the service."""
@@ -100,13 +102,27 @@ class _Listener(main.Listener):
             self.limits.come(host, self.loop.now)
         with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
             super()._admit(sock, host, port, tls=tls, refused=refused)
-        self.draining = self.draining or self.alone
+
+    def _turn_of(self, login: m.Login, host: str) -> str | None:
+        """Where others' logins are not in the recording, its word counts on whether there was room for this one."""
+        if not self.stage.guided:
+            return super()._turn_of(login, host)
+        queued = self.stage.behind(self.frames, "Queued", login.session)
+        return "" if queued is None else str(queued.fields["refused"]) or None
 
     def read_keys(self) -> Any:
         return None, []
 
     def fail(self, status: int, text: str) -> Any:
         raise RecordingError(f"{text} ({status})")
+
+
+class _Lone(_Listener, Lone):
+    """One that ends with its client."""
+
+    def _admit(self, sock: Any, host: str, port: int, *, tls: bool, refused: str) -> None:
+        super()._admit(sock, host, port, tls=tls, refused=refused)
+        self.no_other()
 
 
 def _shown_session(*arguments: Any, **more: Any) -> Session:
@@ -120,21 +136,18 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
     with stage.set_up(main, front):
         listener = _enter(stage, name, settings, frames[0].turn / 1e9)
         begun: set[int] = set()
-        for stage.at, frame in enumerate(frames):
-            if frame.session and frame.session not in begun and frame.name != "Connected":
-                stage.skipped.add(frame.session)
-            begun.add(frame.session)
-            if frame.session in stage.skipped:
-                _pass_by(listener, frame)
-                stage.loop.settle()
-                continue
-            try:
-                stage.clock(frames)
-                _play(stage, listener, frames, frame)
-                stage.loop.settle()
-            except LeftError:
-                stage.left()
-                return
+        listener.frames = frames
+        try:
+            for frame in stage.play(frames):
+                if frame.session and frame.session not in begun and frame.name != "Connected":
+                    stage.skipped.add(frame.session)
+                begun.add(frame.session)
+                if frame.session in stage.skipped:
+                    _pass_by(listener, frame)
+                else:
+                    _play(stage, listener, frames, frame)
+        except LeftError:
+            stage.left(frames)
 
 
 def _pass_by(listener: _Listener, frame: Frame) -> None:
@@ -159,12 +172,13 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
         auth = settings["auth"]
     except (KeyError, TypeError, AttributeError):
         raise RecordingError("the listener's settings are other ones now: record it anew") from None
-    listener = _Listener(boot_of(name, _CONFIG))
+    listener = (_Lone if settings.get("alone") else _Listener)(boot_of(name, _CONFIG))
     listener.policy = policy
     # Who came in is in the recording; whose turn it is to log in is decided again.
     listener.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))
     listener.stage = stage
-    listener.alone = bool(settings.get("alone"))
+    if isinstance(listener, _Lone):
+        listener.left = settings.get("left", policy.login_seconds)
     stage.enter(listener, start)
     stage.skipped |= set(settings.get("sessions", ()))
     for session, user, host in settings.get("logins", ()):
@@ -185,6 +199,14 @@ def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Fra
         if client is not None:
             _leave(stage, client, frames)
         stage.tell(frame)
+    elif frame.name == "Turn" and stage.guided:
+        client = listener.awaiting.get(frame.session)
+        if frame.fields["refused"]:
+            listener._no(frame.session, "SYS/TEMP", frame.fields["refused"])  # noqa: SLF001
+        elif client is not None and client.session.login is not None:
+            listener._ask(client, client.session.login)  # noqa: SLF001
+    elif frame.name == "Ended" and stage.guided:
+        listener._send_reports()  # noqa: SLF001  with those of sessions that the recording does not have
     elif frame.name == "Unsent":
         client = listener.clients.get(frame.session)
         if client is not None and client.unsent and client.unsent != frame.fields["octets"]:
@@ -199,9 +221,11 @@ def _socket(client: Client) -> _ClientSocket:
 
 
 def _leave(stage: Stage, client: Client, frames: Sequence[Frame]) -> None:
-    """How much of its answer the client leaves for later, as the recording has it behind this frame."""
-    leaves = client.unsent
+    """How much of its answer the client leaves for later, as the recording has it behind this frame, in the same turn."""
+    leaves, turn = client.unsent, frames[stage.at].turn
     for later in frames[stage.at + 1 :]:
+        if later.turn != turn:
+            break
         if later.session == client.session.id:
             if later.way == "in":
                 break

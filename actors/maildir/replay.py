@@ -181,27 +181,30 @@ def _receive(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> None:
 
 
 def _play_all(stage: Stage, frames: Sequence[Frame], begun: set[int], *, counted: bool) -> None:
-    for stage.at, frame in enumerate(frames):
-        if frame.way == "in" and frame.name in ("Open", "Wake") and is_cut(frame.fields.get("state")) < 0:
-            if stage.strange:
-                stage.skipped.add(frame.session)
-            else:
-                begun.add(frame.session)
-        if frame.way == "in" and not _mail(stage, frame, counted=counted):
-            return
-        if frame.session and frame.session not in begun:
+    try:
+        for frame in stage.play(frames):
+            if not _play_frame(stage, frame, begun, counted=counted):
+                return
+    except LeftError:
+        stage.left(frames)
+
+
+def _play_frame(stage: Stage, frame: Frame, begun: set[int], *, counted: bool) -> bool:
+    """Whether what comes behind it can be played."""
+    if frame.way == "in" and frame.name in ("Open", "Wake") and is_cut(frame.fields.get("state")) < 0:
+        if stage.strange:
             stage.skipped.add(frame.session)
-            if frame.name == "Quit":
-                stage.strange = True
-            continue
-        try:
-            stage.clock(frames)
-            if frame.way == "in":
-                stage.tell(frame)
-                stage.loop.settle()
-        except LeftError:
-            stage.left()
-            return
+        else:
+            begun.add(frame.session)
+    if frame.way == "in" and not _mail(stage, frame, counted=counted):
+        return False
+    if frame.session and frame.session not in begun:
+        stage.skipped.add(frame.session)
+        if frame.name == "Quit":
+            stage.strange = True
+    elif frame.way == "in":
+        stage.tell(frame)
+    return True
 
 
 def _mail(stage: Stage, frame: Frame, *, counted: bool) -> bool:

@@ -339,6 +339,8 @@ class Mda(Actor):
     def _recipient(self, client: Client, address: str) -> None:
         user = self.known.get((client.uid, address))
         if user is not None and user in self.routes.by_user:
+            if watch.tap is not None:
+                note("Known", client.id, {"address": address, "user": user})
             self._judged(client, "", user=user, resume=False)
             return
         look = client.transaction is not None and len(client.transaction.copies) >= _EARLY

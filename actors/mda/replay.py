@@ -10,6 +10,7 @@ from typing import Any
 
 from popkernel.actors.mda import main, routes
 from popkernel.actors.mda.client import Client
+from popkernel.actors.mda.route import Route
 from popkernel.kernel.loop import READ
 from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
 from popkernel.proto.lmtp import Lmtp
@@ -43,12 +44,24 @@ class _Mda(main.Mda):
     """The shell itself, but for what belongs to the system, and for numbers that went to connections which are not played."""
 
     stage: Stage
+    frames: Sequence[Frame]
     numbers: list[int]  # of what is played, rising
 
     def next_number(self) -> int:
         at = bisect_right(self.numbers, self.number)
         self.number = self.numbers[at] if at < len(self.numbers) else self.number + 1
         return self.number
+
+    def _recipient(self, client: Client, address: str) -> None:
+        """What it remembers came of others' mail too: where that is not in the recording, its word counts on what was known."""
+        if self.stage.guided:
+            known = self.stage.behind(self.frames, "Known", client.id, address=address)
+            self.known.pop((client.uid, address), None)
+            if known is not None:
+                self.known[client.uid, address] = user = known.fields["user"]
+                if user not in self.routes.by_user:
+                    _route(self.stage, self, user)
+        super()._recipient(client, address)
 
     def _flush(self, client: Client) -> bool:
         before = client.lmtp.take_out
@@ -92,23 +105,18 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
             frame.fields[_NUMBERED[frame.name]] for frame in frames
             if frame.way == "out" and frame.name in _NUMBERED and frame.session not in stage.skipped
         )
+        mda.frames = frames
         aside = _Aside(stage, mda, settings)
-        for stage.at, frame in enumerate(frames):
-            if frame.session in stage.skipped:
-                aside.pass_by(frame)
-                continue
-            try:
-                stage.clock(frames)
-                if frame.way != "in":
-                    continue
-                if frame.peer == "client":
+        try:
+            for frame in stage.play(frames):
+                if frame.session in stage.skipped:
+                    aside.pass_by(frame)
+                elif frame.way == "in" and frame.peer == "client":
                     _client(mda, clients, frame)
-                else:
+                elif frame.way == "in":
                     stage.tell(frame)
-                stage.loop.settle()
-            except LeftError:
-                stage.left()
-                return
+        except LeftError:
+            stage.left(frames)
 
 
 def _rested(stage: Stage, mda: _Mda, rows: Sequence[Any]) -> dict[int, Client]:
@@ -131,8 +139,11 @@ def _rested(stage: Stage, mda: _Mda, rows: Sequence[Any]) -> dict[int, Client]:
 
 def _left_out(stage: Stage, frames: Sequence[Frame], begun: set[int]) -> None:
     """Connections whose beginning, or whose mail, or whose other recipients, are not in the recording."""
+    alone = stage.whole or bool(stage.user)
+    if not alone:
+        stage.remark("LMTP connections, of which a recording of one session has too little: record their user, or the mda")
     for frame in frames:
-        mine = frame.session in begun or frame.name == "Connected"
+        mine = (alone and frame.session in begun) or (alone and frame.name == "Connected")
         begun.add(frame.session)
         no_mail = frame.name == "Typed" and any(is_cut(line) >= 0 for line in frame.fields["lines"])
         if frame.session and (not mine or no_mail or (stage.user and _others(frame, stage.user))):
@@ -153,6 +164,7 @@ class _Aside:
         self.stage = stage
         self.mda = mda
         self.asked = {request: (uid, address) for request, uid, address in settings.get("asked", ())}
+        self.under_way: dict[int, tuple[Route, str]] = {}  # deliveries of such connections: each has a place on its route
         self.uids = {number: uid for number, uid, counted, rest, _ in settings.get("clients", ()) if counted and not rest}
 
     def pass_by(self, frame: Frame) -> None:
@@ -163,6 +175,10 @@ class _Aside:
         elif (frame.name == "Gone" and frame.peer == "client") or (frame.name == "Reply" and _is_last(fields["said"])):
             if frame.session in self.uids:
                 mda.limits.leave(self.uids.pop(frame.session))
+        elif frame.name in ("Post", "Deliver"):
+            self._sets_off(frame)
+        elif frame.name in ("Rejected", "Abort") or (frame.name == "Accepted" and fields["safe"]):
+            self._is_over(fields["delivery"])
         elif frame.name == "Recipient" and not fields["lost"]:
             self.asked[fields["request"]] = fields["uid"], fields["address"]
         elif frame.name == "Maildrop":
@@ -170,6 +186,20 @@ class _Aside:
                 _route(self.stage, mda, fields["user"])
             if fields["request"] in self.asked:
                 mda.known[self.asked.pop(fields["request"])] = fields["user"]
+
+
+    def _sets_off(self, frame: Frame) -> None:
+        route = self.mda.routes.by_user.get(frame.peer.removeprefix("maildir."))
+        if route is not None:
+            kind = "posts" if frame.name == "Post" else "streams"
+            setattr(route, kind, getattr(route, kind) + 1)
+            self.under_way[frame.fields["delivery"]] = route, kind
+
+    def _is_over(self, delivery: int) -> None:
+        if delivery in self.under_way:
+            route, kind = self.under_way.pop(delivery)
+            setattr(route, kind, getattr(route, kind) - 1)
+            self.mda.routes.tidy(route)
 
 
 def _is_last(said: Sequence[bytes]) -> bool:

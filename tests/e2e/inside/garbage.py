@@ -69,7 +69,7 @@ def twice(actor):
 def tapped(way, peer, name, fields):
     """To whoever watches, past what the tap itself would show."""
     if watch.tap is not None:
-        data = watch.tap._encode(m.Tapped(1, 1, way, peer, name, 0, 0, 0, fields))
+        data = watch.tap._encode(m.Tapped(1, 1, False, way, peer, name, 0, 0, 0, fields))
         watch.tap._held += frame_head(len(data)) + data
         watch.tap.flush()
 
