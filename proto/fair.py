@@ -4,22 +4,26 @@ Pure: no clock, no I/O. Everything but `Fair.spare` costs the same however many 
 """
 
 from collections.abc import Hashable
+from itertools import islice
 from typing import Generic, TypeVar
 
 __all__ = ["Fair", "Places"]
 
+_TURN = 10  # items of a key in a row: twenty people behind one address do not wait twenty rounds because many others have come
+_LOOKED_AT = 16  # of the oldest; before them may stand some who take their time and are few
 _Item = TypeVar("_Item", bound=Hashable)
 _Value = TypeVar("_Value")
 
 
 class Fair(Generic[_Item, _Value]):
-    """A queue: one item of each key in a round, in the order in which they came."""
+    """A queue: ten items of each key in a round, in the order in which they came."""
 
-    __slots__ = ("_keys", "_queues")
+    __slots__ = ("_keys", "_queues", "turn")
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[_Item, _Value]] = {}  # the key whose turn it is comes first
         self._keys: dict[_Item, str] = {}
+        self.turn = 0  # how many the first key has had in its turn
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -35,13 +39,22 @@ class Fair(Generic[_Item, _Value]):
     def take(self) -> tuple[_Item, _Value]:
         """The next one. StopIteration where none waits."""
         key = next(iter(self._queues))
-        queue = self._queues.pop(key)
+        queue = self._queues[key]
         item = next(iter(queue))
         value = queue.pop(item)
-        if queue:
-            self._queues[key] = queue
         del self._keys[item]
+        self.turn += 1
+        if not queue:
+            self._drop(key)
+        elif self.turn >= _TURN:
+            self._drop(key)
+            self._queues[key] = queue
         return item, value
+
+    def _drop(self, key: str) -> None:
+        if key == next(iter(self._queues)):
+            self.turn = 0
+        del self._queues[key]
 
     def remove(self, item: _Item) -> _Value | None:
         """It waits no more; None where it did not."""
@@ -51,7 +64,7 @@ class Fair(Generic[_Item, _Value]):
         queue = self._queues[key]
         value = queue.pop(item)
         if not queue:
-            del self._queues[key]
+            self._drop(key)
         return value
 
     def spare(self, key: str) -> _Item | None:
@@ -65,11 +78,11 @@ class Fair(Generic[_Item, _Value]):
         return next(reversed(self._queues[most]))
 
     def in_turn(self) -> list[tuple[_Item, _Value]]:
-        """All that wait, in the order in which `take` gives them; put into a new queue in that order they keep it."""
-        rounds: list[tuple[int, int, _Item, _Value]] = []
-        for position, queue in enumerate(self._queues.values()):
-            rounds += [(nth, position, item, value) for nth, (item, value) in enumerate(queue.items())]
-        return [(item, value) for _, _, item, value in sorted(rounds, key=lambda row: row[:2])]
+        """All that wait, in the order in which `take` gives them; put into a new queue, with its `turn`, they keep it."""
+        again: Fair[_Item, _Value] = Fair()
+        again._queues = {key: dict(queue) for key, queue in self._queues.items()}
+        again._keys, again.turn = dict(self._keys), self.turn
+        return [again.take() for _ in range(len(self))]
 
 
 class Places(Generic[_Item]):
@@ -113,11 +126,19 @@ class Places(Generic[_Item]):
         """How many places it holds."""
         return len(self._held.get(key, ()))
 
-    def oldest(self, key: str | None = None) -> _Item | None:
-        """The oldest of `key`, or of the key that holds most (of several, who holds so many longest); None where there is none."""
-        if key is None:
-            key = next(iter(self._by_many[self._most])) if self._most else ""
+    def oldest(self, key: str) -> _Item | None:
+        """The oldest of a key; None where it holds no place."""
         return next(iter(self._held.get(key, ())), None)
+
+    def spare(self) -> _Item | None:
+        """Who is to give its place up: the oldest of the key that holds most; None where nobody has one.
+
+        Or who is oldest of all, where its key holds half as many: of a flood from a thousand addresses each may hold fewer than an office.
+        """
+        for item, key in islice(self._keys.items(), _LOOKED_AT):
+            if 2 * len(self._held[key]) >= self._most:
+                return item
+        return self.oldest(next(iter(self._by_many[self._most]))) if self._most else None
 
     def _moved(self, key: str, before: int, after: int) -> None:
         if before:

@@ -152,10 +152,10 @@ class Limits:
     def spare(self, now: float) -> int | None:
         """When all sessions are taken: one that has not logged in, to be dropped for the next that comes; None where there is none.
 
-        It is the oldest of the address that has most of them.
+        It is the oldest of the address that has most of them, or of one that has half as many.
         """
         if len(self._early) * _PART >= self.bounds.sessions:
-            return self._early.oldest()
+            return self._early.spare()
         oldest = next(iter(self._since), None)
         return oldest if oldest is not None and self._since[oldest] <= now - _SPARE else None
 
@@ -189,7 +189,7 @@ class Limits:
 
     def spare_handshake(self) -> int | None:
         """As `spare`, when all handshakes are taken: at once, for a client that has begun needs the others' time only, not its user's."""
-        return self._shaking.oldest()
+        return self._shaking.spare()
 
     # -- logins
     def login(self, session: int, user: str, host: str) -> str | None:
@@ -240,6 +240,15 @@ class Limits:
     def logins(self) -> list[list[int | str]]:
         """Logins under way, then those that wait, in their order: session, user, address; as `login` was told."""
         return [[session, user, host.partition("/")[0]] for session, (user, host) in [*self._begun.items(), *self._queue.in_turn()]]
+
+    @property
+    def turn(self) -> int:
+        """With `logins`, all there is to the order of those that wait."""
+        return self._queue.turn
+
+    @turn.setter
+    def turn(self, turn: int) -> None:
+        self._queue.turn = turn
 
     def _forget(self, who: _Who) -> None:
         there = self._users[who] - 1

@@ -53,6 +53,7 @@ class Listener(Front):
             "serial": self.serial,
             "sessions": list(self.clients),
             "logins": self.limits.logins(),
+            "turn": self.limits.turn,
             "draining": self.draining,
             "watch": max(0.0, self.watching.due - self.loop.now) if self.watching is not None else -1.0,
             "auth": self.auth.peer if self.auth is not None else "",

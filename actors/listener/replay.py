@@ -183,6 +183,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
     stage.skipped |= set(settings.get("sessions", ()))
     for session, user, host in settings.get("logins", ()):
         listener.limits.login(session, user, host)
+    listener.limits.turn = settings.get("turn", 0)
     listener.draining = settings.get("draining", False)
     if settings.get("watch", -1.0) >= 0:
         listener.watching = stage.loop.later(settings["watch"], listener._watch_answers)  # noqa: SLF001

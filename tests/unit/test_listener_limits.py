@@ -109,6 +109,30 @@ def test_a_flood_from_everywhere_makes_room_in_its_order():
             assert not limits.shake(n, f"10.0.{n // 250}.{n % 250}")
 
 
+def test_an_office_that_holds_more_than_each_address_of_a_flood_makes_no_room_for_it():
+    limits = Limits(Bounds(sessions=1020))
+    for n in range(1000):
+        limits.waits(n, f"10.0.0.{n % 100}", 0.0)  # ten each
+    for n in range(1000, 1020):
+        limits.waits(n, A, 1.0)
+    for n in range(100):
+        assert limits.spare(1.0) == n
+        limits.entered(n)
+        limits.waits(2000 + n, f"10.0.0.{n % 100}", 2.0)
+
+
+def test_who_takes_his_time_makes_no_room_for_a_flood_of_one_address():
+    limits = Limits(Bounds(handshakes=100))
+    for n in range(5):
+        limits.shake(n, f"192.0.2.{n}")
+    for n in range(5, 100):
+        limits.shake(n, A + "0")
+    for n in range(5, 1000):
+        assert limits.spare_handshake() == n
+        limits.shaken(n)
+        limits.shake(n + 95, A + "0")
+
+
 def test_who_has_not_logged_in_makes_room_at_once_where_many_have_not():
     limits = Limits(Bounds(sessions=100, sessions_address=40))
     for n in range(100):
@@ -159,11 +183,14 @@ def test_logins_wait_in_order_within_a_bound():
 
 
 def test_who_waits_to_log_in_has_its_turn_by_address():
-    limits = Limits(Bounds(logins=1))
-    assert [limits.login(n, f"u{n}", A) for n in range(10)] == ["", *[None] * 9]
-    assert limits.login(20, "bob", B) is None
-    assert [limits.logged_in(n) for n in (0, 1, 20, 2)] == [1, 20, 2, 3]
-    assert [session for session, *_ in limits.logins()] == [3, 4, 5, 6, 7, 8, 9]
+    """Ten in a row at most: an office waits no round for each of its people, and nobody waits for all of an office."""
+    limits = Limits(Bounds(logins=2))
+    assert [limits.login(n, f"u{n}", A) for n in range(30)] == ["", "", *[None] * 28]
+    assert limits.login(40, "bob", B) is None
+    order = [limits.logged_in(n) for n in range(12)]
+    assert order == [*range(2, 12), 40, 12]
+    assert limits.logged_in(40) == 13
+    assert [session for session, *_ in limits.logins()] == [12, 13, *range(14, 30)]
 
 
 def test_who_has_most_logins_waiting_makes_room_for_who_has_few():
@@ -178,12 +205,15 @@ def test_who_has_most_logins_waiting_makes_room_for_who_has_few():
 
 def test_the_order_of_those_who_wait_is_kept_by_a_replay():
     limits, again = Limits(Bounds(logins=1)), Limits(Bounds(logins=1))
-    for n in range(30):
+    for n in range(20):
+        limits.login(n, f"u{n}", f"10.0.0.{n * n % 2}")
+    for n in range(20, 40):
+        limits.logged_in(next(iter(limits._begun)))
         limits.login(n, f"u{n}", f"10.0.0.{n * n % 7}")
-        if n % 5 == 4:
-            limits.logged_in(next(iter(limits._begun)))
+    limits.logged_in(25)
     for session, user, host in limits.logins():
         again.login(session, user, host)
+    again.turn = limits.turn
     while limits._begun:
         now = next(iter(limits._begun))
         assert limits.logged_in(now) == again.logged_in(now)
