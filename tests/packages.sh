@@ -1,5 +1,6 @@
 #!/bin/sh
 # Other people's POP3 clients for tests/e2e/test_clients.py and tools for test_outside_tools.py, from Debian: installed where they are missing and can be.
+# With the argument `desktop` also those that want a screen, for the tests marked slow.
 # Exit 0 always: a client that is not there is a test that is skipped, and says so. getmail6 comes by pip, with the dev extra.
 
 # The mail servers of tests/e2e/test_mta_*.py and test_migration.py, and swaks.
@@ -46,6 +47,11 @@ fail2ban() {
 fail2ban
 
 missing=
+if [ "${1:-}" = desktop ]; then  # for pytest -m slow
+    for pair in claws-mail:claws-mail sylpheed:sylpheed Xvfb:xvfb; do
+        command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
+    done
+fi
 for name in curl fetchmail mpop mutt nmap ruby s-nail; do
     command -v "$name" >/dev/null 2>&1 || missing="$missing $name"
 done

@@ -4,6 +4,7 @@ Every client is told to alter as little as it can. What it alters all the same i
 words, is how it is to say who it is (AUTHENTICATIONS has all that each knows and the server speaks); `secret` then a password or a token.
 """
 
+import contextlib
 import fcntl
 import os
 import poplib
@@ -21,6 +22,7 @@ from tests.e2e import awkward
 
 LINE = 1 << 21  # octets: poplib refuses lines over 2048 unless told
 _FETCHMAIL_LINE = 8000
+_SYLPHEED_LINE = 8000
 # getmail sets its own limit, of 1 MB, when it is imported.
 _GETMAIL = "import getmailcore.retrievers, poplib, runpy, sys; poplib._MAXLINE = 1 << 21; sys.argv[0] = {0!r}; runpy.run_path({0!r}, run_name='__main__')"
 
@@ -52,6 +54,34 @@ set ssl_starttls=yes ssl_force_tls=yes certificate_file="{ca}" ssl_ca_certificat
 set folder="{tmp}" spoolfile="{tmp}/m" mbox_type=Maildir quit=yes wait_key=no
 push "<fetch-mail><exit>"
 """
+
+_ACCOUNT = """
+[Account: 1]
+account_name={user}
+is_default=1
+name={user}
+address={user}@localhost
+protocol=0
+receive_server=localhost
+smtp_server=localhost
+user_id={user}
+password=secret
+inbox={inbox}
+remove_mail=0
+getall_mail=1
+get_all_mail=1
+enable_filter_on_receive=0
+filter_on_receive=0
+receive_at_getall=1
+set_popport=1
+pop_port={port}
+ssl_pop={ssl}
+ssl_certs_auto_accept=1
+"""
+_FOLDERS = """<?xml version="1.0" encoding="UTF-8"?>
+<folderlist><folder type="mh" name="Mailbox" path="Mail">{items}</folder></folderlist>
+"""
+_FOLDER_OF = {"inbox": "inbox", "outbox": "sent", "draft": "draft", "queue": "queue", "trash": "trash"}
 
 
 def raw(service, user, mode, _tmp, count):
@@ -204,6 +234,54 @@ def _read_all(master, shown):
         pass
 
 
+def sylpheed(service, user, mode, tmp, count):
+    """A program with windows; what it has in its inbox when it is told to end."""
+    return _on_a_screen(service, user, mode, tmp, "sylpheed", ".sylpheed-2.0", "inbox", "--exit")
+
+
+def claws(service, user, mode, tmp, count):
+    """Like its ancestor Sylpheed."""
+    return _on_a_screen(service, user, mode, tmp, "claws-mail", ".claws-mail", "#mh/Mailbox/inbox", "--quit")
+
+
+def _on_a_screen(service, user, mode, tmp, program, home, inbox, leave):
+    address, ssl_pop = (service.tls, 1) if mode == "tls" else (service.plain, 2)
+    place = tmp / home
+    place.mkdir()
+    for folder in _FOLDER_OF.values():
+        (tmp / "Mail" / folder).mkdir(parents=True)
+    (place / "accountrc").write_text(_ACCOUNT.format(user=user, port=address.port, inbox=inbox, ssl=ssl_pop).lstrip())
+    (place / "clawsrc").write_text("[Common]\nskip_ssl_cert_check=1\nunsafe_ssl_certs=1\n")
+    items = "".join(f'<folderitem type="{kind}" name="{name}" path="{name}"/>' for kind, name in _FOLDER_OF.items())
+    (place / "folderlist.xml").write_text(_FOLDERS.format(items=items))
+    shutil.copy(service.site.cert, place / "certs.crt")
+    over = f"why=quit user={user} "
+    before = service.read_log().count(over)
+    with _screen() as display:
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(tmp), "DISPLAY": display}
+        with open(tmp / "said", "wb") as said, subprocess.Popen([program, "--receive-all"], env=environment, stdout=said, stderr=said) as running:
+            try:
+                service.wait_log(over, count=before + 1, seconds=120)
+                subprocess.run([program, leave], env=environment, check=True, timeout=60, stdout=said, stderr=said)
+                running.wait(60)
+            except (AssertionError, subprocess.SubprocessError) as error:
+                raise AssertionError((tmp / "said").read_text(errors="replace")[-2000:]) from error
+            finally:
+                running.kill()
+    return [path.read_bytes() for path in (tmp / "Mail/inbox").iterdir() if path.name.isdigit()]
+
+
+@contextlib.contextmanager
+def _screen():
+    """X11 without a screen; what to set DISPLAY to."""
+    command = ["Xvfb", "-displayfd", "1", "-screen", "0", "800x600x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            yield f":{server.stdout.readline().strip()}"
+        finally:
+            server.terminate()
+
+
 def _one_last_newline(message):
     return message.rstrip(b"\n") + b"\n"
 
@@ -217,6 +295,9 @@ def missing(name):
     """The Debian (or pip) package to install for a client, "" where it is there."""
     if name in ("curl", "fetchmail", "mpop", "mutt", "ruby", "s-nail"):
         return "" if shutil.which(name) else name
+    if name in DESKTOP:
+        programs = {"claws": "claws-mail"}.get(name, name), "Xvfb"
+        return "" if all(map(shutil.which, programs)) else f"{programs[0]} or xvfb (sh tests/packages.sh desktop)"
     if name == "perl":
         there = shutil.which(name) and not subprocess.run([name, "-MIO::Socket::SSL", "-MNet::POP3", "-e1"], capture_output=True, check=False).returncode
         return "" if there else "libio-socket-ssl-perl"
@@ -234,11 +315,15 @@ def gives(name, raw_message):
         return message or b"\r\n"  # it counts the line end of "+OK" as the first octets of a body that ends at once
     if name == "mutt" and b"\0" in message:
         return None  # its lines end there
+    if name == "claws" and (message == b"" or message.startswith(b".")):
+        return None  # no file; it takes that dot for one that was doubled
+    if name == "sylpheed" and (message == b"" or b"\0" in message or max(map(len, message.split(b"\n"))) > _SYLPHEED_LINE):
+        return None  # no file; its lines end there; a dot is undone in each piece of a line
     if name == "s-nail":
         if message == b".\r\n":
             return None  # no header: it puts a blank line before it
         return _one_last_newline(re.sub(rb"\r+\n", b"\n", message))  # an mbox has no other line ends, and a blank line between messages
-    if name in ("mpop", "mutt"):
+    if name in ("mpop", "mutt", "claws", "sylpheed"):
         return message.replace(b"\r\n", b"\n")  # as maildir wants it
     if name == "fetchmail":
         if message in (b"", b"\r\n", b".\r\n") or max(map(len, message.split(b"\n"))) > _FETCHMAIL_LINE:
@@ -274,3 +359,4 @@ AUTHENTICATIONS = {
 CLIENTS = {"raw": raw, "poplib": with_poplib, "curl": curl, "mpop": mpop, "fetchmail": fetchmail, "getmail": getmail} | {
     "perl": perl, "ruby": ruby, "s-nail": s_nail, "mutt": mutt,
 }
+DESKTOP = {"claws": claws, "sylpheed": sylpheed}

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.e2e import awkward
-from tests.e2e.clients import CLIENTS, WITHOUT_STLS, gives, missing
+from tests.e2e.clients import CLIENTS, DESKTOP, WITHOUT_STLS, gives, missing
 from tests.service import Service
 
 _ALL = list(awkward.MESSAGES.values())
@@ -20,7 +20,7 @@ def _client(name):
     package = missing(name)
     if package:
         pytest.skip(f"needs the package {package}")
-    return CLIENTS[name]
+    return (CLIENTS | DESKTOP)[name]
 
 
 @pytest.mark.parametrize(("name", "mode"), [(n, mode) for n in CLIENTS for mode in ("tls", "stls") if mode == "tls" or n not in WITHOUT_STLS])
@@ -29,6 +29,13 @@ def test_client_fetches_awkward_messages(service, tmp_path, name, mode):
     for title, message in awkward.MESSAGES.items():
         wanted = gives(name, message)
         assert wanted is None or wanted in found, (title, wanted[:200], [f[:200] for f in found if len(f) == len(wanted)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["tls", "stls"])
+@pytest.mark.parametrize("name", DESKTOP)
+def test_client_with_windows_fetches_awkward_messages(service, tmp_path, name, mode):
+    test_client_fetches_awkward_messages(service, tmp_path, name, mode)
 
 
 @pytest.mark.parametrize("name", CLIENTS)
