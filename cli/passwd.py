@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 
 from popkernel.cli.control import runs_at
 from popkernel.kernel.config import default_run_dir
-from popkernel.proto.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, damage, parse_auth
+from popkernel.proto.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, Finding, damage, parse_auth
+from popkernel.proto.usernames import fold, twins
 
 DEFAULT_COST = 10
 MAX_PASSWORD = 72
@@ -86,6 +87,15 @@ def _run(options: argparse.Namespace) -> None:
     made = replace_entry(path, user, line_hash)
     what = f"{path} made with mode 0600; " if made else ""
     print(f"{what}{options.user} set; {_in_force()}", file=sys.stderr)
+    for finding in _twins_of(options.user, path):
+        print(f"warning: {finding}", file=sys.stderr)
+
+
+def _twins_of(user: str, path: str) -> list[Finding]:
+    """What is to be said of others of that name in another case, as `check` says it."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_TABLE)
+    return twins([name for name in parse_auth(data, path).names() if fold(name) == fold(user)], data, path)
 
 
 def _in_force() -> str:

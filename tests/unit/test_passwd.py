@@ -49,6 +49,16 @@ def test_a_new_file(run, table, capsys):
     assert os.listdir(table.parent) == ["auth"]
 
 
+def test_a_name_that_differs_from_another_in_case_only_is_warned_of(run, table, capsys):
+    """D15."""
+    table.write_bytes(b"bob " + HASH + b"\nBob " + HASH + b"\nalice " + HASH + b"\n")
+    assert run(b"pw\n", "carol") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert run(b"pw\n", "Alice") == 0
+    said = capsys.readouterr().err
+    assert f"warning: {table}:5: users alice and Alice differ in case only: each is found only as it is written here; " in said and "bob" not in said
+
+
 def test_the_other_lines_stay_octet_for_octet(run, table):
     before, after = b"# \xff comment\n\n \tbob:\t", b"\nalice2  " + HASH + b" \nbroken\n#alice x\n"
     table.write_bytes(before + HASH + after)
