@@ -31,20 +31,22 @@ _UNFINISHED = b"popcache.new.part"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO))  # says nothing of whether a journal is good
+# Of a popcache without which mail is listed, read and delivered all the same.
+UNUSABLE = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK))
 _POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
 _LARGEST = 192 << 20  # octets: a million and a half messages; a listing of more does not fit into an actor's memory
 _TAIL = 4096  # octets that the last line fits into
 
 
-def acquire(root: int, wait: float, code: str) -> int:
+def acquire(root: int, wait: float, code: str, flags: int = _OPEN) -> int:
     """Open and lock the popcache (made 0600 where missing); closing the descriptor unlocks it.
 
-    Tries for ``wait`` seconds, then StoreError ``code``. A popcache that is a link, a directory or not ours to write is
-    a StoreError SYS/PERM; it is never followed.
+    Tries for ``wait`` seconds, then StoreError ``code``. A popcache that is a link or a directory is a StoreError SYS/PERM; it is never
+    followed. One that can't be written to is a StoreError whose ``number`` is in ``UNUSABLE``.
     """
     deadline = time.monotonic() + wait
     while True:
-        fd = _open(root)
+        fd = _open(root, flags)
         try:
             if _try_lock(fd):
                 if _is_current(fd, root):
@@ -62,9 +64,19 @@ def acquire(root: int, wait: float, code: str) -> int:
         os.close(fd)
 
 
-def _open(root: int) -> int:
+def acquire_to_read(root: int, wait: float, code: str) -> int:
+    """As ``acquire``, of one that can't be written to; -1 where it is not there, or not to be read either."""
     try:
-        fd = os.open(NAME, _OPEN, 0o600, dir_fd=root)
+        return acquire(root, wait, code, _READ)
+    except StoreError as error:
+        if error.number in UNUSABLE or error.number == errno.ENOENT:
+            return -1
+        raise
+
+
+def _open(root: int, flags: int) -> int:
+    try:
+        fd = os.open(NAME, flags, 0o600, dir_fd=root)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
             raise StoreError(PERM, "popcache is no regular file: remove it, it will be made anew") from None

@@ -106,7 +106,7 @@ class Delivery:
     def _show(self) -> None:
         """Under the lock: name the file in new/ and tell the popcache."""
         drop = self._drop
-        lock = drop.take_lock(TEMP)
+        lock = self._lock()
         try:
             drop.at("deliver:locked")
             self._compare()
@@ -120,12 +120,24 @@ class Delivery:
                 raise
             line = popcache.format_line(self._name, self._counter.finish(), drop.uidl_of(self._name))
             try:
+                if lock < 0:
+                    raise PermissionError
                 cachefile.append(lock, line)
             except OSError:
                 drop.forget()  # the message itself is there, and the listing finds it without a line
             drop.at("deliver:told")
         finally:
-            os.close(lock)
+            if lock >= 0:
+                os.close(lock)
+
+    def _lock(self) -> int:
+        """The popcache's; -1 where it can't be had by anybody of this user, for it is not to be written to."""
+        try:
+            return self._drop.take_lock(TEMP)
+        except StoreError as error:
+            if error.number not in cachefile.UNUSABLE:
+                raise
+            return -1
 
     def _compare(self) -> None:
         """Is new/ still where the next session will look?"""

@@ -21,7 +21,7 @@ def uidl_of(name: bytes) -> bytes:
     return digest.encode()
 
 
-IN_NEW = b"/new"  # an info no file can have: the message lies in new/, under its bare name
+IN_NEW = b"/new"  # an info no file can have: the message lies in new/, under its bare name, or one with what stands behind this
 
 
 class Listing:
@@ -29,7 +29,7 @@ class Listing:
 
     ``count`` messages, ``octets`` all together as POP3 sends them. ``notes``: what went wrong with single
     files (name and reason: not readable, not movable), for the log. ``infos`` belongs to the store: what follows the canonical
-    name in cur/ now (``:2,S``), ``IN_NEW``, None where nobody has looked yet.
+    name in cur/ now (``:2,S``), ``IN_NEW`` and what follows it in new/, None where nobody has looked yet.
     """
 
     __slots__ = ("_digest", "count", "infos", "names", "notes", "octets", "sizes", "uidls")

@@ -15,7 +15,7 @@ from popkernel.actors.maildir.held import Held
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.match import Match
 from popkernel.actors.maildir.policy import Policy
-from popkernel.actors.maildir.scan import Scan, places
+from popkernel.actors.maildir.scan import Scan, places, split_names
 from popkernel.actors.maildir.storeerror import CHANGED, GONE, IN_USE, TEMP, UNREADABLE, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache, uidlist
 from popkernel.proto.octets import encode, wire_size
@@ -92,8 +92,9 @@ class Mailbox(Held):
         wait = self.lock_wait if wait is None else min(wait, self.lock_wait)
         try:
             lock = cachefile.acquire(self.root, 0.0 if time.monotonic() < self._held_until else wait, code)
-        except StoreError:
-            self._held_until = time.monotonic() + _HELD
+        except StoreError as error:
+            if not error.number:
+                self._held_until = time.monotonic() + _HELD
             raise
         self._held_until = 0.0
         return lock
@@ -122,23 +123,67 @@ class Mailbox(Held):
         """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
 
         An unchanged maildrop gives the listing of last time, without a lock and without reading. The popcache is brought
-        up to date where it was not; when that fails (disk full), ``Listing.notes`` says so and the session goes on.
+        up to date where it was not; when that fails (disk full, read-only, not ours), ``Listing.notes`` says so and the session goes on.
         """
         try:
-            cur, new = self.look("cur", "new")
-            last = self._last
-            settled = popcache.settled(self._last_made, cur[1:], new[1:])
-            if last is not None and settled and self._last_state == (cur, new, self._popcache_state()):
-                return last
-            self._last = None
-            lock = self.take_lock(IN_USE)
-            try:
-                return self._list(lock)
-            finally:
-                os.close(lock)
-                self._dismiss()
+            if self._as_before() and self._last is not None:
+                return self._last
+            last, self._last = self._last, None
+            return self._list_anew(last)
         except OSError as error:
             raise from_os(error, "maildir") from None
+
+    def settle(self) -> None:
+        """Look at what this process itself has moved, so that the next ``listing`` need not: two seconds after that, when nobody waits."""
+        try:
+            if self._last is not None and not self._as_before():
+                self._last = None
+        except (OSError, StoreError):
+            self._last = None
+
+    def _as_before(self) -> bool:
+        """Whether what was listed last is what there is now. Raises OSError."""
+        cur, new = self.look("cur", "new")
+        last = self._last
+        if last is None or self._last_state[2] != self._popcache_state():
+            return False
+        if popcache.settled(self._last_made, cur[1:], new[1:]) and self._last_state[:2] == (cur, new):
+            return True
+        made = int(self._clock() * 1e9)
+        if not self._still(last):
+            return False
+        self._last_made, self._last_state = made, (cur, new, self._last_state[2])
+        return True
+
+    def _still(self, last: Listing) -> bool:
+        """Whether there are just the messages listed last, wherever they lie by now: what was only moved or flagged need not be matched."""
+        in_new, in_cur = directory.list_names(self.new), directory.list_names(self.cur)
+        if len(in_new) + len(in_cur) != last.count or self.policy.hide_trashed:
+            return False
+        present = dict.fromkeys(in_new, IN_NEW) | dict(zip(*split_names(in_cur), strict=True))
+        infos: list[bytes | None] = list(map(present.get, last.names))
+        if len(present) != last.count or None in infos:
+            return False
+        table: dict[bytes | None, bytes | None] = {}
+        last.infos = list(map(table.setdefault, infos, infos))
+        self.untidy = bool(in_new)
+        return True
+
+    def _list_anew(self, last: Listing | None) -> Listing:
+        """``last``: what was listed last, which is all that is known where the popcache can't be read."""
+        why = ""
+        try:
+            lock = self.take_lock(IN_USE)
+        except StoreError as error:
+            if error.number not in cachefile.UNUSABLE:
+                raise
+            why, lock = error.text, cachefile.acquire_to_read(self.root, self.lock_wait, IN_USE)
+        try:
+            return self._list(lock, why, last)
+        finally:
+            if lock >= 0:
+                os.close(lock)
+            self._dismiss()
 
     def _dismiss(self) -> None:
         if self.beside is not None:
@@ -156,17 +201,29 @@ class Mailbox(Held):
             return ()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def _list(self, lock: int) -> Listing:
+    def _load(self, lock: int, why: str, last: Listing | None) -> tuple[popcache.Cache, str]:
+        """What the popcache says and why it can't be written to. Of one that can't be read it stays as it is: it may be good."""
+        try:
+            if lock >= 0:
+                return cachefile.load(lock), why
+        except OSError as error:
+            why = from_os(error, "popcache").text
+        cache = popcache.Cache()
+        if last is not None:
+            cache.names, cache.sizes, cache.uidls, cache.uidl_set = [*last.names], last.sizes[:], [*last.uidls], set(last.uidls)
+        return cache, f"{why}; UIDLs that only it knows are not known"
+
+    def _list(self, lock: int, why: str, last: Listing | None) -> Listing:
         made = int(self._clock() * 1e9)
         cur, new = self.look("cur", "new")
-        cache = cachefile.load(lock)
+        cache, why = self._load(lock, why, last)
         header, count = cache.header, len(cache.names)
         sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
         # What is trashed only the directory says.
         if sound and header is not None and not self.policy.hide_trashed and header.proves(cur[1:], new[1:], count):
             listing, clean = Listing(cache.names, cache.sizes, cache.uidls, [None] * count), True
         else:
-            listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0))
+            listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0), why)
             if self.policy.hide_trashed:
                 listing = listing.untrashed()
         if clean:
@@ -174,9 +231,12 @@ class Mailbox(Held):
             self._last_state = cur, new, self._popcache_state()
         return listing
 
-    def _scan(self, lock: int, cache: popcache.Cache, seen: popcache.Header) -> tuple[Listing, bool]:
-        """Read the directories, write back what the popcache lacked. With it: may this listing be used again."""
-        journal = cachefile.read_journal(self.root)
+    def _scan(self, lock: int, cache: popcache.Cache, seen: popcache.Header, why: str) -> tuple[Listing, bool]:
+        """Read the directories, write back what the popcache lacked. With it: may this listing be used again.
+
+        ``why``: nothing is to be written, for that reason; then the journal, which a rewrite would replace, is not looked at either.
+        """
+        journal = None if why else cachefile.read_journal(self.root)
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.beside, scan.now = self.alive, self.beside, seen.made
@@ -192,6 +252,9 @@ class Mailbox(Held):
         seen.count = listing.count
         provable = scan.clean and match.fit and popcache.settled(seen.made, seen.cur, seen.new)
         dead = removed + len(match.gone)
+        if why:
+            listing.notes += (f"popcache: not brought up to date: {why.removeprefix('popcache: ')}",)
+            return listing, scan.clean
         if cache.given_up:
             listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
@@ -231,7 +294,7 @@ class Mailbox(Held):
         name = listing.names[i]
         if info is None:
             return [(self.cur, name + guess) for guess in _GUESSES]
-        return [(self.new, name) if info == IN_NEW else (self.cur, name + info)]
+        return [(self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)]
 
     def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
         """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
@@ -245,7 +308,7 @@ class Mailbox(Held):
             listing.infos = [present.get(name, NOWHERE) for name in listing.names]
         name, info = listing.names[i], listing.infos[i]
         if info is not None and info != NOWHERE:
-            return (self.new, name) if info == IN_NEW else (self.cur, name + info)
+            return (self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)
         for there in directory.list_names(self.new):
             if maildirname.canonical(there) == name:
                 return self.new, there

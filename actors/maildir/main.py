@@ -22,7 +22,8 @@ from popkernel.kernel.tap import note
 from popkernel.proto import messages as m
 
 _ALIVE_SECONDS = 2.0  # between two signs of life while a mailbox is listed
-_TIDY_AFTER = 5.0  # seconds from a session's end; who only polls twice in a row shall not wait
+_TIDY_AFTER = 5.0  # seconds from the last session's end; who polls again and again shall not wait
+_SETTLED_AFTER = 2.1  # seconds from the last that was moved, after which a directory's times tell of every change (proto/popcache.py)
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
 
@@ -227,7 +228,9 @@ class MaildirActor(Actor):
 
     def rest(self) -> None:
         """Something has ended: go, if that is wanted and nothing is open any more."""
-        if self.tidying is None and self.session is None and self.drop is not None and self.drop.untidy:
+        if self.session is None and self.drop is not None and self.drop.untidy:
+            if self.tidying is not None:
+                self.tidying.cancel()
             self.tidying = self.loop.later(_TIDY_AFTER, self._tidy)
         if self.leaving and self.session is None and self.reception.left():
             self.end()
@@ -235,8 +238,14 @@ class MaildirActor(Actor):
     def _tidy(self) -> None:
         """Mail that a session of very much was served from new/ goes to cur/ when nobody is there, a little at a time."""
         self.tidying = None
-        if self.drop is not None and self.channel is None and self.drop.tidy():
-            self.tidying = self.loop.later(0.0, self._tidy)
+        if self.drop is not None and self.channel is None:
+            more = self.drop.tidy()
+            self.tidying = self.loop.later(0.0 if more else _SETTLED_AFTER, self._tidy if more else self._settle)
+
+    def _settle(self) -> None:
+        self.tidying = None
+        if self.drop is not None and self.channel is None:
+            self.drop.settle()
 
     def _retire(self, message: m.Retire, fds: list[int]) -> None:
         del message, fds

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from popkernel.actors.maildir.beside import Beside
     from popkernel.actors.maildir.directory import File
 
+_STUCK = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EXDEV))  # so will the next be
 _SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
 _YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
 _MOST_HEAD = 128  # octets of a name that a fresh one begins with, as a name may have 255
@@ -96,8 +97,8 @@ class Scan:
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "alive", "beside", "brought", "clean", "doubtful", "left", "lied", "linked", "notes",
-        "now", "present", "unchecked", "unreadable",
+        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "beside", "brought", "clean", "doubtful", "left", "lied", "linked",
+        "notes", "now", "present", "unchecked", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -117,6 +118,7 @@ class Scan:
         self.linked: dict[bytes, tuple[int, int]] = {}
         self.unreadable: set[bytes] = set()
         self.left = False
+        self._stuck = False  # nothing can be moved to cur/
         self.clean = True
 
     def read(self, at: Callable[[str], None]) -> None:
@@ -127,7 +129,10 @@ class Scan:
             self._resolve_doubles(names)
         for name in self._odd(directory.list_names(self._new)):
             if maildirname.is_message(name):
-                self.take(name)
+                if self._stuck:
+                    self._leave(name)
+                else:
+                    self.take(name)
                 at("listing:moved")
 
     def _odd(self, names: list[bytes]) -> list[bytes]:
@@ -145,7 +150,7 @@ class Scan:
     def where(self, base: bytes) -> tuple[int, bytes]:
         """Directory and file name of a present message."""
         info = self.present[base]
-        return (self._new, base) if info == IN_NEW else (self._cur, base + info)
+        return (self._new, base + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self._cur, base + info)
 
     def second_look(self) -> None:
         """Read cur/ once more and add what the first reading missed, or what was put back into new/ meanwhile."""
@@ -237,7 +242,7 @@ class Scan:
         self.clean = False
 
     def take(self, name: bytes) -> None:
-        """Move one message from new/ to cur/; what cannot be moved stays for a later session."""
+        """Move one message from new/ to cur/; what cannot be moved is served from new/ and stays for a later session."""
         base = maildirname.canonical(name)
         info = name[len(base) :] or maildirname.INFO_NEW
         try:
@@ -255,7 +260,18 @@ class Scan:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._note(f"new/{show(name)}: {os.strerror(error.errno or 0)}")
+            if error.errno not in _STUCK:
+                self._note(f"new/{show(name)}: {os.strerror(error.errno or 0)}")
+            elif not self._stuck:
+                self._stuck = True
+                self.notes.append(f"new: mail stays there, it can't be moved to cur: {os.strerror(error.errno or 0)}")
+            self._leave(name)
+
+    def _leave(self, name: bytes) -> None:
+        base = maildirname.canonical(name)
+        self.present.setdefault(base, IN_NEW + name[len(base) :])
+        if base in self.unchecked:
+            self.doubtful.add(base)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -281,12 +297,12 @@ class Scan:
 
     def files(self, names: list[bytes]) -> list[File]:
         """What is to be measured where these messages lie."""
-        cur, new, infos = self._cur, self._new, map(self.present.__getitem__, names)
+        cur, new, inside, infos = self._cur, self._new, len(IN_NEW), map(self.present.__getitem__, names)
         # Asked once a lot: most names say nothing of their size, and a function not called is a page not copied.
         says = maildirname.claimed_sizes
         claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
         return [
-            (new, name, claim) if info == IN_NEW else (cur, name + info, claim)
+            (new, name + info[inside:], claim) if info.startswith(IN_NEW) else (cur, name + info, claim)
             for name, info, claim in zip(names, infos, claims, strict=False)
         ]
 
@@ -300,7 +316,8 @@ class Scan:
         return dict(zip(moved, self.measure(moved), strict=True))
 
     def _cannot_read(self, name: bytes, error: OSError) -> None:
-        part, file = ("new", name) if self.present[name] == IN_NEW else ("cur", name + self.present[name])
+        fd, file = self.where(name)
+        part = "new" if fd == self._new else "cur"
         if error.errno in _SHORTAGE:
             raise from_os(error, f"{part}/{show(name)}") from None
         self._note(f"{part}/{show(file)}: {os.strerror(error.errno or 0)}")

@@ -180,8 +180,8 @@ class Maildrop(Mailbox):
         for _ in range(2):  # another program may change flags between the look and the rename
             try:
                 info, source = listing.infos[i], self.cur
-                if info == IN_NEW:
-                    info, source = b"", self.new
+                if info is not None and info.startswith(IN_NEW):
+                    info, source = info[len(IN_NEW) :], self.new
                 elif info is None or info == NOWHERE:
                     found = self._find(listing, i)
                     if found is None:
@@ -237,7 +237,6 @@ class Maildrop(Mailbox):
         if not self.untidy:
             self._tidying = None
             return False
-        self._last = None
         try:
             self._must_hold("cur", "new")
             if self._tidying is None:

@@ -741,3 +741,113 @@ def test_sizes_of_the_popcache_never_sum_to_more_than_a_message_carries(box):
         box.put(name + b":2,")
     box.cache = b"".join(popcache.format_line(name, 999999999999999999, b"u%d" % i) for i, name in enumerate(names))
     assert shown(box.drop.listing()) == rows(*names)
+
+
+# A popcache, or a directory, that can't be written to
+
+
+def shut(monkeypatch, number, *, reading=False):
+    """Have the popcache be no file that this user may write to, or read."""
+    real = os.open
+
+    def opened(name, flags, *args, **kw):
+        if name == b"popcache" and (reading or flags & os.O_RDWR):
+            raise OSError(number, os.strerror(number))
+        return real(name, flags, *args, **kw)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_popcache_that_cannot_be_written_to_costs_no_session(box, monkeypatch, number):
+    """What it says is believed, what it lacks is measured, and nothing is waited for."""
+    box.put(b"1.a:2,")
+    box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
+    box.put(b"2.b", where=b"new")
+    box.age()
+    shut(monkeypatch, number)
+    for _ in range(2):
+        listing = box.drop.listing()
+        assert shown(listing) == [(b"1.a", 21, b"from-afar"), *rows(b"2.b")]
+        assert [box.drop.read_small(listing, i, 99) for i in range(2)] == [MAIL] * 2
+        assert os.strerror(number) in listing.notes[0]
+        assert box.cache == before
+    assert box.drop.remove(listing, [0]) == []
+    assert shown(box.drop.listing()) == rows(b"2.b")
+    monkeypatch.undo()
+    assert shown(box.again()) == rows(b"2.b")
+    assert popcache.parse(box.cache).names == [b"2.b"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_popcache_that_cannot_be_read_costs_no_session(box, monkeypatch, number, warm):
+    """It stays as it is, for UIDLs may stand there that nobody else knows; a process that has read it goes on with them."""
+    box.put(b"1.a:2,")
+    box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
+    if warm:
+        assert box.drop.listing().uidl(0) == b"from-afar"
+        before = box.cache
+    shut(monkeypatch, number, reading=True)
+    os.utime(box.path + b"/popcache")
+    box.put(b"2.b", where=b"new")
+    listing = box.drop.listing()
+    assert shown(listing) == [(b"1.a", 21, b"from-afar" if warm else uidl(b"1.a")), *rows(b"2.b")]
+    assert box.cache == before
+    monkeypatch.undo()
+    assert box.again().uidl(0) == b"from-afar"
+
+
+def test_a_popcache_locked_by_another_is_waited_for_where_it_can_only_be_read(box, monkeypatch):
+    box.cache = b""
+    shut(monkeypatch, errno.EACCES)
+    with Locked(box.path), pytest.raises(StoreError) as caught:
+        box.drop.listing()
+    assert caught.value.code == "IN-USE"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EXDEV, errno.ENOSPC])
+def test_mail_that_cannot_be_moved_is_served_from_new(box, monkeypatch, number):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    names = [b"1.a", b"2.b:2,F", b"3.c"]
+    for name in names:
+        box.put(name, where=b"new")
+    os.mkfifo(box.path + b"/new/4.fifo")
+    for call in ("link", "rename"):
+        monkeypatch.setattr(os, call, refused)
+    listing = box.drop.listing()
+    assert shown(listing) == rows(b"1.a", b"2.b", b"3.c")
+    assert [note for note in listing.notes if note.startswith("new: ")] == [f"new: mail stays there, it can't be moved to cur: {os.strerror(number)}"]
+    assert [box.drop.read_small(listing, i, 99) for i in range(3)] == [MAIL] * 3
+    assert [box.drop.read_wire(listing, i, 99) for i in range(3)] == [MAIL.replace(b"\n", b"\r\n")] * 3
+    box.drop.mark_seen(listing, [0, 1])
+    assert box.names(b"new") == sorted([*names, b"4.fifo"])
+    assert box.drop.remove(listing, [1]) == []
+    assert shown(box.drop.listing()) == rows(b"1.a", b"3.c")
+    monkeypatch.undo()
+    assert shown(box.again()) == rows(b"1.a", b"3.c")
+    assert box.names() == [b"1.a:2,", b"3.c:2,"]
+
+
+def test_what_cannot_be_removed_is_said(box, monkeypatch):
+    box.put(b"1.a:2,")
+    listing = box.drop.listing()
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "unlink", refused)
+    assert box.drop.remove(listing, [0]) == [0]
+    assert box.drop.why == "1.a: Read-only file system"
+
+
+def test_a_delivery_does_without_a_popcache_that_is_not_to_be_written_to(box, monkeypatch):
+    box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
+    shut(monkeypatch, errno.EACCES)
+    with box.drop.deliver_begin() as delivery:
+        delivery.write(MAIL)
+        name = delivery.commit().encode()
+    assert box.cache == before
+    assert shown(box.drop.listing()) == rows(name)

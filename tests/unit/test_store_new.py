@@ -7,6 +7,7 @@ import pytest
 from popkernel.actors.maildir import directory, scan
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.policy import Policy
+from popkernel.actors.maildir.scan import Scan
 from popkernel.actors.maildir.store import Maildrop
 from popkernel.proto import messages as m
 from popkernel.proto import popcache
@@ -257,3 +258,50 @@ def test_files_of_every_kind_are_measured_in_one_go(box):
     os.write(writer, MAIL)
     assert list(box.drop.listing().sizes) == [len(large) + 40_000, 0, directory.CHUNK + 2, directory.CHUNK + 1]
     os.close(writer)
+
+
+def counted(monkeypatch):
+    """Have the scans counted."""
+    scans = []
+    real = Scan.read
+    monkeypatch.setattr(Scan, "read", lambda *args: (scans.append(1), real(*args))[1])
+    return scans
+
+
+def test_what_this_process_moved_is_not_scanned_again(many, monkeypatch):
+    """B11: the first session scans; those while and after mail is moved from new/ to cur/ know what was moved."""
+    scans = counted(monkeypatch)
+    first = shown(many.drop.listing())
+    assert len(scans) == 1
+    while many.drop.tidy(50):
+        assert shown(many.drop.listing()) == first
+        listing = many.drop.listing()
+        assert many.drop.read_small(listing, 0, 1000) is not None
+    assert many.names(b"new") == []
+    assert not many.drop.untidy
+    many.drop.mark_seen(many.drop.listing(), [0, 1])
+    assert shown(many.drop.listing()) == first
+    assert len(scans) == 1
+
+
+def test_what_another_program_did_while_mail_was_moved_is_seen(many, monkeypatch):
+    scans = counted(monkeypatch)
+    many.drop.listing()
+    many.drop.tidy(50)
+    many.put(b"1.delivered", MAIL, b"new")
+    assert many.drop.listing().count == MANY + 1
+    many.drop.tidy(50)
+    os.unlink(many.path + b"/new/1.delivered") if b"1.delivered" in many.names(b"new") else os.unlink(many.path + b"/cur/1.delivered:2,")
+    assert many.drop.listing().count == MANY
+    assert len(scans) == 3
+
+
+def test_two_seconds_after_it_was_moved_nothing_is_looked_at(many, monkeypatch):
+    many.drop.listing()
+    while many.drop.tidy(1000):
+        pass
+    many.age()
+    many.drop.settle()
+    before = many.drop.listing()
+    monkeypatch.setattr(os, "listdir", None)
+    assert many.drop.listing() is before
