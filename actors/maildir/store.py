@@ -1,9 +1,9 @@
 """The maildir store: all a user's mailbox can do, over plain descriptors, for one single-threaded process.
 
 Every path is relative to the descriptors of the maildir, cur, new and tmp, so it works in a process that sees that one
-directory and nothing else. Here is what changes it: the end of a session, and deliveries. Files: ``mailbox.py`` lists and reads,
-``listing.py`` what a session sees, ``scan.py`` how it is found, ``cachefile.py`` the popcache under its lock, ``delivery.py`` the way in,
-``directory.py`` single directory operations.
+directory and nothing else. Here is what changes it: the end of a session, and deliveries. Files: ``held.py`` the directories,
+``mailbox.py`` lists, ``reading.py`` reads, ``listing.py`` what a session sees, ``scan.py`` how it is found, ``cachefile.py`` the popcache
+under its lock, ``delivery.py`` the way in, ``directory.py`` single directory operations.
 
 Raises StoreError from every method; OSError never leaves this room.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from popkernel.actors.maildir import cachefile, directory, expiry
 from popkernel.actors.maildir.delivery import Delivery
 from popkernel.actors.maildir.listing import IN_NEW, Listing
-from popkernel.actors.maildir.mailbox import NOWHERE, Mailbox
+from popkernel.actors.maildir.reading import NOWHERE, Reading
 from popkernel.actors.maildir.scan import Scan
 from popkernel.actors.maildir.storeerror import TEMP, StoreError, from_os, show
 from popkernel.proto import maildirname, popcache
@@ -31,7 +31,7 @@ __all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
 _QUIT_WAIT = 0.5  # seconds that QUIT waits for it: what it would write down, the next listing sees
 
 
-class Maildrop(Mailbox):
+class Maildrop(Reading):
     """A mailbox that sessions end in, and mail comes to."""
 
     quota: Quota | None = None  # to be told of removals
