@@ -13,7 +13,7 @@ from popkernel.actors.listener.core import Session
 from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.limits import TOO_MANY_HANDSHAKES
 from popkernel.actors.listener.policy import Policy
-from popkernel.actors.listener.tls import Served
+from popkernel.actors.listener.tls import Served, forget_errors
 from popkernel.actors.listener.watchdog import Watchdog
 from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import watch
@@ -389,6 +389,7 @@ class Front(Door):
         if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
             with contextlib.suppress(OSError, ValueError):  # who does not listen any more need not know
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
+        forget_errors()
         client.cork(on=False)  # before it is closed: where something of the client's is unread, close(2) throws away what has not left
         client.sock.close()
         self._account(client.ended(why, self.loop.now), leased=leased)

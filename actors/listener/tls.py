@@ -4,6 +4,8 @@ What is decided here, besides what configuration decides: ECDHE and AEAD only; t
 early data, and no session tickets in TLS 1.3, where they spare no round trip: measured, one costs more processor time than resuming saves.
 """
 
+import _ssl
+import ctypes
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -11,10 +13,22 @@ from typing import Any, NamedTuple
 
 from popkernel.actors.listener.certificates import Looked, Phrase, look, same_names
 
-__all__ = ["Served", "TlsError", "context", "examine", "pick", "serve"]
+__all__ = ["Served", "TlsError", "context", "examine", "forget_errors", "pick", "serve"]
 
 _VERSIONS = {"1.3": ssl.TLSVersion.TLSv1_3, "1.2": ssl.TLSVersion.TLSv1_2}
 _CIPHERS_12 = "ECDHE+AESGCM:ECDHE+CHACHA20"  # Mozilla's intermediate list, without what needs finite-field groups
+
+# By the module that is linked with it, so that it is the very library in use.
+_clear = getattr(ctypes.CDLL(getattr(_ssl, "__file__", None)), "ERR_clear_error", lambda: None)
+
+
+def forget_errors() -> None:
+    """Empty OpenSSL's queue of errors, which is the thread's.
+
+    CPython 3.13 with OpenSSL 3.5 leaves an error there when a client is gone in the middle of a write, and takes it for that of the next
+    client it asks about, who would be cut off.
+    """
+    _clear()
 
 
 class TlsError(Exception):

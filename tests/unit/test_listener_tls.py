@@ -1,12 +1,14 @@
 """The listener's TLS: which certificate for which name, pass phrases, times, and what a client can and can't get. In memory, without a socket."""
 
+import _ssl
+import ctypes
 import re
 import ssl
 import time
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from popkernel.actors.listener.tls import TlsError, context, pick, serve
+from popkernel.actors.listener.tls import TlsError, context, forget_errors, pick, serve
 from popkernel.cli.samplesite import make_certificate
 
 
@@ -158,3 +160,14 @@ def test_what_does_not_belong_together_or_is_none(written, tmp_path):
     for cert, said in ((str(tmp_path / "bad"), "damaged"), (a[1], "no certificate in PEM form"), ("/nowhere", "No such file")):
         with pytest.raises(TlsError, match=said):
             serve([(cert, a[1])], "1.3")
+
+
+def test_errors_of_one_connection_are_forgotten_before_the_next():
+    """As CPython 3.13 leaves them: tests/e2e/test_gone_clients.py sees it there."""
+    library = ctypes.CDLL(_ssl.__file__)
+    library.ERR_peek_error.restype = ctypes.c_ulong
+    library.ERR_new()
+    library.ERR_set_error(2, 32, None)  # ERR_LIB_SYS, EPIPE
+    assert library.ERR_peek_error()
+    forget_errors()
+    assert not library.ERR_peek_error()
