@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from popkernel.kernel.exits import EXITS, WANT
@@ -19,6 +20,10 @@ _FAULTS = {
     errno.EADDRNOTAVAIL: ("unavailable", "this machine has no such address", "give one of its own, or 0.0.0.0 or [::] for all"),
     errno.EAFNOSUPPORT: ("unavailable", "this system has no IPv6", "leave the address out"),
 }
+
+# A struct timeval of one microsecond. Whether a socket blocks is shared by all who accept on it, and any of them may turn it round: an
+# accept(2) of the others that finds nobody then waits this long, and not for ever.
+_MOMENT = struct.pack("ll", 0, 1)
 
 
 class BindError(Exception):
@@ -48,6 +53,7 @@ def bind(key: str, address: "Address") -> socket.socket:
         raise BindError(key, address, error) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _MOMENT)
         if address.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(found[0][4])

@@ -163,3 +163,21 @@ def test_the_injector_makes_calls_and_sees_those_that_a_filter_kills_for(service
         assert thread.call(NUMBERS["ptrace"], (0, 0, 0, 0)) == "killed"
         assert answer_in_words(thread.call(NUMBERS["read"], (0, b"x", 0))) == "let through"
     assert service.actor("listener.0")["pid"] == pid
+
+
+def test_a_listener_that_has_the_shared_sockets_block_holds_no_other_up():
+    """fcntl(F_SETFL) on what was handed over is every actor's, and the flags of a socket are one for all who have it."""
+    with Service(users=("alice",), mail=(b"a: b\n\nc\n",), listeners=2) as service:
+        pid, other = (service.actor(f"listener.{n}")["pid"] for n in (0, 1))
+        shared = {link for link in descriptors(pid).values() if link.startswith("socket:")} & set(descriptors(other).values())
+        assert shared
+        with Thread(pid) as thread:
+            for fd, link in descriptors(pid).items():
+                if link in shared:
+                    assert thread.call(NUMBERS["fcntl"], (fd, 4, 0)) == 0  # F_SETFL, without O_NONBLOCK
+        for _ in range(20):
+            one, other = service.pop3(login=False), service.pop3(login=False)  # both listeners are woken, and one finds nobody
+            for client in (one, other):
+                client.sock.settimeout(5)
+                assert client.capa()
+                client.close()
