@@ -134,11 +134,11 @@ def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, 
         strange = bool(more and not maildir) and _changed_meanwhile(recording, frames[starts[0] :], notes)
         said: list[Any] = []
         sessions = {frame.session for frame in frames} - {0}
+        whole = not (wish.user or wish.session or wish.edge or wish.types)
         aside = 0
         differences: list[Difference] = []
         for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
             life = frames[start : starts[number + 1] if number + 1 < len(starts) else len(frames)]
-            whole = not (wish.user or wish.session or wish.edge or wish.types)
             stage = Stage(payload=wish.payload, user=wish.user, strange=strange, whole=whole)
             try:
                 room.play(stage, name, life[0].fields, life, *more)
@@ -162,6 +162,8 @@ def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, 
             compared += sum(f.way == "out" and f.session not in stage.skipped for f in life)
     if aside:
         notes.append(f"{aside} messages of no session, or not of what was asked for: left out")
+    if not whole:
+        skipped &= sessions  # an actor names all it had when the recording began
     if skipped:
         notes.append(f"{len(skipped)} sessions had begun before the recording, or can't be played: left out")
     return Result(name, frames, said, differences, notes, compared, frozenset(unjudged))

@@ -188,6 +188,9 @@ class Taps:
 
     def _concerns(self, process: "Process", wish: Wish) -> bool:
         """Not so where it serves one session alone, and not the one that is asked for."""
+        if wish.session and process.kind == "maildir.{user}":  # one's of whom it is not known yet is not shown
+            lease = self._kernel.core.leases.get(process.name.removeprefix("maildir."))
+            return lease is not None and lease.session == wish.session
         lease = self._kernel.core.leases.get(wish.user)
         its = wish.session or (lease.session if lease is not None else 0)
         return not process.session or not (wish.session or wish.user) or process.session == its

@@ -25,7 +25,7 @@ _NOTES = (
 # Concern every session of an actor.
 _ANYBODYS = frozenset({"Settings", "Stop", "Drain", "Peer", "Gone", "Anew", "Clock", "Random", "Timer"})
 # What of an actor's Settings is about users, and where in such a row the name stands; -1: the row is the name, or tells none.
-_OTHERS = {"logins": 1, "known": 2, "routes": -1, "asked": -1, "sessions": -1}
+_OTHERS = {"logins": 1, "known": 2, "routes": -1, "asked": -1}
 _NAMES = _MESSAGES | {n.lower(): n for n in _NOTES}
 
 

@@ -9,7 +9,8 @@ import subprocess
 import threading
 
 from popkernel.kernel.replaying import replay
-from popkernel.proto.recording import read
+from popkernel.kernel.watcher import Watcher
+from popkernel.proto.recording import end, header, pack, read
 
 from tests.e2e import awkward
 from tests.service import POPKERNEL, wait_for
@@ -26,17 +27,39 @@ class Recordings:
         self.paths = {name: pathlib.Path(folder, f"{name}.rec") for name in wishes}
         self.traces = {}
         for name, arguments in wishes.items():
-            self.traces[name] = service.keep(_Trace(service, self.paths[name], arguments))
-        for trace in self.traces.values():
-            assert "attached" in trace.process.stderr.readline(), trace.process.stderr.read()
+            kind = _Follower if type(arguments) is int else _Trace
+            self.traces[name] = service.keep(kind(service, self.paths[name], arguments))
 
     def results(self):
         for trace in self.traces.values():
-            trace.process.terminate()
-        for trace in self.traces.values():
-            rest = trace.process.communicate(timeout=120)[1]
-            assert trace.process.returncode == 0, rest
+            trace.stop()
         return {name: replay(read(path.read_bytes())) for name, path in self.paths.items()}
+
+
+class _Follower:
+    """As `trace --record`, of a session that is not there yet."""
+
+    def __init__(self, service, path, session):
+        self._watcher = Watcher(service.config.run_dir, session=session)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write, args=(path,), daemon=True)
+        self._thread.start()
+
+    def _write(self, path):
+        with self._watcher as watcher, pathlib.Path(path).open("wb") as file:
+            file.write(pack(header(watcher.answer)))
+            count = 0
+            while not self._stop.is_set():
+                while (frame := watcher.next_frame(0.05)) is not None:
+                    file.write(pack(frame))
+                    count += 1
+            file.write(pack(end(count, watcher.lost)))
+
+    def close(self):
+        self._stop.set()
+        self._thread.join(60)
+
+    stop = close
 
 
 class _Trace:
@@ -45,6 +68,13 @@ class _Trace:
             [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), *arguments],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
+        first = self.process.stderr.readline()
+        assert "attached" in first, first
+
+    def stop(self):
+        self.process.terminate()
+        rest = self.process.communicate(timeout=120)[1]
+        assert self.process.returncode == 0, rest
 
     def close(self):
         with self.process:

@@ -12,9 +12,10 @@ import threading
 import pytest
 from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import read
+from popkernel.proto.sessionname import session_number
 
 from tests.e2e.awkward import RawClient
-from tests.replay.make import record
+from tests.replay.make import follow, record
 from tests.service import ROOT, Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
@@ -40,7 +41,10 @@ def recorded(service, tmp_path):
 def recording_of(service, tmp_path, arguments, act, until):
     """What was recorded meanwhile, and its replay, which has no differences."""
     path = tmp_path / "filtered.rec"
-    record(service, arguments, act, until, path)
+    if arguments[0] == "--session":
+        follow(service, session_number(arguments[1]), act, until, path)
+    else:
+        record(service, arguments, act, until, path)
     recording = read(path.read_bytes())
     results = {r.actor: r for r in replay(recording)}
     text = "\n".join(f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}" for r in results.values() for d in r.differences)

@@ -1,6 +1,7 @@
 """Recordings taken in the middle of a crowd replay clean, whatever they were narrowed to."""
 
 import pytest
+from popkernel.proto.sessionname import session_number
 
 from tests.e2e.replay_load import Recordings, crowd, differences
 from tests.service import ROOT, Service
@@ -9,10 +10,10 @@ MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(4)]
 USERS = [f"user{number}" for number in range(30)]
 PAYLOAD = ("--payload",) if ROOT else ()  # else the mda has next to nothing to be compared
 SOME = {
-    "user": ("--user", "user0", "--with-maildir", *PAYLOAD), "session": ("--session", "1.20"), "mda": ("mda", *PAYLOAD), "all": (),
+    "user": ("--user", "user0", "--with-maildir", *PAYLOAD), "session": session_number("1.20"), "mda": ("mda", *PAYLOAD), "all": (),
 }
 ALL = {
-    **SOME, "cut": ("--user", "user1", "--with-maildir"), "later": ("--session", "2.100"), "auth": ("auth",), "listener": ("listener",),
+    **SOME, "cut": ("--user", "user1", "--with-maildir"), "later": session_number("2.100"), "auth": ("auth",), "listener": ("listener",),
     "maildir": ("maildir.user2", "--with-maildir", *PAYLOAD), "kernel": ("kernel",),
 }
 

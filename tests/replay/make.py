@@ -15,7 +15,8 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from popkernel.proto.recording import end, pack, read
+from popkernel.kernel.watcher import Watcher
+from popkernel.proto.recording import Recording, end, header, pack, read
 
 from tests.e2e import awkward, clients
 from tests.service import POPKERNEL, Service, wait_for
@@ -275,6 +276,20 @@ def make(name, path=None):
         else:
             record(service, scenario.trace, lambda: scenario.act(service, pathlib.Path(tmp)), scenario.until, path)
     return path
+
+
+def follow(service, session, act, until, path):
+    """As `record`, of a session that is not there yet: `trace` does not wait for one."""
+    with Watcher(service.config.run_dir, session=session) as watcher, pathlib.Path(path).open("wb") as file:
+        file.write(pack(header(watcher.answer)))
+        act()
+        frames = []
+        while not until(Recording({}, frames)):
+            frame = watcher.next_frame(15)
+            assert frame is not None, frames
+            frames.append(frame)
+            file.write(pack(frame))
+        file.write(pack(end(len(frames), watcher.lost)))
 
 
 def record(service, arguments, act, until, path):

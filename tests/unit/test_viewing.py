@@ -51,7 +51,7 @@ def test_settings_tell_of_no_other_user(wish, mine):
 
 
 def test_settings_of_an_actor_that_says_anything():
-    strange = {"logins": 7, "known": [7, [], [1], {"x": 1}, ["alice"]], "routes": {"alice": 1}, "asked": None, "sessions": "alice"}
+    strange = {"logins": 7, "known": [7, [], [1], {"x": 1}, ["alice"]], "routes": {"alice": 1}, "asked": None}
     (told,) = shown(viewer(user="alice"), frame(name="Settings", **strange))
     assert told["fields"] == dict.fromkeys(strange, [])
 
