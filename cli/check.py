@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import shlex
+import socket
 import stat
 from collections.abc import Iterable
 
@@ -19,6 +20,7 @@ from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
+from popkernel.kernel.log import doubt
 from popkernel.kernel.mailboxes import judge, odd_names
 from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
@@ -97,6 +99,8 @@ def check(config: Config, report: Report | None = None) -> Report:
     report.warnings.extend(warnings)
     _check_keys(config, report)
     _check_blocked(config, report)
+    lost = doubt(config.log, daemon=config.daemon)
+    report.warnings.extend([lost] if lost is not None else [])
     if config.allow_plaintext:
         what = "clients may log in without TLS: passwords and mail can be read on the way"
         report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
@@ -260,12 +264,18 @@ def _check_run_dir(config: Config, report: Report) -> None:
 def _check_ports(config: Config, report: Report) -> None:
     """Bind each for a moment, in the order in which a start does."""
     problems: list[BindError] = []
+    bound: list[socket.socket] = []
     for key in ("listen", "listen_starttls", "lmtp_listen"):
         for address in getattr(config, key):
             try:
-                bind(key, address).close()
+                bound.append(bind(key, address))
+                bound[-1].listen(1)  # one address may include another: then the second is refused
             except BindError as error:
                 problems.append(error)
+            except OSError as error:
+                problems.append(BindError(key, address, error))
+    for sock in bound:
+        sock.close()
     if any(problem.taken for problem in problems) and _serving(config.run_dir):
         # Its own ports, most likely: a second start would be refused for the run directory first.
         problems = [problem for problem in problems if not problem.taken]

@@ -3,14 +3,12 @@
 import contextlib
 import os
 import select
-import sys
 from collections.abc import Callable
 
 import popkernel
 from popkernel.kernel import init
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.config import Config
-from popkernel.kernel.log import WARNING, say
 from popkernel.kernel.passphrase import ask, file_of
 
 
@@ -36,8 +34,6 @@ def _detached(config: Config, serve: Callable[[Callable[[], None]], int]) -> int
     What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
     (--log stderr, into a file most likely) goes there directly, then and later.
     """
-    if config.log != "stderr" and sys.platform == "linux" and not os.path.exists("/dev/log"):
-        say(WARNING, "there is no syslog here (/dev/log), so the log will be lost; run one, or give --log stderr 2>>FILE")
     said_in, said_out = os.pipe()
     ready_in, ready_out = os.pipe()
     pid = os.fork()

@@ -2,6 +2,7 @@
 
 import re
 import socket
+from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 POP3S_PORT = 995
@@ -64,6 +65,13 @@ def _numeric(host: str, text: str) -> str:
         raise ValueError(f"{text!r} is no numeric address; {mend}") from None
     if percent and (family == socket.AF_INET or not re.fullmatch(r"[\w.-]{1,15}", zone)):
         raise ValueError(f"{text!r}: only an IPv6 address has a %zone; write for example [fe80::1%eth0]")
+    found = ip_address(canonical)
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        raise ValueError(f"{text!r} is an IPv4 address written as IPv6; write {found.ipv4_mapped}")
+    if found.is_link_local and family == socket.AF_INET6 and not percent:
+        raise ValueError(f"{text!r} is link-local, one on each interface; name the interface, for example [{canonical}%eth0]")
+    if found.is_multicast or canonical == "255.255.255.255":
+        raise ValueError(f"{text!r} is an address of many machines; write one of this machine's own")
     return canonical + percent + zone
 
 

@@ -33,6 +33,8 @@ class BindError(Exception):
         name, what, mend = _FAULTS.get(error.errno or 0, ("unavailable", str(error.strerror or error), "choose another address"))
         if error.errno == errno.EACCES and os.geteuid() == 0:
             what, mend = "root lacks CAP_NET_BIND_SERVICE for a port below 1024", "give it, or choose a port from 1024 on"
+        if isinstance(error, socket.gaierror) or error.errno in (errno.ENODEV, errno.ENXIO):
+            what, mend = "this machine has no such interface", "name one that `ip link` shows"
         if error.errno in WANT:
             name, what, mend = "tempfail", str(error.strerror), "see what the system is short of, and try again"
         if error.errno == errno.EADDRNOTAVAIL and key == "lmtp_listen":

@@ -18,7 +18,7 @@ from popkernel.kernel.config import Config, ConfigError
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.listening import Listening, unix_socket
-from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, say
+from popkernel.kernel.log import ERROR, NOTICE, WARNING, destination, doubt, say
 from popkernel.kernel.look import Look
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.needs import give_up_powers, require, require_cage
@@ -302,7 +302,11 @@ class Init:
             self.status, self.text = message.status, message.text
 
     def _running(self, text: str) -> None:
-        self._say(NOTICE, text)
+        config = self.config
+        say(NOTICE, text, config.log_format, timed=destination(config.log) == "stderr" and not os.isatty(2))
+        lost = doubt(config.log, daemon=config.daemon)
+        if lost is not None:
+            self._say(WARNING, str(lost))
         notify(f"READY=1\nSTATUS=popkernel: {text}\nMAINPID={os.getpid()}")
         self.watching.set(watched(self.config) if self.config.watch else [])
         self._look("start", self._mailboxes_at_start)

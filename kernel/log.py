@@ -8,13 +8,15 @@ import contextlib
 import json
 import os
 import select
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from popkernel.kernel.systemlog import PATH, SystemLog
+from popkernel.proto.tables import Finding
 
-__all__ = ["DEBUG", "ERROR", "INFO", "NOTICE", "WARNING", "Log", "as_json", "destination", "event_text", "printable", "say"]
+__all__ = ["DEBUG", "ERROR", "INFO", "NOTICE", "WARNING", "Log", "as_json", "destination", "doubt", "event_text", "printable", "say"]
 
 ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 LEVELS = ("emergency", "alert", "critical", "error", "warning", "notice", "info", "debug")
@@ -72,6 +74,13 @@ def destination(where: str) -> str:
     if where == "auto":
         return "stderr" if os.isatty(2) or not os.path.exists(PATH) else "syslog"
     return where
+
+
+def doubt(where: str, *, daemon: bool) -> Finding | None:
+    """What is wrong with the key `log`, for start and `check`: a log that nobody will have."""
+    if where == "stderr" or (where == "auto" and not daemon) or sys.platform != "linux" or os.path.exists(PATH):
+        return None
+    return Finding("log", 0, f"there is no syslog here ({PATH}), so the log will be lost", "run one, or give --log stderr 2>>FILE")
 
 
 class Log:
@@ -142,8 +151,11 @@ def _out(line: str) -> None:
         os.write(2, data + b"\n")
 
 
-def say(level: int, text: str, form: str = "text") -> None:
-    """Init's own words, on standard error: what kept the service from starting, that it is ready, how it ended."""
+def say(level: int, text: str, form: str = "text", *, timed: bool = False) -> None:
+    """Init's own words, on standard error: what kept the service from starting, that it is ready, how it ended.
+
+    `timed`: among lines of the log, which have the time.
+    """
     for line in text.split("\n"):
-        text = f"popkernel: {'warning: ' if level == WARNING else ''}{printable(line)}"
+        text = f"{stamp() + ' ' if timed else ''}popkernel: {'warning: ' if level == WARNING else ''}{printable(line)}"
         _out(as_json(level, printable(line), "init") if form == "json" else text)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -90,6 +91,12 @@ def test_one_hash_that_is_none_shuts_its_user_out_alone_and_is_named(service):
         if count == 1:
             service.command("reload")
     assert "abcdefgh" not in service.read_log() + str(warnings)
+
+
+def test_the_line_that_says_ready_has_its_time(service):
+    """The other lines of the log on standard error had theirs."""
+    (line,) = [line for line in service.read_log().splitlines() if "popkernel: ready: " in line]
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d popkernel: ready: pop3s ", line)
 
 
 def test_a_certificate_of_the_future_or_the_past_is_served_with_one_sentence(service):

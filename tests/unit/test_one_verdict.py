@@ -9,6 +9,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from popkernel.actors.listener.tls import TlsError, serve
 from popkernel.cli.certificate import check_certificates
+from popkernel.cli.demo import make_site
+from popkernel.cli.main import main
+from popkernel.kernel.config import keys
+from popkernel.kernel.log import doubt
+
+from tests.ports import free_ports
 
 PEM, PLAIN = serialization.Encoding.PEM, serialization.NoEncryption()
 ROOT_KEY, MIDDLE_KEY, KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
@@ -137,3 +143,67 @@ def test_a_key_or_a_phrase_that_others_may_read_is_told_of_by_a_start_too(which,
     (said,) = serve([(paths[0], paths[1])], "1.3", paths[2]).warnings
     assert said == f"{paths[which]}: mode 0644 leaves the {('', 'private key', 'pass phrase')[which]} open; chmod g-w,o-rwx {paths[which]}"
     assert [str(finding) for finding in check_certificates([(paths[0], paths[1])], paths[2])[0]] == [said]
+
+
+# -- the configuration
+WRONG = {
+    "path": ['""', '"relative"', "3", "[]", '"a\\u0000b"'], "addresses": ['"localhost"', "995", '["[fe80::1]"]', '["1.2.3.4:99999"]', '["224.0.0.1"]', '["[::ffff:1.2.3.4]"]'],
+    "certs": ["1", '["relative"]'], "subdir": ['"/x"', '"a/../b"', "1"], "int": ['"1"', "true", "-99", "1.5", "99999999999999"], "choice": ['"?"', "1"],
+    "bool": ["1", '"yes"'], "user": ['""', '"a b"', '"0:0"', "1"], "text": ["1", '"a b"'], "networks": ["1", '["x"]', '["1.2.3.4/8"]'],
+    "users": ["1", '["a b"]'], "separators": ['" "', "1"], "domains": ["1", '["a@b"]'], "quota": ["1", '"x"'], "quotas": ["1", '["x"]', '["a=x"]'], "hostname": ['"a b"', "1"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return make_site(str(tmp_path_factory.mktemp("pk") / "s"), mail=())
+
+
+def verdicts(site, capsys, toml, *flags):
+    """Lines and code of `start`, which must not begin to serve, and of `check`."""
+    path = os.path.join(site.directory, "wrong.toml")
+    with open(path, "wb") as file:
+        file.write(toml)
+    said = []
+    for command in ("start", "check"):
+        code = main([command, "-f", path, *flags])
+        out, err = capsys.readouterr()
+        said.append(([line.removeprefix("popkernel: ") for line in (out if command == "check" else err).splitlines()], code))
+    return said
+
+
+@pytest.mark.parametrize("turn", range(max(map(len, WRONG.values()))))
+def test_every_key_with_wrong_values(site, capsys, turn):
+    values = [(key.name, WRONG[key.metadata["kind"]]) for key in keys()]
+    rows = [(name, wrong[turn % len(wrong)]) for name, wrong in values]
+    (started, code), (checked, said) = verdicts(site, capsys, "".join(f"{name} = {value}\n" for name, value in rows).encode())
+    assert (started, code) == (checked[: len(started)], said) and code == 78
+    for line, (name, value) in enumerate(rows, 1):
+        told = [text for text in started if f"wrong.toml:{line}: {name}: " in text]
+        assert len(told) == 1 and "; " in told[0], (name, value, told)
+
+
+@pytest.mark.parametrize(
+    "toml", [b"", b"\xff\n", b"[", b"a = \n", b"nonsense = 1\n", b"\xef\xbb\xbflisten = 1\n", b"x = 1\nx = 2\n", b'listen = ["127.0.0.1:9", "127.0.0.1:9"]\n'],
+)
+def test_configurations_that_are_none(site, capsys, toml):
+    (started, code), (checked, said) = verdicts(site, capsys, toml)
+    assert started and (started, code) == (checked[: len(started)], said)
+
+
+def test_an_address_that_another_one_includes(site, capsys):
+    """Each can be bound alone; a start was refused the second, and `check` found nothing."""
+    port, other = free_ports()
+    flags = ["-f", os.path.join(site.directory, "popkernel.toml"), "-l", f"0.0.0.0:{port}", "-l", f"127.0.0.1:{port}", "-L", f"127.0.0.1:{other}"]
+    said = f"listen: 127.0.0.1:{port}: the port is taken by another program"
+    assert main(["check", *flags]) == 69
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.path.exists("/dev/log"), reason="there is a syslog")
+def test_a_log_that_nobody_will_have(site, capsys):
+    assert main(["check", "-f", os.path.join(site.directory, "popkernel.toml"), "--log", "syslog"]) in (0, 65)
+    said = str(doubt("syslog", daemon=False))
+    assert f"warning: {said}" in capsys.readouterr().out
+    assert doubt("auto", daemon=True) == doubt("syslog", daemon=False)
+    assert doubt("auto", daemon=False) is doubt("stderr", daemon=True) is None
