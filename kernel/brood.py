@@ -70,7 +70,7 @@ class Brood:
 
     def _reap(self, events: int) -> None:
         del events
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # whatever it says: the children are looked at
             os.read(self._woken, 4096)
         while True:
             try:

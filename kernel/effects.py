@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from popkernel.kernel import core
 from popkernel.kernel.channel import Message, pair
+from popkernel.kernel.log import ERROR
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
@@ -98,6 +99,22 @@ class Effects:
     def _join_later(self, there: tuple[Process | None, Process | None], join: tuple[str, Message, str, Message]) -> None:
         if there == (self._kernel.processes.get(join[0]), self._kernel.processes.get(join[2])):
             self._join(*join)
+
+    def without(self, process: Process, message: Message, error: Exception) -> None:
+        """A message could not be acted on for want of something: that costs its session, whose actor goes, and nothing is half-done."""
+        k = self._kernel
+        why = (error.strerror if isinstance(error, OSError) else "") or "no memory"
+        k.actor_line(process.name, ERROR, f"{process.name}: {type(message).__name__} could not be acted on: {why}", "kernel")
+        users = [process.name]
+        if isinstance(message, m.Granted):
+            k.send(message.listener, m.Turned(message.session, "SYS/TEMP", _FULL))
+            users = [f"maildir.{message.user}"]
+        elif isinstance(message, m.Recipient):
+            k.send(process.name, m.NoMaildrop(message.request, "4.3.2", _FULL))
+        for name in users:
+            there = k.processes.get(name)
+            if there is not None and (there.kind == "maildir.{user}" or there.session):
+                k.kill(there)
 
     def _rouse(self, name: str, wake: m.Wake, fd: int) -> None:
         """A session that slept goes on; where its channel cannot be handed over, its client sees the end."""

@@ -40,13 +40,23 @@ class Spawner(Actor):
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
-        import_module(f"{self.module.__package__}.warm").rehearse(self.boot.config["run_dir"], sandboxed=self.boot.sandboxed)
+        unrehearsed = self._rehearse()
         roots = [root for root in self.boot.config["roots"] if os.path.isdir(root)]
         self.lock([(root, "rwc") for root in roots])
         keep_memory(1 << 20)  # children inherit it
         self.children.begin()
         self.connect()
+        if unrehearsed:
+            self.log(4, f"{self.boot.name}: maildir actors start more slowly, they could not be rehearsed: {unrehearsed}")
         self.run()
+
+    def _rehearse(self) -> str:
+        """What was in the way, "" for nothing: it saves time, and no more than that may depend on room in the run directory."""
+        try:
+            import_module(f"{self.module.__package__}.warm").rehearse(self.boot.config["run_dir"], sandboxed=self.boot.sandboxed)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def sessions(self) -> int:
         """Children."""

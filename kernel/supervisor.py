@@ -69,7 +69,8 @@ class Supervisor(Actor):
             Rules(separators=config.subaddress, fold=config.recipient_case == "fold", domains=config.recipient_domains),
             frozenset((0, boot.uid, *boot.config["mta_uids"])), tcp=bool(config.lmtp_listen),
         )
-        self.do = Effects(self).do
+        effects = Effects(self)
+        self.do, self.do_without = effects.do, effects.without
         self.taps = Taps(self)
         self.blame = Blame(self)
         self.gates = Gates(self)
@@ -151,6 +152,9 @@ class Supervisor(Actor):
             handler(channel.tag, message, fds)
         except UnsayableError as error:  # what follows from it can't be said: it is not done, and the kernel goes on
             self.actor_line(channel.peer, ERROR, f"{channel.peer}: {type(message).__name__} could not be acted on: {error}", "kernel")
+        except (OSError, MemoryError) as error:  # all else that there may be no room for has a place where it is caught
+            discard(fds)
+            self.do_without(channel.tag, message, error)
 
     def violates(self, process: Process, why: str, fds: list[int]) -> None:
         """A message that is whole and not true: ends its sender as one that is not whole does."""

@@ -28,6 +28,7 @@ __all__ = ["Door"]
 _ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
 _UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
 _HEADER_SECONDS = 5.0  # a proxy has its header ready: it comes with the connection, or something is wrong
+_PAUSE = 0.1  # seconds without connections where there is no room for one
 _COMPLAINTS = 60.0  # seconds between two lines of the log about connections that are not taken
 
 
@@ -45,6 +46,7 @@ class Door(Actor):
         self.blocked = self._read_blocked(config["block_list"])
         self.unknown: dict[socket.socket, Timer] = {}  # connections of proxies, whose client is not known yet
         self.listening: list[tuple[socket.socket, bool]] = []
+        self.paused: set[socket.socket] = set()  # of those
         self._complained = -_COMPLAINTS
         self._met: dict[str, tuple[float, int]] = {}  # bounds that were met: when the log had a line of it, how many times since
 
@@ -109,7 +111,19 @@ class Door(Actor):
             del events
             self._accept(sock, tls)
 
+        self.paused.discard(sock)
         self.loop.add(sock.fileno(), ready)
+
+    def _pause(self, sock: socket.socket, tls: bool) -> None:
+        """There is no room for connections: they wait in the system's queue, and this process does not turn in a circle."""
+
+        def resume() -> None:
+            if sock in self.paused and (sock, tls) in self.listening:
+                self._listen(sock, tls)
+
+        self.loop.remove(sock.fileno())
+        self.paused.add(sock)
+        self.loop.later(_PAUSE, resume)
 
     def _close_listening(self) -> None:
         for sock, _ in self.listening:
@@ -126,6 +140,7 @@ class Door(Actor):
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._complain(f"no more connections can be taken: {os.strerror(error.errno)}")
+                    self._pause(listening, tls)
                 elif error.errno == errno.EINVAL:  # all who share the socket see it, and would be told so without end
                     self._close_listening()
                     self.tell(m.Deaf())
