@@ -1,5 +1,6 @@
 """What processes have open: the log is the kernel's alone (C2), and nothing is left of what whoever started the service had open (C3)."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -34,8 +35,11 @@ def service(request, secret):
 
 
 def links(pid):
-    found = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    return dict(sorted(found.items()))
+    found = {}
+    for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return found
 
 
 def actors(service):

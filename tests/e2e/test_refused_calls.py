@@ -1,5 +1,6 @@
 """Every refused call of tests/refused_calls.py, made from inside every thread of every serving actor: it is refused there, as its row says."""
 
+import contextlib
 import os
 import tempfile
 
@@ -36,9 +37,9 @@ def place():
 def descriptors(pid):
     found = {}
     for fd in map(int, os.listdir(f"/proc/{pid}/fd")):
-        if fd > 2:
+        with contextlib.suppress(FileNotFoundError):  # another thread has closed it meanwhile
             found[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
-    return found
+    return {fd: link for fd, link in found.items() if fd > 2}
 
 
 def arguments(row, pid, place, kernel):
