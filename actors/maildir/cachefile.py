@@ -49,7 +49,7 @@ def acquire(root: int, wait: float, code: str, flags: int = _OPEN) -> int:
         fd = _open(root, flags)
         try:
             if _try_lock(fd):
-                if _is_current(fd, root):
+                if is_current(fd, root):
                     return fd
             elif time.monotonic() >= deadline:
                 raise StoreError(code, f"popcache: locked by another program for more than {wait:g} s")
@@ -95,7 +95,7 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _is_current(fd: int, root: int) -> bool:
+def is_current(fd: int, root: int) -> bool:
     """Is the locked file still the one under that name? Somebody may have removed it while we waited."""
     try:
         there = os.stat(NAME, dir_fd=root, follow_symlinks=False)

@@ -5,11 +5,12 @@ Raises StoreError from every method; OSError never leaves this room.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir import brought, cachefile, directory
+from popkernel.actors.maildir import brought, cachefile
 from popkernel.actors.maildir.held import Held
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
 from popkernel.actors.maildir.match import Match
@@ -66,6 +67,7 @@ class Mailbox(Held):
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
+        self._seen: tuple[int, ...] = ()  # of what `_still` found to be what was listed last: the hashes of new/ and cur/ as they are read
         self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
         self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
         self.open(os.fsencode(path))
@@ -153,7 +155,11 @@ class Mailbox(Held):
 
     def _still(self, last: Listing) -> bool:
         """Whether there are just the messages listed last, wherever they lie by now: what was only moved or flagged need not be matched."""
-        in_new, in_cur = directory.list_names(self.new), directory.list_names(self.cur)
+        texts = "/".join(os.listdir(self.new)), "/".join(os.listdir(self.cur))
+        seen = hash(texts[0]), hash(texts[1])
+        if seen == self._seen:
+            return True
+        in_new, in_cur = (os.fsencode(text).split(b"/") if text else [] for text in texts)
         if len(in_new) + len(in_cur) != last.count or self.policy.hide_trashed:
             return False
         present = dict.fromkeys(in_new, IN_NEW) | dict(zip(*split_names(in_cur), strict=True))
@@ -163,11 +169,12 @@ class Mailbox(Held):
         table: dict[bytes | None, bytes | None] = {}
         last.infos = list(map(table.setdefault, infos, infos))
         self.untidy = bool(in_new)
+        self._seen = seen
         return True
 
     def _list_anew(self, last: Listing | None) -> Listing:
         """``last``: what was listed last, which is all that is known where the popcache can't be read."""
-        why = ""
+        why, self._seen = "", ()
         try:
             lock = self.take_lock(IN_USE)
         except StoreError as error:
@@ -222,7 +229,7 @@ class Mailbox(Held):
             listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0), why)
             if self.policy.hide_trashed:
                 listing = listing.untrashed()
-        if clean:
+        if clean and (lock < 0 or cachefile.is_current(lock, self.root)):
             self._last, self._last_made = listing, made
             self._last_state = cur, new, self._popcache_state()
         return listing
@@ -232,7 +239,14 @@ class Mailbox(Held):
 
         ``why``: nothing is to be written, for that reason; then the journal, which a rewrite would replace, is not looked at either.
         """
-        journal = None if why else cachefile.read_journal(self.root)
+        journal = None
+        if not why:
+            try:
+                journal = cachefile.read_journal(self.root)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                why = f"{os.fsdecode(cachefile.JOURNAL)}: {os.strerror(errno.EIO)}"
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.beside, scan.now = self.alive, self.beside, seen.made

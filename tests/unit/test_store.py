@@ -851,3 +851,22 @@ def test_a_delivery_does_without_a_popcache_that_is_not_to_be_written_to(box, mo
         name = delivery.commit().encode()
     assert box.cache == before
     assert shown(box.drop.listing()) == rows(name)
+
+
+def test_a_popcache_replaced_while_its_lock_is_held_is_read_again(box, monkeypatch):
+    """What was listed is what the one before said."""
+    box.put(b"1.a:2,")
+    real = cachefile.load
+
+    def replaced(lock):
+        cache = real(lock)
+        with open(box.path + b"/other", "wb") as file:
+            file.write(popcache.format_line(b"1.a", 21, b"from-afar"))
+        os.rename(file.name, box.path + b"/popcache")
+        return cache
+
+    box.age()
+    with monkeypatch.context() as patch:
+        patch.setattr(cachefile, "load", replaced)
+        box.drop.listing()
+    assert box.drop.listing().uidl(0) == b"from-afar"

@@ -305,3 +305,12 @@ def test_two_seconds_after_it_was_moved_nothing_is_looked_at(many, monkeypatch):
     before = many.drop.listing()
     monkeypatch.setattr(os, "listdir", None)
     assert many.drop.listing() is before
+
+
+def test_mail_that_is_all_gone_is_gone(many):
+    many.drop.listing()
+    for name in many.names(b"new"):
+        os.unlink(many.path + b"/new/" + name)
+    assert many.drop.listing().count == 0
+    many.put(b"1.a", MAIL, b"new")
+    assert many.drop.listing().count == 1
