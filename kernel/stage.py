@@ -283,7 +283,7 @@ class Stage:
 
     def play(self, frames: Sequence[Frame]) -> Iterator[Frame]:
         """Frame by frame, and between two turns of the actor's loop what a turn does at its end: what came in one goes out as one."""
-        self.loop.turns = bool(frames[0].fields.get("turns"))
+        self.loop.turns = bool(frames[0].fields.get("timers") and frames[0].fields.get("turns"))
         for at, frame in enumerate(frames):
             before = frames[self.at]
             if at and (not self.loop.turns or frame.ending or frame.turn != before.turn):

@@ -1,6 +1,5 @@
 """A recording of one user, session or actor replays clean, whatever went on beside it that is not in it."""
 
-import contextlib
 import os
 import signal
 import smtplib
@@ -15,7 +14,7 @@ from popkernel.proto.recording import read
 from popkernel.proto.sessionname import session_number
 
 from tests.e2e.awkward import RawClient
-from tests.replay.make import follow, record
+from tests.replay.make import follow, record, stopped
 from tests.service import ROOT, Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
@@ -59,19 +58,6 @@ def ended(many=1):
 
 def has(name, many=1):
     return lambda recording: sum(f.name == name for f in recording.frames) >= many
-
-
-@contextlib.contextmanager
-def stopped(service, *names):
-    """Those actors do nothing meanwhile."""
-    pids = [service.actor(name)["pid"] for name in names]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def asks(service, user):

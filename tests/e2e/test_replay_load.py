@@ -33,7 +33,7 @@ def check(service, folder, wishes, sessions, at_once, seed):
     compared = {name: sum(r.compared for r in found) for name, found in results.items()}
     assert compared["all"] > 5 * sessions, compared
     assert compared["user"] and compared["session"], compared
-    assert not ROOT or compared["mda"] > sessions // 2, compared
+    assert not ROOT or compared["mda"] > sessions // 5, compared
 
 
 def test_a_crowd(service, tmp_path):

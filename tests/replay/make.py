@@ -5,6 +5,7 @@ what is recorded (arguments of `trace`), on what site, and until which frames ar
 """
 
 import base64
+import contextlib
 import inspect
 import os
 import pathlib
@@ -245,6 +246,69 @@ def timeouts(service, tmp):
     pop.noop(), pop.quit()
 
 
+@contextlib.contextmanager
+def stopped(service, *names):
+    """Those actors do nothing meanwhile."""
+    pids = [service.actor(name)["pid"] for name in names]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def others(service, tmp):
+    """Another's session begins, and fails, before alice's, whose recording has nothing of it."""
+    first = service.pop3(login=False)
+    first.user("bob")
+    try:
+        first.pass_("wrong")
+    except Exception:
+        pass
+    first.close()
+    pop = service.pop3()
+    pop.stat(), pop.uidl(), pop.retr(1), pop.dele(1), pop.quit()
+
+
+def queued(service, tmp):
+    """A login waits for its turn behind another's, which the recording does not have."""
+    clients = []
+    with stopped(service, "auth"):
+        for user in (b"bob", b"alice"):
+            raw = service.keep(awkward.RawClient(service, "tls", timeout=20))
+            raw.ask(b"USER " + user)
+            raw.send(b"PASS secret\r\n")
+            clients.append(raw)
+            for _ in range(2):  # its listener has read that by the time it has served another
+                with awkward.RawClient(service, "tls", timeout=20) as other:
+                    other.ask(b"CAPA")
+    for raw in clients:
+        raw.line()
+        raw.ask(b"QUIT")
+
+
+def batch(service, tmp):
+    """Two mailboxes answer in one turn of the mda, so its client is told of both at once."""
+    folders = [pathlib.Path(service.site.mail_users[user].maildir, "new") for user in ("alice", "bob")]
+    mda = service.keep(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock"))
+    mda.ehlo(), mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob")
+    wait_for(lambda: all((service.actor(name) or {}).get("state") == "serving" for name in ("maildir.alice", "maildir.bob")))
+    with stopped(service, "maildir.alice", "maildir.bob"):
+        mda.docmd("DATA")
+        mda.sock.sendall(b"Subject: two\r\n\r\nFor two.\r\n.\r\n")
+        other = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+        other.ehlo(), other.quit()  # what came before has been passed on by now
+        pid = service.actor("mda")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: all(len(list(folder.iterdir())) > len(MAIL) for folder in folders))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    mda.getreply(), mda.getreply(), mda.quit()
+
+
 EVERYBODY = ()
 SCENARIOS = {
     "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
@@ -260,6 +324,9 @@ SCENARIOS = {
     "waits": Scenario(waits, EVERYBODY, ends(14), {"penalty_seconds": 1}),
     "restarts": Scenario(restarts, EVERYBODY, ends(2), {"park_seconds": 1, "warm_seconds": 1}),
     "timeouts": Scenario(timeouts, EVERYBODY, ends(4), {"login_seconds": 1, "park_seconds": 1, "warm_seconds": 1}),
+    "others": Scenario(others, ALICE, ends()),
+    "queued": Scenario(queued, ("--user", "alice"), ends(), {"max_logins": 1}),
+    "batch": Scenario(batch, ("mda", "--payload"), lambda recording: any(b"221" in said for f in recording.frames[-1:] for said in f.fields.get("said", ()))),
     "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
 }
 
@@ -340,9 +407,28 @@ def _lease(frames):
     return frames
 
 
+def _ended(frames):
+    at = next(i for i, f in enumerate(frames) if f.name == "Ended" and f.way == "out")
+    frames[at] = frames[at]._replace(fields={**frames[at].fields, "commands": frames[at].fields["commands"] + 1})
+    return frames
+
+
+def _never_asked(frames):
+    turn = next(i for i, f in enumerate(frames) if f.name == "Turn")
+    return [f for i, f in enumerate(frames) if i < turn or f.way != "out" or f.name not in ("Awaiting", "Login")]
+
+
+def _half(frames):
+    both = b"250 2.0.0 safe\r\n" * 2
+    at = next(i for i, f in enumerate(frames) if f.name == "Reply" and f.fields["said"] == [both])
+    frames[at] = frames[at]._replace(fields={"said": [both[: len(both) // 2]]})
+    return frames
+
+
 BAD = {
     "changed-reply-text": ("poplib", _reply_text), "lost-dele": ("poplib", _lost_dele), "wrong-octet-count": ("poplib", _octets),
-    "lost-in-use": ("guesses", _lease),
+    "lost-in-use": ("guesses", _lease), "changed-report": ("others", _ended), "never-asked": ("queued", _never_asked),
+    "half-a-batch": ("batch", _half),
 }
 
 
