@@ -70,21 +70,22 @@ class Pulse:
     # -- forked, told to go
     def forked(self, process: Process) -> None:
         """A maildir actor is being forked: by and by it says hello."""
-        self._kernel.loop.later(self._seconds, lambda: self._not_yet(process))
+        name = process.name  # not the process: thousands may come and go in that time
+        self._kernel.loop.later(self._seconds, lambda: self._not_yet(name))
 
-    def _not_yet(self, process: Process) -> None:
-        if process.hello is None and self._there(process):
+    def _not_yet(self, name: str) -> None:
+        process = self._kernel.processes.get(name)
+        if process is not None and process.hello is None:
             self._kernel.hung.suspect(process, START_SECONDS)
 
     def retires(self, name: str) -> None:
         """A maildir actor was told to go: it does, or says that it stays."""
-        process = self._kernel.processes.get(name)
-        if process is not None:
-            self._kernel.loop.later(self._seconds, lambda: self._still(process))
+        self._kernel.loop.later(self._seconds, lambda: self._still(name))
 
-    def _still(self, process: Process) -> None:
-        maildir = self._kernel.core.maildirs.get(process.name.removeprefix("maildir."))
-        if self._there(process) and maildir is not None and maildir.retiring:
+    def _still(self, name: str) -> None:
+        process = self._kernel.processes.get(name)
+        maildir = self._kernel.core.maildirs.get(name.removeprefix("maildir."))
+        if process is not None and maildir is not None and maildir.retiring:
             self._kernel.hung.suspect(process)
 
     def leaves(self, process: Process, seconds: int) -> None:
@@ -98,12 +99,14 @@ class Pulse:
     # -- ended
     def killed(self, process: Process) -> None:
         """Its parent was told to end it."""
-        self._kernel.loop.later(START_SECONDS, lambda: self._unkilled(process))
+        name, pid = process.name, process.pid
+        self._kernel.loop.later(START_SECONDS, lambda: self._unkilled(name, pid))
 
-    def _unkilled(self, process: Process) -> None:
+    def _unkilled(self, name: str, pid: int) -> None:
         """It waits for a disk that hangs, most likely: such a process has no end. Somebody takes its place where that can be done."""
         k = self._kernel
-        if not self._there(process) or k.state == "stopping":
+        process = k.processes.get(name)
+        if process is None or process.pid != pid or k.state == "stopping":
             return
         k.actor_line.end(
             process.parent if process.session else process.name, ERROR,
