@@ -70,7 +70,7 @@ class Service(RuleBasedStateMachine):
                     assert type(message) is m.Retire
                     assert to in self.alive and to not in self.told and self.alive[to] is None
                     self.told.add(to)
-                case core.Line():
+                case core.Line() | core.Full():
                     pass
                 case core.Suspect(name):
                     assert name in self.alive
@@ -93,6 +93,10 @@ class Service(RuleBasedStateMachine):
             self.clients[key] = "granted"
             self.do(self.core.granted(m.Granted(key.listener, key.session, user), self.now))
             assert self.clients[key] != "granted" or key in self.core.waiting
+
+    @rule(room=st.sampled_from([None, None, 0, 1, 5]))
+    def descriptors_become_few_or_many(self, room):
+        self.do(self.core.short(room))
 
     @rule(data=st.data())
     def gives_up(self, data):
@@ -459,3 +463,31 @@ def test_a_login_that_its_listener_gave_up_waits_no_more():
     assert list(kernel.waiting) == [Key("listener.0", 3)]
     effects = kernel.maildir_gone("maildir.alice", 1.0)
     assert [e.to_one for e in effects if type(e) is core.Join] == [m.Opened(3, "alice")]
+
+
+def test_where_there_is_little_room_the_idle_go_and_then_logins_are_turned_away():
+    """The kernel ended with EMFILE at so many users, and all their sessions with it."""
+    kernel = Core({name: MailUser(1000, 1000, name) for name in ("alice", "bob", "carol", "dave")}, PATIENCE._replace(warm_max=9))
+    for number, user in enumerate(("alice", "bob"), 1):
+        log_in(kernel, number, user)
+        kernel.closed(f"maildir.{user}", m.Closed(number, 0, 0), 0.0)
+    kernel.short(1)
+    assert log_in(kernel, 3, "carol")[:2] == [core.Send("maildir.alice", m.Retire()), core.Send("maildir.bob", m.Retire())]
+    assert kernel.full
+    (full, turned) = log_in(kernel, 4, "dave")
+    assert full == core.Full("dave") and turned.message.code == "SYS/TEMP" and "dave" not in kernel.leases
+    kernel.maildir_gone("maildir.alice", 1.0)
+    kernel.short(1)
+    assert [type(e) for e in log_in(kernel, 5, "dave")] == [core.Spawn, core.Join]
+    kernel.short(None)
+    assert not kernel.full
+
+
+def test_where_there_is_little_room_a_session_that_sleeps_has_no_idle_actor_besides():
+    kernel = make(crowd=100)
+    log_in(kernel, 1)
+    kernel.short(5)
+    assert kernel.parked("maildir.alice", m.Parked(1, b""), 1.0) == [core.Send("maildir.alice", m.Retire())]
+    kernel.maildir_gone("maildir.alice", 2.0)
+    kernel.short(0)
+    assert [type(e) for e in kernel.woken("alice", 3.0)] == [core.Spawn, core.Rouse], "who wakes needs no descriptor more than who sleeps"

@@ -123,3 +123,12 @@ def test_another_mda():
     core.maildir_gone("maildir.alice", 3.0)
     assert deliveries.maildir_gone("maildir.alice", 3.0) == []
     assert kinds(deliveries.recipient("mda", asked(request=1), 4.0)) == [Spawn, Join]
+
+
+def test_no_room_for_one_more_actor():
+    core, deliveries = world()
+    core.short(0)
+    full, answer = deliveries.recipient("mda", asked(), 0.0)
+    assert (full.user, answer.message.status) == ("alice", "4.3.2") and not core.maildirs and not deliveries.holders
+    core.short(None)
+    assert kinds(deliveries.recipient("mda", asked(), 1.0)) == [Spawn, Join]
