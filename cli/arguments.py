@@ -226,7 +226,10 @@ def _topology(commands: Any) -> None:
 def _session(text: str) -> int:
     """A session as `trace`, `status` and the log show it."""
     try:
-        return session_number(text)
+        number = session_number(text)
+        if number < 1 << 63:
+            return number
+        raise ValueError(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no session: give it as status, trace and the log show it, 1.17") from None
 

@@ -13,12 +13,13 @@ from typing import Any
 from popkernel.actors.maildir.migrate import bring, source_of
 from popkernel.actors.maildir.store import Maildrop, StoreError
 from popkernel.kernel.child import do_and_leave
+from popkernel.kernel.configvalues import checked
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.usertable import code_of, read_users
 from popkernel.proto.tables import MailUser
 from popkernel.proto.topology import actor as row_of
 
-OK, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM = 0, 65, 66, 67, 70, 75, 77  # sysexits(3)
+OK, USAGE, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 70, 75, 77  # sysexits(3)
 _LOCK_SECONDS = 30.0  # to wait for the popcache lock: nobody else waits for us
 _NOTES = 20  # a user's findings that are printed; a maildir may hold thousands
 _COMMON = ("Maildir", ".maildir", "mail")  # what subdirectories with the mail are called
@@ -28,7 +29,12 @@ _MOST_ANSWER = 1 << 20
 def run(options: argparse.Namespace) -> int:
     """Run ``popkernel import-uidl``."""
     try:
-        users = read_users(options.user_table, options.subdir)
+        subdir = checked(options.subdir, {"kind": "subdir"}) if options.subdir else ""
+    except ValueError as error:
+        print(f"popkernel import-uidl: -e: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        users = read_users(options.user_table, subdir)
     except ValueError as error:
         print(f"popkernel import-uidl: {error}", file=sys.stderr)
         return code_of(error)

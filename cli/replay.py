@@ -46,7 +46,7 @@ def _file(path: str, options: argparse.Namespace) -> int:
         _say(f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}", error=True)
         return os.EX_NOINPUT
     except OSError as error:
-        _say(f"popkernel: {path}: {error.strerror}", error=True)
+        _say(f"popkernel: {path}: {error.strerror}; name a file that `popkernel trace --record` wrote", error=True)
         return os.EX_NOINPUT
     except (RecordingError, SnapshotError) as error:
         _say(f"popkernel: {path}: {error}", error=True)

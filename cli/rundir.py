@@ -3,7 +3,8 @@
 import argparse
 import os
 
-from popkernel.kernel.config import default_run_dir, run_dir_in
+from popkernel.kernel.config import COMMAND_LINE, ConfigError, default_run_dir, run_dir_in
+from popkernel.proto.tables import Finding
 
 __all__ = ["run_dir_of"]
 
@@ -15,6 +16,8 @@ def run_dir_of(options: argparse.Namespace) -> str:
         ConfigError: the file cannot be read, or its run_dir is wrong.
 
     """
+    if options.run_dir == "":  # of a variable that was not set, most likely: the default would be another server
+        raise ConfigError([Finding(f"{COMMAND_LINE}: --run-dir", 0, "no name", "give one, or leave the flag out")])
     if options.run_dir:
         return os.path.abspath(str(options.run_dir))
     return run_dir_in(options.toml_path) if options.toml_path else default_run_dir()

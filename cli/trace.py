@@ -60,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     if sum(bool(given) for given in (options.actor, options.user, options.session)) > 1:
         raise _StopError(os.EX_USAGE, "ACTOR, --user and --session: give one of them")
+    for name in ("actor", "user", "edge", "record"):
+        if getattr(options, name) == "":  # of a variable that was not set, most likely
+            raise _StopError(os.EX_USAGE, f"{'--' if name != 'actor' else ''}{name} is empty; name one, or leave it out")
     if options.with_maildir and not options.record:
         raise _StopError(os.EX_USAGE, "--with-maildir goes into a recording: give --record FILE")
     if options.force and not options.record:

@@ -15,7 +15,7 @@ from popkernel.kernel.address import Address
 from popkernel.kernel.child import end, fork_and_tell, told
 from popkernel.kernel.config import Config, ConfigError, keys
 from popkernel.kernel.exits import EXITS
-from popkernel.kernel.ids import actor_ids
+from popkernel.kernel.ids import actor_ids, mta_ids
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.usertable import NoTableError, read_table
 from popkernel.kernel.watching import State, states
@@ -129,10 +129,13 @@ def _read(pipe: int, table: int, config: Config, again: Callable[[], Config]) ->
     try:
         _say(pipe, "the configuration, or a file that it names,")
         said["states"] = states(watched(config))
-        new, later = _merged(config, again())
+        asked = again()
+        new, later = _merged(config, asked)
         said["states"] |= states(watched(new))
         _say(pipe, "the list of the system's users")
-        said |= {"ids": actor_ids(new), "later": later, "config": {f.name: getattr(new, f.name) for f in fields(Config)}}
+        ids = actor_ids(new)
+        mta_ids(asked)  # for the next start, which would be refused
+        said |= {"ids": ids, "later": later, "config": {f.name: getattr(new, f.name) for f in fields(Config)}}
         _say(pipe, new.user_table)
         left = memoryview(read_table(new.user_table))
         while left:

@@ -19,7 +19,7 @@ def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
     try:
         text = read_regular(path, _MOST_OCTETS).decode("utf-8")
     except OSError as error:
-        mend = "name the file that is meant, and see that the user who starts popkernel may read it"
+        mend = "name the right file with -f, readable by the user who starts the server"
         return "", {}, [Finding(path, 0, error.strerror or "cannot be read", mend)]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

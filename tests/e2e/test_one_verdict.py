@@ -11,7 +11,7 @@ import bcrypt
 import pytest
 from popkernel.cli.samplesite import make_certificate
 
-from tests.service import POPKERNEL, Service
+from tests.service import POPKERNEL, ROOT, Service
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
 USERS = ("alice", "brought", "locked", "starred", "foreign", "costly")
@@ -115,6 +115,21 @@ def test_a_certificate_of_the_future_or_the_past_is_served_with_one_sentence(ser
     service.command("reload")
     service.wait_log(ended)
     assert password(service, "alice").startswith(b"+OK")
+
+
+@pytest.mark.skipif(not ROOT, reason="whose mail servers' users are is looked at as root and as anybody, but the file is root's")
+def test_a_reload_refuses_a_mail_server_s_user_that_is_not_there(service):
+    """The next start would have been refused, and only `check` said so."""
+    with open(service.toml) as file:
+        before = file.read()
+    write(service.toml, before.encode() + b'mta_users = ["_nobody-of-that-name"]\n')
+    try:
+        errors, _, code = checked(service)
+        reload = service.command("reload", check=False)
+    finally:
+        write(service.toml, before.encode())
+    assert errors == [reload.stderr.removeprefix("popkernel: ").rstrip()] and reload.returncode == code == 78
+    assert "mta_users: there is no user _nobody-of-that-name; name the user that " in errors[0]
 
 
 @pytest.mark.parametrize(

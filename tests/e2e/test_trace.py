@@ -208,6 +208,8 @@ def test_a_recording_goes_into_a_file_of_the_callers_own_and_no_other(service, t
     (["--edge", "auth"], "an edge is FROM:TO"),
     (["--type", "Loginn"], "no message 'Loginn'; there are: "),
     (["--session", "x"], "'x' is no session"),
+    (["--session", "99999999999999999999"], "'99999999999999999999' is no session"),
+    (["--user", ""], "--user is empty; name one, or leave it out"),
     (["auth", "--user", "alice"], "give one of them"),
     (["--with-maildir"], "give --record FILE"),
     (["--force"], "give --record FILE"),

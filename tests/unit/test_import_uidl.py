@@ -79,6 +79,10 @@ def test_a_table_that_cannot_be_used_ends_as_everywhere(site):
         file.write("alice\n")
     code, _, errors = imported(site)
     assert code == 65 and errors[0].startswith(f"popkernel import-uidl: {site.user_table}:1: the line has no second column; ")
+    code, _, errors = imported(site, "-e", "../elsewhere")
+    assert code == 64 and errors == [
+        "popkernel import-uidl: -e: '../elsewhere' is no subdirectory; write it relative to the user's directory, without `..`"
+    ]
     os.truncate(site.user_table, 0)
     assert imported(site)[0] == 65
     os.unlink(site.user_table)

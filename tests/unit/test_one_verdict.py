@@ -207,3 +207,10 @@ def test_a_log_that_nobody_will_have(site, capsys):
     assert f"warning: {said}" in capsys.readouterr().out
     assert doubt("auto", daemon=True) == doubt("syslog", daemon=False)
     assert doubt("auto", daemon=False) is doubt("stderr", daemon=True) is None
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "reload", "trace"])
+def test_an_empty_name_is_not_the_default_server(command, capsys):
+    """`popkernel stop --run-dir "$DIR"` with an unset variable asked, and stopped, the server at the usual place."""
+    assert main([command, "--run-dir", ""]) == 64
+    assert capsys.readouterr().err == "popkernel: command line: --run-dir: no name; give one, or leave the flag out\n"
