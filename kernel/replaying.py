@@ -115,6 +115,9 @@ def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, 
     room: Any = import_module(topology.actor(name).module.rpartition(".")[0] + ".replay")
     starts = [i for i, f in enumerate(frames) if f.name == "Settings"]
     out = Result(name, frames, [], [], notes, 0)
+    if wish.types or wish.edge:
+        notes.append("chosen messages only (--type, --edge), and not all that it was told: nothing can be replayed")
+        return out
     if not starts:
         notes.append("its settings are not in the recording: nothing can be replayed")
         return out
@@ -134,12 +137,12 @@ def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, 
         strange = bool(more and not maildir) and _changed_meanwhile(recording, frames[starts[0] :], notes)
         said: list[Any] = []
         sessions = {frame.session for frame in frames} - {0}
-        whole = not (wish.user or wish.session or wish.edge or wish.types)
+        whole = not (wish.user or wish.session)
         aside = 0
         differences: list[Difference] = []
         for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
             life = frames[start : starts[number + 1] if number + 1 < len(starts) else len(frames)]
-            stage = Stage(payload=wish.payload, user=wish.user, strange=strange, whole=whole)
+            stage = Stage(payload=wish.payload, user=wish.user, session=wish.session, strange=strange)
             try:
                 room.play(stage, name, life[0].fields, life, *more)
             except BadMessageError as error:

@@ -197,10 +197,10 @@ class StageChannel:
 class Stage:
     """One actor's performance. `payload`: whether the recording shows mail content. `user`: whose story it is, "" for everybody's.
 
-    `whole`: whether all that this actor was told is in the recording, and not one user's or session's share of it.
+    `session`: which it is, 0 for all.
     """
 
-    def __init__(self, *, payload: bool, user: str = "", strange: bool = False, whole: bool = True) -> None:
+    def __init__(self, *, payload: bool, user: str = "", session: int = 0, strange: bool = False) -> None:
         self.loop = StageLoop()
         self.channels: list[StageChannel] = []
         self.said: list[Said] = []
@@ -209,7 +209,8 @@ class Stage:
         self.actor: Actor | None = None
         self.at = 0  # the frame that is being played
         self.skipped: set[int] = set()  # sessions that had begun before the recording did
-        self.whole = whole
+        self.session = session
+        self.whole = not (user or session)  # all that this actor was told is in the recording, and not a share of it
         self.strange = strange  # the maildir is not what it was in the recording: what sessions would see can't be known
         self.unknown: set[int] = set()  # deliveries that had, and can't be gone on with
         self.until = 0  # frames that are judged, where not all are

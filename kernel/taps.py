@@ -40,6 +40,7 @@ _MOST_KNOWN = 20000  # sessions whose user is remembered
 _DEEPEST = 8  # fields within fields; who made them may be anybody by now, and what shows them walks through them
 # Others are the kernel's own.
 _NOTES = frozenset({"Settings", "Checked", "Full", "Clock", "Random", "Timer", "Unsent", "Queued", "Turn", "Known"})
+_CLIENTS = (("client", "listener"), ("listener", "client"), ("client", "mda"), ("mda", "client"))  # edges that no actor is at the end of
 _PEERS = {
     row: frozenset({"client", *(end for e in topology.EDGES if row in (e.source, e.target) for end in (e.source, e.target))})
     for row in _WATCHED
@@ -213,9 +214,9 @@ class Taps:
                 raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
         if wish.user and wish.user not in self._kernel.core.users:
             raise WishError(f"no user {wish.user!r} in the user table", "nouser")
-        if wish.edge and not any(wish.on_edge(e.source, e.target) for e in topology.EDGES):
-            edges = ", ".join(f"{e.source}:{e.target}" for e in topology.EDGES if e.target != "tap")
-            raise WishError(f"no edge {':'.join(wish.edge)!r}; there are: {edges}, client:listener, listener:client")
+        edges = [*((e.source, e.target) for e in topology.EDGES if e.target != "tap"), *_CLIENTS]
+        if wish.edge and not any(wish.on_edge(*edge) for edge in edges):
+            raise WishError(f"no edge {':'.join(wish.edge)!r}; there are: {', '.join(map(':'.join, edges))}")
 
     def _fits(self, wish: Wish) -> None:
         """A tap is a descriptor for each actor that is watched."""

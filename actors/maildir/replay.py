@@ -143,6 +143,8 @@ def _set_scene(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> set[int
     if not settings["session"]:
         return set()
     number, park, silent = settings["session"]
+    if stage.session not in (0, number):
+        return set()  # when it ends is not in the recording
     stage.skipped.add(number)
     if actor.drop is None or settings["state"] is None or stage.strange:
         return set()

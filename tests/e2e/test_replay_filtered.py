@@ -9,6 +9,7 @@ import struct
 import threading
 
 import pytest
+from popkernel.kernel import snapshot
 from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import read
 from popkernel.proto.sessionname import session_number
@@ -255,6 +256,26 @@ def next_session(service):
     pop.quit()
     listener, _, count = name.partition(".")
     return f"{listener}.{int(count) + 1}"
+
+
+@root
+def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_path):
+    """How that one ends is not in the recording; where her mail is given, her maildir actor is replayed all the same."""
+    path = tmp_path / "session.rec"
+    listener, _, count = next_session(service).partition(".")
+    open_ = service.pop3()
+    session = session_number(f"{listener}.{int(count) + 1}")
+
+    def act():
+        open_.stat(), open_.quit()
+        whole_session(service)
+
+    follow(service, session, act, has("Ended"), path)
+    mail = tmp_path / "mail"
+    snapshot.put(snapshot.take(os.fsencode(service.site.mail_users["alice"].maildir)), str(mail))
+    (result,) = replay(read(path.read_bytes()), actor="maildir.alice", maildir=str(mail))
+    assert result.compared > 4
+    assert not result.differences, result.differences
 
 
 def test_a_client_that_said_nothing_to_its_gate_for_long(tmp_path):

@@ -165,6 +165,15 @@ def test_an_actor_that_is_not_there(service):
     assert "no actor 'nothing' here; there are: auth, init, kernel, listener.0" in result.stderr
 
 
+def test_an_edge_to_clients(service):
+    """It was offered, and refused."""
+    trace = Trace(service, "--edge", "client:listener")
+    session(service)
+    text = trace.until("QUIT")
+    trace.stop()
+    assert "RETR 1" in text and "Reply" not in text
+
+
 def test_a_session_that_is_not_there_is_not_waited_for(service):
     """It waited without a word and without end."""
     for number in ("99.99", "1.999", "77"):
@@ -205,6 +214,7 @@ def test_a_recording_goes_into_a_file_of_the_callers_own_and_no_other(service, t
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--edge", "auth:maildir"], "no edge 'auth:maildir'; there are: "),
+    (["--edge", "client:auth"], ", client:listener, listener:client, client:mda, mda:client"),
     (["--edge", "auth"], "an edge is FROM:TO"),
     (["--type", "Loginn"], "no message 'Loginn'; there are: "),
     (["--session", "x"], "'x' is no session"),

@@ -231,6 +231,16 @@ def test_sessions_that_said_late_whose_they_are():
         assert not text_of(replay(held))
 
 
+@pytest.mark.parametrize("wish", [{"types": ["Login", "Granted"]}, {"edge": "auth:kernel"}], ids=lambda wish: next(iter(wish)))
+def test_chosen_messages_are_no_story(wish):
+    """What an actor said is in it, and not what it was told."""
+    recording = read(POPLIB.read_bytes())
+    frames = [f for f in recording.frames if f.name in ("Settings", "Login", "Granted")]
+    results = replay(recording._replace(header={**recording.header, "watches": wish}, frames=frames))
+    assert results and not text_of(results)
+    assert all(r.notes == ["chosen messages only (--type, --edge), and not all that it was told: nothing can be replayed"] for r in results)
+
+
 def test_settings_that_were_too_large():
     recording = read(POPLIB.read_bytes())
     cut = [f._replace(fields={"octets cut": 500_000}) if f.name == "Settings" else f for f in recording.frames]

@@ -64,9 +64,6 @@ def test_what_was_too_large_for_a_frame_is_compared_by_its_size():
     ({"user": "alice"}, said("LoginFailed", session=OTHER, user="alice"), True),
     ({"session": MINE}, said("Awaiting", session=MINE), True),
     ({"session": MINE}, said("Log", text="x"), False),
-    ({"types": ["Login"]}, said("Awaiting", session=MINE), False),
-    ({"edge": "listener:auth"}, said("Awaiting", session=MINE), False),
-    ({"edge": "listener:auth"}, said("Login", "auth", session=MINE), True),
 ], ids=str)
 def test_what_a_recording_of_some_would_have(wish, one, there):
     """By the very functions that decide what is recorded."""
