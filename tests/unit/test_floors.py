@@ -13,16 +13,6 @@ ACTORS = sorted(name for name in os.listdir(f"{ROOT}/actors") if os.path.isfile(
 # What proto may have of the standard library: nothing that reads, waits, or is not the same each time.
 PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "string",
         "struct", "typing", "types", "bisect", "heapq", "copy", "dataclasses", "json"}
-# Files over 400 lines, and why they are one.
-LARGE = {
-    "proto/messages.py": "every message, in the order of the table: a list",
-    "kernel/channel.py": "one class, all of which shares its state",
-    "kernel/core.py": "one state and all that may change it",
-    "kernel/supervisor.py": "takes every message there is; what follows is in the rooms beside it",
-    "kernel/taps.py": "one class, and what it tells of",
-    "proto/lmtp.py": "one protocol, whose commands share one state",
-}
-MOST = 400
 LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway
 
 
@@ -108,16 +98,3 @@ def test_no_codec_that_would_be_a_file_to_import(path):
 def test_a_file_says_what_it_is_for(path):
     tree = parsed(path)
     assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
-
-
-def test_no_file_is_too_large_without_a_reason():
-    sizes = {}
-    for path in files(*FLOORS):
-        with open(f"{ROOT}/{path}", "rb") as file:
-            sizes[path] = file.read().count(b"\n")
-    assert not {path: size for path, size in sizes.items() if size > MOST and path not in LARGE}
-    assert not {path for path in LARGE if path not in sizes}
-
-
-def test_the_package_that_runs_is_the_one_that_is_read():
-    assert os.path.realpath(os.path.dirname(popkernel.kernel.__file__)) == os.path.realpath(f"{ROOT}/kernel")
