@@ -98,3 +98,7 @@ def test_no_codec_that_would_be_a_file_to_import(path):
 def test_a_file_says_what_it_is_for(path):
     tree = parsed(path)
     assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
+
+
+def test_the_package_that_runs_is_the_one_that_is_read():
+    assert os.path.realpath(os.path.dirname(popkernel.kernel.__file__)) == os.path.realpath(f"{ROOT}/kernel")
