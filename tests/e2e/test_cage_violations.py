@@ -1,5 +1,6 @@
 """An actor that breaks the rules of its channels, live: it is ended, logged and counted, and everyone else's sessions go on."""
 
+import contextlib
 import poplib
 
 import pytest
@@ -150,6 +151,18 @@ def test_a_session_that_is_parked_and_is_none_harms_its_user_alone(hostile, bob,
         client.quit()
     except (OSError, poplib.error_proto):  # it is its own user's session
         client.close()
+    wait_for(lambda: hostile.whole(user))
+
+
+@pytest.mark.parametrize("what", ["moved another", "moved a file", "moved a channel"])
+def test_a_session_that_is_handed_back_and_is_none_harms_its_user_alone(hostile, bob, what):
+    """The actor is believed that it is to go, and is ended where it does not."""
+    user = user_of(f"say {what}")
+    client = hostile.pop3(user)
+    with contextlib.suppress(OSError, poplib.error_proto, EOFError):  # it is its own user's session
+        client.stat()
+        client.quit()
+    client.close()
     wait_for(lambda: hostile.whole(user))
 
 
