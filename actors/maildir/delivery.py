@@ -109,7 +109,6 @@ class Delivery:
         lock = self._lock()
         try:
             drop.at("deliver:locked")
-            self._compare()
             if not self._move(self._source):
                 self._name = _first_free(drop.fresh_name, self._move)
             drop.at("deliver:shown")
