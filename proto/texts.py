@@ -81,6 +81,7 @@ _GERMAN = {
     "too many logins at once, try again": "zu viele Anmeldungen zugleich, bitte noch einmal versuchen",
     "too many logins of this user from your address at once, try again":
         "zu viele Anmeldungen dieses Benutzers von Ihrer Adresse zugleich, bitte noch einmal versuchen",
+    "the server is full now, try again later": "der Server ist gerade voll, bitte später noch einmal versuchen",
     "too many connections, try again later": "zu viele Verbindungen, bitte später noch einmal versuchen",
     "too many connections from your address": "zu viele Verbindungen von Ihrer Adresse",
     "too many connections a minute from your address, try again later":

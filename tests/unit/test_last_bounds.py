@@ -64,7 +64,7 @@ def test_it_is_asked_whether_it_lives_before_it_is_told_to_stop():
     )
     kernel = SimpleNamespace(
         processes={"mda": mda}, hangs=None, state="running", log_line=lambda *_: None, loop=SimpleNamespace(later=lambda *_: None),
-        core=SimpleNamespace(maildirs={}), deliveries=SimpleNamespace(holders={}),
+        core=SimpleNamespace(maildirs={}), deliveries=SimpleNamespace(holders={}), reloads=SimpleNamespace(stop=lambda: None),
     )
     stop = stopping.Stopping(kernel)
     stop._ask_alive = lambda stage: said.append("asked") if stage else None
