@@ -145,7 +145,9 @@ def test_what_can_be_given_as_a_file(capsys, tmp_path):
     assert main(["replay", str(empty), str(POPLIB), str(text), str(tmp_path / "none.rec")]) == 66
     told = capsys.readouterr()
     assert "poplib.rec: listener.0: 42 messages, as recorded" in told.out
-    assert [line.rpartition(": ")[2] for line in told.err.splitlines()] == ["no popkernel recording"] * 2 + ["No such file or directory"]
+    assert [line.rpartition(": ")[2] for line in told.err.splitlines()] == ["no popkernel recording"] * 2 + [
+        "No such file or directory; name a file that `popkernel trace --record` wrote",
+    ]
 
 
 def test_from_a_pipe(tmp_path):
