@@ -9,7 +9,9 @@ import popkernel
 from popkernel.kernel import init
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.config import Config
+from popkernel.kernel.log import ERROR, say
 from popkernel.kernel.passphrase import ask, file_of
+from popkernel.kernel.starting import short_of
 
 
 def run(
@@ -19,6 +21,16 @@ def run(
 
     `on_ready`: as init.run() has it, of a service in the foreground.
     """
+    try:
+        return _run(config, again, toml_path, on_ready)
+    except OSError as error:  # a process, a pipe
+        say(ERROR, short_of(error), config.log_format)
+        return os.EX_TEMPFAIL
+
+
+def _run(
+    config: Config, again: Callable[[], Config] | None, toml_path: str | None, on_ready: Callable[[], None] | None,
+) -> int:
     # Asked before anything is forked: a detached service has no terminal, and the kernel may not know the phrase.
     phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
 

@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 
 import msgpack
-from popkernel.kernel.actor import Boot, become
+from popkernel.kernel.actor import TEMPFAIL, Boot, become
 from popkernel.kernel.descriptors import close_all_but, say_nothing
 from popkernel.kernel.title import set_title
 
@@ -31,7 +31,10 @@ def read_blob(fd: int) -> dict[str, object]:
 def main() -> None:
     """Become the actor that the arguments name; never returns."""
     name, channel_fd, blob_fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    blob = read_blob(blob_fd)
+    try:
+        blob = read_blob(blob_fd)
+    except (OSError, ValueError, msgpack.exceptions.UnpackException):  # init could not write it all, or has gone
+        os._exit(TEMPFAIL)
     uid, gid, config, fds, sandboxed = blob["uid"], blob["gid"], blob["config"], blob["fds"], blob["sandboxed"]
     assert isinstance(uid, int) and isinstance(gid, int) and isinstance(config, dict) and isinstance(fds, list)  # noqa: PT018
     close_all_but([channel_fd, *fds])

@@ -30,7 +30,7 @@ from popkernel.kernel.reading import Read, Reading, watched
 from popkernel.kernel.rundir import RunDir, StartError
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.signals import take_signals
-from popkernel.kernel.starting import Child, no_room, start
+from popkernel.kernel.starting import Child, no_room, short_of, start, wait_for_children
 from popkernel.kernel.systemlog import connect_for
 from popkernel.kernel.told import Telling
 from popkernel.kernel.watching import WatchedBeside
@@ -78,6 +78,9 @@ def run(
     except ConfigError as error:
         say(ERROR, str(error), config.log_format)
         return CONFIG
+    except OSError as error:
+        say(ERROR, short_of(error), config.log_format)
+        return TEMPFAIL
     init = Init(config, again, version, ids, run_dir, listening, phrase)
     init.on_ready = on_ready
     init.toml_path = toml_path or ""
@@ -123,14 +126,27 @@ class Init:
         unhurried()
         try:
             self.wakes = take_signals(self.loop, _SIGNALS, self._signal)
-            self._read(lambda read: self._begin(read, control))
-            self.loop.run()
+            self.loop.soon(lambda: self._read(lambda read: self._begin(read, control)))
+            self._run()
         except OSError as error:  # before there was anything to serve with
-            self.status, self.text = TEMPFAIL, f"the service could not be started: {error.strerror}; see what it is short of"
+            self.status, self.text = TEMPFAIL, short_of(error)
         self._tidy()
         if self.status:
             self._say(ERROR, self.text or f"ended with status {self.status}")
         return self.status
+
+    def _run(self) -> None:
+        """To the end. An error that nobody foresaw costs what it was about; sockets and pipes are looked at again."""
+        while True:
+            try:
+                self.loop.run()
+            except OSError as error:
+                if self.kernel is None:
+                    raise
+                self._say(ERROR, f"init goes on after an error: {error}")
+                time.sleep(0.1)  # one that comes each time leaves the processor to others
+            else:
+                return
 
     def _begin(self, read: Read, control: socket.socket) -> None:
         """With the user table that was read: fork the kernel, and lock in."""
@@ -159,7 +175,7 @@ class Init:
         for beside in (self.look, self.reading, self.watching):
             if beside is not None:
                 beside.end()
-        self._wait_for_children()
+        wait_for_children(self.children, _LAST_WAIT)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # a second one must not turn a clean end into a death while Python goes down
         self.run_dir.tidy()
@@ -377,18 +393,3 @@ class Init:
             os.close(channel)
         self.children[pid] = Child(message.name, uid)
         self._tell_kernel(m.Started(message.name, pid))
-
-    # -- the end
-    def _wait_for_children(self) -> None:
-        """They go when their channel to the kernel ends; who does not is ended, and who hangs in the system is left."""
-        deadlines = [time.monotonic() + _LAST_WAIT, time.monotonic() + 2 * _LAST_WAIT]
-        while self.children and deadlines:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-            if pid:
-                self.children.pop(pid, None)
-            elif time.monotonic() > deadlines[0]:
-                del deadlines[0]
-                for number, child in self.children.items():
-                    end(number, child.uid)
-            else:
-                time.sleep(0.005)

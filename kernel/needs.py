@@ -37,7 +37,11 @@ def needs(config: Config, ids: Mapping[str, tuple[int, int]]) -> Needs:
     _look_at_descriptors(config, found)
     _look_at_memory(found)
     if os.geteuid() == 0:
-        said = _tried(ids)
+        try:
+            said = _tried(ids)
+        except OSError as error:
+            found.errors.append((Finding("root", 0, f"no room for a process: {error.strerror}", "try again"), _TEMPFAIL))
+            return found
         if said:
             what, _, mend = said.partition("; ")
             found.errors.append((Finding("root", 0, what, mend), _NOPERM))
@@ -92,11 +96,8 @@ def _look_at_memory(found: Needs) -> None:
 
 def _tried(ids: Mapping[str, tuple[int, int]]) -> str:
     """What keeps root from becoming them, found out by a child that tries: capabilities and namespaces have many ways to forbid it."""
-    try:
-        reading, writing = os.pipe()
-        pid = os.fork()
-    except OSError as error:
-        return f"has no room for a process: {error.strerror}; see what the system is short of"
+    reading, writing = os.pipe()
+    pid = os.fork()
     if pid == 0:
         do_and_leave(lambda: os.write(writing, _try(ids).encode()) and 0, 1)
     os.close(writing)

@@ -75,7 +75,10 @@ class RunDir:
         self._made: list[str] = []  # it, and directories above it, that were not there; outermost first
         try:
             self._claim()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and self.path in self._made:  # nobody else has found it yet
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{self.path}/lock")
             self._remove_made()
             raise
         with contextlib.suppress(OSError):  # a disk that is full: the number is a help for people, the lock is what holds

@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
+from popkernel.kernel.child import end
 from popkernel.kernel.exits import EXITS, WANT
 from popkernel.kernel.loop import WRITE, Loop
 
-__all__ = ["Child", "no_room", "start"]
+__all__ = ["Child", "no_room", "short_of", "start", "wait_for_children"]
 
 _OSERR, _TEMPFAIL = EXITS["oserr"].code, EXITS["tempfail"].code
 _ROOM = " " * 200  # an argument that nobody reads: room for title.py to write a name into
@@ -26,6 +28,11 @@ class Child(NamedTuple):
 def no_room(error: OSError) -> str:
     """What to tell of a process that could not be started."""
     return f"no room for a process: {error.strerror}"
+
+
+def short_of(error: OSError) -> str:
+    """What to tell of a service that could not be started."""
+    return f"the service could not be started: {error}; see what the system is short of, and try again"
 
 
 def start(loop: Loop, boot: Sequence[str], name: str, told: Mapping[str, Any], fds: Sequence[int]) -> int:
@@ -61,6 +68,21 @@ def start(loop: Loop, boot: Sequence[str], name: str, told: Mapping[str, Any], f
     os.close(reading)
     _Feeding(loop, writing, msgpack.packb(told, unicode_errors="surrogateescape")).go_on(0)
     return pid
+
+
+def wait_for_children(children: dict[int, Child], seconds: float) -> None:
+    """They go when their channel to the kernel ends; who does not in that time is ended, and who hangs in the system is left."""
+    deadlines = [time.monotonic() + seconds, time.monotonic() + 2 * seconds]
+    while children and deadlines:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            children.pop(pid, None)
+        elif time.monotonic() > deadlines[0]:
+            del deadlines[0]
+            for number, child in children.items():
+                end(number, child.uid)
+        else:
+            time.sleep(0.005)
 
 
 class _Feeding:

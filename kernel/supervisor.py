@@ -108,6 +108,9 @@ class Supervisor(Actor):
         except ValueError as error:
             self.stopping.give_up(code_of(error), str(error))
             self.run()
+        except OSError as error:
+            self.stopping.give_up(TEMPFAIL, f"the user table could not be taken: {error.strerror}")
+            self.run()
         set_title("kernel")
         self._lock_in()
         self.control = ControlServer(self.loop, self.boot.config["control"], self._command, self.taps.attach)

@@ -10,7 +10,11 @@ from tests.e2e.scarce import POINTS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = {  # by section of the document; a file that two processes run in stands where it was written for
-    "init": (),
+    "init": (
+        "cli/start.py", "kernel/binding.py", "kernel/child.py", "kernel/init.py", "kernel/listening.py", "kernel/look.py",
+        "kernel/needs.py", "kernel/notify.py", "kernel/passphrase.py", "kernel/reading.py", "kernel/regular.py", "kernel/rundir.py",
+        "kernel/signals.py", "kernel/starting.py", "kernel/usertable.py", "kernel/watching.py",
+    ),
     "kernel": ("kernel/channel.py", "kernel/loop.py", "kernel/control.py", "kernel/log.py", "kernel/systemlog.py"),
     "spawner": ("kernel/brood.py", "kernel/spawner.py", "kernel/actor.py"),
     "gate": ("actors/listener/door.py", "actors/listener/gate.py", "actors/listener/lone.py"),
