@@ -76,7 +76,7 @@ def test_an_error_of_its_own_is_shown(finished, capfd, monkeypatch):
 
 def test_one_that_hangs_is_ended_at_once(monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr(look_module, "warnings", lambda *_, **__: iter([os.read(kept, 1).decode()]))
+    monkeypatch.setattr(look_module, "warnings", lambda *_, **__: map(lambda fd: os.read(fd, 1).decode(), [kept]))
     kept = reading
     monkeypatch.setattr(look_module.os, "closerange", lambda *_: None)
     loop, told = Loop(), []
