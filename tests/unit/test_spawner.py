@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+from importlib import import_module
 
 import pytest
 from popkernel.kernel.actor import Boot
@@ -12,7 +13,9 @@ from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.spawner import Spawner
 from popkernel.proto import messages as m
+from popkernel.proto.topology import actor as row_of
 
+import_module(row_of("maildir").module)  # now: the uid below need not be able to reach it
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 _UID = 64123  # nobody's: the limit of processes does not bind root
