@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
         if problem is not None:
             print(f"popkernel: {HOST}:{port}: {problem[1]}; give another with {flag}", file=sys.stderr)
             return EXITS[problem[0]].code
-    # Ctrl-C, kill, and a terminal that closes; not what was to be ignored, as by nohup(1).
-    before = {number: signal.signal(number, _told) for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN}
+    # Ctrl-C, kill, and a terminal that closes, but for nohup(1).
+    numbers = [number for number in _ENDS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _told) for number in numbers}
     try:
         return _run(options, list(before))
     except _ToldError as error:

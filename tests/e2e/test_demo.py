@@ -16,7 +16,8 @@ from popkernel.cli.demo import free_ports
 from tests.service import POPKERNEL, wait_for
 
 BEGIN = """
-import fcntl, os, resource, sys, termios
+import fcntl, os, resource, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ours may have come to ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 os.execv(sys.argv[1], sys.argv[1:])

@@ -158,6 +158,7 @@ def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, 
 
 STAND_IN = """
 import signal, sys, types
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ours may have come to ignore it
 module = types.ModuleType("popkernel.cli.start")
 def run(config, on_ready):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -194,6 +195,7 @@ def test_a_signal_ends_server_and_site(number):
 def test_a_signal_while_the_site_is_made_leaves_nothing(tmp_path):
     script = """
 import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from popkernel.cli import demo
 demo._refuse_unreachable = lambda directory: None
 demo.make_site = lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP)
