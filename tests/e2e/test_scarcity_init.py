@@ -69,7 +69,7 @@ def test_at_a_reload(faults, process):
             assert other.login().startswith(b"+OK")
             assert other.command("QUIT").startswith(b"+OK")
         assert "Traceback" not in service.read_log()
-        wait_for(lambda: sorted(a["name"] for a in service.status()["actors"]), until=lambda names: len(names) <= 7)  # init, kernel, spawner, auth, listener; of the session: listener, spawner, maildir.bob
+        wait_for(lambda: sorted(a["name"] for a in service.status()["actors"]), until=lambda names: len(names) <= 8)  # four that serve; of the session listener, spawner, bob; alice is warm
         assert service.stop() == 0
 
 
