@@ -136,6 +136,8 @@ class RunDir:
             ) from None
         except OSError as error:
             os.close(lock)
+            if path in self._made:
+                os.unlink(f"{path}/lock")
             raise StartError(EXITS["cantcreat"].code, f"{path}/lock: {error.strerror}; {_MEND}") from None
         mine, there = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
         if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
