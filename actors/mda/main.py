@@ -319,8 +319,8 @@ class Mda(Actor):
                 client.lmtp.end("4.4.2 you have said nothing for too long")
                 self._flush(client)
                 self._over(client)
-        if self.taken > _MUCH and self.taken == self.taken_before:
-            self.taken = 0
+        if self.taken > _MUCH and self.taken == self.taken_before and not any(c.transaction is not None for c in self.clients):
+            self.taken = 0  # a quiet second in the middle of messages would have given nothing back, and counted as if it had
             give_back()
         self.taken_before = self.taken
 
