@@ -6,6 +6,7 @@ make_site() and what belongs to it are at home in samplesite.py, and can be had 
 import argparse
 import errno
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     for port, flag in ((options.tls_port, "--tls-port"), (options.stls_port, "--stls-port")):
         problem = _port_problem(port)
         if problem is not None:
-            print(f"popkernel: {HOST}:{port}: {problem[1]}; give another with {flag}", file=sys.stderr)
+            print(f"popkernel: {HOST}:{port}: {problem[1]}; give another: {as_typed()} demo {flag} PORT", file=sys.stderr)
             return EXITS[problem[0]].code
     # Ctrl-C, kill, and a terminal that closes, but for nohup(1).
     numbers = [number for number in _ENDS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
@@ -122,10 +123,23 @@ def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
     for number in numbers:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    poll = select.poll()
+    poll.register(woken, select.POLLIN)
+    for terminal in _terminals() if signal.SIGHUP in numbers else ():
+        poll.register(terminal, 0)  # its end is told all the same
     ended = 0
     while not ended:
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if not ended and set(os.read(woken, 64)).intersection(numbers):
+        if ended:
+            break
+        told: set[int] = set()
+        for fd, _ in poll.poll():
+            if fd == woken:
+                told.update(os.read(woken, 64))
+            else:
+                told.add(numbers[0])
+                poll.unregister(fd)
+        if told.intersection(numbers):
             # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm. Nor does its reload, at SIGHUP.
             os.kill(pid, signal.SIGTERM)
     signal.set_wakeup_fd(before)
@@ -134,6 +148,14 @@ def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
     os.close(wake)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
+
+
+def _terminals() -> list[int]:
+    """Descriptors of the terminal this runs on: where `make` or su(1) is what the terminal started, its end sends SIGHUP to them alone."""
+    found = [fd for fd in (0, 1, 2) if os.isatty(fd)]
+    with suppress(OSError):
+        found.append(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    return found
 
 
 def _serve(config: Config, greeting: str, parent: int) -> int:

@@ -22,18 +22,24 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 os.execv(sys.argv[1], sys.argv[1:])
 """
+# What make(1) does where it is the terminal's own program: it alone is told of the end, and waits for its child.
+AS_MAKE = """
+import subprocess
+signal.signal(signal.SIGHUP, lambda *_: None)
+subprocess.call(sys.argv[1:])
+"""
 
 
 class Demo:
     """`popkernel demo` at a terminal of its own."""
 
-    def __init__(self, path=None):
+    def __init__(self, path=None, begin=BEGIN):
         self.ports = free_ports()
         self.master, slave = pty.openpty()
         self.said = ""
         environment = {**os.environ, "TERM": "dumb", **({"PATH": path} if path else {})}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", BEGIN, *POPKERNEL, "demo", "--tls-port", str(self.ports[0]), "--stls-port", str(self.ports[1])],
+            [sys.executable, "-c", begin, *POPKERNEL, "demo", "--tls-port", str(self.ports[0]), "--stls-port", str(self.ports[1])],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment,
         )
         os.close(slave)
@@ -84,6 +90,17 @@ def test_it_ends_when_its_terminal_closes(demo):
     demo.process.wait(20)
     wait_for(demo.group, until=lambda pids: not pids)
     assert not os.path.exists(demo.directory)
+
+
+def test_it_ends_when_the_terminal_of_its_make_closes():
+    demo = Demo(begin=BEGIN.replace(BEGIN.splitlines(keepends=True)[-1], AS_MAKE))
+    try:
+        demo.hang_up()
+        demo.process.wait(20)
+        wait_for(demo.group, until=lambda pids: not pids)
+        assert not os.path.exists(demo.directory)
+    finally:
+        demo.close()
 
 
 def test_it_ends_at_ctrl_c(demo):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -239,7 +240,8 @@ def test_a_port_that_is_taken(started, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["demo", "--tls-port", str(port)]) == os.EX_UNAVAILABLE
-    assert capsys.readouterr().err == f"popkernel: 127.0.0.1:{port}: the port is taken; give another with --tls-port\n"
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"popkernel: 127.0.0.1:{port}: the port is taken; give another: .+ demo --tls-port PORT\n", said), said
     assert main(["demo", "--tls-port", "0"]) == os.EX_USAGE
     assert not started()
 
