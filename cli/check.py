@@ -17,6 +17,7 @@ from popkernel.cli.certificate import check_certificates
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel import trust
 from popkernel.kernel.binding import BindError, bind
+from popkernel.kernel.address import Address
 from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
@@ -265,8 +266,12 @@ def _check_ports(config: Config, report: Report) -> None:
     """Bind each for a moment, in the order in which a start does."""
     problems: list[BindError] = []
     bound: list[socket.socket] = []
+    tried: set[Address] = set()  # what is listed twice has been said, and would be refused here as another program's
     for key in ("listen", "listen_starttls", "lmtp_listen"):
         for address in getattr(config, key):
+            if address.port and address in tried:
+                continue
+            tried.add(address)
             try:
                 bound.append(bind(key, address))
                 bound[-1].listen(1)  # one address may include another: then the second is refused

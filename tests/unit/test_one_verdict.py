@@ -200,6 +200,15 @@ def test_an_address_that_another_one_includes(site, capsys):
     assert said in capsys.readouterr().out
 
 
+def test_an_address_that_is_listed_twice_is_said_to_be_that_and_nothing_else(site, capsys):
+    port, other = free_ports()
+    flags = ["-f", os.path.join(site.directory, "popkernel.toml"), "-l", f"127.0.0.1:{port}", "-l", f"127.0.0.1:{port}", "-L", f"127.0.0.1:{other}"]
+    assert main(["check", *flags]) == 78
+    said = capsys.readouterr().out
+    assert f"127.0.0.1:{port} is listened on twice; remove one of the two" in said
+    assert "is taken" not in said
+
+
 @pytest.mark.skipif(os.path.exists("/dev/log"), reason="there is a syslog")
 def test_a_log_that_nobody_will_have(site, capsys):
     assert main(["check", "-f", os.path.join(site.directory, "popkernel.toml"), "--log", "syslog"]) in (0, 65)
