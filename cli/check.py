@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from popkernel.cli.certificate import check_certificates
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel import trust
-from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.address import Address
+from popkernel.kernel.binding import BindError, bind
 from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
