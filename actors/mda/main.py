@@ -8,6 +8,7 @@ other end of the unix socket. The channels are routes.py's.
 
 import errno
 import os
+import select
 import socket
 from typing import Any
 
@@ -148,6 +149,17 @@ class Mda(Actor):
             self.loop.remove(sock.fileno())
             self.loop.add(sock.fileno(), lambda _: self._accept(sock))
 
+    def _hear(self) -> None:
+        """End where a listening socket was shut down, by this very process: the next one is given new sockets.
+
+        accept(2) does not tell of a unix socket (EAGAIN), and epoll(7) only when somebody tries to connect.
+        """
+        poll = select.poll()
+        for sock in self.listening:
+            poll.register(sock, 0)
+        if poll.poll(0):
+            self.fail(75, "a listening socket was shut down; LMTP begins anew")
+
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(16):
             if listening.fileno() == self.public and self._crowded(listening):
@@ -160,8 +172,8 @@ class Mda(Actor):
                     for waiting in self.listening:  # who waits is still there in a second, and would be reported until then
                         self.loop.remove(waiting.fileno())
                     self.loop.later(1.0, self._listen)
-                elif error.errno == errno.EINVAL:  # shut down, by this very process: the next one is given a new socket
-                    self.fail(75, "a listening socket was shut down; LMTP begins anew")
+                else:
+                    self._hear()
                 return
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
@@ -309,6 +321,7 @@ class Mda(Actor):
     def _sweep(self) -> None:
         """Who is silent too long is told so; who has waited too long for a maildir actor or the kernel has an answer anyway."""
         self.sweeping = self.loop.later(_SWEEP, self._sweep)
+        self._hear()
         self._silent_kernel()
         self.routes.sweep()
         for client in [c for c in self.clients if c.deadline < self.loop.now and not c.asking]:
