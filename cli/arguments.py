@@ -106,7 +106,7 @@ def _check(commands: Any) -> None:
         popkernel check -f /etc/popkernel.toml
         popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
         """,
-        "usage data noinput unavailable oserr cantcreat noperm config",
+        "usage data noinput unavailable oserr cantcreat ioerr tempfail noperm config",
         done="nothing found, or warnings only",
     )
     add_server_flags(parser)
@@ -217,7 +217,7 @@ def _topology(commands: Any) -> None:
         "Print the one table the server is built from: every actor with its promises and files, every edge\n"
         "between two actors with its messages.",
         "popkernel topology\npopkernel topology --format dot | dot -Tsvg > actors.svg",
-        "usage",
+        "usage ioerr",
     )
     choices = ("text", "json", "mermaid", "dot")
     parser.add_argument("--format", choices=choices, default="text", help="for people or programs (default text)")
@@ -299,7 +299,7 @@ def _replay(commands: Any) -> None:
         popkernel replay alice.rec --actor maildir.alice --maildir /tmp/copy-of-alice
         popkernel replay tests/replay/quit.rec --update
         """,
-        "usage data noinput cantcreat",
+        "usage data noinput cantcreat ioerr",
         done="everything as recorded",
         codes=((1, "differences"),),
     )
@@ -346,6 +346,6 @@ def _completion(commands: Any) -> None:
         popkernel completion zsh > /usr/local/share/zsh/site-functions/_popkernel
         popkernel completion tcsh >> ~/.tcshrc
         """,
-        "usage",
+        "usage ioerr",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")

@@ -9,12 +9,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from popkernel.cli import output
 from popkernel.cli.arguments import build_parser
 from popkernel.kernel.config import COMMAND_LINE, ConfigError
-from popkernel.kernel.descriptors import close_inherited
+from popkernel.kernel.descriptors import close_all_but
 
 # What serves others, or is run by a mail server: what its caller left open is not for them.
 _LASTING = frozenset({"popkernel.cli.serverflags", "popkernel.cli.demo", "popkernel.cli.deliver"})
+# Whose work is done, or not, whatever becomes of what is printed.
+_ACTING = frozenset(
+    f"popkernel.cli.{name}:run" for name in ("deliver", "passwd", "import_uidl")
+) | {"popkernel.cli.serverflags:run_start", "popkernel.cli.control:stop", "popkernel.cli.control:reload"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,23 +32,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code, from sysexits.h: 0 done, 64 wrong usage, 78 wrong configuration, and so on.
 
     """
-    # argparse itself leaves by SystemExit after --help, --version (0) and wrong usage (64).
+    if arguments is not None:
+        return _command(arguments)
+    output.take()  # this process is ours
+    try:
+        code = _command(None)
+    except SystemExit as left:  # argparse itself leaves so after --help, --version (0) and wrong usage (64)
+        code = int(left.code or 0)
+    except output.OutputError:
+        code = os.EX_IOERR
+    return output.settle(code)
+
+
+def _command(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
     module, _, function = options.run.partition(":")
-    if arguments is None and module in _LASTING:  # this process is ours
-        close_inherited(fill=module != "popkernel.cli.deliver")  # which says that it has no message, where standard input is closed
+    if arguments is None and module in _LASTING:
+        close_all_but(())
+    if arguments is None and sys.stdin is None and module != "popkernel.cli.deliver":  # which says that it has no message
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  /dev/null by now
+    if options.run in _ACTING:
+        output.keep_going()
     try:
-        code = int(getattr(import_module(module), function)(options))
-        sys.stdout.flush()
+        return int(getattr(import_module(module), function)(options))
     except ConfigError as error:
         return _report(error)
-    except BrokenPipeError:
-        # The reader went away (`| head`). Python would complain once more when it closes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return os.EX_IOERR
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as a shell counts
-    return code
 
 
 def _report(error: ConfigError) -> int:

@@ -5,7 +5,7 @@ import os
 import resource
 from collections.abc import Iterable
 
-__all__ = ["close_all_but", "close_inherited", "say_nothing"]
+__all__ = ["close_all_but", "fill", "say_nothing"]
 
 _MOST = 65536  # numbers that are tried where the system does not tell which are open
 
@@ -26,18 +26,13 @@ def close_all_but(kept: Iterable[int]) -> None:
                 os.close(fd)
 
 
-def close_inherited(*, fill: bool) -> None:
-    """At the start of a program that others are started from: nothing from 3 up is meant for it.
-
-    `fill`: where one of the first three is closed, /dev/null takes its place, so that no file becomes the log.
-    """
-    close_all_but(())
-    while fill:
-        fd = os.open(os.devnull, os.O_RDWR)
-        if fd > 2:
-            os.close(fd)
-            return
-        os.set_inheritable(fd, True)
+def fill() -> None:
+    """Where one of the first three is closed, /dev/null takes its place, so that no file becomes the log."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
 
 
 def say_nothing(*numbers: int) -> None:

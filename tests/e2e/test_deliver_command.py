@@ -64,6 +64,14 @@ def test_exit_codes(service):
     assert "is the server running?" in said
 
 
+@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "> /dev/full 2> /dev/full"])
+def test_no_output_makes_no_bounce_of_what_is_delivered(service, how):
+    for user, code in (("alice", 0), ("nobody-here", 67)):
+        command = ["sh", "-c", f'exec "$@" {how}', "sh", *POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", user]
+        done = subprocess.run(command, input=MAIL, capture_output=True, timeout=60, check=False)
+        assert done.returncode == code and b"Traceback" not in done.stderr, done
+
+
 def test_trouble_with_the_mailbox_is_tried_again(service):
     tmp = f"{service.site.mail_users['bob'].maildir}/tmp"
     os.chmod(tmp, 0)

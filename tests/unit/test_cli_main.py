@@ -113,7 +113,8 @@ def test_a_reader_that_goes_away():
     os.close(reader)
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, b"")
+    said = b"popkernel: standard output: Broken pipe; send it where there is room and a reader\n"
+    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, said)
 
 
 def test_interrupted(monkeypatch):
@@ -144,3 +145,44 @@ def test_bash_completes(capsys):
     ask = 'COMP_WORDS=(popkernel st); COMP_CWORD=1; _shtab_popkernel; echo "${COMPREPLY[@]}"'
     ended = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, check=True)
     assert ended.stdout.split() == [b"start", b"status", b"stop"]
+
+
+def popkernel(redirections, words):
+    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "popkernel", *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+
+
+# What to do, and the code that it has.
+CODES = {
+    "topology": (["topology"], 0),
+    "completion": (["completion", "bash"], 0),
+    "check": (["check", "-a", "/missing/a"], None),
+    "status": (["status", "--run-dir", "/missing"], os.EX_UNAVAILABLE),
+    "reload": (["reload", "--run-dir", "/missing"], os.EX_UNAVAILABLE),
+    "replay": (["replay", "/missing"], os.EX_NOINPUT),
+    "trace": (["trace", "--run-dir", "/missing"], os.EX_UNAVAILABLE),
+    "deliver": (["deliver", "-u", "alice", "--run-dir", "/missing"], os.EX_TEMPFAIL),
+    "deliver to nobody": (["deliver", "-u", ""], os.EX_USAGE),
+    "passwd": (["passwd", "-a", "/missing/a", "--stdin", "alice"], None),
+    "start": (["start", "-f", "/missing"], os.EX_CONFIG),
+    "usage": (["nonsense"], os.EX_USAGE),
+    "help": (["start", "--help"], 0),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_closed_descriptors_change_no_exit_code(name):
+    words, code = CODES[name]
+    as_ever = popkernel("", words)
+    assert code in (None, as_ever.returncode), as_ever
+    for how in (">&-", "2>&-", ">&- 2>&-", ">&- 2>/dev/full") + ((">&- 2>&- <&-",) if "deliver" not in words else ()):
+        ended = popkernel(how, words)
+        assert ended.returncode == as_ever.returncode and "Traceback" not in ended.stderr, (how, ended)
+
+
+@pytest.mark.parametrize("words", [["topology"], ["completion", "bash"], ["check", "-a", "/missing/a"], ["topology", "--help"]], ids=lambda words: words[0])
+def test_output_that_cannot_be_written_is_one_line(words):
+    ended = popkernel("> /dev/full", words)
+    assert ended.returncode == os.EX_IOERR, ended
+    assert ended.stderr == "popkernel: standard output: No space left on device; send it where there is room and a reader\n"
+    assert popkernel("> /dev/full 2>&1", words).returncode == os.EX_IOERR
