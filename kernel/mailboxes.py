@@ -7,7 +7,8 @@ a link, and nothing recursive but on what is a maildir and names its old owner.
 import os
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from popkernel.kernel.regular import read_regular
 from popkernel.kernel.usertable import read_users
@@ -19,6 +20,7 @@ __all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "odd_
 
 MOST_NAMED = 10  # broken mailboxes named one by one at a start
 _OWN = "name this user's own maildir in the table"
+_NOT_ROOT = "keep the mail outside of root's home directory"
 _SUBS = ("tmp", "new", "cur")
 
 Problem = tuple[str, str]
@@ -70,12 +72,14 @@ class Neighbours:
         self._lines = lines
         self._real: dict[str, str] = {}  # directories above maildirs, as links lead
         self._at: dict[str, list[str]] = {}  # names by maildir, as links lead
-        self._of: dict[int, str] = {}  # the first name by uid
+        self._of: dict[int, list[str]] = {}  # names by uid
+        self._housed: dict[int, set[str]] = {}  # by uid, names (three at most) whose maildirs belong to it
+        self._above: dict[str, str] | None = None  # a name by directory above its maildir, once that is asked for
         self._places: dict[str, str] = {}
         for name, user in users.items():
             place = self._places[name] = self._place(user.maildir)
             self._at.setdefault(place, []).append(name)
-            self._of.setdefault(user.uid, name)
+            self._of.setdefault(user.uid, []).append(name)
 
     def _place(self, maildir: str) -> str:
         above, base = os.path.split(os.path.normpath(maildir))
@@ -89,8 +93,35 @@ class Neighbours:
 
     def owner(self, uid: int, name: str) -> str:
         """Whose uid it is besides: "bob's (line 2)", or "" for nobody's of the table but `name`."""
-        other = self._of.get(uid, "")
-        return self._called(other) if other and uid != self._users[name].uid else ""
+        others = self._of.get(uid)
+        return self._called(others[0]) if others and uid != self._users[name].uid else ""
+
+    def namesake(self, name: str, owner: int) -> str:
+        """Who else has this user's uid, as owner() says it, and would get what is given to it; "" for nobody.
+
+        Also "" where one uid for many is this table's way, and what is to be given is root's: a mailbox that was just made. It is the way
+        where the maildirs of two others of that uid are that uid's.
+        """
+        uid = self._users[name].uid
+        others = self._of[uid]
+        if uid not in self._housed:
+            housed = (other for other in others if _uid_of(self._places[other]) == uid)
+            self._housed[uid] = set(islice(housed, 3))
+        if len(others) == 1 or (not owner and len(self._housed[uid] - {name}) > 1):
+            return ""
+        return self._called(next(other for other in others if other != name))
+
+    def holds(self, name: str) -> str:
+        """Whose maildir lies in what is named as this user's, as owner() says it; "" for nobody's."""
+        if self._above is None:
+            self._above = {}
+            for other, place in self._places.items():
+                above = os.path.dirname(place)
+                while above not in self._above:
+                    self._above[above] = other
+                    above = os.path.dirname(above)
+        inside = self._above.get(self._places[name], "")
+        return self._called(inside) if inside else ""
 
     def problem(self, name: str) -> Problem | None:
         """What is named as this user's maildir and is another user's, or lies in it."""
@@ -98,13 +129,19 @@ class Neighbours:
         place = self._places[name]
         if len(self._at[place]) > 1:
             uid = _uid_of(place)
-            rightful = next((other for other in self._at[place] if self._users[other].uid == uid), self._at[place][0])
-            if rightful != name and self._users[rightful].uid != user.uid:
+            strangers = [other for other in self._at[place] if self._users[other].uid != user.uid]
+            rightful = next((other for other in strangers if self._users[other].uid == uid), "")
+            if rightful:
                 return f"this is {self._called(rightful)}", _OWN
+            if strangers and uid != user.uid:
+                return f"this is named as {self._called(strangers[0])} too, and belongs to uid {uid}", _OWN
+        inner = self.holds(name)
+        if inner and not _is_maildir(place):
+            return f"this is no maildir: {inner} lies in it", _OWN
         above = os.path.dirname(place)
         while above != os.path.dirname(above):
             inside = [other for other in self._at.get(above, ()) if other != name]
-            if inside:
+            if inside and _is_maildir(above):
                 return f"this lies in the maildir of {inside[0]} (line {self._lines.get(inside[0], 0)})", _OWN
             above = os.path.dirname(above)
         return None
@@ -141,11 +178,11 @@ def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = 
     if not stat.S_ISDIR(found.st_mode):
         return "is no directory", "name the maildir itself, and its subdirectory with -e"
     if found.st_uid != user.uid:
-        return _another_s(user, found, "", whose(found.st_uid))
+        return _another_s(user, found, "", neighbours, name)
     if found.st_mode & 0o700 != 0o700:
         mend = f"chmod u+rwx {path}" if not os.path.islink(user.maildir) else "name the maildir itself, not a link to it"
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
-    return _inside(user, whose)
+    return _inside(user, neighbours, name)
 
 
 def _uid_of(path: str) -> int:
@@ -160,16 +197,24 @@ def _nobody(_uid: int) -> str:
     return ""
 
 
-def _another_s(user: MailUser, found: os.stat_result, sub: str, whose: str) -> Problem:
-    """A directory is of another uid: given to the user only where that is nobody's of the table."""
+def _another_s(user: MailUser, found: os.stat_result, sub: str, neighbours: Neighbours | None, name: str) -> Problem:
+    """A directory is of another uid: given to the user only where nobody else of the table would lose or get mail by it."""
     what = f"{sub and sub + ' '}belongs to uid {found.st_uid}, not {user.uid}"
+    whose = neighbours.owner(found.st_uid, name) if neighbours is not None else ""
     if whose:
         mend = _OWN if not sub else f"see whose mail is in it, and let {shlex.quote(os.path.join(user.maildir, sub))} be this user's own"
         return f"{what}: that is {whose}", mend
+    namesake = neighbours.namesake(name, found.st_uid) if neighbours is not None else ""
+    if namesake:
+        mend = f"give this user uid {found.st_uid}, or another of its own" if found.st_uid else "give this user a uid of its own"
+        return f"{what}: uid {user.uid} is {namesake}", f"{mend}, in the table"
+    inner = neighbours.holds(name) if neighbours is not None else ""
+    if inner:
+        return f"{what}, and {inner} lies in it", _OWN
     return what, _give(user, found, os.path.join(user.maildir, sub) if sub else user.maildir)
 
 
-def _inside(user: MailUser, whose: Callable[[int], str]) -> Problem | None:
+def _inside(user: MailUser, neighbours: Neighbours | None, name: str) -> Problem | None:
     for sub in _SUBS:
         path = os.path.join(user.maildir, sub)
         try:
@@ -181,7 +226,7 @@ def _inside(user: MailUser, whose: Callable[[int], str]) -> Problem | None:
         if not stat.S_ISDIR(found.st_mode):
             return f"{sub} is no directory", f"move {shlex.quote(path)} away; it is made anew"
         if found.st_uid != user.uid:
-            return _another_s(user, found, sub, whose(found.st_uid))
+            return _another_s(user, found, sub, neighbours, name)
         if found.st_mode & 0o700 != 0o700:  # not as root: chmod(1) follows a link that the owner puts in its place
             mend = f"chmod u+rwx {shlex.quote(path)}, as uid {user.uid}"
             return f"{sub}: mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
@@ -209,10 +254,14 @@ def passed_over(user: MailUser) -> int:
     return many
 
 
+def _of_root(directory: str) -> bool:
+    return directory == "/root" or directory.startswith("/root/")
+
+
 def _let_through(directory: str) -> str:
     """A home directory is shut on purpose, root's above all: better move the mail than open it."""
-    if directory == "/root" or directory.startswith("/root/"):
-        return "keep the mail outside of root's home directory"
+    if _of_root(directory):
+        return _NOT_ROOT
     return f"chmod o+x {shlex.quote(directory)}, or keep the mail elsewhere"
 
 
@@ -226,11 +275,30 @@ def _give(user: MailUser, found: os.stat_result, what: str) -> str:
     owner = f"{user.uid}:{user.gid}"
     if os.path.islink(user.maildir):
         return "name the maildir itself in the table, not a link to it"
+    if _of_root(os.path.realpath(user.maildir)):
+        return _NOT_ROOT
+    theirs = "" if not found.st_uid else f"give this user uid {found.st_uid} in the table, or, if the mail in it is this user's: "
     if all(_is_directory(os.path.join(user.maildir, sub)) for sub in _SUBS):
-        return f"find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
+        return f"{theirs}find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
     if what != user.maildir:  # which is this user's already
-        return f"chown -h {owner} {shlex.quote(what)}"
-    return f"name this user's own maildir in the table, or, if this is it, chown -h {owner} {path}"
+        return f"{theirs}chown -h {owner} {shlex.quote(what)}"
+    if _is_bare(user.maildir):
+        return f"{_OWN}, or, if this is it, chown -h {owner} {path}"
+    return f"{_OWN}: this is none"
+
+
+def _is_maildir(path: str) -> bool:
+    """Whether there is new or cur: a maildir need not be whole."""
+    return any(_is_directory(os.path.join(path, sub)) for sub in ("cur", "new"))
+
+
+def _is_bare(path: str) -> bool:
+    """Whether there is nothing in it that is not of a maildir."""
+    try:
+        with os.scandir(path) as entries:
+            return all(entry.name in _SUBS for entry in entries)
+    except OSError:
+        return False
 
 
 def _is_directory(path: str) -> bool:

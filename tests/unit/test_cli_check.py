@@ -145,12 +145,12 @@ def test_the_same_maildir_twice(site, capsys):
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="other owners need root")
 def test_owners(site, capsys):
-    bob = site.mail_users["bob"]
+    bob, carol = site.mail_users["bob"], site.mail_users["carol"]
     os.chown(bob.maildir, 64999, bob.gid)
     with open(site.user_table, "a") as file:
-        file.write(f"thief 64002:64002:{bob.maildir}\n")
+        file.write(f"thief 64002:64002:{carol.maildir}\n")
     errors, _ = found(site, capsys=capsys)
-    assert any(f"belongs to uid 64999, not {bob.uid}; find " in line for line in errors)
+    assert any(f"belongs to uid 64999, not {bob.uid}; give this user uid 64999 in the table, or, " in line for line in errors)
     assert any("user thief has the uid of auth_user" in line for line in errors)
 
 

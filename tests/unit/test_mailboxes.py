@@ -195,6 +195,82 @@ def test_a_maildir_inside_of_another_s(tmp_path):
     assert (what, mend) == ("user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
 
 
+@needs_root
+@pytest.mark.parametrize("owner", [64201, 0])
+@pytest.mark.parametrize("sub", ["", "cur"])
+def test_nothing_is_given_to_a_uid_that_is_another_user_s(tmp_path, monkeypatch, owner, sub):
+    """A line with a neighbour's uid was advised to chown its mail to that neighbour."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    alice, bob = maildir(tmp_path / "alice", 64202 if sub else owner), maildir(tmp_path / "bob", 64202)
+    os.chown(alice / sub, owner, owner)
+    ((what, mend, error),) = said_of(tmp_path, (64202, alice), (64202, bob), (64203, maildir(tmp_path / "carol", 64203)))[1]
+    assert error and what == f"user user1: alice: {sub and sub + ' '}belongs to uid {owner}, not 64202: uid 64202 is user2's (line 2)"
+    own = "give this user uid 64201, or another of its own" if owner else "give this user a uid of its own"
+    assert mend == f"{own}, in the table"
+
+
+@needs_root
+def test_where_many_users_have_one_uid_a_new_maildir_is_given_to_it(tmp_path, monkeypatch):
+    """One uid for all mail is a way to run a site: no fault, and what root made for one more user is that uid's."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    boxes = [maildir(tmp_path / f"box{n}", 64202) for n in range(3)]
+    assert said_of(tmp_path, *((64202, box) for box in boxes)) == {}
+    new, odd = maildir(tmp_path / "new-one", 0), maildir(tmp_path / "odd", 64201)
+    said = said_of(tmp_path, *((64202, box) for box in (*boxes, new, odd)))
+    assert said.keys() == {4, 5} and said[4][0][1].startswith("find ")
+    assert said[5][0][1] == "give this user uid 64201, or another of its own, in the table"
+
+
+@needs_root
+@pytest.mark.parametrize("owner", [0, 64201, 64202])
+def test_a_directory_with_others_maildirs_is_given_to_nobody(tmp_path, monkeypatch, owner):
+    """A line with the directory of all maildirs was advised to chown that; the others heard that theirs lie in a maildir."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    mail = tmp_path / "mail"
+    mail.mkdir()
+    os.chown(mail, owner, owner)
+    bob = maildir(mail / "bob", 64202)
+    maildir(mail / "alice", 64201)
+    for named in (mail, tmp_path):
+        said = said_of(tmp_path, (64201, named), (64202, bob))
+        name = str(named).replace(f"{tmp_path}/", "")
+        assert said == {1: [(f"user user1: {name}: this is no maildir: user2's (line 2) lies in it", OWN, True)]}
+    if owner != 64201:
+        for sub in ("tmp", "new", "cur"):
+            (mail / sub).mkdir()
+        assert said_of(tmp_path, (64201, mail), (64202, bob))[1][0][1] == OWN
+
+
+@needs_root
+def test_what_two_users_name_and_neither_owns_is_given_to_neither(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    box = maildir(tmp_path / "box", 0)
+    said = said_of(tmp_path, (64201, box), (64202, box))
+    assert [said[line][0][:2] for line in (1, 2)] == [
+        (f"user user{line}: box: this is named as user{3 - line}'s (line {3 - line}) too, and belongs to uid 0", OWN) for line in (1, 2)
+    ]
+
+
+@needs_root
+def test_what_is_no_maildir_and_not_empty_is_given_to_nobody(user, tmp_path):
+    for named in ("/etc", "/usr/lib"):
+        assert problem(user._replace(maildir=named))[1] == f"{OWN}: this is none"
+    make(user, owner=(0, 0))
+    assert "chown -h" in problem(user)[1]
+    os.mkdir(f"{user.maildir}/new")
+    assert "chown -h" in problem(user)[1]
+    os.mkdir(f"{user.maildir}/Documents")
+    assert "chown" not in problem(user)[1]
+    assert mailboxes._give(user._replace(maildir="/root/Maildir"), os.stat("/"), "/root/Maildir") == mailboxes._NOT_ROOT
+
+
+@needs_root
+def test_what_is_somebody_s_who_is_not_in_the_table_is_given_with_a_doubt(user, tmp_path):
+    """It may be that user's mail: then the uid in the table is what is wrong."""
+    make(user, "tmp", "new", "cur", owner=(64188, 64188))
+    assert problem(user)[1].startswith("give this user uid 64188 in the table, or, if the mail in it is this user's: find ")
+
+
 def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Ways, "blocked", lambda *_: "")
     box = maildir(tmp_path / "box", UID)
