@@ -303,7 +303,8 @@ def _replay(commands: Any) -> None:
         done="everything as recorded",
         codes=((1, "differences"),),
     )
-    complete(parser.add_argument("files", metavar="FILE", nargs="+", help="what `popkernel trace --record` wrote"), FILE)
+    what = "what `popkernel trace --record` wrote; - for standard input"
+    complete(parser.add_argument("files", metavar="FILE", nargs="+", help=what), FILE)
     parser.add_argument("--actor", metavar="NAME", help="only this one of the actors in the recording")
     what = "the maildir as it was when the recording began, if that is not in it; it is copied, and left as it is"
     complete(parser.add_argument("--maildir", metavar="DIR", help=what), DIRECTORY)

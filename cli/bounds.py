@@ -19,6 +19,7 @@ SECONDS = 60  # of processor time for a recording, and
 SECONDS_MIB = 2  # more for each MiB of it
 WALL = 4  # times as long by the clock: waiting for a disk takes no processor
 PATIENCE = 60  # seconds, for what comes through a pipe
+WRITER = 2  # seconds until somebody must write into it
 _AGAIN = 10.0  # seconds: the word that it was too much may have met one who does not pass it on
 _ADDRESS_SPACE: int = getattr(resource, "RLIMIT_AS", resource.RLIMIT_DATA)
 _PIECE = 1 << 20
@@ -52,6 +53,10 @@ def _through_pipe(fd: int) -> bytes:
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(fd, select.POLLIN)
+    if not poll.poll(min(PATIENCE, WRITER) * 1000):
+        with contextlib.suppress(BlockingIOError):  # somebody has it open, and may write yet
+            if not os.read(fd, 1):
+                raise RecordingError(f"a FIFO that nobody has opened to write within {WRITER} s; begin with the one who writes")
     while poll.poll(max(0.0, until - time.monotonic()) * 1000):
         part = os.read(fd, _PIECE)
         if not part:

@@ -61,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
     report = Report()
     for finding in findings:
         report.error(finding, _USAGE if all(f.path.startswith(COMMAND_LINE) for f in findings) else _CONFIG)
-    _check_trust(options.toml_path or "", report, _CONFIG)
-    check(config, report)
+    if config is not None:
+        _check_trust(options.toml_path or "", report, _CONFIG)
+        check(config, report)
     if options.json:
         found = {
             "errors": [finding._asdict() for finding in report.errors],

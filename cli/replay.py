@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Run ``popkernel replay``."""
     worst = os.EX_OK
     for path in options.files:
-        worst = max(worst, _file(path, options))
+        worst = max(worst, _file("/dev/stdin" if path == "-" else path, options))
     return worst
 
 

@@ -192,17 +192,18 @@ def load(flags: Mapping[str, Any], toml_path: str | None = None) -> Config:
 
     """
     config, findings = gather(flags, toml_path)
-    if findings:
+    if config is None or findings:
         raise ConfigError(findings)
     return config
 
 
-def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Config, list[Finding]]:
+def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Config | None, list[Finding]]:
     """Build what can be built of the configuration, and say all that is wrong with it; what is wrong is left at its default.
 
-    Arguments as for load().
+    Arguments as for load(). None: nothing of the file could be read, so what it asks for is not known.
     """
     text, file_values, findings = read_toml(toml_path) if toml_path else ("", {}, [])
+    unread = bool(findings) and not file_values
     values: dict[str, Any] = {}
     known = {key.name: key for key in keys()}
     for name, value in file_values.items():
@@ -216,9 +217,9 @@ def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Conf
             _take(known[name], value, (f"{COMMAND_LINE}: {_flag(name)}", 0), values, findings)
     values.setdefault("run_dir", default_run_dir())
     values.setdefault("hostname", socket.gethostname() or "localhost")
+    if unread:  # it lacks everything, and that is said
+        return None, findings
     config = Config(**values)
-    if findings and not file_values and toml_path:  # a file that can't be read lacks everything, and that is said
-        return config, findings
     findings += _whole(config, _Places(toml_path, text, file_values, flags), {f.path for f in findings})
     return config, findings
 

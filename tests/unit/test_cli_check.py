@@ -49,6 +49,19 @@ def test_for_people(site, capsys):
     assert "command line: no auth" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["missing", "a FIFO", "not UTF-8", "no TOML"])
+def test_a_configuration_that_cannot_be_read_is_the_only_finding(kind, tmp_path, capsys):
+    path = str(tmp_path / "c.toml")
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind != "missing":
+        with open(path, "wb") as file:
+            file.write({"not UTF-8": b"verbose = \xff\n", "no TOML": b"?\n"}[kind])
+    assert main(["check", "-f", path]) == os.EX_CONFIG
+    said = capsys.readouterr().out
+    assert said.startswith(path) and said.count("\n") == 1, said
+
+
 def test_users_in_one_table_only(site, capsys):
     with open(site.auth_table, "ab") as file:
         file.write(b"# c\neve $2b$04$" + b"." * 53 + b"\n")

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 
 import msgpack
 import pytest
@@ -146,11 +147,27 @@ def test_names_that_drive_a_terminal(tmp_path, capsys):
         assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
+def test_a_fifo_without_a_writer_says_so_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bounds, "PATIENCE", 20)
+    monkeypatch.setattr(bounds, "WRITER", 0.2)
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    begun = time.monotonic()
+    refused(path, capsys, "a FIFO that nobody has opened to write within")
+    assert time.monotonic() - begun < 10
+
+
+def test_standard_input_is_replayed():
+    with open(HERE / "poplib.rec", "rb") as file:
+        recording = file.read()
+    ended = subprocess.run([sys.executable, "-m", "popkernel", "replay", "-"], input=recording, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 0 and b"as recorded" in ended.stdout, ended
+
+
 def test_a_pipe_that_nobody_fills(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bounds, "PATIENCE", 0.3)
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
-    refused(path, capsys, "no file, and its end has not come")
     writer = os.open(path, os.O_RDWR)
     try:
         os.write(writer, msgpack.packb(HEADER))
