@@ -6,7 +6,7 @@ Channels are read in no order among themselves. So what must have been sent befo
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel import core
-from popkernel.kernel.log import DEBUG, INFO, NOTICE
+from popkernel.kernel.log import DEBUG, INFO, NOTICE, WARNING
 from popkernel.kernel.process import Process
 from popkernel.kernel.status import login_failed, session_over, sessions_lost
 from popkernel.proto import messages as m
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Ledger"]
 
 
+_MOST_WAIT = 45.0  # seconds; a listener waits for 60, and some of them went with auth
 _MOST_OPENED = 200_000  # more than a system has descriptors for
 
 
@@ -25,6 +26,7 @@ class Ledger:
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._kernel = supervisor
+        self._waiting: dict[core.Key, float] = {}  # sessions that had to wait for their maildrop: until when at most
         self._opened: dict[core.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
 
     def awaiting(self, listener: Process, message: m.Awaiting, fds: list[int]) -> None:
@@ -53,6 +55,24 @@ class Ledger:
             k.do(k.core.granted(message, k.loop.now), f"maildir.{message.user}")
             if holder is not None and k.core.leases.get(message.user) == holder:
                 self._lives(holder.listener)
+            self._waits(core.Key(message.listener, message.session))
+
+    def _waits(self, key: core.Key) -> None:
+        """Where that session has to wait for its maildrop, it hears so in time: its listener would say that no password can be checked."""
+        k = self._kernel
+        if key in k.core.waiting:
+            due = self._waiting[key] = k.loop.now + _MOST_WAIT
+            k.loop.later(_MOST_WAIT, lambda: self._in_vain(key, due))
+
+    def _in_vain(self, key: core.Key, due: float) -> None:
+        if self._waiting.get(key) != due:  # it logged in anew meanwhile
+            return
+        del self._waiting[key]
+        k, user = self._kernel, self._kernel.core.waiting.get(key)
+        if user is not None:
+            k.do(k.core.login_over(key.listener, key.session))
+            k.send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now, try again"))
+            k.actor_line(f"maildir.{user}", WARNING, f"{user}: a login waited {_MOST_WAIT:.0f} s for the mailbox, in vain", "kernel")
 
     def opened(self, key: core.Key) -> None:
         """A session has its maildrop."""

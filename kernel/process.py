@@ -19,8 +19,8 @@ class Process:
     """An actor that runs, or is about to."""
 
     __slots__ = (
-        "accusations", "accusers", "channel", "condemned", "counters", "hello", "ids", "kind", "met", "name", "on_hello", "parent", "pid",
-        "restarts", "said", "said_since", "session", "since", "state",
+        "accusations", "accusers", "channel", "condemned", "counters", "goes", "hello", "ids", "kind", "met", "name", "on_hello", "parent",
+        "pid", "restarts", "said", "said_since", "session", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
@@ -40,6 +40,7 @@ class Process:
         self.accusers: dict[str, float] = {}  # maildir actors that said it broke the rules, and when
         self.accusations: list[float] = []  # when it said that of a singleton
         self.condemned = False  # its end has been ordered on somebody's word
+        self.goes = 0.0  # by when one that goes of its own will has to be gone, or to have no session; 0: it stays
         self.met = ""  # who was last given a channel to it
         self.on_hello: Callable[[], None] | None = None
 

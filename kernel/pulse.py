@@ -12,12 +12,15 @@ from popkernel.kernel.hung import LATE, START_SECONDS
 from popkernel.kernel.log import ERROR, NOTICE
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
+from popkernel.proto.topology import actor as row_of
 from popkernel.proto.topology import edge
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
 __all__ = ["Pulse"]
+
+_LOOK_SECONDS = 1.0  # from one look to the next whether an actor that goes still has a session
 
 
 class Pulse:
@@ -81,12 +84,44 @@ class Pulse:
     def retires(self, name: str) -> None:
         """A maildir actor was told to go: it does, or says that it stays."""
         self._kernel.loop.later(self._seconds, lambda: self._still(name))
+        self.goes(name)
 
     def _still(self, name: str) -> None:
         process = self._kernel.processes.get(name)
         maildir = self._kernel.core.maildirs.get(name.removeprefix("maildir."))
         if process is not None and maildir is not None and maildir.retiring:
             self._kernel.hung.suspect(process)
+
+    def goes(self, name: str) -> None:
+        """A maildir actor goes, says itself or the kernel. Who wants that maildrop waits for its end, so it has a deadline.
+
+        It runs while no session is open: that one's client is served. Busy ends it.
+        """
+        process = self._kernel.processes.get(name)
+        if process is not None and not process.goes:
+            self._await_end(process)
+
+    def _await_end(self, process: Process) -> None:
+        k, name = self._kernel, process.name
+        maildir = k.core.maildirs.get(name.removeprefix("maildir."))
+        free = maildir is not None and maildir.key is None
+        seconds = row_of(name).shutdown if free else _LOOK_SECONDS
+        due = process.goes = k.loop.now + seconds
+        k.loop.later(seconds, lambda: self._overstays(name, due, free=free))
+
+    def _overstays(self, name: str, due: float, *, free: bool) -> None:
+        k = self._kernel
+        process, maildir = k.processes.get(name), k.core.maildirs.get(name.removeprefix("maildir."))
+        if process is None or process.goes != due or maildir is None or k.state == "stopping":
+            return
+        if not maildir.retiring:
+            process.goes = 0.0
+        elif free and maildir.key is None and k.loop.now - due <= LATE:
+            text = f"{name} was to go and has not gone in {row_of(name).shutdown} s; ended"
+            k.actor_line.end(name, ERROR, text)
+            k.kill(process)
+        else:
+            self._await_end(process)
 
     def leaves(self, process: Process, seconds: int) -> None:
         """A singleton that another has taken the place of was told to go within so many seconds: it is ended where it has not."""

@@ -300,10 +300,13 @@ class Supervisor(Actor):
 
     def _leaving(self, process: Process, message: m.Leaving, fds: list[int]) -> None:
         del message, fds
-        self.core.ending(process.name)
+        if process.kind == "maildir.{user}":
+            self.core.ending(process.name)
+            self.pulse.goes(process.name)
 
     def _busy(self, process: Process, message: m.Busy, fds: list[int]) -> None:
         del message, fds
+        process.goes = 0.0
         self.do(self.deliveries.busy(process.name, self.loop.now))
         self._schedule_sweep()
 

@@ -19,6 +19,7 @@ __all__ = ["Deliveries", "trace_fields"]
 # Perhaps another directory lies there by now.
 _AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errno.EPERM))
 _MOVED = "4.3.2", "the mailbox has moved, try again later"
+_FAILED = "4.3.0", "the mailbox can't be opened, try again later"
 _MOST_FIELDS = 64
 _PIECE = 256 * 1024  # octets
 
@@ -56,6 +57,7 @@ class Deliveries:
         self._leave = leave
         self.open: dict[tuple[int, int], _Open] = {}  # (channel's descriptor, delivery)
         self.stale = drop is None
+        self._over = False  # nothing more that takes time: the actor is to go
 
     def take(self, channel: Channel, message: Message) -> None:
         """A message of the mda. ValueError for one that makes no sense."""
@@ -100,12 +102,20 @@ class Deliveries:
 
     def moved(self) -> None:
         """The maildir is another now: what is coming in would end up in the one before."""
+        self._end(_MOVED)
+
+    def failed(self) -> None:
+        """The maildir could not be read: the next actor may, and must not wait until the last large message is whole."""
+        self._over = True
+        self._end(_FAILED)
+
+    def _end(self, why: tuple[str, str]) -> None:
         self.stale = True
         self._leave()
         for key, one in list(self.open.items()):
             del self.open[key]
             one.delivery.abort()
-            one.channel.send(m.Rejected(key[1], *_MOVED))
+            one.channel.send(m.Rejected(key[1], *why))
 
     def _post(self, message: m.Post) -> m.Accepted | m.Rejected:
         delivery: Delivery | None = None
@@ -146,6 +156,9 @@ class Deliveries:
             self._quota.add(octets, 1)
 
     def _begin(self, channel: Channel, key: tuple[int, int], message: m.Deliver) -> None:
+        if self._over:
+            channel.send(m.Rejected(message.delivery, *_FAILED))
+            return
         try:
             # What the client says is with CR LF, and a guess (RFC 1870): refused is what can't fit however short its lines are.
             self._room((message.octets + 1) // 2, 0)

@@ -150,8 +150,8 @@ class MaildirActor(Actor):
             return
         try:
             self._has(Session.wake(self.drop, listing, message.state))
-        except StoreError as error:
-            self._cannot(error)
+        except StoreError as error:  # it was listed, so nothing is wrong with the maildir: deliveries go on
+            self._unready(error)
 
     def lost(self, message: Message) -> None:
         """A session whose channel had no room here: its listener sees that channel end, and the lease is free."""
@@ -201,6 +201,12 @@ class MaildirActor(Actor):
         self.log(4, f"{self.boot.name}: {error}")
         if error.code != IN_USE:  # what it may see is settled, and what failed is not trusted: once mended, the maildir is a new actor's
             self.leave()  # before Closed, at which the kernel gives the maildrop to who comes next
+            self.reception.failed()  # or a large message on its way in would keep everybody out until its end
+        self._close(0, 0, m.Unready(error.code, error.said))
+
+    def _unready(self, error: StoreError) -> None:
+        """The session can't be; the next one may."""
+        self.log(4, f"{self.boot.name}: {error}")
         self._close(0, 0, m.Unready(error.code, error.said))
 
     # -- asleep

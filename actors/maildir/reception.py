@@ -76,6 +76,11 @@ class Reception:
         if self.deliveries is not None:
             self.deliveries.moved()
 
+    def failed(self) -> None:
+        """The maildir could not be read, so this actor goes."""
+        if self.deliveries is not None:
+            self.deliveries.failed()
+
     def settings(self, now: float) -> dict[str, Any]:
         """What is under way, for who watches: the channels in their order, what comes in on each, and when tmp will be swept."""
         deliveries = self.deliveries

@@ -18,7 +18,7 @@ root_only = pytest.mark.skipif(not ROOT, reason="only root can mount, and give f
 
 @pytest.fixture(scope="module")
 def service():
-    names = ["swapped", "listed", "part", "link", "mounted", "during", "asleep", "same", "half", "quit", "open", "gone", "cursession"]
+    names = ["swapped", "listed", "part", "link", "mounted", "during", "asleep", "same", "half", "quit", "open", "gone", "cursession", "large", "woken"]
     with Service(users=names, mail=(), park_seconds=1) as running:
         yield running
 
@@ -231,6 +231,51 @@ def test_a_cur_that_is_not_its_users_for_a_while(service):
     assert deliver(service, "half").startswith(b"250")
     assert stat(service, "half") == 1
     assert "Bad file descriptor" not in service.read_log()
+
+
+@contextlib.contextmanager
+def large(service, user):
+    """A large message that comes in and is not whole."""
+    with Raw(service) as raw:
+        raw.envelope(user)
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(MAIL + b"x" * 300_000)
+        wait_for(lambda: os.listdir(f"{service.site.mail_users[user].maildir}/tmp"))
+        yield raw
+
+
+@root_only
+def test_a_large_message_on_its_way_in_keeps_nobody_out_of_a_maildir_that_was_mended(service):
+    """Each login waited 60 s and was refused, each mail got 4.3.2, until the large one was whole."""
+    path = warm(service, "large")
+    with large(service, "large") as raw:
+        os.rename(f"{path}/cur", f"{path}/cur.x")
+        os.mkdir(f"{path}/cur", 0o700)
+        with pytest.raises(poplib.error_proto, match="SYS/"):
+            stat(service, "large")
+        os.chown(f"{path}/cur", service.site.mail_users["large"].uid, -1)
+        assert stat(service, "large") == 0
+        assert deliver(service, "large").startswith(b"250")
+        assert stat(service, "large") == 1
+        raw.send(b"\r\n.\r\n")
+        assert raw.answer().startswith(b"451 4.3.0 ")
+    assert os.listdir(f"{path}/tmp") == []
+
+
+def test_a_session_that_cannot_wake_costs_no_large_message_and_keeps_nobody_out(service):
+    """Another program removes mail while a session sleeps: an everyday event, and nothing is wrong with the maildir."""
+    path = warm(service, "woken")
+    deliver(service, "woken")
+    with parked(service, "woken") as client, large(service, "woken") as raw:
+        os.unlink(f"{path}/cur/{min(os.listdir(f'{path}/cur'))}")
+        with pytest.raises(poplib.error_proto, match="SYS/TEMP"):
+            client.list()
+        client.close()
+        assert stat(service, "woken") == 1
+        assert deliver(service, "woken").startswith(b"250")
+        raw.send(b"\r\n.\r\n")
+        assert raw.answer().startswith(b"250 ")
+    assert stat(service, "woken") == 3
 
 
 def test_quit_removes_nothing_from_a_maildir_that_was_moved_away(service):

@@ -47,10 +47,16 @@ TOLD = {
     "Ended": "news", "LoginFailed": "news", "Late": "a word", "Seat": "hands over: its client may never come", "Entered": "news",
     "Wake": "hands over: the client's command lies in the channel, and its listener waits for the answer", "Receive": "hands over, as Wake",
     "Drain": "its sessions may last; the pulse sees whether it lives", "Stop": "its end, for which stopping.py and pulse.py wait",
-    "Closed": "news", "Parked": "hands over", "Moved": "hands over", "Busy": "an answer", "Leaving": "news", "Credit": "a word", "Abort": "a word",
+    "Closed": "news", "Parked": "hands over", "Moved": "hands over", "Busy": "an answer", "Leaving": "its end, for which pulse.py waits: ENDS", "Credit": "a word", "Abort": "a word",
     "Ready": "an answer", "Unready": "an answer", "Mail": "an answer", "Missing": "an answer", "Sizes": "an answer", "Ids": "an answer",
     "Deleted": "an answer", "Totals": "an answer", "Bye": "an answer", "Maildrop": "an answer", "NoMaildrop": "an answer", "Anew": "news",
     "Deliver": "begins what Commit asks for", "Accepted": "an answer", "Rejected": "an answer",
+}
+
+# What asks for nothing and is followed by something that others wait for: who sees to it, and a test.
+ENDS = {
+    ("maildir.{user}", "kernel", "Leaving"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
+    ("kernel", "maildir.{user}", "Retire"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
 }
 
 QUESTIONS = [(e.source, e.target, asked) for e in EDGES for asked in e.answers]
@@ -60,7 +66,17 @@ QUESTIONS = [(e.source, e.target, asked) for e in EDGES for asked in e.answers]
 def test_a_question_has_a_deadline_that_is_kept(question):
     edge = next(e for e in EDGES if (e.source, e.target) == question[:2])
     assert edge.deadline > 0
-    keeper, test = KEPT[question]
+    _held(*KEPT[question])
+
+
+@pytest.mark.parametrize("said", ENDS, ids=" ".join)
+def test_an_end_that_others_wait_for_has_a_deadline_that_is_kept(said):
+    source, target, name = said
+    assert any(name in {message.__name__ for message in e.messages} for e in EDGES if (e.source, e.target) == (source, target))
+    _held(*ENDS[said])
+
+
+def _held(keeper, test):
     assert os.path.isfile(f"{ROOT}/{keeper}")
     path, _, name = test.partition("::")
     with open(f"{ROOT}/{path}") as file:

@@ -4,16 +4,17 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from popkernel.kernel.core import Core, Settings
+from popkernel.kernel.core import Core, Key, Settings
 from popkernel.kernel.hung import START_SECONDS, Hung
 from popkernel.kernel.process import Process
 from popkernel.kernel.pulse import Pulse
 from popkernel.kernel.stage import StageLoop
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
-from popkernel.proto.topology import edge
+from popkernel.proto.topology import actor, edge
 
 ALIVE = edge("kernel", "auth").deadline
+SHUTDOWN = actor("maildir.alice").shutdown
 
 
 class Line:
@@ -119,6 +120,69 @@ def test_one_that_is_busy_and_stays_is_left_alone(kernel):
     kernel.core.stays("alice", 0.0)
     kernel.loop.advance(3 * ALIVE)
     assert not process.channel.said
+
+
+def going(kernel):
+    process = kernel.has("maildir.alice")
+    kernel.core.start("alice", kernel.core.users["alice"])
+    kernel.core.ending("maildir.alice")
+    kernel.pulse.goes("maildir.alice")
+    return process
+
+
+def lives(kernel, process, first, last):
+    for second in range(first, last):
+        process.counters = m.Counters(second, 0, 0)
+        kernel.loop.advance(second)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_one_that_goes_and_stays_is_ended_though_it_lives(kernel, told):
+    """A user was locked out for as long as an actor that had said Leaving stayed, and no word of it in the log."""
+    process = kernel.has("maildir.alice")
+    kernel.core.start("alice", kernel.core.users["alice"])
+    kernel.core.ending("maildir.alice")
+    (kernel.pulse.retires if told else kernel.pulse.goes)("maildir.alice")
+    lives(kernel, process, 1, SHUTDOWN)
+    assert not kernel.killed
+    lives(kernel, process, SHUTDOWN, SHUTDOWN + 2)
+    assert kernel.killed == ["maildir.alice"]
+    assert kernel.log == [f"maildir.alice was to go and has not gone in {SHUTDOWN} s; ended"] and not kernel.hang
+
+
+def test_leaving_said_again_does_not_put_the_end_off(kernel):
+    process = going(kernel)
+    for second in range(1, SHUTDOWN + 2):
+        lives(kernel, process, second, second + 1)
+        kernel.pulse.goes("maildir.alice")
+    assert kernel.killed == ["maildir.alice"]
+
+
+def test_one_that_goes_serves_the_session_that_is_open(kernel):
+    process = going(kernel)
+    kernel.core.maildirs["alice"].key = Key("listener.0", 1)
+    lives(kernel, process, 1, 3 * SHUTDOWN + 5)
+    assert not kernel.killed
+    kernel.core.closed("maildir.alice", m.Closed(1, 0, 0), kernel.loop.now)
+    lives(kernel, process, 3 * SHUTDOWN + 5, 4 * SHUTDOWN + 4)
+    assert not kernel.killed
+    lives(kernel, process, 4 * SHUTDOWN + 4, 4 * SHUTDOWN + 8)
+    assert kernel.killed == ["maildir.alice"]
+
+
+def test_the_end_of_one_that_goes_is_no_other_s(kernel):
+    """Nor is anybody ended whom the kernel itself has kept waiting."""
+    going(kernel)
+    kernel.core.maildirs.clear()
+    other = kernel.has("maildir.alice")
+    kernel.loop.advance(SHUTDOWN - 1)
+    kernel.core.start("alice", kernel.core.users["alice"])
+    kernel.core.ending("maildir.alice")
+    kernel.pulse.goes("maildir.alice")
+    lives(kernel, other, SHUTDOWN, 2 * SHUTDOWN - 1)
+    assert not kernel.killed
+    kernel.loop.advance(10 * SHUTDOWN, late=True)
+    assert not kernel.killed
 
 
 def test_one_that_does_not_end(kernel):
