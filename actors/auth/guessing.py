@@ -115,12 +115,6 @@ class Guard:
                     score.next = now + wait
         return wait
 
-    def due(self, user: str, address: str, now: float) -> float:
-        """How many seconds after it came a failure may be answered that counts no more than it did the first time."""
-        where, who = self._keys(user, address)
-        scores = (self._addresses.get(where), self._users.get(who), self._pairs.get((where, who)))
-        return max(self._delay(score, now) for score in scores)
-
     def failed(self, user: str, address: str, now: float) -> float:
         """A wrong password or token; how many seconds after it came the attempt may be answered."""
         if not self.most:

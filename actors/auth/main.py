@@ -19,7 +19,7 @@ from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.actors.auth.guessing import Guard
 from popkernel.actors.auth.hashing import checker
 from popkernel.actors.auth.lanes import pairs
-from popkernel.actors.auth.repeats import Wrong
+from popkernel.actors.auth.repeats import REPEATS_SECONDS, Repeats, Wrong
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
 from popkernel.kernel.priority import processors
@@ -83,6 +83,7 @@ class Auth(Actor):
         self.pair = pairs(self.check)
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
         self.wrong = Wrong()
+        self.repeats = Repeats()
         self.complained = -_COMPLAINTS
 
     def _read(self, path: str, *, fold: bool) -> Table:
@@ -243,7 +244,7 @@ class Auth(Actor):
         expected, known = self.table.hash_of(login.user)
         if login.mechanism in TOKENS:  # some hundred microseconds: no work for threads
             user = self.tokens.user_of(login.secret) if self.tokens is not None else None
-            self._checked(attempt, good=known and user is not None and self.table.name_of(user) == login.user)
+            self._checked(attempt, good=known and user == login.user)  # to the letter: what is typed is folded, a claim is not
             return
         if known and usable(login.secret) and self.cache.holds(login.user, login.secret, expected, self.loop.now):
             self._checked(attempt, good=True)
@@ -310,14 +311,23 @@ class Auth(Actor):
             self.guard.succeeded(login.user, login.address, now)
             self._answer(listener, login, good=True)
             return
-        again = self.wrong.put(attempt.login, self._client(login), now)
-        due = self.guard.due if again else self.guard.failed
-        wait = attempt.came + due(login.user, login.address, now) - now
-        why = "repeat" if again else ""
+        if self.wrong.put(attempt.login, self._client(login), now):
+            # At once: it tells nothing new, for a right one is not held back, and each that is held is one of max_logins.
+            self._answer(listener, login, good=False, why="repeat")
+            self._tell_repeats(self._client(login))
+            return
+        wait = attempt.came + self.guard.failed(login.user, login.address, now) - now
         if wait > 0:
-            self.loop.later(wait, lambda: self._answer(listener, login, good=False, why=why), login.session)
+            self.loop.later(wait, lambda: self._answer(listener, login, good=False), login.session)
         else:
-            self._answer(listener, login, good=False, why=why)
+            self._answer(listener, login, good=False)
+
+    def _tell_repeats(self, client: str) -> None:
+        """Each repeat is told to who asks for more of the log; of an address with very many everybody's log has a line."""
+        many = self.repeats.count(client, self.loop.now)
+        if many:
+            what = f"{many} times within {REPEATS_SECONDS:.0f} s"
+            self.log(5, f"{self.boot.name}: {client} repeats passwords found wrong a moment ago: {what}")
 
     def settings(self) -> dict[str, Any]:
         return {"listeners": list(self.listeners)}

@@ -6,10 +6,14 @@ from secrets import token_bytes
 from popkernel.proto import messages as m
 from popkernel.proto.sasl import TOKENS
 
-__all__ = ["Wrong"]
+__all__ = ["REPEATS_SECONDS", "Repeats", "Wrong"]
 
 _SECONDS = 30.0  # a client tries a mistyped password by each way to log in that it knows, one after the other
 _MOST = 10_000  # failures that are remembered; the oldest goes first
+REPEATS_SECONDS = 60.0  # in which the repeats of an address are counted together
+_FEW = 20  # of them are no news: several clients of one household, each by three ways
+_MOST_CLIENTS = 1000  # addresses that are counted
+_PAUSE = 5.0  # seconds between two lines of the log, whatever the address
 
 
 class Wrong:
@@ -45,3 +49,28 @@ class Wrong:
                 break
             del self._digests[oldest]
         return False
+
+
+class Repeats:
+    """How often each address repeats what was just found wrong. One line of the log a minute for an address with many."""
+
+    __slots__ = ("_clients", "_quiet")
+
+    def __init__(self) -> None:
+        self._clients: dict[str, list[float]] = {}  # until when it is counted, how many, 1 where it was told; the oldest first
+        self._quiet = 0.0  # nothing is told before then
+
+    def count(self, client: str, now: float) -> int:
+        """One more of that client; how many there are where that is to be told, else 0."""
+        entry = self._clients.get(client)
+        if entry is None or entry[0] <= now:
+            self._clients.pop(client, None)
+            if len(self._clients) >= _MOST_CLIENTS:
+                del self._clients[next(iter(self._clients))]
+            entry = self._clients[client] = [now + REPEATS_SECONDS, 0, 0]
+        entry[1] += 1
+        if entry[1] <= _FEW or entry[2] or now < self._quiet:
+            return 0
+        entry[2] = 1
+        self._quiet = now + _PAUSE
+        return int(entry[1])

@@ -5,7 +5,7 @@ import pytest
 from popkernel.actors.auth import main, repeats
 from popkernel.actors.auth.core import DENIED, Table, decoys, usable
 from popkernel.actors.auth.main import Verified
-from popkernel.actors.auth.repeats import Wrong
+from popkernel.actors.auth.repeats import Repeats, Wrong
 from popkernel.kernel.stage import Stage, boot_of
 from popkernel.proto import messages as m
 
@@ -188,7 +188,8 @@ def test_the_same_failure_again_counts_once(shell):
     assert shell.auth.guard._addresses["192.0.2.7"].value > 2.0
 
 
-def test_the_same_failure_again_waits_as_one_in_penalty_does(shell):
+def test_the_same_failure_again_is_answered_at_once_in_penalty_too(shell):
+    """Each that is held keeps one of max_logins: an address that repeats one failure kept everybody's login waiting."""
     guess(shell, 7)
     shell.login("user99", b"wrong", "203.0.113.9:1")
     shell.rest(16)
@@ -196,9 +197,24 @@ def test_the_same_failure_again_waits_as_one_in_penalty_does(shell):
     shell.rest(16)
     shell.said()
     again = shell.login("user99", b"wrong", "203.0.113.9:1")
-    assert shell.said() == [] and not shell.auth.work
-    shell.rest(16)
-    assert shell.said() == [(again, "Denied", "AUTH")]
+    assert shell.said() == [(again, "Denied", "AUTH")] and not shell.auth.work
+
+
+def test_an_address_that_repeats_a_failure_very_often_is_told_of_once_a_minute(shell):
+    shell.login(secret=b"wrong")
+    shell.work()
+    shell.said()
+    for _ in range(100):
+        shell.login(secret=b"wrong")
+    said = [one.fields for one in shell.stage.said if one.name == "Log"]
+    assert [one["level"] for one in said] == [5] and "192.0.2.7 repeats passwords found wrong a moment ago: 21 times" in said[0]["text"]
+
+
+def test_many_addresses_that_repeat_are_few_lines_and_little_memory():
+    told = Repeats()
+    lines = [told.count(f"192.0.{n // 256}.{n % 256}", 100.0 + n / 200) for n in range(2000) for _ in range(30)]
+    assert len(told._clients) == 1000 and 1 <= sum(map(bool, lines)) <= 3
+    assert not any(told.count("203.0.113.9", 200.0 + 3 * n) for n in range(200)), "the telephone with an old password"
 
 
 def test_failures_are_remembered_as_digests_and_bounded(monkeypatch):
@@ -260,7 +276,7 @@ def test_tokens_where_none_are_configured(shell, mechanism):
 def test_tokens(shell):
     class Tokens:
         def user_of(self, token):
-            return {b"alice's": "Alice", b"bob's": "bob", b"carol's": "carol"}.get(token)
+            return {b"alice's": "alice", b"Alice's": "Alice", b"bob's": "bob", b"carol's": "carol"}.get(token)
 
     shell.auth.tokens = Tokens()
     right, other, bad, not_in_table, password = (
@@ -270,8 +286,22 @@ def test_tokens(shell):
     )
     assert shell.work() == 1
     assert shell.said() == [(right, "Granted", "alice"), *((s, "Denied", "AUTH") for s in (other, bad, not_in_table, password))]
+    typed = shell.login("Alice", b"alice's", mechanism="XOAUTH2")
+    assert shell.said() == [(typed, "Granted", "alice")]
     shell.login("alice", b"alice's", "192.0.2.8:1")
     assert shell.work() == 1  # a token that was good is no password, in the cache neither
+
+
+@pytest.mark.parametrize("name", ["alice", "Alice"])
+def test_a_claim_is_compared_to_the_letter(shell, name):
+    """To the issuer Alice and alice may be two people; what is typed alone is folded."""
+    class Tokens:
+        def user_of(self, token):
+            return token.decode()
+
+    shell.auth.tokens = Tokens()
+    session = shell.login(name, b"Alice", mechanism="XOAUTH2")
+    assert shell.said() == [(session, "Denied", "AUTH")]
 
 
 def test_a_mechanism_that_there_is_not_costs_the_listener_its_channel(shell):

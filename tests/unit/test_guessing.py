@@ -122,16 +122,6 @@ def test_an_office_of_three_hundred_some_of_whom_mistype_after_a_restart(world):
         (world.guard.failed if mistypes else world.guard.succeeded)(f"person{n}", OFFICE, world.now)
 
 
-def test_the_same_failure_again_waits_as_it_and_counts_nothing(world):
-    for n in range(6):
-        world.attempt(f"user{n}", EVIL)
-    before = world.guard._addresses["203.0.113.9"].fade(world.now)
-    due = world.guard.due("user5", EVIL, world.now)
-    assert 0 < due <= MOST
-    assert world.guard.due("user5", EVIL, world.now) == due
-    assert world.guard._addresses["203.0.113.9"].fade(world.now) == before
-
-
 def test_an_office_behind_one_address_does_not_trip(world):
     """Fifty people, one in twenty passwords mistyped, a telephone with an old password that asks every minute: a working day."""
     rng = random.Random(2)
