@@ -96,7 +96,7 @@ def check(config: Config, report: Report | None = None) -> Report:
     _check_ports(config, report)
     check_tables(config, report)
     pairs = [pair for pair in [(config.cert, config.key), *config.certs] if all(pair)]
-    errors, warnings = check_certificates(pairs, file_of(config.key_passphrase_file), config.tls_min)
+    errors, warnings = check_certificates(pairs, file_of(config.key_passphrase_file), config.tls_min, notes=report.notes)
     report.all_errors(errors, _CONFIG)
     report.warnings.extend(warnings)
     _check_keys(config, report)

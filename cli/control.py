@@ -43,11 +43,12 @@ _ACTOR_COLUMNS = {
 
 
 class ControlError(Exception):
-    """The server could not be asked, or said no; ``code`` is the exit code."""
+    """The server could not be asked, or said no (``refused``); ``code`` is the exit code."""
 
-    def __init__(self, what: str, code: int) -> None:
+    def __init__(self, what: str, code: int, *, refused: bool = False) -> None:
         super().__init__(what)
         self.code = code
+        self.refused = refused
 
 
 def status(options: argparse.Namespace) -> int:
@@ -154,7 +155,7 @@ def _accept(frames: Sequence[bytes], run_dir: str) -> dict[str, Any]:
         code = answer.get("code")
         if not isinstance(code, int) or code not in {row.code for row in EXITS.values()}:
             code = EXITS["unavailable"].code
-        raise ControlError(said, code)
+        raise ControlError(said, code, refused=True)
     return answer
 
 
@@ -170,12 +171,19 @@ def _tell(options: argparse.Namespace, command: Any) -> int:
 
 
 def _reload(run_dir: str, _options: argparse.Namespace) -> None:
-    answer = ask(run_dir, "reload")
+    try:
+        answer = ask(run_dir, "reload")
+    except ControlError as error:
+        if error.refused:
+            print("not reloaded: what is in force stays", flush=True)
+        raise
     print("reloaded")
-    later, mailboxes = (found if isinstance(found := answer.get(name), list) else [] for name in ("next_start", "mailboxes"))
+    later, warnings, mailboxes = (
+        found if isinstance(found := answer.get(name), list) else [] for name in ("next_start", "warnings", "mailboxes")
+    )
     for key in later:
         print(f"only from the next start on: {_plain(key)}")
-    for line in mailboxes:
+    for line in (*warnings, *mailboxes):
         print(f"warning: {_plain(line)}", file=sys.stderr)
 
 
@@ -274,7 +282,8 @@ def summary(answer: Mapping[str, Any], width: int) -> list[str]:
     for name in ("sessions", "leases"):
         rows = [row for row in answer.get(name) or () if isinstance(row, dict)]
         columns = {str(key): str(key).upper() for row in rows for key in row}
-        lines += ["", f"{len(answer.get(name) or ())} {name}", *(_table(rows, columns, width) if rows else [])]
+        many = len(answer.get(name) or ())
+        lines += ["", f"{many} {name.removesuffix('s') if many == 1 else name}", *(_table(rows, columns, width) if rows else [])]
     weaknesses = answer.get("weaknesses") or ()
     lines += ["", *(f"the cage is weaker on this system: {_plain(text)}" for text in weaknesses)] if weaknesses else []
     return [line[:width].rstrip() for line in lines]

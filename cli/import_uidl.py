@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         for key in sums:
             sums[key] += answer.get(key, 0)
     would = "nothing written: " if options.dry else ""
-    print(f"{would}{len(names)} users, {skipped} with nothing to take over, {failed} failed; {_counts(sums)}")
+    print(f"{would}{_many(len(names), 'user')}, {skipped} with nothing to take over, {failed} failed; {_counts(sums)}")
     doubt = _doubt(options, len(names), skipped, homeless)
     if doubt:  # clients would fetch all of that mail again
         print(f"popkernel import-uidl: {doubt}", file=sys.stderr)
@@ -76,8 +76,12 @@ def _doubt(options: argparse.Namespace, users: int, skipped: int, homeless: list
     return ""
 
 
+def _many(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"
+
+
 def _counts(of: dict[str, Any]) -> str:
-    return f"{of['messages']} messages: {of['taken']} unique ids taken over, {of['kept']} kept, {of['new']} new"
+    return f"{_many(of['messages'], 'message')}: {_many(of['taken'], 'unique id')} taken over, {of['kept']} kept, {of['new']} new"
 
 
 def _tell(who: str, answer: dict[str, Any]) -> None:

@@ -246,7 +246,9 @@ def _flag(name: str) -> str:
 
 
 def _unknown_key(path: str, line: int, name: str, known: list[str]) -> Finding:
-    near = get_close_matches(name.replace("-", "_"), known, n=1)
+    bare = name.replace("-", "_")
+    near = get_close_matches(bare, known, n=1)
+    near = near or [key for key in known if len(key) > 2 and (bare.startswith(key) or bare.partition("_")[2] == key)]  # certificate: cert
     mend = f"did you mean {near[0]}?" if near else "remove it; `popkernel start --help` lists the keys"
     return Finding(path, line, f"unknown key {name!r}", mend)
 

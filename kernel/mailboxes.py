@@ -341,8 +341,14 @@ def odd_names(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator
     for name, user in users.items():
         many = passed_over(user)
         if many:
-            what = f"user {name}: {user.maildir}: {many} names in cur and new are no regular files: they are no mail"
+            what = f"user {name}: {user.maildir}: {_not_mail(many)}"
             yield Finding(path, lines.get(name, 0), what, "move them away; where a link stands for a message, put the message there")
+
+
+def _not_mail(many: int) -> str:
+    if many == 1:
+        return "1 name in cur and new is no regular file: it is no mail"
+    return f"{many} names in cur and new are no regular files: they are no mail"
 
 
 def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None) -> Iterator[str]:
@@ -364,5 +370,5 @@ def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int
         if broken <= MOST_NAMED:
             yield f"{finding.what}; {finding.mend}"
     if broken > MOST_NAMED:
-        yield f"and {broken - MOST_NAMED} more mailboxes can't be served; see `popkernel check`"
+        yield f"and {broken - MOST_NAMED} more mailbox{'es' * (broken > MOST_NAMED + 1)} can't be served; see `popkernel check`"
     yield from map(str, few(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED))

@@ -23,16 +23,21 @@ __all__ = ["Asker", "Reload", "Reloads"]
 _ASK_SECONDS = edge("kernel", "init").deadline * 3 // 2  # for init to read the configuration, or to say that it could not
 _AUTH_SECONDS = 5  # that an auth has for what it was asked before another took its place
 _LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
+_MOST_WARNINGS = 100  # of new actors in one answer
 
 
 class Asker:
-    """Whoever asked for a reload, if anyone did: told how it went, once init has looked at the mailboxes of the new table."""
+    """Whoever asked for a reload, if anyone did: told how it went, once init has looked at the mailboxes of the new table.
+
+    It is also told what new actors warn of, in the words of `popkernel check`: a certificate that no client takes, for example.
+    """
 
     def __init__(self, supervisor: "Supervisor", answer: Callable[[dict[str, Any]], None] | None, later: list[str]) -> None:
         """`later`: changed keys that count from the next start on."""
         self._supervisor = supervisor
         self._answer = answer
         self._later = later
+        self._warnings: list[str] = []
         self._mailboxes: list[str] = []
 
     def refuse(self, code: int, error: str) -> None:
@@ -43,6 +48,11 @@ class Asker:
         """It is done; the answer follows when the mailboxes have been looked at, or when that takes long."""
         if self._answer is not None:
             self._supervisor.loop.later(_LOOK_SECONDS, self.done)
+
+    def warned(self, line: str) -> None:
+        """One of the new actors warns of what it has read; several listeners say the same."""
+        if self._answer is not None and line not in self._warnings and len(self._warnings) < _MOST_WARNINGS:
+            self._warnings.append(line)
 
     def looked(self, why: str, line: str) -> None:
         """Init has found a broken mailbox, or, where there is no `line`, has finished. `why`: after a start or a reload."""
@@ -55,7 +65,7 @@ class Asker:
 
     def done(self) -> None:
         """Say so, once."""
-        self._give({"ok": True, "next_start": self._later, "mailboxes": self._mailboxes})
+        self._give({"ok": True, "next_start": self._later, "warnings": self._warnings, "mailboxes": self._mailboxes})
 
     def _give(self, said: dict[str, Any]) -> None:
         answer, self._answer = self._answer, None
@@ -111,7 +121,7 @@ class Reload:
         s.send(s.singletons.mda, m.Anew())
         s.do(s.core.retire_all())
         self.over("", 0)
-        s.log_line(NOTICE, f"reloaded: {len(self.users)} users")
+        s.log_line(NOTICE, f"reloaded: {len(self.users)} user{'s' * (len(self.users) != 1)}")
 
     def fail(self, why: str, code: int) -> None:
         """One of the new can't serve: all the new go, the old never noticed."""
@@ -127,6 +137,7 @@ class Reloads:
         self._kernel = supervisor
         self._asked: Callable[[dict[str, Any]], None] | None = None  # who asked for one that init has not yet begun
         self._now: Reload | None = None  # the one under way
+        self._begun: tuple[Reload, Asker] | None = None  # the last one, under way or over, and who asked for it
         self._last = Asker(supervisor, None, [])  # of the last reload, or of the start
 
     def ask(self, answer: Callable[[dict[str, Any]], None]) -> None:
@@ -176,6 +187,7 @@ class Reloads:
             self._over(asker, str(error), code_of(error))
             return
         self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
+        self._begun = self._now, asker
         self._now.begin()
 
     def stop(self) -> None:
@@ -190,6 +202,11 @@ class Reloads:
     def concerned(self, name: str) -> Reload | None:
         """The reload under way, if that is one of the new actors of it."""
         return self._now if self._now is not None and name in self._now.names else None
+
+    def warned(self, name: str, line: str) -> None:
+        """An actor has something for the log; if it is a new one, for who asked too."""
+        if self._begun is not None and name in self._begun[0].names:
+            self._begun[1].warned(line)
 
     def _ended(self, asker: Asker, error: str, code: int) -> None:
         self._now = None

@@ -242,8 +242,8 @@ class Supervisor(Actor):
         self.singletons.wire(process)
         if self.state == "starting" and all(p.state == "serving" or p.session for p in self.processes.values()):
             self.state = "running"
-            took = time.monotonic() - self.started
-            text = f"ready: {', '.join(self.boot.config['addresses'])} ({len(self.core.users)} users, {took:.2f} s)"
+            took, many = time.monotonic() - self.started, len(self.core.users)
+            text = f"ready: {', '.join(self.boot.config['addresses'])} ({many} user{'s' * (many != 1)}, {took:.2f} s)"
             self.tell_init(m.Running(text[:2000]))
             self.room.ready()
             if not self.log_line.seen:
@@ -281,7 +281,10 @@ class Supervisor(Actor):
     def _logs(self, process: Process, message: m.Log, fds: list[int]) -> None:
         """One line, and always with its name, so that no actor can write another's."""
         del fds
-        self.actor_line(process.name, message.level, printable(message.text.removeprefix(f"{process.name}: ")))
+        line = printable(message.text.removeprefix(f"{process.name}: "))
+        self.actor_line(process.name, message.level, line)
+        if message.level <= WARNING:
+            self.reloads.warned(process.name, line)
 
     def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
         del fds

@@ -9,6 +9,7 @@ from popkernel.proto.tables import Finding
 
 __all__ = ["line_of", "read_toml"]
 
+_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Duplicate")  # tomllib's words
 _MOST_ERRORS = 20
 _MOST_OCTETS = 1 << 20
 
@@ -33,7 +34,10 @@ def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
             place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
             number = int(place[1]) if place and place[1] else len(lines) - lines[::-1].index(next(filter(str.strip, reversed(lines)), ""))
             what = said[: place.start()] if place else said
-            findings.append(Finding(path, number, what, "write it as TOML: key = value, texts in quotes"))
+            mend = "write it as TOML: key = value, texts in quotes"
+            if what.startswith(_TWICE):
+                what, mend = "this is given twice", "remove one of the two"
+            findings.append(Finding(path, number, what, mend))
             if not lines[number - 1].strip():
                 break
             lines[number - 1] = ""

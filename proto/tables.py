@@ -140,8 +140,8 @@ def parse_auth(data: bytes, path: str) -> AuthTable:
 
 
 def few(findings: list[Finding], more: str, most: int = MAX_FINDINGS) -> list[Finding]:
-    """The first `most`, and a line that says how many `more` there are."""
-    if len(findings) <= most:
+    """The first `most`, and a line that says how many `more` there are; where that is one, it is shown itself."""
+    if len(findings) <= most + 1:
         return findings
     left = f"{len(findings) - most} {more}"
     return [*findings[:most], Finding(findings[0].path, 0, left, "mend the ones above first")]

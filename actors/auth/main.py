@@ -97,7 +97,7 @@ class Auth(Actor):
         said = few(list(table.shut_out.values()), "more users cannot log in, see `popkernel check`", _MOST_SAID)
         self.shut_out = [(4, str(finding)) for finding in said]
         if table.locked:
-            self.shut_out.append((6, f"{path}: {len(table.locked)} users are locked"))
+            self.shut_out.append((6, f"{path}: {len(table.locked)} user{'s are' if len(table.locked) > 1 else ' is'} locked"))
         names = table.names()
         if fold:
             self.shut_out += [(4, str(finding)) for finding in twins(names, data, path)]

@@ -8,6 +8,7 @@ import os
 import shlex
 import ssl
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -16,12 +17,14 @@ from popkernel.kernel.regular import UnreadableError, read_named
 from popkernel.proto.certificate import DamagedError, Link, chain
 from popkernel.proto.tables import Finding
 
-__all__ = ["MOST_PHRASE", "Looked", "Phrase", "day", "look", "same_names", "try_client"]
+__all__ = ["MOST_PHRASE", "SOON_DAYS", "Looked", "Phrase", "advice", "day", "look", "same_names", "try_client"]
 
 Phrase = bytes | str | None
 """The pass phrase, or the path of the file whose first line it is; empty: none is known; None: somebody will be asked for it."""
 
 MOST_PHRASE = 1024  # octets; OpenSSL's PEM_BUFSIZE
+SOON_DAYS = 21
+"""Certificates of 90 days are commonly renewed 30 days before their end; 21 says that this has not worked."""
 _MOST_PEM = 1 << 20  # octets
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _PRIVATE = b"PRIVATE KEY-----"
@@ -200,6 +203,19 @@ def _times(links: list[Link], path: str, moment: str) -> Iterator[Finding]:
 def day(digits: str) -> str:
     """A time of Facts for people, to the minute."""
     return f"{digits[:4]}-{digits[4:6]}-{digits[6:8]} {digits[8:10]}:{digits[10:12]} UTC"
+
+
+def advice(links: list[Link], path: str, now: float) -> Iterator[Finding]:
+    """What is to be done about a chain that serves well today. `now`: seconds since the epoch."""
+    days = [time.strftime("%Y%m%d%H%M%S", time.gmtime(now + 86400 * day)) for day in range(SOON_DAYS + 1)]
+    for link in links:
+        if days[0] < link.facts.ends < days[-1]:
+            left = sum(moment < link.facts.ends for moment in days) - 1
+            what = f"the certificate ends on {day(link.facts.ends)}, in {left} day{'s' * (left != 1)}"
+            yield Finding(path, link.line, what, "renew it, then `popkernel reload`")
+    if len(links) == 1 and not links[0].own:
+        what = "the file has no intermediate certificate: most clients cannot verify the server's own then"
+        yield Finding(path, links[0].line, what, "append the chain of the authority (fullchain.pem)")
 
 
 def _order(links: list[Link], path: str) -> Iterator[Finding]:

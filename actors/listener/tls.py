@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from popkernel.actors.listener.certificates import Looked, Phrase, look, same_names
+from popkernel.actors.listener.certificates import Looked, Phrase, advice, look, same_names
 
 __all__ = ["Served", "TlsError", "context", "examine", "forget_errors", "pick", "serve"]
 
@@ -84,9 +84,13 @@ def serve(pairs: Sequence[tuple[str, str]], least: str, phrase: Phrase = b"", no
 
 def examine(pairs: Sequence[tuple[str, str]], least: str, phrase: Phrase = b"", now: float | None = None) -> list[Looked]:
     """What `serve` finds of each pair, errors and all: `popkernel check` says the same. Arguments as there."""
+    now = time.time() if now is None else now
     moment = time.strftime("%Y%m%d%H%M%S", time.gmtime(now))
     tried: dict[bytes, str] = {}
-    return [look(cert, key, phrase, moment, lambda: _fresh(least), tried) for cert, key in pairs]
+    found = [look(cert, key, phrase, moment, lambda: _fresh(least), tried) for cert, key in pairs]
+    for (cert, _), looked in zip(pairs, found, strict=True):
+        looked.warnings.extend(advice(looked.chain, cert, now))
+    return found
 
 
 def context(cert: str, key: str, least: str) -> ssl.SSLContext:

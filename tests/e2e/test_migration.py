@@ -185,7 +185,7 @@ def test_import_says_what_it_cannot(tmp_path):
         deliver(bob, "courierpop3dsizelist", b"", "")
         code, out, err = import_uidl(service, "alice", "bob", "carol")
         assert code == 65
-        assert "alice: 2 messages: 1 unique ids taken over, 0 kept, 1 new" in out
+        assert "alice: 2 messages: 1 unique id taken over, 0 kept, 1 new" in out
         assert f"alice: {names[1]}: its UIDL is another message's too: it gets a new one" in err
         assert "bob: both dovecot-uidlist and courierpop3dsizelist are there; say which with --from" in err
         assert "carol: neither dovecot-uidlist nor courierpop3dsizelist is there" in out

@@ -1,5 +1,6 @@
 """One verdict: what `check` says of an input, a start and a reload say too, in the same words, and they act on it alike."""
 
+import datetime as dt
 import json
 import os
 import re
@@ -9,6 +10,9 @@ import subprocess
 
 import bcrypt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli.samplesite import make_certificate
 
 from tests.service import POPKERNEL, ROOT, Service
@@ -112,9 +116,58 @@ def test_a_certificate_of_the_future_or_the_past_is_served_with_one_sentence(ser
     errors, warnings, code = checked(service)
     assert (errors, code) == ([], 0)
     (ended,) = [line for line in warnings if "the certificate ended on " in line]
-    service.command("reload")
+    assert f"warning: {ended}\n" in service.command("reload").stderr
     service.wait_log(ended)
     assert password(service, "alice").startswith(b"+OK")
+
+
+def lonely(curve):
+    """A certificate of an authority that is not with it, and its key."""
+    key = ec.generate_private_key(curve)
+    name, authority = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in ("localhost", "authority"))
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(authority).public_key(key.public_key()).serial_number(5)
+        .not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + dt.timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    ).sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    plain = serialization.NoEncryption()
+    return (
+        made.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain),
+    )
+
+
+def test_a_reload_that_is_taken_is_answered_with_what_check_warns_of(service):
+    """It said no more than "reloaded" where no client could connect any more."""
+    kept = []
+    for path, data in zip((service.site.cert, service.site.key), lonely(ec.SECP256K1()), strict=True):
+        with open(path, "rb") as file:
+            kept.append((path, file.read()))
+        write(path, data)
+    try:
+        errors, warnings, code = checked(service)
+        reload = service.command("reload")
+    finally:
+        for path, data in kept:
+            write(path, data)
+        service.command("reload")
+    assert (errors, code, reload.stdout) == ([], 0, "reloaded\n")
+    said = [line.removeprefix("warning: ") for line in reload.stderr.splitlines()]
+    ours = [line for line in warnings if line.startswith((service.site.cert, service.site.auth_table))]
+    assert sorted(said) == sorted(ours)
+    for part in ("no client can connect with", "has no intermediate certificate", "in 8 days; renew it", "user foreign cannot log in"):
+        assert len([line for line in said if part in line]) == 1, said
+
+
+def test_a_certificate_that_signs_itself_is_a_note_of_check_alone(service):
+    """Inside of a company, and in a test, that is meant: one verdict, no warning."""
+    write_pair = zip((service.site.cert, service.site.key), make_certificate(), strict=True)
+    for path, data in write_pair:
+        write(path, data)
+    assert "signed by itself" not in service.command("reload").stderr + str(checked(service)) + service.read_log()
+    said = subprocess.run([*POPKERNEL, "check", "-f", service.toml], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f"\n{service.site.cert}:1: the certificate is signed by itself: clients must be told to trust it\n" in said
 
 
 @pytest.mark.skipif(not ROOT, reason="whose mail servers' users are is looked at as root and as anybody, but the file is root's")

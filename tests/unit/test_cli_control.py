@@ -97,7 +97,7 @@ def test_status_as_a_table(serve, tmp_path, capsys):
     assert text.startswith("popkernel 0.1.0, pid 4242, up 1 d 1:01:01, on 127.0.0.1:1995\n")
     assert "maildir.al?[2Jice" in text
     assert "\x1b" not in text
-    assert "1 sessions" in text
+    assert "1 session\n" in text and "1 lease\n" in text
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -131,12 +131,12 @@ def test_reload(serve, tmp_path, capsys):
     assert capsys.readouterr().out == "reloaded\n"
 
 
-def test_reload_tells_what_does_not_count_yet_and_which_mailboxes_are_broken(serve, tmp_path, capsys):
-    serve({"reload": {"ok": True, "next_start": ["listeners", "warm_max"], "mailboxes": ["user bob: /b\x1b: is no directory; y"]}})
+def test_reload_tells_what_does_not_count_yet_and_what_is_wrong_otherwise(serve, tmp_path, capsys):
+    serve({"reload": {"ok": True, "next_start": ["listeners", "warm_max"], "warnings": ["/c\x1b:1: a; b"], "mailboxes": ["user bob: /b\x1b: is no directory; y"]}})
     assert tell("reload", tmp_path) == 0
     said = capsys.readouterr()
     assert said.out == "reloaded\nonly from the next start on: listeners\nonly from the next start on: warm_max\n"
-    assert said.err == "warning: user bob: /b?: is no directory; y\n"
+    assert said.err == "warning: /c?:1: a; b\nwarning: user bob: /b?: is no directory; y\n"
 
 
 @pytest.mark.parametrize("code", [None, 0, 1, 256, "65", True, [65]])
@@ -148,7 +148,9 @@ def test_a_refusal_with_no_code_of_ours(serve, tmp_path, code):
 def test_reload_refused(serve, tmp_path, capsys):
     serve({"reload": {"ok": False, "error": "/a:3: user a again; remove one\n/a:4: \x1bx; y", "code": 65}})
     assert tell("reload", tmp_path) == os.EX_DATAERR
-    assert capsys.readouterr().err == "popkernel: /a:3: user a again; remove one\npopkernel: /a:4: ?x; y\n"
+    said = capsys.readouterr()
+    assert said.err == "popkernel: /a:3: user a again; remove one\npopkernel: /a:4: ?x; y\n"
+    assert said.out == "not reloaded: what is in force stays\n"
 
 
 def test_stop_waits_for_the_process(serve, tmp_path, capsys):

@@ -103,6 +103,9 @@ def test_every_missing_thing_is_said_at_once():
     ("line", "said"),
     [
         ("listenn = []", "did you mean listen?"),
+        ("certificate = '/a'", "did you mean cert?"),
+        ("private_key = '/a'", "did you mean key?"),
+        ("max_sessions = 6", "this is given twice; remove one of the two"),
         ("auth-table = '/a'", "did you mean auth_table?"),
         ("zzz = 1", "unknown key 'zzz'"),
         ("[server]\nport = 1", "unknown key 'server'"),

@@ -113,9 +113,11 @@ def test_a_reload_is_answered_without_it(monkeypatch):
     asker.looked("start", "user a: of the start")  # an earlier look's word
     asker.looked("start", "")
     assert answers == []
+    asker.warned("c:1: y; z")
+    asker.warned("c:1: y; z")  # of the next listener
     asker.looked("reload", "user b: x")
     while not answers:
         loop.turn()
     asker.looked("reload", "")
-    assert answers == [{"ok": True, "next_start": ["listeners"], "mailboxes": ["user b: x"]}]
+    assert answers == [{"ok": True, "next_start": ["listeners"], "warnings": ["c:1: y; z"], "mailboxes": ["user b: x"]}]
     assert [line[1] for line in log][:3:2] == ["user a: of the start", "user b: x"]

@@ -315,7 +315,7 @@ def test_ten_are_named(tmp_path, monkeypatch, broken, lines):
     said = list(warnings(str(table), ""))
     assert len(said) == lines
     if broken > 10:
-        assert said[-1] == f"and {broken - 10} more mailboxes can't be served; see `popkernel check`"
+        assert said[-1] == f"and {broken - 10} more mailbox{'es' * (broken > 11)} can't be served; see `popkernel check`"
     shutil.rmtree(tmp_path)
 
 
