@@ -172,7 +172,7 @@ def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = 
     except FileNotFoundError:
         if os.path.islink(user.maildir):
             return "is a link that leads nowhere", f"rm {path}, and name the maildir itself in the table"
-        return "there is no such directory", f"install -d -o {user.uid} -g {user.gid} -m 0700 {path}"
+        return "there is no such directory", _make(user)
     except OSError as error:
         return error.strerror or str(error), "run this as root, or mend the path"
     if not stat.S_ISDIR(found.st_mode):
@@ -183,6 +183,17 @@ def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = 
         mend = f"chmod u+rwx {path}" if not os.path.islink(user.maildir) else "name the maildir itself, not a link to it"
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
     return _inside(user, neighbours, name)
+
+
+def _make(user: MailUser) -> str:
+    """As root only where nobody else can put a link there meanwhile: install(1) follows one."""
+    path = shlex.quote(user.maildir)
+    try:
+        above = os.stat(os.path.dirname(user.maildir))
+        ours = above.st_uid in {0, os.geteuid()} and not above.st_mode & 0o022
+    except OSError:
+        ours = True  # the directories above are missing too
+    return f"install -d -o {user.uid} -g {user.gid} -m 0700 {path}" if ours else f"mkdir -m 0700 {path}, as uid {user.uid}"
 
 
 def _uid_of(path: str) -> int:

@@ -52,6 +52,16 @@ def test_a_sound_one(user):
     assert problem(user) is None
 
 
+@needs_root
+def test_missing_where_its_user_could_put_a_link_to_anything(user, tmp_path):
+    """install(1) as root follows it, and would give away what it leads to."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, UID, GID)
+    maildir = user._replace(maildir=str(home / "Maildir"))
+    assert problem(maildir) == ("there is no such directory", f"mkdir -m 0700 {home}/Maildir, as uid {UID}")
+
+
 def test_missing(user, tmp_path):
     assert mend(user, tmp_path) == "there is no such directory"
     assert problem(user) is None
