@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from popkernel.kernel.actor import TEMPFAIL
+from popkernel.kernel.heir import LAST_CHILD_SECONDS
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
 from popkernel.kernel.usertable import code_of, handed_over, judge, roots_of
 from popkernel.proto import messages as m
@@ -106,6 +107,7 @@ class Reload:
         old = [s.processes[name] for name in s.singletons.in_force() if name in s.processes]
         s.core.users = self.users
         s.singletons.put_in_force(self.names)
+        s.heir.give_way()
         for name in self.names:
             s.processes[name].on_hello = None
         for process in old:
@@ -115,7 +117,7 @@ class Reload:
             if process.kind == s.singletons.door:
                 process.channel.send(m.Drain())
             else:
-                process.channel.send(m.Stop(86400 if process.kind == "spawner" else _AUTH_SECONDS))
+                process.channel.send(m.Stop(LAST_CHILD_SECONDS if process.kind == "spawner" else _AUTH_SECONDS))
                 if process.kind == "auth":
                     s.pulse.leaves(process, _AUTH_SECONDS)
         s.send(s.singletons.mda, m.Anew())

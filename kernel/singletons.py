@@ -60,6 +60,10 @@ class Singletons:
             raise
         return names
 
+    def launch_spawner(self) -> str:
+        """Start one alone, under a new name, which is returned. OSError: no room."""
+        return self._launch("spawner", self._new_name("spawner"), roots_of(dict(self._kernel.core.users)))
+
     def give_up(self, names: list[str]) -> None:
         """End those that launch() started."""
         k = self._kernel

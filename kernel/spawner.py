@@ -4,7 +4,9 @@ It holds no ZeroMQ context and no thread (we speak ZMTP ourselves), so that a fo
 its own channel before it becomes an actor. `gc.freeze` keeps the collector from touching, and so copying, the shared pages (brood.py).
 """
 
+import contextlib
 import os
+import stat
 import time
 from importlib import import_module
 from typing import NoReturn
@@ -15,11 +17,13 @@ from popkernel.kernel.channel import Message, adopt
 from popkernel.kernel.child import do_and_leave
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.sandbox.libc import SandboxError
 from popkernel.kernel.title import set_title
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 
 _COMPLAINTS = 10.0  # seconds between two lines for the log
+_ANOTHER = 1  # what a child that only looks at a directory ends with, where that is not the one that is held
 
 
 class Spawner(Actor):
@@ -37,12 +41,17 @@ class Spawner(Actor):
         self.asked: list[tuple[m.Spawn, int]] = []  # in this turn of the loop, each with its channel
         self.complained = -_COMPLAINTS
         self.leaving = False
+        self.held: dict[bytes, tuple[int, int] | None] = {}  # directories above maildirs that the cage holds; None: was not there
+        self.under: dict[str, tuple[bytes, int, int]] = {}  # child -> the one that its maildir lies under, uid, gid
+        self.looking: dict[str, bytes] = {}  # child that only looks -> at which
 
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         unrehearsed = self._rehearse()
-        roots = [root for root in self.boot.config["roots"] if os.path.isdir(root)]
-        self.lock([(root, "rwc") for root in roots])
+        for root in self.boot.config["roots"]:
+            with contextlib.suppress(PermissionError):  # an NFS server that does not know root: nothing to compare with
+                self.held[root] = _identity(root)
+        self.lock([(root, "rwc") for root, there in self.held.items() if there])
         keep_memory(1 << 20)  # children inherit it
         self.children.begin()
         self.connect()
@@ -71,9 +80,11 @@ class Spawner(Actor):
         """All asked for in this turn, one right after the other: what this process writes to in between, it copies anew each time."""
         while self.asked:
             message, fd = self.asked.pop(0)
+            self.under[message.name] = self._above(message.maildir), message.uid, message.gid
             try:
                 pid = self.children.fork(message.name, message.uid)
             except OSError as error:
+                del self.under[message.name]
                 self._cannot(message.name, error)
                 pid = -1
             if pid == 0:
@@ -96,11 +107,9 @@ class Spawner(Actor):
 
     def _become(self, message: m.Spawn, fd: int) -> NoReturn:
         """In the child: let go of all that was the spawner's, then be the actor."""
-        if self.kernel is not None:
-            self.kernel.close()  # and what of it has come in part
-            self.kernel = None
-        for _, other in self.asked:  # it is somebody else's
-            os.close(other)
+        self._let_go()
+        if self._is_another(*self.under[message.name]):
+            os._exit(TEMPFAIL)
         quota = self.boot.config["quotas"].get(message.name.removeprefix("maildir."), self.boot.config["quota"])
         config = {
             "maildir": message.maildir, "verbose": self.verbose, "hostname": self.boot.config["hostname"], "quota": quota,
@@ -114,6 +123,54 @@ class Spawner(Actor):
         set_title(message.name)
         become(boot, self.module.main)
 
+    def _let_go(self) -> None:
+        if self.kernel is not None:
+            self.kernel.close()  # and what of it has come in part
+            self.kernel = None
+        for _, other in self.asked:  # it is somebody else's
+            os.close(other)
+
+    # -- the directories above
+    def _above(self, maildir: bytes) -> bytes:
+        """The held directory that a maildir lies under; `/` where there is none."""
+        root = os.path.dirname(maildir)
+        while root not in self.held and root != os.path.dirname(root):
+            root = os.path.dirname(root)
+        return root
+
+    def _is_another(self, root: bytes, uid: int, gid: int) -> bool:
+        """In a child: become its user, who may see what root may not; whether a directory is there, and not the one that is held.
+
+        Never in the spawner: its file system may hang.
+        """
+        if not self.boot.sandboxed or root not in self.held:
+            return False
+        with contextlib.suppress(SandboxError):  # whoever becomes an actor tries again, and says so
+            sandbox.drop_ids(uid, gid)
+        self.children.die_with_parent()
+        try:
+            there = _identity(root)
+        except PermissionError:
+            return False
+        return there is not None and there != self.held[root]
+
+    def _look(self, root: bytes, uid: int, gid: int) -> None:
+        """Have a child look that becomes no actor: what an actor's process ends with is that user's to choose."""
+        if root in self.looking.values() or self.leaving or not self.boot.sandboxed:
+            return
+        name = f"look.{uid}.{len(self.looking)}"
+        try:
+            pid = self.children.fork(name, uid)
+        except OSError:
+            return
+        if pid == 0:
+            do_and_leave(lambda: self._leave_word(root, uid, gid), SOFTWARE)
+        self.looking[name] = root
+
+    def _leave_word(self, root: bytes, uid: int, gid: int) -> NoReturn:
+        self._let_go()
+        os._exit(_ANOTHER if self._is_another(root, uid, gid) else 0)
+
     def _kill(self, message: m.Kill, fds: list[int]) -> None:
         del fds
         if any(asked.name == message.name for asked, _ in self.asked):
@@ -121,7 +178,15 @@ class Spawner(Actor):
         self.children.kill(message.name)
 
     def _exited(self, name: str, pid: int, status: int) -> None:
+        if name in self.looking:
+            root = self.looking.pop(name)
+            if status == _ANOTHER << 8:
+                self.tell(m.Displaced(root))
+            return
+        above = self.under.pop(name)
         self.tell(m.Exited(name, pid, status))
+        if status == TEMPFAIL << 8:
+            self._look(*above)
 
     def stop(self, seconds: int) -> None:
         """Go when the last child has gone, or be done with it."""
@@ -132,6 +197,17 @@ class Spawner(Actor):
     def _done(self) -> None:
         if self.leaving and not self.children and not self.asked:
             self.end()
+
+
+def _identity(path: bytes) -> tuple[int, int] | None:
+    """Device and inode of a directory, None where there is none. PermissionError where it can't be seen."""
+    try:
+        there = os.stat(path)
+    except PermissionError:
+        raise
+    except OSError:
+        return None
+    return (there.st_dev, there.st_ino) if stat.S_ISDIR(there.st_mode) else None
 
 
 def main(boot: Boot) -> None:

@@ -26,6 +26,7 @@ from popkernel.kernel.deliveries import Deliveries
 from popkernel.kernel.descriptors import say_nothing
 from popkernel.kernel.effects import Effects
 from popkernel.kernel.gates import Gates
+from popkernel.kernel.heir import Heir
 from popkernel.kernel.hung import Hung
 from popkernel.kernel.ledger import Ledger
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING, Log, printable
@@ -75,6 +76,7 @@ class Supervisor(Actor):
         self.blame = Blame(self)
         self.gates = Gates(self)
         self.singletons = Singletons(self)
+        self.heir = Heir(self)
         self.ledger = Ledger(self)
         self.reloads = Reloads(self)
         self.stopping = Stopping(self)
@@ -91,8 +93,8 @@ class Supervisor(Actor):
         self.on_kernel_message: dict[type, Callable[[Process, Any, list[int]], None]] = {
             m.Hello: self._hello, m.Failed: self._failed, m.Broke: self._broke_promise, m.Refused: self.blame.refused, m.Log: self._logs,
             m.Counters: self._counters, m.Awaiting: self.ledger.awaiting, m.Granted: self.ledger.granted, m.Ended: self.ledger.ended,
-            m.LoginFailed: self.ledger.login_failed, m.Deaf: self._deaf, m.Closed: self._closed, m.Exited: self._exited,
-            m.Parked: self._parked, m.Moved: self._moved, m.Late: self.blame.late,
+            m.LoginFailed: self.ledger.login_failed, m.Deaf: self._deaf, m.Displaced: self.heir.displaced, m.Closed: self._closed,
+            m.Exited: self._exited, m.Parked: self._parked, m.Moved: self._moved, m.Late: self.blame.late,
             m.Recipient: self._recipient, m.Busy: self._busy, m.Leaving: self._leaving,
         }
 
@@ -398,6 +400,9 @@ class Supervisor(Actor):
             self._orphans(process.name)
         elif process.kind == "spawner":
             self._orphans(process.name)
+        if process.name == self.heir.name:
+            self.heir.failed(self.singletons.unstarted(process, message.status, why)[0])
+            expected = True
         reload = self.reloads.concerned(process.name)
         if self.state == "stopping":
             self.stopping.gone(process.name)

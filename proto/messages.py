@@ -445,6 +445,12 @@ class Exited(NamedTuple):
     status: Status
 
 
+class Displaced(NamedTuple):
+    """Maildirs lie under `root`, which leads to another directory by now than the one that my cage holds: my children can't see them."""
+
+    root: Path
+
+
 class Unstarted(NamedTuple):
     """It could not be started, for want of what the text names: no process of it was there."""
 

@@ -188,7 +188,7 @@ EDGES: tuple[Edge, ...] = (
         deadline=_ALIVE,
         depth=20000,
     ),
-    Edge("spawner", "kernel", (*_SPAWNED, m.Exited), {}),
+    Edge("spawner", "kernel", (*_SPAWNED, m.Exited, m.Displaced), {}),
     # Logging in. Only auth can make a session somebody's, and only one that a listener announced.
     Edge("listener", "auth", (m.Login,), {"Login": ("Denied",)}, octets=10 * KIB, deadline=60, depth=4096, secrets=("Login.secret",)),
     Edge("auth", "listener", (m.Denied,), {}, depth=4096),

@@ -49,6 +49,9 @@ def _make_root(path: bytes) -> None:
     """Make a maildir that is not there; where its user may not, say that it is missing and not only that something is denied."""
     try:
         make_directory(path, None)
+    except FileNotFoundError as error:
+        text = "the directory above the maildir is not there: mount its file system, or make it"
+        raise StoreError(TEMP, text, error.errno or 0) from None
     except OSError as error:
         if error.errno not in _MAY_NOT:
             raise

@@ -42,7 +42,7 @@ KEPT = {
 # What is said and asks for nothing; why nobody waits for what follows from it.
 TOLD = {
     "Hello": "a word", "Failed": "a last word", "Broke": "a last word", "Refused": "a word", "Log": "a word", "Counters": "an answer",
-    "Deaf": "a word", "Started": "an answer", "Unstarted": "an answer", "Unread": "an answer", "Syslog": "an answer", "Exited": "an answer, or news", "Running": "news", "Ending": "a last word", "Peer": "hands over", "Watch": "hands over",
+    "Deaf": "a word", "Displaced": "a word", "Started": "an answer", "Unstarted": "an answer", "Unread": "an answer", "Syslog": "an answer", "Exited": "an answer, or news", "Running": "news", "Ending": "a last word", "Peer": "hands over", "Watch": "hands over",
     "Unwatch": "a word", "Tapped": "a word", "Opened": "an answer", "Turned": "an answer", "Denied": "an answer", "Granted": "an answer",
     "Ended": "news", "LoginFailed": "news", "Late": "a word", "Seat": "hands over: its client may never come", "Entered": "news",
     "Wake": "hands over: the client's command lies in the channel, and its listener waits for the answer", "Receive": "hands over, as Wake",
