@@ -22,7 +22,7 @@ from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, k
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_uids
 from popkernel.kernel.log import doubt
-from popkernel.kernel.mailboxes import judge, odd_names
+from popkernel.kernel.mailboxes import judge, odd_names, open_to_others
 from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.regular import UnreadableError, read_named
@@ -226,6 +226,8 @@ def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, rep
         if named > MAX_FINDINGS:
             report.errors[-1] = Finding(config.user_table, 0, "more users' maildirs have errors", "mend the ones above first")
             break
+    wide = list(open_to_others(users, data, config.user_table))
+    report.warnings.extend(few(wide, "more users' maildirs are open to others", MAX_FINDINGS))
     report.warnings.extend(few(list(odd_names(users, data, config.user_table)), "more users' maildirs with such names", MAX_FINDINGS))
 
 

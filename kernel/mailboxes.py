@@ -16,7 +16,7 @@ from popkernel.proto.maildirname import is_message
 from popkernel.proto.tables import MAX_TABLE, Finding, MailUser, few
 from popkernel.proto.usernames import name_lines, twins
 
-__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "odd_names", "passed_over", "warnings"]
+__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "odd_names", "open_to_others", "passed_over", "warnings"]
 
 MOST_NAMED = 10  # broken mailboxes named one by one at a start
 _OWN = "name this user's own maildir in the table"
@@ -346,6 +346,33 @@ def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping
             yield Finding(path, line, what, "give each user a maildir of its own"), False
 
 
+def open_to_others(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
+    """Maildirs that others may write to: everybody, or a group that is not their user's; arguments as of judge()."""
+    lines = name_lines(data)
+    for name, user in users.items():
+        wide = list(_wide(user))
+        if not wide:
+            continue
+        modes = ", ".join(f"{sub and sub + ': '}mode {mode:04o}" for sub, mode in wide)
+        paths = " ".join(shlex.quote(os.path.join(user.maildir, sub) if sub else user.maildir) for sub, _ in wide)
+        what = f"user {name}: {user.maildir}: {modes} lets others write to the mail"
+        # not as root: chmod(1) follows a link that the owner puts in its place
+        yield Finding(path, lines.get(name, 0), what, f"chmod go-w {paths}, as uid {user.uid}")
+
+
+def _wide(user: MailUser) -> Iterator[tuple[str, int]]:
+    """Which of a maildir's directories are open so ("" is itself), and their modes. Those of another uid are said to be that."""
+    for sub in ("", *_SUBS):
+        path = os.path.join(user.maildir, sub) if sub else user.maildir
+        try:
+            found = os.lstat(path) if sub else os.stat(path)
+        except OSError:
+            continue
+        wide = found.st_mode & (0o002 if found.st_gid == user.gid else 0o022)
+        if wide and stat.S_ISDIR(found.st_mode) and found.st_uid == user.uid:
+            yield sub, stat.S_IMODE(found.st_mode)
+
+
 def odd_names(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
     """What lies among the mail and is none; arguments as of judge(). A start does not look: it would list every maildir."""
     lines = name_lines(data)
@@ -363,7 +390,9 @@ def _not_mail(many: int) -> str:
 
 
 def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None) -> Iterator[str]:
-    """A line for each of the first ten mailboxes of a table that can't be served, and for how many more there are; then for shared ones.
+    """A line for each of the first ten mailboxes of a table that can't be served, and for how many more there are; then for other faults.
+
+    These are maildirs that users share, and those that others may write to.
 
     `fold`: where mail finds its user in any case, also for users whose names differ in nothing else. `actors`: as of judge().
     """
@@ -383,3 +412,5 @@ def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int
     if broken > MOST_NAMED:
         yield f"and {broken - MOST_NAMED} more mailbox{'es' * (broken > MOST_NAMED + 1)} can't be served; see `popkernel check`"
     yield from map(str, few(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED))
+    wide = list(open_to_others(users, data, table))
+    yield from map(str, few(wide, "more users' maildirs are open to others, see `popkernel check`", MOST_NAMED))

@@ -55,12 +55,18 @@ def test_a_reload_names_broken_mailboxes():
         assert "warning: user" not in service.read_log()
         assert service.command("reload").stderr == ""
         break_mailboxes(service.site, USERS[:2])
+        wide = service.site.mail_users[USERS[2]].maildir
+        os.chmod(wide, 0o777)
         result = service.command("reload")
         assert result.stdout == "reloaded\n"
-        for user, line in zip(USERS, result.stderr.splitlines(), strict=False):
+        for user, line in zip(USERS[:2], result.stderr.splitlines(), strict=False):
             path = service.site.mail_users[user].maildir
             assert line.startswith(f"warning: user {user}: {path}: there is no such directory; install -d -o ")
-        assert len(result.stderr.splitlines()) == 2
+        (last,) = result.stderr.splitlines()[2:]
+        assert f": user {USERS[2]}: {wide}: mode 0777 lets others write to the mail; chmod go-w {wide}, as uid " in last
+        checked = run("check", "-f", service.toml)
+        assert last in checked.stdout.splitlines()
+        service.wait_log(f"popkernel: {last}")
         service.wait_log("popkernel: warning: user user01: ")
         with Raw(service) as client:  # the others are served
             assert client.login("user05").startswith(b"+OK")

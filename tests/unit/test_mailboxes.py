@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from popkernel.kernel import mailboxes
-from popkernel.kernel.mailboxes import Ways, judge, mailbox_problem, passed_over, warnings
+from popkernel.kernel.mailboxes import Ways, judge, mailbox_problem, open_to_others, passed_over, warnings
 from popkernel.proto.tables import MailUser, parse_users
 
 ROOT = os.geteuid() == 0
@@ -279,6 +279,37 @@ def test_what_is_somebody_s_who_is_not_in_the_table_is_given_with_a_doubt(user, 
     """It may be that user's mail: then the uid in the table is what is wrong."""
     make(user, "tmp", "new", "cur", owner=(64188, 64188))
     assert problem(user)[1].startswith("give this user uid 64188 in the table, or, if the mail in it is this user's: find ")
+
+
+def test_a_maildir_that_others_may_write_to_is_named_once_and_mended(user, tmp_path):
+    """Whoever can write there can put mail in and take it away; neither check nor a start said so."""
+    make(user, "tmp", "new", "cur")
+
+    def said():
+        return list(open_to_others({"bob": user}, f"# c\nbob {UID}:{GID}:{user.maildir}\n".encode(), "users"))
+
+    for mode in (0o700, 0o750, 0o770, 0o755):  # the group is the user's
+        os.chmod(user.maildir, mode)
+        assert said() == []
+    os.chmod(user.maildir, 0o777)
+    os.chmod(f"{user.maildir}/new", 0o1702)
+    os.symlink("/tmp", f"{user.maildir}/link")
+    ((path, line, what, command),) = said()
+    assert (path, line) == ("users", 2)
+    assert what == f"user bob: {user.maildir}: mode 0777, new: mode 1702 lets others write to the mail"
+    command, _, who = command.rpartition(", as ")
+    assert who == f"uid {UID}"
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True, timeout=20)
+    assert said() == [] and stat.S_IMODE(os.stat(user.maildir).st_mode) == 0o755
+    assert not (tmp_path / "pwned").exists()
+
+
+@needs_root
+def test_a_maildir_that_a_strange_group_may_write_to_is_named(user):
+    make(user, "tmp", "new", "cur", owner=(UID, 64190))
+    os.chmod(f"{user.maildir}/cur", 0o770)
+    (finding,) = open_to_others({"bob": user}, b"", "users")
+    assert "cur: mode 0770 lets others" in finding.what and finding.mend.endswith(f"; mail/cur', as uid {UID}")
 
 
 def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path, monkeypatch):
