@@ -22,6 +22,7 @@ MOST_NAMED = 10  # broken mailboxes named one by one at a start
 _OWN = "name this user's own maildir in the table"
 _NOT_ROOT = "keep the mail outside of root's home directory"
 _SUBS = ("tmp", "new", "cur")
+_SYSTEM = ("/", "/var", "/usr", "/usr/local")  # what lies in these, /mnt and /var/empty for example, is nobody's maildir though it be empty
 
 Problem = tuple[str, str]
 """What is wrong, and the mend."""
@@ -293,7 +294,7 @@ def _give(user: MailUser, found: os.stat_result, what: str) -> str:
         return f"{theirs}find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
     if what != user.maildir:  # which is this user's already
         return f"{theirs}chown -h {owner} {shlex.quote(what)}"
-    if _is_bare(user.maildir):
+    if _is_bare(user.maildir) and os.path.dirname(os.path.realpath(user.maildir)) not in _SYSTEM:
         return f"{_OWN}, or, if this is it, chown -h {owner} {path}"
     return f"{_OWN}: this is none"
 

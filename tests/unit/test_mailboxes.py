@@ -263,7 +263,7 @@ def test_what_two_users_name_and_neither_owns_is_given_to_neither(tmp_path, monk
 
 @needs_root
 def test_what_is_no_maildir_and_not_empty_is_given_to_nobody(user, tmp_path):
-    for named in ("/etc", "/usr/lib"):
+    for named in ("/etc", "/usr/lib", *filter(os.path.isdir, ("/mnt", "/srv", "/var/empty", "/var/mail"))):
         assert problem(user._replace(maildir=named))[1] == f"{OWN}: this is none"
     make(user, owner=(0, 0))
     assert "chown -h" in problem(user)[1]
