@@ -91,7 +91,7 @@ def ask(run_dir: str, command: str, seconds: float = ANSWER_SECONDS) -> dict[str
     try:
         client.setsockopt(zmq.LINGER, 0)
         client.setsockopt(zmq.MAXMSGSIZE, _MAX_ANSWER)
-        client.connect(f"ipc://{path}")
+        client.connect(os.fsencode(f"ipc://{path}"))  # type: ignore[arg-type]  # it takes octets, and a path need not be UTF-8
         client.send(msgpack.packb({"command": command}))
         if not client.poll(int(seconds * 1000)):
             what = f"the server on {run_dir} gave no answer in {seconds:g} seconds; try again, or look at its log"

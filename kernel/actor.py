@@ -22,6 +22,7 @@ from popkernel.kernel.loop import Loop
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.tap import ActorTap
 from popkernel.proto import messages as m
+from popkernel.proto.schema import sayable
 from popkernel.proto.topology import Actor as Row
 from popkernel.proto.topology import actor as row_of
 
@@ -110,8 +111,8 @@ def _last_words(boot: Boot, status: int, text: str, way: Sequence[str]) -> NoRet
         channel = boot.kernel or Channel(Loop(), boot.channel, boot.name, "kernel", lambda *_: None, lambda *_: None)
         if int(boot.config.get("verbose", 0)) + 5 >= _DEBUG:
             for line in way:
-                channel.send(m.Log(_DEBUG, line[:2000]))
-        channel.send(m.Failed(status, text[:2000]))
+                channel.send(m.Log(_DEBUG, sayable(line)))
+        channel.send(m.Failed(status, sayable(text)))
         if not channel.waiting and not channel.gone:
             os._exit(status)
     with contextlib.suppress(OSError):  # the kernel can't be told
@@ -154,7 +155,7 @@ class Actor:
             program = sandbox.compile_promises(row.promises, threads=many, nested=row.nested, sockets=row.sockets)
         self.drop_ids(nofile)
         shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
-        self.unveiled = shown.encode(errors="backslashreplace").decode()[:2000]  # paths need not be UTF-8, messages must
+        self.unveiled = sayable(shown)
         if program is None:
             if threads is not None:
                 threads()
@@ -259,12 +260,12 @@ class Actor:
     def log(self, level: int, text: str) -> None:
         """A line for the log; `level` as in syslog(3). Nothing of it may be a secret or a client's unescaped words."""
         if level <= 5 + self.verbose:
-            self.tell(m.Log(level, text[:2000]))
+            self.tell(m.Log(level, sayable(text)))
 
     def refuse(self, channel: Channel, why: str) -> None:
         """A peer broke the rules: the channel is closed, and the kernel told who it was."""
         channel.close()
-        self.tell(m.Refused(f"{channel.peer}>{channel.me}"[:2000], channel.peer, why[:2000]))
+        self.tell(m.Refused(sayable(f"{channel.peer}>{channel.me}"), channel.peer, sayable(why)))
 
     def _on_kernel(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del channel

@@ -112,7 +112,7 @@ class Client:
         """Send an answer, if there is still somebody to take it."""
         if self._closed:
             return
-        data: bytes = msgpack.packb(answer)
+        data: bytes = msgpack.packb(answer, unicode_errors="backslashreplace")  # a path need not be UTF-8; as the log shows it
         self._out += frame_head(len(data)) + data
         if len(self._out) > _MOST_UNSENT:
             self.close()

@@ -24,7 +24,7 @@ from popkernel.kernel.loop import Loop
 from popkernel.kernel.needs import give_up_powers, require, require_cage
 from popkernel.kernel.notify import notify
 from popkernel.kernel.passphrase import Held
-from popkernel.kernel.patience import Patience
+from popkernel.kernel.patience import Deadline, Patience
 from popkernel.kernel.priority import unhurried
 from popkernel.kernel.reading import Read, Reading, watched
 from popkernel.kernel.rundir import RunDir, StartError
@@ -35,6 +35,7 @@ from popkernel.kernel.systemlog import connect_for
 from popkernel.kernel.told import Telling
 from popkernel.kernel.watching import WatchedBeside
 from popkernel.proto import messages as m
+from popkernel.proto.schema import UnsayableError, sayable
 from popkernel.proto.topology import actor as row_of
 
 __all__ = ["run"]
@@ -166,6 +167,7 @@ class Init:
         control.close()
         os.close(read.table)
         self.kernel = Channel(self.loop, mine, "init", "kernel", self._on_kernel, self._on_kernel_gone)
+        self.kernel.on_lost = self._lost
         if not self.config.insecure_no_sandbox:
             row = row_of("init")
             sandbox.report_broken(lambda call, promise: self._say(ERROR, f"init broke its promises: {call} would need {promise!r}; ended"))
@@ -219,7 +221,7 @@ class Init:
             self.kernel.send(m.Signal("TERM"))
             if not self.stopping:
                 self.stopping = True
-                self.loop.later(_STOP_SECONDS, lambda: self._end_kernel(f"has not ended within {_STOP_SECONDS:.0f} s"))
+                Deadline(self.loop, _STOP_SECONDS, lambda: self._end_kernel(f"has not ended within {_STOP_SECONDS:.0f} s"))
             self.patience.begin()
 
     def _end_kernel(self, why: str) -> None:
@@ -247,7 +249,7 @@ class Init:
         self.reading = None
         self.watching.taken(read.states)
         if read.config is None:
-            self._tell_kernel(m.Unread(read.code, read.error[:2000]))
+            self._tell_kernel(m.Unread(read.code, sayable(read.error)))
             self._settled()
             return
         self.before = self.config, self.ids
@@ -317,6 +319,11 @@ class Init:
         elif isinstance(message, m.Ending):
             self.status, self.text = message.status, message.text
 
+    def _lost(self, message: Message) -> None:
+        """The kernel's order came, and there was no room for the channel that is the actor's."""
+        if isinstance(message, m.Execute):
+            self._tell_kernel(m.Unstarted(message.name, "no room for its channel in init: too many open files (RLIMIT_NOFILE)"))
+
     def _running(self, text: str) -> None:
         config = self.config
         say(NOTICE, text, config.log_format, timed=destination(config.log) == "stderr" and not os.isatty(2))
@@ -366,7 +373,12 @@ class Init:
 
     def _tell_kernel(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self.kernel is not None and not self.kernel.gone:
-            self.kernel.send(message, fds)
+            try:
+                self.kernel.send(message, fds)
+            except UnsayableError as error:
+                self._say(ERROR, f"{type(message).__name__} could not be told: {error}")
+                if isinstance(message, m.Unread | m.Unstarted):  # somebody waits for it
+                    self.kernel.send(message._replace(text="a text that cannot be told"))
 
     def _on_kernel_gone(self, channel: Channel, why: str) -> None:
         """The kernel ended, or broke the rules; either way all is over."""
@@ -387,7 +399,7 @@ class Init:
             blob = {"uid": uid, "gid": gid, "config": config, "fds": fds, "sandboxed": not self.config.insecure_no_sandbox}
             pid = start(self.loop, BOOT, message.name, blob, [channel, *fds])
         except (OSError, StartError) as error:
-            self._tell_kernel(m.Unstarted(message.name, no_room(error) if isinstance(error, OSError) else str(error)[:2000]))
+            self._tell_kernel(m.Unstarted(message.name, sayable(no_room(error) if isinstance(error, OSError) else str(error))))
             return
         finally:
             os.close(channel)

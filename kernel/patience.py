@@ -1,13 +1,44 @@
-"""Init's patience with a kernel that owes it something: one that hangs would hold up a reload, or the end, for ever."""
+"""Deadlines for which only the time counts in which this process ran, and init's patience with a kernel that owes it something.
+
+A kernel that hangs would hold up a reload, or the end, for ever. But where all stood still, a virtual machine that was paused, nobody is
+to blame.
+"""
 
 from collections.abc import Callable
 
+from popkernel.kernel.hung import LATE
 from popkernel.kernel.loop import Loop, Timer
 from popkernel.proto.topology import edge
 
-__all__ = ["Patience"]
+__all__ = ["Deadline", "Patience"]
 
 _SECONDS = edge("init", "kernel").deadline  # that it may say nothing
+_PARTS = 4  # of a deadline, each to begin anew where this process did not run
+
+
+class Deadline:
+    """A call after so many seconds, in which this process ran; `cancel` makes it none."""
+
+    def __init__(self, loop: Loop, seconds: float, call: Callable[[], None]) -> None:
+        self._loop = loop
+        self._part = seconds / _PARTS
+        self._left = _PARTS
+        self._call = call
+        self._wait()
+
+    def _wait(self) -> None:
+        self._timer: Timer = self._loop.later(self._part, self._over)
+
+    def _over(self) -> None:
+        self._left -= self._loop.now - self._timer.due <= LATE
+        if self._left:
+            self._wait()
+        else:
+            self._call()
+
+    def cancel(self) -> None:
+        """Nothing is waited for any more."""
+        self._timer.cancel()
 
 
 class Patience:
@@ -19,13 +50,13 @@ class Patience:
         self._ask = ask
         self._owes = owes
         self._hangs = hangs
-        self._late: Timer | None = None
+        self._late: Deadline | None = None
 
     def begin(self) -> None:
         """It owes something, perhaps."""
         if self._late is None and self._owes():
             self._ask()
-            self._late = self._loop.later(_SECONDS, lambda: self._hangs(f"is not alive: it has not answered for {_SECONDS} s"))
+            self._late = Deadline(self._loop, _SECONDS, lambda: self._hangs(f"is not alive: it has not answered for {_SECONDS} s"))
 
     def answered(self) -> None:
         """It lives."""

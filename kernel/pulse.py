@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from popkernel.kernel.hung import LATE, START_SECONDS
 from popkernel.kernel.log import ERROR, NOTICE
+from popkernel.kernel.patience import Deadline
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
@@ -135,7 +136,7 @@ class Pulse:
     def killed(self, process: Process) -> None:
         """Its parent was told to end it."""
         name, pid = process.name, process.pid
-        self._kernel.loop.later(START_SECONDS, lambda: self._unkilled(name, pid))
+        Deadline(self._kernel.loop, START_SECONDS, lambda: self._unkilled(name, pid))
 
     def _unkilled(self, name: str, pid: int) -> None:
         """It waits for a disk that hangs, most likely: such a process has no end. Somebody takes its place where that can be done."""

@@ -17,6 +17,7 @@ from popkernel.kernel.config import Config, ConfigError, keys
 from popkernel.kernel.exits import EXITS
 from popkernel.kernel.ids import actor_ids, mta_ids
 from popkernel.kernel.loop import Loop
+from popkernel.kernel.patience import Deadline
 from popkernel.kernel.usertable import NoTableError, read_table
 from popkernel.kernel.watching import State, states
 
@@ -73,7 +74,7 @@ class Reading:
         except OSError:
             os.close(self._table)
             raise
-        self._late = loop.later(SECONDS, lambda: self._finish(late=True))
+        self._late = Deadline(loop, SECONDS, lambda: self._finish(late=True))
         loop.add(self._pipe, self._ready)
 
     def _ready(self, events: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from popkernel.kernel.actor import TEMPFAIL
 from popkernel.kernel.heir import LAST_CHILD_SECONDS
 from popkernel.kernel.log import DEBUG, ERROR, NOTICE, WARNING
+from popkernel.kernel.patience import Deadline
 from popkernel.kernel.usertable import code_of, handed_over, judge, roots_of
 from popkernel.proto import messages as m
 from popkernel.proto.tables import MailUser
@@ -151,7 +152,7 @@ class Reloads:
             return
         self._asked = answer
         k.tell_init(m.Signal("HUP"))
-        k.loop.later(_ASK_SECONDS, lambda: self._unanswered(answer))
+        Deadline(k.loop, _ASK_SECONDS, lambda: self._unanswered(answer))
 
     def _unanswered(self, answer: Callable[[dict[str, Any]], None]) -> None:
         if self._asked is answer:
@@ -191,6 +192,11 @@ class Reloads:
         self._now = Reload(k, users, lambda error, code: self._ended(asker, error, code))
         self._begun = self._now, asker
         self._now.begin()
+
+    def lost(self) -> None:
+        """The user table came, and there was no room for its descriptor."""
+        limit = self._kernel.nofile
+        self._over(self._asker(), f"no room for the user table's descriptor: {limit} may be open (RLIMIT_NOFILE)", TEMPFAIL)
 
     def stop(self) -> None:
         """The service ends: who was to take over goes."""

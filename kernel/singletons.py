@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from popkernel.kernel import core
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL
 from popkernel.kernel.log import ERROR
+from popkernel.kernel.patience import Deadline
 from popkernel.kernel.process import Process, how_ended, plain
 from popkernel.kernel.usertable import roots_of
 from popkernel.proto import messages as m
@@ -97,7 +98,7 @@ class Singletons:
             raise
         finally:
             its.close()
-        k.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
+        Deadline(k.loop, _START_PATIENCE, lambda: self._too_slow(process))
         return name
 
     def _too_slow(self, process: Process) -> None:

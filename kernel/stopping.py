@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from popkernel.kernel.hung import Hung
 from popkernel.kernel.log import ERROR, NOTICE
+from popkernel.kernel.patience import Deadline
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
+from popkernel.proto.schema import sayable
 from popkernel.proto.topology import actor as row_of
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Stopping:
                 process.state = "stopping"
             self._awaited = {process.name for process in stage}
             if stage:
-                k.loop.later(seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
+                Deadline(k.loop, seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
 
     def _ask_alive(self, processes: list[Process]) -> None:
         """Who ends politely answers meanwhile; who says nothing is not waited for to the end of its time.
@@ -109,7 +111,7 @@ class Stopping:
 
     def _over(self) -> NoReturn:
         k = self._kernel
-        k.tell_init(m.Ending(self._status, self._text[:2000]))
+        k.tell_init(m.Ending(self._status, sayable(self._text)))
         if not self.early:
             k.log_line(NOTICE, "stopped")
         os._exit(0)

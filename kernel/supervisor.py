@@ -44,7 +44,7 @@ from popkernel.kernel.taps import Taps
 from popkernel.kernel.title import set_title
 from popkernel.kernel.usertable import code_of, handed_over, judge
 from popkernel.proto import messages as m
-from popkernel.proto.schema import UnsayableError
+from popkernel.proto.schema import UnsayableError, sayable
 from popkernel.proto.topology import actor as row_of
 
 __all__ = ["Supervisor"]
@@ -103,6 +103,7 @@ class Supervisor(Actor):
         """Take the user table, lock in, start everyone, serve."""
         say_nothing(0, 1)  # it keeps the log alone
         self.init = Channel(self.loop, self.boot.channel, "kernel", "init", self._on_init, self._on_init_gone)
+        self.init.on_lost = self._lost_of_init
         if self.log_line.system is not None:
             self.log_line.system.again = lambda: self.tell_init(m.Signal("SYSLOG"))
         try:
@@ -246,7 +247,7 @@ class Supervisor(Actor):
             self.state = "running"
             took, many = time.monotonic() - self.started, len(self.core.users)
             text = f"ready: {', '.join(self.boot.config['addresses'])} ({many} user{'s' * (many != 1)}, {took:.2f} s)"
-            self.tell_init(m.Running(text[:2000]))
+            self.tell_init(m.Running(sayable(text)))
             self.room.ready()
             if not self.log_line.seen:
                 self.log_line(NOTICE, text)
@@ -344,6 +345,11 @@ class Supervisor(Actor):
         self.room.full(process.name.removeprefix("maildir."))
         if isinstance(message, m.Parked | m.Moved):
             self.do(self.core.closed(process.name, m.Closed(message.session, 0, 0), self.loop.now))
+
+    def _lost_of_init(self, message: Message) -> None:
+        """Init's word came, and there was no room for its descriptor. The log's socket is asked for again with one of the next lines."""
+        if isinstance(message, m.Reread):
+            self.reloads.lost()
 
     # -- orders
     def send(self, to: str, message: Message, fds: Sequence[int] = ()) -> None:

@@ -16,7 +16,7 @@ _MOST_NAME = 255
 _MOST_TYPES = 64
 _MOST_MINE = 5000
 _HELD_SESSIONS, _HELD_FRAMES = 256, 32  # of sessions that have not said yet whose they are
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True, unicode_errors="surrogateescape").pack  # paths need not be UTF-8
 _MESSAGES = {c.__name__.lower(): c.__name__ for e in EDGES for c in e.messages if e.target != "tap"}
 _NOTES = (
     "Began", "Ended", "Restart", "Lease", "LeaseOver", "Refused", "Broke", "Settings", "State", "Decision", "Connected", "Typed", "Secured",

@@ -48,12 +48,15 @@ class Codec:
         self._by_class: dict[type, tuple[int, Callable[[Any], None]]] = {r[1]: (r[0], r[2]) for r in rows}
 
     def encode(self, message: tuple[Any, ...]) -> bytes:
-        """One msgpack array. BadMessageError for a message this edge does not have, or out of its bounds."""
+        """One msgpack array. BadMessageError for a message this edge does not have, out of its bounds, or with a text that is not UTF-8."""
         row = self._by_class.get(type(message))
         if row is None:
             raise BadMessageError(f"{type(message).__name__} may not go {self.name}")
         row[1](message)
-        data: bytes = _pack((row[0], *message))
+        try:
+            data: bytes = _pack((row[0], *message))
+        except UnicodeEncodeError:
+            raise BadMessageError(f"{type(message).__name__}: a text that is not UTF-8") from None
         if len(data) > self.octets:
             raise BadMessageError(f"{type(message).__name__}: {len(data)} octets are more than {self.name} takes")
         return data
@@ -64,9 +67,11 @@ class Codec:
             return [self.encode(whole(message, data))]
         code, check = self._by_class[type(message)]
         check(message)
-        head = b"".join(
-            [bytes((0x91 + len(message),)), _pack(code), *map(_pack, message[:-1]), _BIN32, len(data).to_bytes(4, "big")],
-        )
+        try:
+            fields = [*map(_pack, message[:-1])]
+        except UnicodeEncodeError:
+            raise BadMessageError(f"{type(message).__name__}: a text that is not UTF-8") from None
+        head = b"".join([bytes((0x91 + len(message),)), _pack(code), *fields, _BIN32, len(data).to_bytes(4, "big")])
         if len(head) + len(data) > self.octets:
             raise BadMessageError(f"{type(message).__name__}: more octets than {self.name} takes")
         return [head, data]

@@ -86,7 +86,7 @@ class Recording(NamedTuple):
 
 def pack(thing: Mapping[str, Any] | Frame) -> bytes:
     """A header, a frame or an end, as octets."""
-    data: bytes = msgpack.packb(thing.as_map() if isinstance(thing, Frame) else dict(thing))
+    data: bytes = msgpack.packb(thing.as_map() if isinstance(thing, Frame) else dict(thing), unicode_errors="surrogateescape")
     return data
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "UnsayableError",
     "compile_check",
     "fields_of",
+    "sayable",
 ]
 
 
@@ -54,10 +55,16 @@ Count = Annotated[int, Field("int", 0, 2**31 - 1)]
 Name = Annotated[str, Field("str", 1, 300)]  # an instance's name is a user's and its row's
 Address = Annotated[str, Field("str", 0, 64)]  # numeric host and port
 Code = Annotated[str, Field("str", 0, 32)]  # a POP3 response code without its brackets, or none
-Text = Annotated[str, Field("str", 0, 2000)]
+_MOST_TEXT = 2000
+Text = Annotated[str, Field("str", 0, _MOST_TEXT)]  # for people; what holds a path goes through sayable()
 Secret = Annotated[bytes, Field("bytes", 0, 8192, secret=True)]
 Blob = Annotated[bytes, Field("bytes", 0, 1 << 20)]
 Numbers = Annotated[list[int], Field("ints", -1, _U63, items=8192)]
+
+
+def sayable(text: str) -> str:
+    """`text` as a field of kind Text takes it: cut where it is too long, and what is no UTF-8, which a path may hold, is escaped."""
+    return text.encode(errors="backslashreplace").decode()[:_MOST_TEXT]
 
 
 def fields_of(message: type) -> dict[str, Field]:

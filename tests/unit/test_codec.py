@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from popkernel.proto import messages as m
 from popkernel.proto.codec import BadMessageError, Codec
+from popkernel.proto.schema import sayable
 from popkernel.proto.topology import EDGES
 
 CODECS = [Codec(e.source, e.target) for e in EDGES]
@@ -38,6 +39,17 @@ def test_random_fields_are_refused_or_make_a_whole_message(codec, code, fields):
     except BadMessageError:
         return
     assert type(message) in codec.edge.messages
+
+
+def test_a_text_that_is_not_utf8_is_refused_and_spoils_nothing():
+    codec = Codec("kernel", "init")
+    before = codec.encode(m.Running("x"))
+    with pytest.raises(BadMessageError):
+        codec.encode(m.Running("x\udcff"))
+    assert codec.encode(m.Running("x")) == before
+    text = sayable("\udcff" * 1000)
+    assert codec.decode(codec.encode(m.Running(text))) == m.Running(text)
+    assert sayable("größer\n€") == "größer\n€"
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 4095, 4096, 65535, 65536, 300_000])
