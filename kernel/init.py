@@ -131,6 +131,8 @@ class Init:
             self._run()
         except OSError as error:  # before there was anything to serve with
             self.status, self.text = TEMPFAIL, short_of(error)
+        except sandbox.SandboxError as error:
+            self.status, self.text = OSERR, f"init can't lock itself in: {error}"
         self._tidy()
         if self.status:
             self._say(ERROR, self.text or f"ended with status {self.status}")

@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # importing typing would cost each actor more than all of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
 _FLAG_TSYNC = 1
 _CALL = {"x86_64": 317, "aarch64": 277}  # seccomp(2): wanted in each child, so not looked up in the table
@@ -46,6 +46,9 @@ def missing() -> list[str]:
         number = _CALL[machine()]
     except SandboxError as error:
         return [str(error)]
+    if library().prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) < 0:
+        why = os.strerror(ctypes.get_errno())
+        return [f"prctl(2) is refused ({why}): in a container allow prctl(2), or use --insecure-no-sandbox"]
     for action in (0x80000000, 0x00030000):  # KILL_PROCESS (Linux 4.14), TRAP
         answer, code = syscall(number, _GET_ACTION_AVAIL, 0, struct.pack("=I", action))
         if answer < 0:

@@ -2,13 +2,16 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 from popkernel.kernel import needs as needs_module
 from popkernel.kernel import priority
+from popkernel.kernel.sandbox import syscalls
 
 from tests.e2e.supervised import Raw, serve
 from tests.service import POPKERNEL, wait_for
@@ -16,6 +19,11 @@ from tests.service import POPKERNEL, wait_for
 MENDS = {
     "ulimit -n 12; exec": (71, "limits: the limit of 12 descriptors (RLIMIT_NOFILE) leaves no room to serve: with one listener 104 are the least; raise it: Limit"),
     "ulimit -v 60000; exec": (71, "limits: each process may have 60000 KiB of address space (RLIMIT_AS), and needs 65536 without one session; raise it: ulimit -Hv"),
+}
+MENDS |= {
+    "ulimit -n 5; exec": (71, "limits: the limit of 5 descriptors (RLIMIT_NOFILE) leaves no room to serve: with one listener 104 are the least; raise it: Limit"),
+    "ulimit -f 0; exec": (71, "limits: each file may have 0 KiB (RLIMIT_FSIZE), and 1024 are the least for tables and mailboxes; raise it: ulimit -f"),
+    "ulimit -d 20000; exec": (71, "limits: each process may have 20000 KiB of data (RLIMIT_DATA), and needs 32768 without one session; raise it: ulimit -d"),
 }
 AS_ROOT = {
     "exec setpriv --bounding-set=-all,+net_bind_service,+setuid": (77, "root: lacks CAP_SETGID, to become listener_user; give it (Capability"),
@@ -61,6 +69,56 @@ def test_too_little_is_said_with_the_mend(site, before):
 @pytest.mark.parametrize("before", AS_ROOT)
 def test_a_root_that_may_become_nobody_is_told_why(site, before):
     says_the_same(site, before, *AS_ROOT[before])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
+def test_a_root_that_may_give_no_socket_to_the_mail_server_s_group(site, tmp_path):
+    before = "exec setpriv --bounding-set=-all,+setuid,+setgid,+dac_read_search,+dac_override"
+    toml = tmp_path / "c.toml"
+    with open(site.toml) as file:
+        toml.write_text(re.sub("(?m)^lmtp = .*$", "", file.read()) + 'mta_users = ["64777:64778"]\n')
+    start, check = run(before, "start", "-f", str(toml), "--log", "stderr"), run(before, "check", "-f", str(toml))
+    assert (start.returncode, check.returncode) == (77, 77), (start, check)
+    said = "root: lacks CAP_CHOWN, to give a socket to group 64778 of mta_users; give it (Capability"
+    assert start.stderr.startswith(f"popkernel: {said}") and start.stderr.count("\n") == 1, start.stderr
+    assert start.stderr.removeprefix("popkernel: ").strip() in check.stdout
+
+
+# A profile as containers and units have them: a program that refuses itself calls by number, and becomes another.
+PROFILE = """
+import ctypes, os, struct, sys
+numbers = [int(n) for n in sys.argv[1].split(",")]
+rows = [(0x20, 0, 0, 0)]
+for number in numbers:
+    rows += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050001)]
+code = b"".join(struct.pack("=HBBI", *row) for row in [*rows, (0x06, 0, 0, 0x7FFF0000)])
+text = ctypes.create_string_buffer(code)
+program = struct.pack("@HP", len(code) // 8, ctypes.addressof(text))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+SANDBOX = "actors can't be locked in here: prctl(2) is refused (Operation not permitted)"
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="numbers of two processors")
+@pytest.mark.parametrize("call", ["prlimit64", "prctl", "epoll_create1", "socketpair", "getrandom", "flock", "capget", "capset", "clone"])
+def test_a_profile_that_refuses_a_call_is_told_of_by_both(site, call):
+    number = syscalls.numbers(os.uname().machine)[call]
+    before = [sys.executable, "-c", PROFILE, str(number), *POPKERNEL]
+    start, check = (
+        subprocess.run([*before, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+        for words in (("start", "-f", site.toml, "--log", "stderr"), ("check", "-f", site.toml))
+    )
+    assert (start.returncode, check.returncode) == (71, 71), (start, check)
+    assert start.stderr.count("\n") == 1 and "Traceback" not in check.stderr, (start, check)
+    said = start.stderr.removeprefix("popkernel: ").strip()
+    if call == "prctl":
+        assert said.startswith(SANDBOX) and "sandbox: prctl(2) is refused" in check.stdout, (start, check)
+    else:
+        assert said in check.stdout and "; allow it (SystemCallFilter= of the unit" in said, (start, check)
+    assert not os.path.exists(site.config.run_dir)
 
 
 @pytest.mark.root
