@@ -26,6 +26,7 @@ from popkernel.kernel.mailboxes import judge, odd_names, open_to_others
 from popkernel.kernel.needs import needs
 from popkernel.kernel.passphrase import file_of
 from popkernel.kernel.regular import UnreadableError, read_named
+from popkernel.kernel.room import too_few
 from popkernel.kernel.rundir import problem as run_dir_problem
 from popkernel.proto.networks import MAX_NETWORKS, parse_networks
 from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
@@ -245,6 +246,9 @@ def _check_ids(config: Config, report: Report) -> None:
     for finding, code in missing.errors:
         report.error(finding, code)
     report.warnings.extend(missing.warnings)
+    if not missing.errors:
+        found = too_few(config)  # which a start says once it is ready
+        report.warnings.extend([found[0]] if found is not None and found[1] else [])
     if os.geteuid() != 0:
         what = "without root every actor has your own uid, and only your own maildirs can be served"
         report.warnings.append(Finding("configuration", 0, what, "start it as root to part the actors"))

@@ -62,6 +62,10 @@ class Boot:
         self.row: Row = row_of(name)
 
 
+MORE_DESCRIPTORS = "raise it: LimitNOFILE= in the unit, ulimit -n in a shell, openfiles in login.conf(5)"
+"""The mend where RLIMIT_NOFILE is what is met."""
+
+
 def hard_limit(which: int) -> int:
     """The system's bound on a limit, setrlimit(2); a very large number for none."""
     hard = resource.getrlimit(which)[1]

@@ -7,22 +7,22 @@ channels that are just being made and handed over, for a reload, and for actors 
 import resource
 from typing import TYPE_CHECKING
 
-from popkernel.kernel.actor import hard_limit
+from popkernel.kernel.actor import MORE_DESCRIPTORS, hard_limit
 from popkernel.kernel.channel import counts
 from popkernel.kernel.config import Config
 from popkernel.kernel.log import ERROR, INFO, WARNING
+from popkernel.proto.tables import Finding
 from popkernel.proto.topology import actor as row_of
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
 
-__all__ = ["Room", "problem"]
+__all__ = ["Room", "problem", "too_few"]
 
 _OWN = 16  # standard descriptors, the lock, channels to init, the log, epoll's, the control socket
 _RESERVE = 64
 _USERS = 16  # fewer at a time are no service
 _COMPLAINTS = 60.0  # seconds between two lines of the log
-MEND = "raise it: LimitNOFILE= in the unit, ulimit -n in a shell, openfiles in login.conf(5)"
 
 
 def _needed(config: Config) -> int:
@@ -36,7 +36,21 @@ def problem(config: Config) -> str:
     if limit >= needed:
         return ""
     many = f"{config.listeners} listeners" if config.listeners > 1 else "one listener"
-    return f"the limit of {limit} descriptors (RLIMIT_NOFILE) leaves no room to serve: with {many} {needed} are the least; {MEND}"
+    what = f"the limit of {limit} descriptors (RLIMIT_NOFILE) leaves no room to serve: with {many} {needed} are the least"
+    return f"{what}; {MORE_DESCRIPTORS}"
+
+
+def too_few(config: Config) -> tuple[Finding, bool] | None:
+    """What to say where fewer sessions can be had than max_sessions, and whether somebody asked for so many; for a start and `check`."""
+    hard = hard_limit(resource.RLIMIT_NOFILE)
+    limit = min(row_of("kernel").nofile, hard)
+    # As the gate counts; as Room.left() does at a start, with the listeners, spawner, auth and mda.
+    room = limit // 4 if config.isolation == "connection" else limit - _OWN - _RESERVE - config.listeners - 3
+    room = min(room, config.listeners * ((min(hard, row_of("listener").nofile) - 64) // 2))
+    if room >= config.max_sessions:
+        return None
+    what = f"the limit of {hard} descriptors (RLIMIT_NOFILE) leaves room for {room} sessions, not max_sessions = {config.max_sessions}"
+    return Finding("limits", 0, what, f"{MORE_DESCRIPTORS}, or lower max_sessions"), config.max_sessions != Config.max_sessions
 
 
 class Room:
@@ -70,20 +84,13 @@ class Room:
             self._said = k.loop.now
             k.log_line(
                 ERROR, f"no room for {user} and others: {len(k.core.maildirs)} mailboxes are open, and the kernel may have {self.limit}"
-                f" descriptors (RLIMIT_NOFILE); logins hear [SYS/TEMP], mail waits; {MEND}",
+                f" descriptors (RLIMIT_NOFILE); logins hear [SYS/TEMP], mail waits; {MORE_DESCRIPTORS}",
             )
 
     def ready(self) -> None:
         """Once, at the start: whether as many sessions as were asked for could be had."""
         k = self._kernel
-        config = k.config
-        room = self.limit // 4 if config.isolation == "connection" else self.left()  # as the gate counts
-        most = min(hard_limit(resource.RLIMIT_NOFILE), row_of("listener").nofile)
-        room = min(room, config.listeners * ((most - 64) // 2))
-        if room < config.max_sessions:
-            asked = config.max_sessions != Config.max_sessions
-            k.log_line(
-                WARNING if asked else INFO,
-                f"the limit of {hard_limit(resource.RLIMIT_NOFILE)} descriptors (RLIMIT_NOFILE) leaves room for {room} sessions, not"
-                f" max_sessions = {config.max_sessions}; {MEND}, or lower max_sessions",
-            )
+        found = too_few(k.config)
+        if found is not None:
+            finding, asked = found
+            k.log_line(WARNING if asked else INFO, str(finding))

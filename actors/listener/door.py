@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from popkernel.actors.listener.limits import KEYS, TOO_MANY, TOO_MANY_ADDRESS, Bounds, Limits
 from popkernel.actors.listener.proxied import Proxied
 from popkernel.actors.listener.tls import Served, TlsError, serve
-from popkernel.kernel.actor import Actor, Boot
+from popkernel.kernel.actor import MORE_DESCRIPTORS, Actor, Boot
 from popkernel.kernel.loop import Timer
 from popkernel.kernel.memory import keep_memory
 from popkernel.kernel.priority import favour, processors
@@ -48,6 +48,7 @@ class Door(Actor):
         self.listening: list[tuple[socket.socket, bool]] = []
         self.paused: set[socket.socket] = set()  # of those
         self._complained = -_COMPLAINTS
+        self._short = 0  # the limit of descriptors, where it allows fewer sessions than max_sessions
         self._met: dict[str, tuple[float, int]] = {}  # bounds that were met: when the log had a line of it, how many times since
 
     def _read_blocked(self, path: str) -> Networks:
@@ -93,7 +94,7 @@ class Door(Actor):
         """No more sessions than a limit of descriptors leaves room for."""
         if room < self.most:  # the kernel has warned where that is less than somebody asked for (kernel/room.py)
             self.log(7, f"{self.boot.name}: the hard limit of {limit} descriptors leaves room for {room} sessions, not {self.most}")
-            self.most = room
+            self.most, self._short = room, limit
             self.limits.bounds = self.limits.bounds._replace(sessions=room)
 
     # -- what the floor above does
@@ -168,6 +169,10 @@ class Door(Actor):
         self._met[key] = now, 0
         bound = getattr(self.limits.bounds, {"connects_per_minute": "per_minute"}.get(key, key.removeprefix("max_")))
         before = f"; {many} times more since the last such line" if many else ""
+        if why == TOO_MANY and self._short:
+            met = f"the limit of {self._short} descriptors (RLIMIT_NOFILE) is met ({bound} sessions in this process; {MORE_DESCRIPTORS})"
+            self.log(4, f"{host}: {what}: {met}{before}")
+            return
         self.log(4, f"{host}: {what}: {key} is met ({bound} in this process){before}")
 
     def _make_room(self, why: str, host: str) -> bool:

@@ -1,6 +1,9 @@
 """A limit of descriptors (RLIMIT_NOFILE) that is met: idle actors go, then logins hear [SYS/TEMP] and mail waits; nothing ends (B3)."""
 
+import contextlib
 import poplib
+import socket
+import subprocess
 
 import pytest
 
@@ -90,3 +93,18 @@ def test_one_warning_and_only_where_somebody_asked_for_more(site, level):
         assert ("warning: " in line) == bool(level) and "--listeners" not in log and "max_sessions" in line
         service.command("reload")
         assert service.read_log().count("lower max_sessions") == 1
+        check = subprocess.run(
+            ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *POPKERNEL, "check", "-f", service.toml], capture_output=True, text=True, timeout=20, check=False,
+        )
+        said = line[line.index("limits: "):]
+        assert (f"warning: {said}\n" in check.stdout) == bool(level) and ("max_sessions" in check.stdout) == bool(level), check
+
+
+def test_the_log_names_the_limit_of_descriptors_where_that_is_what_is_met():
+    with limited(LIMIT, users=USERS[:2]) as service, contextlib.ExitStack() as stack:
+        for _ in range(60):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.site.config.listen[0].port)))
+            sock.setblocking(False)
+        said = f"the limit of {LIMIT} descriptors (RLIMIT_NOFILE) is met (48 sessions in this process; raise it: LimitNOFILE= in the unit, ulimit -n"
+        log = service.wait_log(f"127.0.0.1: another made room: {said}")
+        assert "max_sessions is met" not in log
