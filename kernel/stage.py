@@ -25,7 +25,7 @@ from popkernel.proto.topology import edge, kind_of
 __all__ = ["LeftError", "Said", "Stage", "StageChannel", "StageLoop", "StageSocket", "message_of"]
 
 _numbers = itertools.count(1_000_000)  # descriptors that are none
-_SLACK = 0.005  # seconds: a timer's time is known from the frames before and behind its making
+_SLACK = 0.005  # seconds: a note may be made a little behind what it tells of
 _STALL = 1.0  # seconds a timer may be late because its actor was busy
 _SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT)
 
@@ -46,6 +46,16 @@ class Said(NamedTuple):
     turn: int
 
 
+class _StageTimer(Timer):
+    """One whose making lies between two frames: it may have been due as early as `early`, and no later than `due`."""
+
+    __slots__ = ("early",)
+
+    def __init__(self, call: Callable[[], None], early: float, due: float, session: int) -> None:
+        super().__init__(call, due, session)
+        self.early = early
+
+
 class StageLoop(Loop):
     """Timers by the recorded clock; no descriptor is ever ready by itself."""
 
@@ -53,6 +63,7 @@ class StageLoop(Loop):
         super().__init__()
         self.now = 0.0
         self.precise = 0.0  # the clock itself, which goes on while a turn lasts: timers run from there, as the real loop's do
+        self.since = 0.0  # the clock at the frame that is played; `precise` is that at the next of its turn
         self.turns = False  # whether the recording tells of a turn's end, and whose a timer is
         self.fired: set[int] = set()  # whose timers were called in this turn
         self._before = 0.0  # the turn before this one
@@ -68,7 +79,7 @@ class StageLoop(Loop):
         self._calls.pop(fd, None)
 
     def later(self, seconds: float, call: Callable[[], None], session: int = 0) -> Timer:
-        timer = Timer(call, max(self.now, self.precise) + seconds, session)
+        timer = _StageTimer(call, max(self.now, self.since) + seconds, max(self.now, self.precise) + seconds, session)
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
@@ -94,13 +105,14 @@ class StageLoop(Loop):
             self.settle()
 
     def fire(self, now: float, session: int) -> None:
-        """In the recording a timer of that session was called now: the first that is due, or nearly: its making is not known exactly."""
+        """In the recording a timer of that session was called now: the first that is due, or may be: its making is not known exactly."""
         self.advance_clock(now)
-        if self._fire(now + _SLACK, session):
+        if self._fire(now + _SLACK, session) or self._fire(now + _SLACK, session, early=True):
             self.fired.add(session)
 
-    def _fire(self, until: float, session: int) -> bool:
-        due = [entry for entry in self._timers if entry[0] <= until and entry[2].session == session and entry[2].call is not None]
+    def _fire(self, until: float, session: int, *, early: bool = False) -> bool:
+        its = [entry for entry in self._timers if entry[2].session == session and entry[2].call is not None]
+        due = [entry for entry in its if (getattr(entry[2], "early", entry[0]) if early else entry[0]) <= until]
         if not due:
             return False
         timer = min(due)[2]
@@ -226,7 +238,7 @@ class Stage:
 
     def notes(self, peer: str, name: str, session: int, fields: dict[str, Any], octets: int = 0) -> None:
         """It says something, to whomever."""
-        self.said.append(Said(peer, name, session, fields, octets, self.at, int(self.loop.now * 1e9)))
+        self.said.append(Said(peer, name, session, fields, octets, self.at, round(self.loop.now * 1e9)))
 
     def channel(self, loop: Loop, sock: Any, me: str, peer: str, on_message: Any, on_gone: Any, *, resumed: bool = False) -> StageChannel:
         """What the shell's room finds in the place of Channel."""
@@ -272,8 +284,13 @@ class Stage:
         self.remark(f"{why}: replayed up to there")
 
     def left(self, frames: Sequence[Frame]) -> None:
-        """The actor has ended. That may be too early where it has nothing to stay for but what was left out."""
-        if (self.skipped or not self.whole) and any(frame.way == "out" for frame in frames[self.at + 1 :]):
+        """The actor has ended. That may be too early where it has nothing to stay for but what was left out.
+
+        What the recorded one said because of this very frame it may have said as it ended, too: that is judged.
+        """
+        turn = frames[self.at].turn
+        rest = itertools.dropwhile(lambda f: f.turn == turn and f.way != "in" and f.name != "Timer", frames[self.at + 1 :])
+        if (self.skipped or not self.whole) and any(frame.way == "out" for frame in rest):
             self.until = self.at + 1
             self.remark("it was kept by sessions that are left out: replayed up to where it would have ended")
 
@@ -317,6 +334,7 @@ class Stage:
             self.loop.fire(frame.turn / 1e9, frame.session)
         else:
             self.loop.follow(frame.turn / 1e9)
+        self.loop.since = frame.time / 1e9
         following = frames[self.at + 1] if self.at + 1 < len(frames) else frame
         self.loop.precise = (following if following.turn == frame.turn else frame).time / 1e9
 

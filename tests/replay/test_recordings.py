@@ -90,6 +90,11 @@ def test_a_changed_reply_text_is_caught(monkeypatch):
     assert "recorded [b'+OK bye\\r\\n']" in text_of(results_of(POPLIB))
 
 
+def test_the_last_words_of_a_listener_of_one_session_are_compared_in_a_recording_of_one_user(monkeypatch):
+    monkeypatch.setattr(listener_maildrop, "ok", lambda text="": b"+OK fine\r\n")
+    assert "recorded [b'+OK bye\\r\\n']" in text_of(results_of(HERE / "lone.rec"))
+
+
 def test_a_lost_dele_is_caught(monkeypatch):
     def forgets(self, first, many):
         yield maildir_core.m.Deleted(first, many, [], self.messages - many, self.octets), None

@@ -107,3 +107,43 @@ def test_what_came_in_one_turn_goes_out_as_one():
             stage.loop.soon(lambda: (batches.append([*batch]), batch.clear()))
         batch.append((played.turn, played.ending))
     assert batches == [[(1, False), (1, False)], [(2, False)], [(2, True)], [(3, False)]]
+
+
+def said(turn, way="out", name="Ended"):
+    return frame(turn, name)._replace(way=way)
+
+
+@pytest.mark.parametrize(
+    ("behind", "until"),
+    [
+        ([said(1, name="Reply"), said(1)], 0),  # all of it
+        ([said(1), said(2)], 1),  # it went on
+        ([said(1), said(1, "in", "Typed"), said(1)], 1),
+        ([said(1), said(1, "note", "Timer"), said(1)], 1),
+        ([said(2, "in", "Typed")], 0),
+    ],
+)
+def test_what_an_actor_says_as_it_ends_is_judged_and_not_what_one_says_that_stays(behind, until):
+    stage = Stage(payload=False, user="alice")
+    stage.left([frame(1), *behind])
+    assert stage.until == until
+
+
+def test_what_is_said_is_said_in_the_turn_that_was_recorded():
+    stage, turn = Stage(payload=False), 8464719874301
+    assert int(turn / 1e9 * 1e9) != turn  # seconds are not exact
+    stage.loop.now = turn / 1e9
+    stage.notes("kernel", "Ended", 1, {})
+    assert stage.said[0].turn == turn
+
+
+@pytest.mark.parametrize(("timer", "called"), [(2_001_000_000, True), (1_994_000_000, False)])
+def test_a_timer_is_called_where_its_maker_took_long_over_what_came_behind_it(timer, called):
+    """When it was made lies anywhere between two frames, 50 ms here: a timer of 1 s ends between 2 and 2.05 s, and not before."""
+    first = frame(1_000_000_000, "Open")
+    second = frame(1_000_000_000, "Ready")._replace(time=1_050_000_000, way="out")
+    stage, seen = Stage(payload=False), []
+    for played in stage.play([first, second, frame(timer, "Timer")._replace(way="note", session=0)]):
+        if played.name == "Open":
+            stage.loop.later(1.0, lambda: seen.append(stage.loop.now))
+    assert seen == ([timer / 1e9] if called else [])
