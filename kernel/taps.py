@@ -79,6 +79,9 @@ class TapEnd:
         while most > 0 and not self.closed:
             try:
                 data = self._sock.recv(65536)
+                if not data:  # maybe before it showed anything: a listener's seat that nobody took
+                    self.close()
+                    return
                 frames = self._reader.feed(data)
                 for frame in frames:
                     self._take(self._decode(frame))
@@ -89,9 +92,6 @@ class TapEnd:
             except (ZmtpError, BadMessageError, ValueError, msgpack.exceptions.UnpackException) as error:
                 self.close()
                 self._taps.bad_tap(self._process, str(error))
-                return
-            if not data:
-                self.close()
                 return
             most -= len(data)
 

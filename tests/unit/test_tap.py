@@ -2,6 +2,7 @@
 
 import base64
 import socket
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -9,6 +10,7 @@ from popkernel.kernel import tap as tap_room
 from popkernel.kernel.channel import codec, watch
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.tap import ActorTap, note
+from popkernel.kernel.taps import TapEnd
 from popkernel.proto import messages as m
 from popkernel.proto.shown import recut, shown
 from popkernel.proto.typed import harmless, lmtp_commands
@@ -53,6 +55,20 @@ def test_closed_is_off(tapped):
     note("Typed", 1, {"lines": []})
     tap("in", FromChannel(), m.Denied(1, "", "", "", 0))
     assert its.recv(10) == b""
+
+
+@pytest.mark.parametrize(("shown", "faults"), [(b"", []), (b"no greeting", ["no ZMTP 3 greeting"])])
+def test_who_ends_before_it_shows_anything_has_broken_no_rule(shown, faults):
+    mine, its = socket.socketpair()
+    mine.setblocking(False)
+    said = []
+    taps = SimpleNamespace(bad_tap=lambda process, why: said.append(why))
+    end = TapEnd(Loop(), mine, SimpleNamespace(kind="listener", name="listener.1.20"), taps)
+    its.sendall(shown)
+    its.close()
+    end.read(1 << 20)
+    assert end.closed
+    assert said == faults
 
 
 def test_a_message_without_its_secret(tapped):
