@@ -10,7 +10,7 @@ MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(4)]
 USERS = [f"user{number}" for number in range(30)]
 PAYLOAD = ("--payload",) if ROOT else ()  # else the mda has next to nothing to be compared
 SOME = {
-    "user": ("--user", "user0", "--with-maildir", *PAYLOAD), "session": session_number("1.20"), "mda": ("mda", *PAYLOAD), "all": (),
+    "user": ("--user", "user0", "--with-maildir", *PAYLOAD), "session": session_number("1.5"), "mda": ("mda", *PAYLOAD), "all": (),
 }
 ALL = {
     **SOME, "cut": ("--user", "user1", "--with-maildir"), "later": session_number("2.100"), "auth": ("auth",), "listener": ("listener",),
