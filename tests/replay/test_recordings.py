@@ -129,6 +129,19 @@ def test_a_login_timer_that_runs_longer_is_caught(monkeypatch):
     assert "Ended to kernel is not said any more" in text
 
 
+def test_a_session_parks_where_its_maildrop_took_long_to_be_listed():
+    """8 ms more than in the recording, between Open, which makes the timer, and what came of it; the timer itself stands where it stood."""
+    recording, frames, longer, opened = read((HERE / "parked.rec").read_bytes()), [], 0, 0
+    for frame in recording.frames:
+        if frame.actor == "maildir.alice" and frame.name in ("Open", "Timer"):
+            longer, opened = (8_000_000 if frame.name == "Open" else 0), frame.turn
+        elif frame.actor == "maildir.alice":
+            frame = frame._replace(time=frame.time + longer, turn=frame.turn + (longer if frame.turn != opened else 0))
+        frames.append(frame)
+    assert frames != recording.frames
+    assert not text_of(replay(recording._replace(frames=frames), actor="maildir.alice"))
+
+
 # -- the command
 def test_exit_codes(capsys, tmp_path):
     assert main(["replay", str(POPLIB)]) == 0
