@@ -8,4 +8,5 @@ from benchmarks.spawn import measure
 def test_spawned_actor():
     figures = measure(40)
     print("\n" + figures.lines())
-    assert statistics.median(figures.private) <= 2.5 * 1024  # KiB
+    # KiB. 2.5 MiB until filters were whole and an actor compared what it holds: some 45 pages more that it writes to. It is to come down again.
+    assert statistics.median(figures.private) <= 2.7 * 1024
