@@ -238,9 +238,7 @@ class Mda(Actor):
             except OSError:
                 data = b""
             if not data:
-                if watch.tap is not None:
-                    note("Gone", client.id, {"why": "connection lost"}, way="in", peer="client")
-                self._over(client)
+                self._lost(client)
                 return
             if watch.tap is not None:
                 self._typed(client, data)
@@ -282,7 +280,7 @@ class Mda(Actor):
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:
-                self._over(client)
+                self._lost(client)
                 return False
             client.out = out[sent:]
         if client.lmtp.closing and not client.out:
@@ -295,6 +293,12 @@ class Mda(Actor):
             client.events = events
             self.loop.change(client.sock.fileno(), events)
         return True
+
+    def _lost(self, client: Client) -> None:
+        """The end of a connection that nothing said before has led to, so a replay has to be told."""
+        if watch.tap is not None and client in self.clients:
+            note("Gone", client.id, {"why": "connection lost"}, way="in", peer="client")
+        self._over(client)
 
     def _over(self, client: Client) -> None:
         if client not in self.clients:

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import msgpack
 import pytest
+from popkernel.actors.mda.main import Mda
 from popkernel.kernel import tap as tap_room
+from popkernel.kernel.actor import Boot
 from popkernel.kernel.channel import codec, watch
 from popkernel.kernel.loop import Loop
 from popkernel.kernel.tap import ActorTap, note
@@ -147,3 +149,16 @@ def test_whatever_is_no_command_that_is_known_to_be_harmless_is_hidden(form):
 ])
 def test_what_an_lmtp_client_sent(data, shows):
     assert lmtp_commands(data) == shows
+
+
+def test_an_lmtp_client_that_is_gone_before_its_answer_is_shown_to_be(tapped):
+    """A replay, in which clients take all they are told, has to hear of it."""
+    _, its = tapped
+    config = {"hostname": "localhost", "seconds": 9, "most": 9, "each": 9, "trusted": [0], "message_octets": 1000}
+    mine, client = socket.socketpair()
+    client.close()
+    mda = Mda(Boot("mda", mine, 0, 0, config, sandboxed=False, program=b""))  # a program: the signals stay as they are
+    mda._begin(mine, 0)
+    watch.tap.flush()
+    assert [(f.way, f.name, f.session) for f in frames(its)] == [("in", "Connected", 1), ("out", "Reply", 1), ("in", "Gone", 1)]
+    assert mda.sessions() == 0
