@@ -4,6 +4,7 @@ What cannot be written is no reason for a traceback, and no reason to leave half
 """
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -25,6 +26,7 @@ class _Out(io.FileIO):
         super().__init__(fd, "wb", closefd=False)
         self.raises = raises
         self.failed = ""
+        self.left = False  # it was a pipe, and its reader has gone: `| head` is no fault to speak of
 
     def write(self, data: Any) -> int:
         octets = len(memoryview(data))
@@ -34,6 +36,7 @@ class _Out(io.FileIO):
             written = super().write(data)
         except OSError as error:
             self.failed = error.strerror or str(error)
+            self.left = error.errno == errno.EPIPE
             if self.raises:
                 raise OutputError from None
             return octets
@@ -66,5 +69,6 @@ def settle(code: int) -> int:
         sys.stdout.flush()
     if not _outputs or not _outputs[0].failed:
         return code
-    print(f"popkernel: standard output: {_outputs[0].failed}; send it where there is room and a reader", file=sys.stderr)
+    if not _outputs[0].left:
+        print(f"popkernel: standard output: {_outputs[0].failed}; send it where there is room", file=sys.stderr)
     return os.EX_IOERR if _outputs[0].raises else code

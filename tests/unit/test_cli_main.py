@@ -113,8 +113,7 @@ def test_a_reader_that_goes_away():
     os.close(reader)
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    said = b"popkernel: standard output: Broken pipe; send it where there is room and a reader\n"
-    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, said)
+    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, b""), "`| head` is no fault to speak of"
 
 
 def test_interrupted(monkeypatch):
@@ -184,5 +183,5 @@ def test_closed_descriptors_change_no_exit_code(name):
 def test_output_that_cannot_be_written_is_one_line(words):
     ended = popkernel("> /dev/full", words)
     assert ended.returncode == os.EX_IOERR, ended
-    assert ended.stderr == "popkernel: standard output: No space left on device; send it where there is room and a reader\n"
+    assert ended.stderr == "popkernel: standard output: No space left on device; send it where there is room\n"
     assert popkernel("> /dev/full 2>&1", words).returncode == os.EX_IOERR
