@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from popkernel.kernel.sandbox.libc import library
 
-__all__ = ["do_and_leave", "end", "fork_and_tell", "told"]
+__all__ = ["do_and_leave", "end", "fork_and_tell", "fork_with_pipe", "told"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -28,6 +28,36 @@ def do_and_leave(work: Callable[[], int], failed: int) -> NoReturn:
         os._exit(status)
 
 
+def fork_with_pipe(work: Callable[[int], int], failed: int, *, reads: bool) -> tuple[int, int]:
+    """Fork a child at the other end of a pipe.
+
+    Args:
+        work: what the child does, as in `do_and_leave`; it is given its end.
+        failed: its exit code where it raises.
+        reads: whether this process keeps the end to read from, or the one to write to.
+
+    Returns:
+        Process number, and the end that was kept, not blocking.
+
+    Raises:
+        OSError: no room for a process or a descriptor; nothing is left over.
+
+    """
+    reading, writing = os.pipe()
+    kept, given = (reading, writing) if reads else (writing, reading)
+    try:
+        os.set_blocking(kept, False)
+        pid = os.fork()
+    except OSError:
+        os.close(kept)
+        os.close(given)
+        raise
+    if pid == 0:
+        do_and_leave(lambda: work(given), failed)
+    os.close(given)
+    return pid, kept
+
+
 def fork_and_tell(work: Callable[[int], None], keep: Sequence[int] = ()) -> tuple[int, int]:
     """Fork a child that does what may wait for a disk, and says what comes of it on a pipe.
 
@@ -42,21 +72,10 @@ def fork_and_tell(work: Callable[[int], None], keep: Sequence[int] = ()) -> tupl
         Process number, and the pipe to read from, not blocking.
 
     Raises:
-        OSError: no room for a process or a descriptor; nothing is left over.
+        OSError: as `fork_with_pipe`.
 
     """
-    reading, writing = os.pipe()
-    try:
-        os.set_blocking(reading, False)
-        pid = os.fork()
-    except OSError:
-        os.close(reading)
-        os.close(writing)
-        raise
-    if pid == 0:
-        do_and_leave(lambda: _alone(work, writing, keep), 1)
-    os.close(writing)
-    return pid, reading
+    return fork_with_pipe(lambda writing: _alone(work, writing, keep), 1, reads=True)
 
 
 def _alone(work: Callable[[int], None], writing: int, keep: Sequence[int]) -> int:

@@ -5,10 +5,10 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgpack
-from popkernel.kernel.child import end
+from popkernel.kernel.child import end, fork_with_pipe
 from popkernel.kernel.exits import EXITS, WANT
 from popkernel.kernel.loop import WRITE, Loop
 
@@ -49,23 +49,7 @@ def start(loop: Loop, boot: Sequence[str], name: str, told: Mapping[str, Any], f
         OSError: no room for a pipe or a process; nothing is left over.
 
     """
-    reading, writing = os.pipe()
-    try:
-        os.set_blocking(writing, False)
-        pid = os.fork()
-    except OSError:
-        os.close(reading)
-        os.close(writing)
-        raise
-    if pid == 0:
-        status = _OSERR
-        try:
-            _exec(boot, name, reading, fds)
-        except (OSError, MemoryError) as error:
-            status = _TEMPFAIL if isinstance(error, MemoryError) or error.errno in WANT else _OSERR
-        finally:
-            os._exit(status)
-    os.close(reading)
+    pid, writing = fork_with_pipe(lambda reading: _become(boot, name, reading, fds), _OSERR, reads=False)
     _Feeding(loop, writing, msgpack.packb(told, unicode_errors="surrogateescape")).go_on(0)
     return pid
 
@@ -111,7 +95,15 @@ class _Feeding:
         os.close(self._pipe)
 
 
-def _exec(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> None:
+def _become(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> int:
+    """In the child: become it, or say why not by the exit code."""
+    try:
+        _exec(boot, name, blob, fds)
+    except (OSError, MemoryError) as error:
+        return _TEMPFAIL if isinstance(error, MemoryError) or error.errno in WANT else _OSERR
+
+
+def _exec(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> NoReturn:
     """In the child: keep those descriptors, lose everything else, become a fresh interpreter."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
