@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tests.service import Service
+from tests.service import ROOT, Service
 
 _FAILED = pytest.StashKey[bool]()
 
@@ -14,6 +14,14 @@ def pytest_addoption(parser):
         "--replay-update", action="store_true",
         help="make the recordings of tests/replay anew; those that were dropped in are updated with what the actors say now",
     )
+
+
+def pytest_collection_modifyitems(items):
+    """A test marked `root` is skipped for everybody else, with the reason that the mark gives."""
+    for item in items:
+        mark = item.get_closest_marker("root")
+        if mark is not None and not ROOT:
+            item.add_marker(pytest.mark.skip(reason="needs root: " + " ".join(mark.args)))
 
 
 def pytest_collection_finish():

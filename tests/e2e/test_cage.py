@@ -146,7 +146,7 @@ def test_ids_and_groups_of_every_process(inside, session):
             assert (found["CapEff"], found["CapPrm"]) == ("0" * 16, "0" * 16), actor
 
 
-@pytest.mark.skipif(not ROOT, reason="an ordinary user has no capabilities to give up")
+@pytest.mark.root("an ordinary user has no capabilities to give up")
 def test_capabilities_of_every_process_are_those_of_its_row(inside, session):
     """C4: permitted, effective and bounding; nobody has one to inherit."""
     mine = capabilities.mask(init := next(row.capabilities for row in ACTORS if row.name == "init")) & int(ids("self")["CapPrm"], 16)

@@ -14,9 +14,9 @@ import popkernel
 import pytest
 
 from tests.e2e.supervised import Raw
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(not ROOT, reason="only root's actors have other ids")]
+pytestmark = pytest.mark.root("only root's actors have other ids")
 
 
 def needed(name, found):

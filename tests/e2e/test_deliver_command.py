@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.e2e.delivery_help import bodies, messages
-from tests.service import POPKERNEL, ROOT, Service
+from tests.service import POPKERNEL, Service
 
 MAIL = b"Subject: piped\n\n.\n..dot\n8-bit \xff\nlast line without an end"
 
@@ -84,7 +84,7 @@ def test_trouble_with_the_mailbox_is_tried_again(service):
     assert deliver(service, "-u", "bob")[0] == 0
 
 
-@pytest.mark.skipif(not ROOT, reason="only root can be several users")
+@pytest.mark.root("only root can be several users")
 def test_by_its_own_user_and_by_others(service):
     uid = service.site.mail_users["alice"].uid
     script = (

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.delivery_help import Lmtp, Raw, bodies, left_in_tmp, lmtp, messages, peak, pop_all, rss, without_trace
 from tests.ports import free_ports
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nbody\r\n"
 
@@ -341,7 +341,7 @@ def test_over_loopback_tcp():
         assert without_trace(next(iter(messages(service, "alice").values()))) == MAIL.replace(b"\r\n", b"\n")
 
 
-@pytest.mark.skipif(not ROOT, reason="only root can be several users")
+@pytest.mark.root("only root can be several users")
 def test_who_may_deliver_to_whom():
     with Service(mail=(), mta_users=["64777:64777"]) as service:
         alice = service.site.mail_users["alice"].uid

@@ -16,7 +16,7 @@ from popkernel.actors.mda.route import MOST_STREAMS
 
 from tests.e2e.delivery_help import Lmtp, Raw, bodies, connected_as, left_in_tmp, lmtp, messages, peak, rss, socket_path
 from tests.ports import free_ports
-from tests.service import POPKERNEL, ROOT, Service, wait_for
+from tests.service import POPKERNEL, Service, wait_for
 
 LINE = b"a line of a large message, of which there are many\r\n"
 LARGE = b"Subject: large\r\n\r\n" + LINE * (300 * 1024 // len(LINE))
@@ -162,7 +162,7 @@ def greeting(sock):
         return sock.recv(200)
 
 
-@pytest.mark.skipif(not ROOT, reason="only root can be several users")
+@pytest.mark.root("only root can be several users")
 def test_one_user_can_not_have_all_connections():
     (port,) = free_ports(1)
     settings = {"lmtp_connections": 20, "lmtp_connections_user": 4, "mta_users": ["64777:64777"], "lmtp_listen": [f"127.0.0.1:{port}"]}
@@ -246,8 +246,7 @@ while True:
 """
 
 
-@pytest.mark.root
-@pytest.mark.skipif(not ROOT, reason="needs another uid")
+@pytest.mark.root("needs another uid")
 def test_who_connects_without_end_does_not_keep_the_mail_server_out():
     """Root and mta_users have a socket of their own; who else comes waits in the public one's queue."""
     with Service(mail=(), mta_users=["2525:2525", "2526:2526"]) as service, contextlib.ExitStack() as stack:

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from tests.e2e.delivery_help import Raw, left_in_tmp, messages, pop_all
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
-root_only = pytest.mark.skipif(not ROOT, reason="only root can mount a file system")
+root_only = pytest.mark.root("only root can mount a file system")
 
 
 @contextlib.contextmanager

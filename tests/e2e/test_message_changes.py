@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 SMALL = b"Subject: a message\n\nof forty-two octets\n"
 MEDIUM = b"Subject: one read\n\n" + b"a line of thirty octets or so\n" * 6700  # some 200,000 octets
@@ -115,7 +115,7 @@ def refused(service, user):
     return caught.value.args[0].decode()
 
 
-@pytest.mark.skipif(not ROOT, reason="a directory that its user may not write to needs root")
+@pytest.mark.root("a directory that its user may not write to needs root")
 def test_a_maildir_that_is_missing_is_away_for_its_user_and_the_log_says_the_mend(service):
     maildir = put(service, "bob", OTHER)
     os.rename(maildir, f"{maildir}.away")
@@ -128,7 +128,7 @@ def test_a_maildir_that_is_missing_is_away_for_its_user_and_the_log_says_the_men
     client.quit()
 
 
-@pytest.mark.skipif(not ROOT, reason="a directory of another user's needs root")
+@pytest.mark.root("a directory of another user's needs root")
 @pytest.mark.parametrize("mode", [0o755, 0o700])
 def test_a_mount_point_without_its_file_system_is_away_for_its_user(service, mode):
     maildir = put(service, "carol", OTHER)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import peer
 from tests.ports import free_ports
-from tests.service import POPKERNEL, ROOT, Service, wait_for
+from tests.service import POPKERNEL, Service, wait_for
 
 MAIL = [b"Subject: number %d\n\nbody %d\n" % (n, n) for n in range(12)]
 DAY = 86400
@@ -194,7 +194,7 @@ def test_import_says_what_it_cannot(tmp_path):
         assert subprocess.run([*POPKERNEL, "import-uidl", "-u", f"{tmp_path}/none"], capture_output=True, check=False).returncode == 66
 
 
-@pytest.mark.skipif(not ROOT, reason="only root works on the maildirs of others")
+@pytest.mark.root("only root works on the maildirs of others")
 def test_import_works_as_the_user_and_nobody_else():
     """A user's popcache may be a link to what is another's: it is not followed, and what the user may not write stays."""
     with Service(mail=MAIL[:1]) as service:

@@ -8,9 +8,9 @@ import pytest
 from tests.e2e.delivery_help import messages, pop_all
 from tests.e2e.mta import passable_directory, postfix, postfix_owner, reachable_popkernel, settled, swaks
 from tests.e2e.test_mta_opensmtpd import MAIL, body
-from tests.service import ROOT, Service
+from tests.service import Service
 
-pytestmark = pytest.mark.skipif(not ROOT, reason="a mail server wants root")
+pytestmark = pytest.mark.root("a mail server wants root")
 
 
 @pytest.fixture

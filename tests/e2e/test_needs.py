@@ -64,14 +64,14 @@ def test_too_little_is_said_with_the_mend(site, before):
     says_the_same(site, before, *MENDS[before])
 
 
-@pytest.mark.root
+@pytest.mark.root("what another lacks anyway can't be taken away")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
 @pytest.mark.parametrize("before", AS_ROOT)
 def test_a_root_that_may_become_nobody_is_told_why(site, before):
     says_the_same(site, before, *AS_ROOT[before])
 
 
-@pytest.mark.root
+@pytest.mark.root("what another lacks anyway can't be taken away")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
 def test_a_root_that_may_give_no_socket_to_the_mail_server_s_group(site, tmp_path):
     before = "exec setpriv --bounding-set=-all,+setuid,+setgid,+dac_read_search,+dac_override"
@@ -121,7 +121,7 @@ def test_a_profile_that_refuses_a_call_is_told_of_by_both(site, call):
     assert not os.path.exists(site.config.run_dir)
 
 
-@pytest.mark.root
+@pytest.mark.root("what another lacks anyway can't be taken away")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
 def test_a_low_port_without_its_capability(site):
     result = run("exec setpriv --bounding-set=-all,+setuid,+setgid", "start", "-f", site.toml, "-l", "127.0.0.1:995")
@@ -142,7 +142,7 @@ def test_less_memory_than_asked_for_is_kept_to_and_warned_of():
         assert "warning: limits: each process may have 585 MiB" in check.stdout
 
 
-@pytest.mark.root
+@pytest.mark.root("what another lacks anyway can't be taken away")
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv(1)")
 def test_without_cap_kill_it_serves_reloads_and_ends_who_hangs():
     """Root may then end no process of another uid, but that uid's own processes may."""

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli.samplesite import make_certificate
 
-from tests.service import POPKERNEL, ROOT, Service
+from tests.service import POPKERNEL, Service
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
 USERS = ("alice", "brought", "locked", "starred", "foreign", "costly")
@@ -170,7 +170,7 @@ def test_a_certificate_that_signs_itself_is_a_note_of_check_alone(service):
     assert f"\n{service.site.cert}:1: the certificate is signed by itself: clients must be told to trust it\n" in said
 
 
-@pytest.mark.skipif(not ROOT, reason="whose mail servers' users are is looked at as root and as anybody, but the file is root's")
+@pytest.mark.root("whose mail servers' users are is looked at as root and as anybody, but the file is root's")
 def test_a_reload_refuses_a_mail_server_s_user_that_is_not_there(service):
     """The next start would have been refused, and only `check` said so."""
     with open(service.toml) as file:

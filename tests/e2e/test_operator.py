@@ -214,7 +214,7 @@ def test_start_says_what_check_says(site, key, address):
     assert started.returncode == checked.returncode
 
 
-@pytest.mark.skipif(not ROOT, reason="needs root: what is root's, and another user")
+@pytest.mark.root("what is root's, and another user")
 def test_root_s_run_directory_is_not_another_s(site):
     """Found by check, and by a start: 77, as the table has it."""
     os.mkdir(site.config.run_dir)
@@ -314,7 +314,7 @@ def test_a_session_has_one_name():
         assert {row["fields"]["session"] for row in seen if "session" in row["fields"]} <= {name}
 
 
-@pytest.mark.skipif(not ROOT, reason="needs root: a mailbox of another user")
+@pytest.mark.root("a mailbox of another user")
 def test_a_mailbox_of_another(site):
     path = site.mail_users["bob"].maildir
     os.chown(path, 64199, 64199)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.e2e.delivery_help import Raw
 from tests.e2e.test_delivery_trouble import on_file_system
-from tests.service import ROOT, Service
+from tests.service import Service
 
-pytestmark = pytest.mark.skipif(not ROOT, reason="only root can mount, and give files away")
+pytestmark = pytest.mark.root("only root can mount, and give files away")
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
 

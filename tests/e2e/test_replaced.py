@@ -13,7 +13,7 @@ from tests.service import ROOT, Service, wait_for
 
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
 ONE = b"From: one@example.org\nSubject: one\n\nhello\n"
-root_only = pytest.mark.skipif(not ROOT, reason="only root can mount, and give files away")
+root_only = pytest.mark.root("only root can mount, and give files away")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.delivery_help import Raw
 from tests.e2e.test_replaced import own, root_only, stat
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 MAIL = b"Subject: x\r\n\r\nbody"
 
@@ -125,7 +125,7 @@ def test_a_home_that_was_missing_when_the_service_began():
         assert deliver(service, "alice").startswith(b"250")
 
 
-@pytest.mark.skipif(not ROOT, reason="only root has directories that its spawner can't look into")
+@pytest.mark.root("only root has directories that its spawner can't look into")
 def test_a_directory_in_a_home_that_nobody_else_may_enter():
     """The spawner has no power any more to see it; its user does."""
     with homes() as service:

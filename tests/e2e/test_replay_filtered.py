@@ -16,11 +16,11 @@ from popkernel.proto.sessionname import session_number
 
 from tests.e2e.awkward import RawClient
 from tests.replay.make import follow, record, stopped
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n"
-root = pytest.mark.skipif(not ROOT, reason="needs root: mail content")
+root = pytest.mark.root("mail content")
 
 
 def serve(**site):

@@ -18,7 +18,7 @@ from popkernel.kernel.config import keys
 
 from tests.e2e.supervised import Raw, all_gone, serve
 from tests.ports import free_ports
-from tests.service import POPKERNEL, ROOT, wait_for
+from tests.service import POPKERNEL, wait_for
 
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "packaging")
 
@@ -71,7 +71,7 @@ def test_run_directory_of_everybody(site):
     assert result.returncode == 77 and "give a directory of its own" in result.stderr and "chmod" not in result.stderr
 
 
-@pytest.mark.skipif(not ROOT, reason="needs root: another user's directory")
+@pytest.mark.root("another user's directory")
 def test_run_directory_of_another(site):
     os.mkdir(site.config.run_dir)
     os.chown(site.config.run_dir, 65534, 65534)
@@ -221,7 +221,7 @@ def interpreter(directory):
     return f"{directory}/bin/python"
 
 
-@pytest.mark.skipif(not ROOT, reason="this user is the ordinary user of every other test here")
+@pytest.mark.root("this user is the ordinary user of every other test here")
 def test_as_an_ordinary_user():
     """Everything works under the caller's own ids."""
     directory = tempfile.mkdtemp(prefix="pk")
@@ -306,7 +306,8 @@ def test_sample_configuration_has_every_key():
         load({}, file.name)
 
 
-@pytest.mark.skipif(not ROOT or shutil.which("setpriv") is None, reason="needs root and setpriv(1)")
+@pytest.mark.root("only root can give up what it may")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv(1)")
 def test_the_units_capabilities_suffice():
     """Logins, a reload, one that fails, and a polite end with what the systemd unit leaves of root's capabilities."""
     with open(os.path.join(PACKAGING, "popkernel.service")) as file:

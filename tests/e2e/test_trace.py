@@ -21,9 +21,9 @@ from popkernel.proto.sessionname import session_number
 from popkernel.proto.zmtp import frame_head, preface
 
 from tests.e2e.tracing import Trace, frames_of, session, watcher
-from tests.service import POPKERNEL, ROOT, Service, wait_for
+from tests.service import POPKERNEL, Service, wait_for
 
-needs_root = pytest.mark.skipif(not ROOT, reason="needs root: other uids")
+needs_root = pytest.mark.root("other uids")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import read
 
 from tests.replay.make import record
-from tests.service import ROOT, Service, wait_for
+from tests.service import Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n" + b"line\r\n" * 20
 LARGE = b"Subject: large\r\n\r\n" + b"a line of mail, of which there are many\r\n" * 10000
 ALICE = ("--user", "alice", "--with-maildir")
-WHOLE = pytest.param((*ALICE, "--payload"), id="payload", marks=pytest.mark.skipif(not ROOT, reason="needs root: mail content"))
+WHOLE = pytest.param((*ALICE, "--payload"), id="payload", marks=pytest.mark.root("mail content"))
 CUT = pytest.param(ALICE, id="cut")
 
 

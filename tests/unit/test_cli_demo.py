@@ -78,8 +78,7 @@ def test_what_can_be_chosen(tmp_path):
     assert (site.config.verbose, site.config.tls_min) == (2, "1.2")
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other uids to give")
+@pytest.mark.root("only root has other uids to give")
 def test_many_users_stay_in_sixteen_bits(tmp_path):
     site = make_site(str(tmp_path / "s"), users=[f"user{number:04}" for number in range(1500)], mail=())
     uids = [user.uid for user in site.mail_users.values()]
@@ -227,8 +226,7 @@ def test_demo_leaves_a_strange_directory_alone(started, tmp_path, monkeypatch, c
     assert not started()
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's demo has no other uids")
+@pytest.mark.root("an ordinary user's demo has no other uids")
 def test_demo_refuses_a_place_nobody_can_reach(started, tmp_path, capsys):
     tmp_path.chmod(0o700)
     assert main(["demo", "--dir", str(tmp_path / "s"), *ports()]) == os.EX_CANTCREAT

@@ -14,7 +14,7 @@ from popkernel.proto.tables import MailUser, parse_users
 
 ROOT = os.geteuid() == 0
 UID, GID = (64150, 64151) if ROOT else (os.geteuid(), os.getegid())
-needs_root = pytest.mark.skipif(not ROOT, reason="other owners need root")
+needs_root = pytest.mark.root("other owners need root")
 
 
 @pytest.fixture

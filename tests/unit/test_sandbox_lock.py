@@ -17,7 +17,7 @@ from popkernel.kernel.sandbox.libc import library
 from tests.unit.sandbox_child import BROKEN, SIGSYS, caged, forked, refused
 
 linux = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
-root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+root = pytest.mark.root("only root can become somebody else")
 NOBODY = 65534
 
 
