@@ -158,28 +158,18 @@ class Actor:
         if program is None and self.boot.sandboxed:  # what it imports may lie where only root can enter
             program = sandbox.compile_promises(row.promises, threads=many, nested=row.nested, sockets=row.sockets)
         self.drop_ids(nofile)
-        shown = "\n".join(f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths)
-        self.unveiled = sayable(shown)
-        if program is None:
-            if threads is not None:
-                threads()
-            if fork is not None:
-                fork()
-            self._keep_capabilities()
-            return
-        sandbox.unveil(paths)  # nobody but init has a socket that was not handed over: the filter has no call for one, Landlock no TCP
+        self.unveiled = sayable("\n".join([f"{os.fsdecode(path)}:{permissions}" for path, permissions in paths]))
+        if program is not None:
+            sandbox.unveil(paths)  # nobody but init has a socket that was not handed over: the filter has no call for one, Landlock no TCP
         if threads is not None:
             threads()
         if fork is not None:  # now and not before: a process outside of this Landlock domain would not be ended with this one
             fork()
-        self._keep_capabilities()
-        sandbox.report_broken(self._broke)
-        sandbox.pledge(program, all_threads=many)
-
-    def _keep_capabilities(self) -> None:
-        """For who stays root. The others have none since they dropped their ids."""
-        if self.boot.row.runs_as == "root":
-            sandbox.keep_capabilities(self.boot.row.capabilities)
+        if row.runs_as == "root":  # the others have no capability since they dropped their ids
+            sandbox.keep_capabilities(row.capabilities)
+        if program is not None:
+            sandbox.report_broken(self._broke)
+            sandbox.pledge(program, all_threads=many)
 
     def drop_ids(self, nofile: int | None = None) -> None:
         """Limits and ids, for good. `lock` does it for those who did not have to do something in between."""

@@ -31,6 +31,7 @@ _TURN = 1 << 20  # octets of one channel in a turn of the loop; the rest is ther
 _MOST_FDS = 8  # that may wait for the rest of their message
 _MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
+_CUT = int(socket.MSG_CTRUNC)  # the enumeration makes a new object of each `&`
 _codecs: dict[tuple[str, str], Codec] = {}
 _carrying: dict[Codec, bool] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -306,7 +307,7 @@ class Channel:
             try:
                 if self._takes_fds:
                     size, ancillary, flags, _ = self.sock.recvmsg_into([_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC)
-                    if flags & socket.MSG_CTRUNC:
+                    if flags & _CUT:
                         self._short = True
                     for level, kind, data in ancillary:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -30,9 +30,10 @@ _start, _size = _arguments() if sys.platform == "linux" else (0, 0)
 
 def set_title(title: str) -> None:
     """Show `popkernel: TITLE`; in `top`, 15 octets of the title alone. Only what fits into the old arguments is shown."""
-    text = b"popkernel: " + title.encode(errors="replace")
+    name = title.encode(errors="replace")
+    text = b"popkernel: " + name
     if _size:
         ctypes.memmove(_start, text[: _size - 1].ljust(_size, b"\0"), _size)
-        library().prctl(_PR_SET_NAME, ctypes.c_char_p(title.encode(errors="replace")[:15]), 0, 0, 0)
+        library().prctl(_PR_SET_NAME, ctypes.c_char_p(name[:15]), 0, 0, 0)
     elif sys.platform.startswith("openbsd"):
-        library().setproctitle(b"%s", title.encode(errors="replace"))
+        library().setproctitle(b"%s", name)

@@ -14,6 +14,7 @@ INFO_NEW = b":2,"  # what a message gets when it moves from new/ to cur/
 _NO_MESSAGE = frozenset((b"", b".", b":"))  # first octets
 _MOST_DIGITS = 12  # of a size: below a terabyte
 _HOST_KEEPS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+_IN_A_HOST = [b"%c" % octet if octet in _HOST_KEEPS else b"\\%03o" % octet for octet in range(256)]
 
 
 def canonical(name: bytes) -> bytes:
@@ -119,7 +120,7 @@ def escape_host(host: bytes) -> bytes:
 
     ``/`` and ``:`` become ``\057`` and ``\072``, as the maildir page asks. 64 octets at most are kept.
     """
-    return b"".join(bytes((c,)) if c in _HOST_KEEPS else b"\\%03o" % c for c in host[:64]) or b"localhost"
+    return b"".join(map(_IN_A_HOST.__getitem__, host[:64])) or b"localhost"
 
 
 def unique_name(seconds: int, number: int, host: bytes) -> bytes:

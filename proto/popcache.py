@@ -66,7 +66,7 @@ class Header:
     def encode(self) -> bytes:
         """The header line, always ``HEADER_LENGTH`` octets; one that proves nothing where a stamp is out of range."""
         stamps = self.made, *self.cur, *self.new, self.count, self.checked
-        if not all(0 <= stamp <= _LARGEST_STAMP for stamp in stamps):
+        if min(stamps) < 0 or max(stamps) > _LARGEST_STAMP:
             return UNPROVEN.encode()
         return _MAGIC + b"%020d %020d %020d %020d %020d %020d %020d\n" % stamps
 

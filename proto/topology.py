@@ -161,6 +161,7 @@ ACTORS: tuple[Actor, ...] = (
         memory=1024 * MIB,
     ),
 )
+_ROWS = {row.name.split(".", 1)[0]: row for row in ACTORS}
 
 EDGES: tuple[Edge, ...] = (
     # The kernel's hands.
@@ -271,17 +272,12 @@ def kind_of(instance: str) -> str:
 
     What follows a `~` counts the replacements of a singleton. KeyError if there is no such row.
     """
-    head = instance.partition("~")[0].partition(".")[0]
-    for actor in ACTORS:
-        if actor.name.split(".", 1)[0] == head:
-            return actor.name
-    raise KeyError(instance)
+    return actor(instance).name
 
 
 def actor(instance: str) -> Actor:
     """The row of an actor or of an instance of it; KeyError if none."""
-    kind = kind_of(instance)
-    return next(row for row in ACTORS if row.name == kind)
+    return _ROWS[instance.partition("~")[0].partition(".")[0]]
 
 
 def edge(source: str, target: str) -> Edge:

@@ -7,6 +7,7 @@ Answers are made only as fast as credit allows: `step` gives the next message, o
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import compress, count
 from typing import Any
 
 import msgpack
@@ -45,7 +46,7 @@ class Session:
         self.deleted = bytearray(deleted or bytes(listing.count))
         self.retrieved = bytearray(retrieved or bytes(listing.count))
         self.messages = listing.count - sum(self.deleted)
-        self._gone = sum(listing.size(i) for i, yes in enumerate(deleted) if yes)  # octets of what is marked
+        self._gone = sum(map(listing.size, compress(count(), deleted)))  # octets of what is marked
         self.finished: tuple[int, int] | None = None  # (removed, failed) once QUIT is done
         self.log: Callable[[str], None] = _quiet  # told what the operator may want to mend
 
@@ -302,7 +303,7 @@ class Session:
         for first, many in zip(taken[::2], taken[1::2], strict=False):
             for number in range(max(1, first), min(first + many, self._listing.count + 1)):
                 self.retrieved[number - 1] = 1
-        marked = [i for i, yes in enumerate(self.deleted) if yes]
+        marked = list(compress(count(), self.deleted))
         expired = []
         if self._drop.policy.expire_days >= 0:
             expired = [i for i in self._drop.expired(self._listing, self.retrieved) if not self.deleted[i]]
@@ -314,7 +315,7 @@ class Session:
                 failed, self._drop.why = marked + expired, error.text
         if failed:
             self.log(f"{len(failed)} messages not removed: {self._drop.why}")
-        owed = sum(self.deleted[i] for i in failed)  # what nobody asked to go is no failure of the client's QUIT
+        owed = sum(map(self.deleted.__getitem__, failed))  # what nobody asked to go is no failure of the client's QUIT
         self.finished = (len(marked) + len(expired) - len(failed), owed)
         yield m.Bye(*self.finished), None
         for i in expired:

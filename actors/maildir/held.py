@@ -47,10 +47,11 @@ class Held:
     def _hold(self, *parts: str) -> None:
         """Open these directories in the place of those held: all, or StoreError and what was held stays."""
         opened: dict[str, int] = {}
+        held: dict[str, _Id] = {}
         try:
             for part in parts:
                 opened[part] = directory.open_part(self.root, part.encode())
-            held = {part: directory.identity(os.fstat(fd)) for part, fd in opened.items()}
+                held[part] = directory.identity(os.fstat(opened[part]))
         except BaseException:
             for fd in opened.values():
                 os.close(fd)
@@ -88,14 +89,16 @@ class Held:
         """
         if self.moved():
             raise MovedError
-        found = {part: self._replaced(part) for part in parts}
-        changed = [part for part, status in found.items() if status is None]
-        if changed:
+        found = list(map(self._replaced, parts))
+        if None in found:
             self._replaced_parts()
-            self._hold(*changed)
+            self._hold(*(part for part, status in zip(parts, found, strict=True) if status is None))
         self.proven = True
-        looks = (found[part] or os.fstat(getattr(self, part)) for part in parts)
-        return [(directory.identity(status), status.st_mtime_ns, status.st_ctime_ns) for status in looks]
+        stamps = []
+        for part, seen in zip(parts, found, strict=True):
+            status = seen or os.fstat(getattr(self, part))
+            stamps.append((directory.identity(status), status.st_mtime_ns, status.st_ctime_ns))
+        return stamps
 
     def _replaced_parts(self) -> None:
         """What was known of directories that are there no more is to be forgotten."""

@@ -26,6 +26,8 @@ _TIDY_AFTER = 5.0  # seconds from the last session's end; who polls again and ag
 _SETTLED_AFTER = 2.1  # seconds from the last that was moved, after which a directory's times tell of every change (proto/popcache.py)
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
+_UNOPENED = StoreError("SYS/PERM", "the mailbox can't be opened")  # until it was tried; an exception made in each child is dear
+
 
 class MaildirActor(Actor):
     """Serves at most one session at a time, and deliveries beside it."""
@@ -34,7 +36,7 @@ class MaildirActor(Actor):
         super().__init__(boot)
         self.path: bytes = boot.config["maildir"]
         self.drop: Maildrop | None = None
-        self.trouble = StoreError("SYS/PERM", "the mailbox can't be opened")
+        self.trouble = _UNOPENED
         self.session: Session | None = None
         self.number = 0
         self.noted = 0  # lines for the log that this session has caused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir.brought import notes as refusals
 from popkernel.actors.maildir.listing import Listing, uidl_of
@@ -113,7 +113,7 @@ class Match:
             uidls = [brought.get(name) or uidl for name, uidl in zip(fresh, uidls, strict=True)]
         if None in found:
             self._lost(scan, fresh, found, uidls)
-        sizes = array("Q", cast("list[int]", found))
+        sizes: array[int] = array("Q", found)  # type: ignore[arg-type]  # no None is left; cast() would be called in each actor
         last = cache.names[-1] if cache.names else None
         cache.names += fresh
         cache.sizes += sizes

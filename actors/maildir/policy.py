@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-KEYS = ("deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from")
-
 
 class Policy(NamedTuple):
     """The keys of that name in the configuration."""
@@ -21,6 +19,9 @@ class Policy(NamedTuple):
         return self.deletion == "trash-flag"
 
 
+KEYS = Policy._fields
+
+
 def policy_of(config: Mapping[str, Any]) -> Policy:
     """Out of an actor's settings; what is not there is as it always was (recordings older than a key)."""
-    return Policy(**{key: config[key] for key in KEYS if key in config})
+    return Policy(*map(config.get, KEYS, Policy()))

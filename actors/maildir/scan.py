@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from operator import itemgetter
 from stat import S_ISREG
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, overload
 
 from popkernel.actors.maildir import directory
 from popkernel.actors.maildir.listing import IN_NEW
@@ -288,8 +288,8 @@ class Scan:
                 also()
 
         found = directory.measure_all(_Files(self, names), meanwhile, self.beside)
-        if set(map(type, found)) == {int}:  # all of them, in one go
-            return cast("list[int | None]", found)
+        if {int}.issuperset(map(type, found)):  # all of them, in one go
+            return found  # type: ignore[return-value]
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
                 self._cannot_read(name, octets)

@@ -6,7 +6,10 @@ in the run directory and removed again.
 """
 
 import contextlib
+import gc
 import os
+import sys
+from types import CodeType, FunctionType
 from typing import Any, cast
 
 from popkernel.actors.maildir.beside import much_unmeasured
@@ -22,6 +25,7 @@ from popkernel.proto import messages as m
 
 __all__ = ["rehearse"]
 
+_ran: set[CodeType] = set()
 _ROUNDS = 14  # a function is adapted after some eight calls, a loop sooner
 _MAIL = b"From: a@example.org\nSubject: rehearsal\n\n.a line\n" + b"lines as they come in mail, of no great length\n" * 40
 
@@ -36,11 +40,27 @@ def rehearse(directory: str, *, sandboxed: bool) -> None:
         for number in range(_ROUNDS):
             if sandboxed:
                 sandbox.rehearse([(path, "rwc")])
+            if number == 0:
+                sys.setprofile(lambda frame, *_: _ran.add(frame.f_code))
             _one_life(path, number)
+            if number == 0:
+                sys.setprofile(None)
+                _put_together()
     finally:
+        sys.setprofile(None)
         os.fsync = fsync
         _remove(path)
         counts.messages_in = counts.messages_out = 0
+
+
+def _put_together() -> None:
+    """Make the code that ran anew, side by side: a child writes to all that it runs, and each page that it writes to is copied.
+
+    The old stays, or children would fill its places. Measured: 2.49 to 2.44 MiB an idle actor (docs/performance.md).
+    """
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__ in _ran:
+            function.__code__ = function.__code__.replace()
 
 
 def _one_life(path: str, life: int) -> None:

@@ -7,6 +7,7 @@ ABI 10 UDP. Directory modes, ownership and the promises are there for these.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
@@ -51,6 +52,7 @@ def abi() -> int:
     return _abi
 
 
+@functools.cache
 def handled(version: int) -> int:
     """Every access right to files that ABI `version` knows, as far as we know them (ABI 9)."""
     return _FIRST | sum(right for since, right in _SINCE if version >= since)

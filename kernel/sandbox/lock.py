@@ -180,7 +180,8 @@ def unveil(paths: Sequence[tuple[str | bytes, str]], *, network: bool = False) -
     if SYSTEM == "OpenBSD":
         openbsd.unveil(paths)
         return
-    _must_be_linux()
+    if SYSTEM != "Linux":
+        raise SandboxError(missing()[0])
     seccomp.no_new_privs()
     landlock.unveil(paths, network=network)
 
@@ -213,7 +214,8 @@ def pledge(program: bytes, *, all_threads: bool = False) -> None:
     if SYSTEM == "OpenBSD":
         openbsd.pledge(program)
         return
-    _must_be_linux()
+    if SYSTEM != "Linux":
+        raise SandboxError(missing()[0])
     seccomp.load(program, all_threads=all_threads)
 
 
@@ -246,8 +248,3 @@ def thread_states(pid: int) -> dict[int, dict[str, int]]:
             rows = (line.split() for line in file)
             states[int(thread)] = {row[0][:-1].decode(): int(row[1]) for row in rows if row and row[0] in _STATES}
     return states
-
-
-def _must_be_linux() -> None:
-    if SYSTEM != "Linux":
-        raise SandboxError(missing()[0])

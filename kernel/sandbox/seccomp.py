@@ -26,13 +26,16 @@ _SA_SIGINFO, _SA_RESETHAND = 4, -0x80000000  # the highest bit of an int
 _EXIT = 128 + _SIGSYS
 
 
+_MACHINE = os.uname().machine
+
+
 def machine() -> str:
     """The processor as uname(2) calls it.
 
     Raises:
         SandboxError: no filter can be made for it.
     """
-    name = os.uname().machine
+    name = _MACHINE
     if name not in _CALL:
         raise SandboxError(
             f"no system call table for processor {name}: use x86_64 or aarch64 with a 64-bit Python, or --insecure-no-sandbox"
@@ -72,7 +75,7 @@ def load(program: bytes, *, all_threads: bool) -> None:
     octets = ctypes.c_char_p(program)
     address = ctypes.cast(octets, ctypes.c_void_p).value
     described = struct.pack("HP", len(program) // 8, address)  # struct sock_fprog, padding and all
-    answer, code = syscall(_CALL[machine()], _SET_MODE_FILTER, _FLAG_TSYNC if all_threads else 0, described)
+    answer, code = syscall(_CALL[_MACHINE], _SET_MODE_FILTER, _FLAG_TSYNC if all_threads else 0, described)
     if answer > 0:
         raise SandboxError(f"thread {answer} has a filter of its own: pledge all threads before any of them narrows itself")
     checked(answer, "seccomp(SECCOMP_SET_MODE_FILTER)", code)
