@@ -103,6 +103,7 @@ def test_memory_has_an_end(tmp_path, capsys, monkeypatch):
 def test_a_clock_in_the_far_future(tmp_path, capsys, monkeypatch, when):
     """The mda looks at its deadlines each second, and ages lie between two frames of an old recording, which does not tell of timers."""
     monkeypatch.setattr(bounds, "SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "WALL", 1000)  # on a busy machine half a second of processor time takes long
     things = raw("delivery")
     settings_of(things, "mda")["timers"] = False
     frame = [t for t in things if t.get("actor") == "mda" and t["way"] == "in"][-1]
