@@ -87,7 +87,7 @@ def capabilities(*, starttls: bool, user: bool, mechanisms: Sequence[str], expir
     `starttls`: STLS would be taken now; `user`: USER would; `mechanisms`: AUTH would, with these; `expire`: days that mail is kept,
     0 for until it is retrieved, -1 for ever (section 6.7); `login_delay`: seconds between logins, 0 for none (section 6.5).
     """
-    lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER", "LANG"]
+    lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER"]
     if user:
         lines.append("USER")
     if mechanisms:

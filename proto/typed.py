@@ -1,12 +1,11 @@
 """What a client typed, made fit to be shown: only what can't be a secret comes out. Pure.
 
-An allow-list: POP3's commands with numbers, the one word behind USER, the language behind LANG. All else (passwords, SASL's lines, a
+An allow-list: POP3's commands with numbers, the one word behind USER. All else (passwords, SASL's lines, a
 password typed into the wrong place, whatever a command that does not exist is followed by) is replaced by a mark that a listener treats
 as it treated the line itself, so that a replay of it says the same.
 """
 
 from popkernel.proto.pop3 import TOO_LONG
-from popkernel.proto.texts import named_language
 
 __all__ = ["UNKNOWN", "harmless", "lmtp_commands"]
 
@@ -33,17 +32,7 @@ def harmless(line: bytes) -> bytes:
         return line if _NUMBERS.issuperset(rest) else verb + b" [no number]"
     if upper in _BARE:
         return line if not rest.strip(b" ") else verb + b" [argument]"
-    if upper == b"LANG":
-        return line if not rest.strip(b" ") else verb + b" " + _language(rest)
     return UNKNOWN
-
-
-def _language(rest: bytes) -> bytes:
-    """The language that is meant, should there be one; a tag may go on with anything."""
-    found = named_language(rest)
-    if found is None:
-        return b"[not one word]"
-    return found.encode() or b"[unknown]"
 
 
 def _is_name(name: bytes) -> bool:

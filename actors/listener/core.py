@@ -15,7 +15,7 @@ from popkernel.actors.listener.maildrop import TRANSACTION
 from popkernel.actors.listener.overheard import overheard
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto import messages as m
-from popkernel.proto.pop3 import GREETING, LINE_LIMIT, TOO_LONG, split
+from popkernel.proto.pop3 import GREETING, LINE_LIMIT, TOO_LONG, err, split
 from popkernel.proto.sasl import Exchange
 
 __all__ = ["Session"]
@@ -23,7 +23,7 @@ __all__ = ["Session"]
 _MOST_OWED = 1024  # commands under way; more wait in the reader
 _MOST_LINES = 512  # lines, and octets of them, that may wait before no more are read
 _MOST_WAITING = 64 * 1024
-_KEEP_USER = frozenset((b"USER", b"PASS", b"CAPA", b"NOOP", b"LANG", b"UTF8"))  # between USER and PASS they change nothing
+_KEEP_USER = frozenset((b"USER", b"PASS", b"CAPA", b"NOOP", b"UTF8"))  # between USER and PASS they change nothing
 _LAST_STATES = ("update", "over")
 _PAUSED = frozenset(("login", *_LAST_STATES))
 _AUTHORIZATION = {**AUTHORIZATION, **EITHER}
@@ -91,7 +91,7 @@ class Session(Login):
             self.commands += 1
             if most and self.commands >= most and self.state not in _LAST_STATES:
                 self._end_run()
-                self._line(self._refusal("too many commands"))
+                self._say(err("too many commands"))
                 self._close("too many commands")
         return self.commands > before
 
@@ -145,12 +145,12 @@ class Session(Login):
     def maildir_gone(self) -> None:
         """The maildir actor is no more: this session can't go on, and nothing is removed."""
         if self.state not in ("authorization", "sasl") and not self.closing:
-            self._end_with(self._refusal("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
+            self._end_with(err("the mailbox is not available now, try again", "SYS/TEMP"), "the maildir actor is gone")
 
     def stopping(self) -> None:
         """The service ends: say so, unless QUIT is being answered."""
         if self.state not in _LAST_STATES:
-            self._end_with(self._refusal("the server is going down, try again later", "SYS/TEMP"), "the service ends")
+            self._end_with(err("the server is going down, try again later", "SYS/TEMP"), "the service ends")
 
     def timed_out(self) -> None:
         """The client was silent too long (RFC 1939 section 3: closed, nothing removed, no answer sent)."""

@@ -9,9 +9,8 @@ from typing import Any
 from popkernel.actors.listener.maildrop import Maildrop
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto import messages as m
-from popkernel.proto.pop3 import LINE_LIMIT, capabilities, ok
+from popkernel.proto.pop3 import LINE_LIMIT, capabilities, err, ok
 from popkernel.proto.sasl import AUTH_LINE_LIMIT, Challenge, Credentials, Exchange, Failure, Step, arguments
-from popkernel.proto.texts import DEFAULT, language
 
 __all__ = ["AUTHORIZATION", "EITHER", "Login"]
 
@@ -122,7 +121,7 @@ class Login(Maildrop):
         elif not self._may_stls():
             self._bad("TLS is on already" if self.tls else "no STLS behind UTF8" if self.utf8 else "no STLS here")
         else:
-            self._line(ok("begin TLS"))
+            self._say(ok("begin TLS"))
             self.starttls = True
 
     def secured(self) -> None:
@@ -130,38 +129,32 @@ class Login(Maildrop):
         self.starttls = False
         self.tls = True
         self.user = ""
-        self._speak(DEFAULT)
         self._reader.clear()
 
-    def _lang(self, rest: bytes) -> None:
-        """RFC 6856 section 3."""
-        self._end_run()
-        answer, tongue = language(rest, self.tongue)
-        if answer.startswith(b"-ERR"):
-            self._errors += 1
-        self._say(answer)
-        if tongue != self.tongue:
-            self._speak(tongue)
-
     def _utf8(self, rest: bytes) -> None:
-        """RFC 6856 section 2; taken in both states, for clients send it in both. See texts.py for what it changes."""
+        """Answer UTF8 (RFC 6856 section 2), before and after login, for clients send it in both states.
+
+        It changes no answer: mail is sent as it lies in the maildir, and names and passwords are UTF-8 always (CAPA: `UTF8 USER`). STLS
+        is refused behind it, for TLS must come first. The response code [UTF8] is for a server that refuses a login or a message to a
+        client which did not say UTF8; this one refuses none for that, and never sends it.
+        """
         if rest.strip(b" "):
             self._bad("UTF8 takes no arguments")
             return
         self._end_run()
         self.utf8 = True
-        self._line(ok("UTF8 it is"))
+        self._say(ok("UTF8 it is"))
 
     def _quit_early(self, rest: bytes) -> None:
         del rest
-        self._line(ok("bye"))
+        self._say(ok("bye"))
         self._close("quit before login")
 
     # -- what became of it
     def refused(self, text: str) -> None:
         """One connection too many: that is all it is told, in the place of the greeting."""
         self.out.clear()
-        self._end_with(self._refusal(text, "SYS/TEMP"), text)
+        self._end_with(err(text, "SYS/TEMP"), text)
 
     def denied(self, code: str, text: str) -> None:
         """Auth says no, or could not be asked, or the maildrop can't be had."""
@@ -181,10 +174,10 @@ class Login(Maildrop):
         self._errors = 0
         self.messages = self.total = message.messages
         self.octets = message.octets
-        self._line(ok(f"{self.messages} messages ({self.octets} octets)"))
+        self._say(ok(f"{self.messages} messages ({self.octets} octets)"))
 
 
 AUTHORIZATION: dict[bytes, Callable[[Any, bytes], None]] = {
     b"USER": Login._user, b"PASS": Login._pass, b"AUTH": Login._auth, b"STLS": Login._stls, b"QUIT": Login._quit_early,  # noqa: SLF001
 }
-EITHER: dict[bytes, Callable[[Any, bytes], None]] = {b"CAPA": Login._capa, b"LANG": Login._lang, b"UTF8": Login._utf8}  # noqa: SLF001
+EITHER: dict[bytes, Callable[[Any, bytes], None]] = {b"CAPA": Login._capa, b"UTF8": Login._utf8}  # noqa: SLF001

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from popkernel.actors.listener.policy import Policy
 from popkernel.actors.listener.replies import Replies
 from popkernel.proto import messages as m
-from popkernel.proto.pop3 import LineReader, number, ok
-from popkernel.proto.texts import reply
+from popkernel.proto.pop3 import LineReader, err, number, ok
 
 __all__ = ["AHEAD", "TRANSACTION", "Maildrop"]
 
@@ -221,12 +220,8 @@ class Maildrop(Replies):
         """An answer, in the order of the questions. ValueError for one that answers nothing asked."""
         if self.closing:
             return  # asked before this session had to end
-        asked, self.tongue = self.tongue, self._spoken
-        try:
-            self._ANSWERS[type(message)](self, message)
-            self._settle()
-        finally:
-            self._spoken, self.tongue = self.tongue, asked
+        self._ANSWERS[type(message)](self, message)
+        self._settle()
 
     def _expect(self, *kinds: str) -> tuple[Any, ...]:
         """What the client waits for first must be one of `kinds`."""
@@ -299,7 +294,7 @@ class Maildrop(Replies):
         if len(owed) == 3:  # begun, and now it can't be finished: nothing but an end of the connection says so
             self._end_with(b"", "a message could not be read to its end")
             return
-        self._put(self._refusal(message.text, message.code))
+        self._put(err(message.text, message.code))
 
     def _sizes(self, message: m.Sizes) -> None:
         self._spend(m.bulk_octets(message))
@@ -317,7 +312,7 @@ class Maildrop(Replies):
             if owed[1] != first or not 1 <= len(rows) <= _ROWS_AHEAD:
                 raise ValueError("an answer for another message")
             self._owed.popleft()
-            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else self._refusal(_NO_SUCH))
+            self._put(b"+OK %d %b\r\n" % (first, rows[0]) if rows[0] else err(_NO_SUCH))
             if len(known) > _MOST_KNOWN:
                 known.clear()
             known.update((n, row) for n, row in enumerate(rows, first) if row)
@@ -337,17 +332,16 @@ class Maildrop(Replies):
         if owed[1] != n:
             raise ValueError("an answer for another message")
         refused = set(message.refused)
-        marked = reply(_MARKED, self.tongue)
         self.messages, self.octets = message.messages, message.octets
         while self._owed and self._owed[0] == ("dele", n) and n < message.first + message.many:
             self._owed.popleft()
             if n in refused:
-                self._put(self._refusal(_NO_SUCH))
+                self._put(err(_NO_SUCH))
             else:
                 self.marked += 1
                 self._known[m.List].pop(n, None)
                 self._known[m.Uidl].pop(n, None)
-                self._put(marked)
+                self._put(_MARKED)
             n += 1
 
     def _totals(self, message: m.Totals) -> None:
@@ -357,15 +351,15 @@ class Maildrop(Replies):
         self._owed.popleft()
         self.messages, self.octets = message.messages, message.octets
         self.marked = 0
-        self._put(reply(ok(f"{self.messages} messages ({self.octets} octets)"), self.tongue))
+        self._put(ok(f"{self.messages} messages ({self.octets} octets)"))
 
     def _bye(self, message: m.Bye) -> None:
         self._expect("quit")
         self._owed.popleft()
         if message.failed:
-            self._put(self._refusal(f"{message.failed} messages could not be removed", "SYS/TEMP"))
+            self._put(err(f"{message.failed} messages could not be removed", "SYS/TEMP"))
         else:
-            self._put(reply(ok("bye"), self.tongue))
+            self._put(ok("bye"))
         self.removed = message.removed
         self._close("quit")
 

@@ -9,7 +9,7 @@ from popkernel.proto.typed import harmless
 
 __all__ = ["overheard"]
 
-_WORDS = frozenset(b"USER PASS AUTH STLS CAPA LANG UTF8 STAT LIST RETR DELE NOOP RSET UIDL QUIT".split())
+_WORDS = frozenset(b"USER PASS AUTH STLS CAPA UTF8 STAT LIST RETR DELE NOOP RSET UIDL QUIT".split())
 _LONG = MALFORMED.ljust(LINE_LIMIT, b".")  # neither an answer to a challenge nor a command
 
 

@@ -9,19 +9,17 @@ from typing import Any
 
 from popkernel.actors.listener.policy import Policy
 from popkernel.proto.pop3 import err
-from popkernel.proto.texts import DEFAULT, reply
 
 __all__ = ["Replies"]
 
-_READY = frozenset(("text", "stat", "close", "tongue"))  # what is owed and waits for nothing but its turn
+_READY = frozenset(("text", "stat", "close"))  # what is owed and waits for nothing but its turn
 
 
 class Replies:
     """The answers to one client, and the end of the connection, which has its place among them."""
 
     __slots__ = (
-        "_errors", "_owed", "_policy", "_run", "_spoken", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell",
-        "tongue", "why",
+        "_errors", "_owed", "_policy", "_run", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell", "why",
     )
 
     def __init__(self, policy: Policy) -> None:
@@ -29,8 +27,6 @@ class Replies:
         self.out: list[bytes | memoryview] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
         self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
-        self.tongue = DEFAULT  # the language of texts, for commands from now on
-        self._spoken = DEFAULT  # and for the answer that the maildir actor owes next
         self.closing = False  # close when `out` is gone
         self.why = ""
         self.messages = self.octets = 0  # undeleted ones
@@ -67,22 +63,6 @@ class Replies:
             )
             self.shown += [piece for piece in pieces if piece]
 
-    def _speak(self, tongue: str) -> None:
-        """Another language, in its turn."""
-        self.tongue = tongue
-        if self._owed:
-            self._owed.append(("tongue", tongue))
-        else:
-            self._spoken = tongue
-
-    def _line(self, line: bytes) -> None:
-        """Say one line whose text may be translated."""
-        self._say(reply(line, self.tongue))
-
-    def _refusal(self, text: str, code: str = "") -> bytes:
-        """The line of a refusal."""
-        return reply(err(text, code), self.tongue)
-
     def _end_deletes(self) -> None:
         """A run of DELEs is answered in one go, so nothing else may be owed between them."""
         if self._run is not None and self._run[0]:
@@ -100,18 +80,16 @@ class Replies:
                 self._put(*owed[0][1:])
             elif kind == "stat":
                 self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
-            elif kind == "close":
-                self.closing = True
             else:
-                self.tongue = owed[0][1]  # `answered` has it in its hands
+                self.closing = True
             owed.popleft()
 
     def _bad(self, text: str, code: str = "") -> None:
         self._errors += 1
         self._end_run()
-        self._say(self._refusal(text, code))
+        self._say(err(text, code))
         if self._errors > self._policy.most_errors:
-            self._say(self._refusal("too many errors"))
+            self._say(err("too many errors"))
             self._close("too many errors")
 
     def _close(self, why: str) -> None:

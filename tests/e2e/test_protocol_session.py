@@ -19,7 +19,7 @@ MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
 TOTAL = sum(len(text) + text.count(b"\n") for text in MAIL)
 SLOW = awkward.big(8)
 SPACED = "  two blanks, gr\u00fc\u00dfe \tand a tab "
-EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER", "LANG", "EXPIRE NEVER"]
+EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER", "EXPIRE NEVER"]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 from importlib import import_module
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NAMES = ("pop3_session", "tables", "popcache_file", "bus", "zmtp_frames", "proxy_header", "sasl_exchange", "certificates", "texts", "recordings")
+NAMES = ("pop3_session", "tables", "popcache_file", "bus", "zmtp_frames", "proxy_header", "sasl_exchange", "certificates", "recordings")
 
 
 def load(name):

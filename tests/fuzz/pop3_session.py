@@ -9,7 +9,7 @@ MESSAGES = 7
 MAIL = [b"mail %d\r\n..stuffed\r\n" % n * n for n in range(1, MESSAGES + 1)]
 SIZES = [len(mail) - mail.count(b"\r\n..") for mail in MAIL]
 CAPABILITIES = (b"TOP", b"UIDL", b"RESP-CODES", b"AUTH-RESP-CODE", b"PIPELINING", b"USER", b"STLS", b"EXPIRE", b"IMPLEMENTATION", b"SASL", b"UTF8",
-                b"LANG", b"LOGIN-DELAY", b"en ", b"de ", b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER")  # fmt: skip
+                b"LOGIN-DELAY", b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER")  # fmt: skip
 
 
 class Maildir:
@@ -157,7 +157,7 @@ SEEDS = [
     b"\x02\x00\x06STLS\r\n\x0a\x00\x00\x06CAPA\r\n\x00\x08USER a\r\n\x00\x08PASS b\r\n\x08\x00\x00\x08PASS b\r\n",
     b"\x04\x00\x08USER a\r\n\x00\x08PASS b\r\n\x06\x00\x00\x08RETR 1\r\n\x09\x06\x00\x01\x05hello\x0b\x00",
     b"\x0c" + b"".join(bytes((0, len(line))) + line for line in (
-        b"AUTH\r\n", b"AUTH PLAIN\r\n", b"AGEAYg==\r\n", b"AUTH LOGIN YQ==\r\n", b"*\r\n", b"LANG de\r\nUTF8\r\n")) + b"\x08\x00",
+        b"AUTH\r\n", b"AUTH PLAIN\r\n", b"AGEAYg==\r\n", b"AUTH LOGIN YQ==\r\n", b"*\r\n", b"CAPA\r\nUTF8\r\n")) + b"\x08\x00",
     b"\x0c\x00\x28AUTH XOAUTH2 dXNlcj1hAWF1dGg9QmVhcmVyIGIBAQ==\r\n\x08\x00\x00\x02\r\n\x00\x06CAPA\r\n",
     b"\x01\x00\xff" + b"X" * 255 + b"\x00\x02\r\n\x0c\x00\x0d\x00",
 ]  # fmt: skip

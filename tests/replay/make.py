@@ -160,7 +160,7 @@ def sasl(service, tmp):
                     raw.rest()
             raw.ask(b"QUIT")
     with awkward.RawClient(service, "tls", timeout=20) as raw:  # all in one packet, and one that hangs up in an exchange
-        raw.send(b"LANG de\r\nAUTH PLAIN\r\n" + b64(b"\0alice\0wrong") + b"\r\nUTF8\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret")
+        raw.send(b"AUTH PLAIN\r\n" + b64(b"\0alice\0wrong") + b"\r\nUTF8\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret")
                  + b"\r\nSTAT\r\nDELE 9\r\nDELE 1\r\nRSET\r\nQUIT\r\n")
         raw.end()
     with awkward.RawClient(service, "tls", timeout=20) as raw:
