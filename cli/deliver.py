@@ -6,6 +6,7 @@ mail back on any other code but 0.
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import struct
@@ -14,6 +15,7 @@ from typing import BinaryIO, NoReturn
 
 from popkernel.cli.rundir import run_dir_of
 from popkernel.kernel.config import ConfigError
+from popkernel.proto.octets import WireEncoder
 
 OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77  # sysexits(3)
 _CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463
@@ -85,10 +87,7 @@ def _own_name() -> str:
 
 
 def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
-    """Hand a message over; returns once it is safe on the server's disk. _NotTakenError otherwise.
-
-    BDAT (RFC 3030) carries it octet for octet, with nothing to double or to look for.
-    """
+    """Hand a message over; returns once it is safe on the server's disk. _NotTakenError otherwise."""
     for whose, text in (("the sender", sender.strip("<>")), ("the user", user)):
         if not text.isprintable():
             raise _NotTakenError(DATAERR, f"{whose}: an address with control characters in it")
@@ -110,21 +109,23 @@ def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
 
 def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, message: BinaryIO) -> None:
     first = _without_from_line(message)
-    sock.sendall(b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\n" % (os.fsencode(sender), _quoted(user)))
+    sock.sendall(b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\nDATA\r\n" % (os.fsencode(sender), _quoted(user)))
     for _ in range(4):  # greeting, LHLO, MAIL, RCPT
         _expect(answers)
-    while first:
-        more = _read(message)
-        sock.sendall(b"BDAT %d%s\r\n" % (len(first), b"" if more else b" LAST"))
-        sock.sendall(first)
-        if not more:
-            break
-        _expect(answers)
-        first = more
-    else:
-        sock.sendall(b"BDAT 0 LAST\r\n")
+    _expect(answers, b"354")
+    with contextlib.suppress(BrokenPipeError):  # a server that closes early has said why
+        _send(sock, first, message)
     _expect(answers)
     sock.sendall(b"QUIT\r\n")
+
+
+def _send(sock: socket.socket, first: bytes, message: BinaryIO) -> None:
+    """Send the message as DATA's content (RFC 5321 section 4.5.2), and its end."""
+    encoder = WireEncoder()
+    while first:
+        sock.sendall(encoder.feed(first))
+        first = _read(message)
+    sock.sendall(encoder.finish() + b".\r\n")
 
 
 def _without_from_line(message: BinaryIO) -> bytes:
@@ -154,15 +155,15 @@ def _quoted(user: str) -> bytes:
     return os.fsencode(user)
 
 
-def _expect(answers: BinaryIO) -> None:
-    """Read one answer, of several lines perhaps."""
+def _expect(answers: BinaryIO, code: bytes = b"2") -> None:
+    """Read one answer, of several lines perhaps, that must begin with `code`."""
     while True:
         line = answers.readline(2048)
         if line[3:4] != b"-":
             break
     if not line.endswith(b"\n"):
         raise _NotTakenError(TEMPFAIL, "the server went away")
-    if not line.startswith(b"2"):
+    if not line.startswith(code):
         _refused(line.decode("utf-8", "replace").strip())
 
 

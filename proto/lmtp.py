@@ -1,6 +1,6 @@
 """LMTP, the server's side of one connection (RFC 2033), sans I/O: octets in, events and replies out.
 
-Extensions: PIPELINING (RFC 2920), ENHANCEDSTATUSCODES (2034), 8BITMIME (6152), SMTPUTF8 (6531), SIZE (1870), CHUNKING (3030).
+Extensions: PIPELINING (RFC 2920), ENHANCEDSTATUSCODES (2034), 8BITMIME (6152), SMTPUTF8 (6531), SIZE (1870).
 Mail comes out as it is to lie on disk: CR LF made LF, dots unstuffed, every other octet as it came (a lone CR or LF, NUL, 8
 bit). It ends at CR LF . CR LF and nowhere else, so that no two servers disagree where a message ends. Memory is bounded by what
 one `feed` gives and one command line: content is handed on as it comes, never collected here.
@@ -48,8 +48,8 @@ class Lmtp:
     """One connection. `sender` and `recipients` are those of the message under way. `closing`: send what there is, then close."""
 
     __slots__ = (
-        "_answers", "_bdat_begun", "_begun", "_buffer", "_chunk", "_commands", "_errors", "_held", "_hostname", "_last", "_left",
-        "_most", "_octets", "_out", "_refused", "_skipping", "_told", "announced", "closing", "greeted", "recipients", "sender", "state",
+        "_answers", "_begun", "_buffer", "_commands", "_errors", "_held", "_hostname", "_most", "_octets", "_out", "_skipping", "_told",
+        "announced", "closing", "greeted", "recipients", "sender", "state",
     )
 
     def __init__(self, hostname: str, most: int) -> None:
@@ -59,13 +59,12 @@ class Lmtp:
         self._buffer = b""
         self._out: list[bytes] = [b"220 %s LMTP popkernel\r\n" % self._hostname]
         self._commands = {
-            b"LHLO": self._lhlo, b"MAIL": self._mail, b"RCPT": self._rcpt, b"DATA": self._data, b"BDAT": self._bdat,
-            b"RSET": self._rset, b"NOOP": self._noop, b"QUIT": self._quit, b"VRFY": self._vrfy, b"HELO": self._helo,
-            b"EHLO": self._helo,
+            b"LHLO": self._lhlo, b"MAIL": self._mail, b"RCPT": self._rcpt, b"DATA": self._data, b"RSET": self._rset,
+            b"NOOP": self._noop, b"QUIT": self._quit, b"VRFY": self._vrfy, b"HELO": self._helo, b"EHLO": self._helo,
         }
         self._errors = 0
         self._skipping = False  # the rest of a line that was too long
-        self.state = "command"  # command, asking, data, chunk (BDAT), whole, answering
+        self.state = "command"  # command, asking, data, whole, answering
         self.closing = False
         self.greeted = False
         self._clear()
@@ -75,11 +74,8 @@ class Lmtp:
         self.recipients: list[str] = []
         self.announced = 0  # octets: MAIL's SIZE (RFC 1870 section 6), 0 where there was none
         self._begun = False  # DATA's first octets have come
-        self._bdat_begun = False
         self._octets = 0
         self._held = b""
-        self._left = self._chunk = 0  # octets of the BDAT chunk: still to come, and in all
-        self._last = self._refused = False
         self._answers: list[bytes | None] = []
         self._told = 0
 
@@ -119,10 +115,6 @@ class Lmtp:
                 if not self._buffer:
                     return None
                 event = self._take_data()
-            elif state == "chunk":
-                if self._left and not self._buffer:
-                    return None
-                event = self._take_chunk()
             elif state == "whole":
                 event = self._finish()
             else:
@@ -212,7 +204,7 @@ class Lmtp:
         self.greeted = True
         host = self._hostname
         self._reply(
-            b"250-%s\r\n250-PIPELINING\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250 SIZE %d"
+            b"250-%s\r\n250-PIPELINING\r\n250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE %d"
             % (host, self._most)
         )
         return self._cancel()
@@ -247,7 +239,7 @@ class Lmtp:
         return None
 
     def _rcpt(self, rest: bytes) -> Event | None:
-        if self.sender is None or self._bdat_begun:
+        if self.sender is None:
             return self._wrong(b"503 5.5.1 MAIL comes first")
         if rest[:3].upper() != b"TO:":
             return self._wrong(b"501 5.5.4 RCPT TO:<address>")
@@ -266,7 +258,7 @@ class Lmtp:
     def _data(self, rest: bytes) -> Event | None:
         if rest:
             return self._wrong(b"501 5.5.4 DATA takes nothing")
-        if self.sender is None or self._bdat_begun:
+        if self.sender is None:
             return self._wrong(b"503 5.5.1 MAIL and RCPT come first")
         if not self.recipients:
             return self._wrong(b"503 5.5.1 no valid recipients")  # RFC 2033 section 4.2
@@ -317,39 +309,6 @@ class Lmtp:
         self.state = "answering"
         self._answers = [None] * len(self.recipients)
         return Done()
-
-    def _bdat(self, rest: bytes) -> None:
-        words = rest.upper().split()
-        if not words or not words[0].isdigit() or len(words[0]) > 12 or words[1:] not in ([], [b"LAST"]):
-            self.end("5.5.4 BDAT wants a number; nobody can know where the next command begins")
-            return
-        self._chunk = self._left = int(words[0])
-        self._last = bool(words[1:])
-        self._refused = self.sender is None or not self.recipients
-        self._bdat_begun = self._bdat_begun or not self._refused
-        self.state = "chunk"
-
-    def _take_chunk(self) -> Event | None:
-        data = self._buffer[: self._left]
-        self._buffer = self._buffer[self._left :]
-        self._left -= len(data)
-        over = not self._left
-        if self._refused:
-            if over:
-                self.state = "command"
-                self._wrong(b"503 5.5.1 no valid recipients")
-            return None
-        data = self._held + data
-        self._held = b""
-        if data.endswith(b"\r") and not (over and self._last):
-            data, self._held = data[:-1], b"\r"
-        data = data.replace(b"\r\n", b"\n")
-        if over and self._last:
-            self.state = "whole"
-        elif over:
-            self.state = "command"
-            self._reply(b"250 2.0.0 %d octets" % self._chunk)
-        return self._content(data)
 
     def _cancel(self) -> Event | None:
         had = bool(self.recipients)

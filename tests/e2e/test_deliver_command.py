@@ -1,6 +1,8 @@
 """popkernel deliver: exit codes that mail servers act on, and the message octet for octet."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +32,7 @@ def deliver(service, *arguments, mail=MAIL, **environment):
 def test_delivered(service):
     assert deliver(service, "-u", "alice", SENDER="s@x") == (0, "")
     (text,) = messages(service, "alice").values()
-    assert text == b"Return-Path: <s@x>\nDelivered-To: alice\n" + MAIL
+    assert text == b"Return-Path: <s@x>\nDelivered-To: alice\n" + MAIL + b"\n"
 
 
 def test_from_the_environment(service):
@@ -38,10 +40,41 @@ def test_from_the_environment(service):
     assert list(messages(service, "bob").values())[-1] == b"Delivered-To: bob\nReturn-Path: <r@x>\nX: y\n\nz\n"
 
 
-@pytest.mark.parametrize("mail", [b"", b"\n", b"x" * (128 * 1024), b"x" * (128 * 1024 + 1), b"line\r\n" * 100000], ids=lambda mail: str(len(mail)))
-def test_sizes(service, mail):
+READ = 128 * 1024  # octets that are read at once
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        b"", b"\n", b"x" * READ, b"x" * (READ + 1), b"line\r\n" * 100000, b".", b".\n", b"a\r.\r\r\n.\n\r", b".\n" * READ, b"\r\n.\r\nQUIT\r\n", b"\n.\n\n.\r\nx",
+        b"x" * (READ - 1) + b"\r\n.\n", b"x" * (READ - 1) + b"\n.\n", b"x" * (READ - 2) + b"\n.\n.\r", b"x" * (READ - 1) + b"\r.\n",
+    ],
+    ids=lambda mail: f"{len(mail)}-{mail[-4:]!r}",
+)  # fmt: skip
+def test_octets(service, mail):
+    """The message as it came, but for line ends, which are LF on disk, and one at the end."""
     assert deliver(service, "-u", "alice", mail=mail) == (0, "")
-    assert bodies(service, "alice")[-1] == mail.replace(b"\r\n", b"\n")
+    expected = mail.replace(b"\r\n", b"\n")
+    assert bodies(service, "alice")[-1] == expected + (b"" if expected.endswith(b"\n") or not mail else b"\n")
+
+
+def test_a_server_that_closes_early_is_heard(tmp_path):
+    """With mail half sent: what it said last is passed on, and the mail server tries again."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{tmp_path}/lmtp.sock")
+        listening.listen()
+        command = [*POPKERNEL, "deliver", "--run-dir", str(tmp_path), "-u", "alice"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+            with contextlib.suppress(BrokenPipeError), client.stdin as stdin:
+                stdin.write(b"x" * READ)
+                stdin.flush()
+                with listening.accept()[0] as server:
+                    server.recv(1 << 16)
+                    server.sendall(b"220 x\r\n250 x\r\n250 x\r\n250 x\r\n354 x\r\n421 4.3.2 the service ends\r\n")
+                    server.recv(1000)
+                stdin.write(b"x\n" * READ)
+            assert client.stderr.read().decode() == "popkernel deliver: alice: 421 4.3.2 the service ends\n"
+        assert client.returncode == 75
 
 
 def test_exit_codes(service):
