@@ -37,22 +37,15 @@ export NEW_ENOUGH NO_VENV
 
 # Editable, and seen as popkernel.* by Python and by mypy alike. Strict mode makes a tree of links to each file; whole
 # folders are linked in their place, so that a new file is there without a new installation.
-# The tree's name has the Python and the processor that the C part was built for, so it is looked for.
 LINK = for t in build/__editable__.popkernel-*/popkernel; do for d in proto kernel actors cli; do \
 	rm -rf "$$t/$$d" && ln -s "$(CURDIR)/$$d" "$$t/$$d"; done; done
 
-# setuptools wants to link the C part even where it could not be built: an empty file then is there, and is no library to auth.
-EMPTY = rm -f cli/package/_lanes.* && \
-	: >"cli/package/_lanes$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
-
-$(STAMP): pyproject.toml actors/auth/lanes.c | $(WHOLE)
-	@$(EMPTY)
+$(STAMP): pyproject.toml | $(WHOLE)
 	$(PIP) install --config-settings editable_mode=strict -e .
 	@$(LINK)
 	touch $@
 
-$(DEVSTAMP): pyproject.toml actors/auth/lanes.c | $(WHOLE)
-	@$(EMPTY)
+$(DEVSTAMP): pyproject.toml | $(WHOLE)
 	$(PIP) install --config-settings editable_mode=strict -e '.[dev]'
 	@$(LINK)
 	touch $(STAMP) $@
@@ -81,4 +74,4 @@ debian13:
 	@IN='$(IN)' FOR='$(FOR)' TARGET='$(TARGET)' sh tests/debian13.sh
 
 clean:
-	rm -rf $(VENV) build *.egg-info cli/package/_lanes.*
+	rm -rf $(VENV) build *.egg-info

@@ -42,7 +42,7 @@ LINES = (
     Line("B", "the same beside the peer's high-security mode", "sessions/s", RATE, 2.5, 4.0),
     Line("Bc", "as B, the same", "sessions/s", RATE, None, None),
     Line("C", "as A, users seen again within a minute (actors warm)", "sessions/s", RATE, 1.8, 2.5),
-    Line("D", "bcrypt cost 10, first login of 200 users", "sessions/s", RATE, 1.8, None, "both cores' limit"),
+    Line("D", "bcrypt cost 10, first login of 200 users", "sessions/s", RATE, 1.6, None, "both cores' limit"),
     Line("E", "bcrypt cost 10, later logins", "sessions/s", RATE, 15.0, None, "as C"),
     Line("F1", "40 × 8 KB read each session over TLS, 20 at a time, a command a packet", "sessions/s", RATE, 1.4, 2.0),
     Line("F2", "the same, pipelined", "sessions/s", RATE, 1.7, 3.0),

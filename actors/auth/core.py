@@ -1,4 +1,4 @@
-"""Whether a name and a password belong together. Pure but for bcrypt itself, which the caller runs where it likes.
+"""Whether a name and a password belong together. Pure; bcrypt takes long, so the caller chooses the thread for `fits`.
 
 An unknown name costs the same bcrypt check as a known one, against a hash of the cost most users have, so that the time of
 an answer tells nobody which names exist.
@@ -7,9 +7,10 @@ an answer tells nobody which names exist.
 from collections import Counter
 from collections.abc import Collection, Mapping
 
+import bcrypt
 from popkernel.proto.usernames import Spellings
 
-__all__ = ["DENIED", "Table"]
+__all__ = ["DENIED", "Table", "decoys", "fits", "usable", "warm"]
 
 DENIED = ("AUTH", "wrong name or password")  # one answer for every reason (RFC 3206 section 4, and not a word more)
 MOST_OCTETS = 72  # bcrypt looks at no more: what is longer must not be taken for what it begins with
@@ -51,7 +52,25 @@ def usable(secret: bytes) -> bool:
     return 0 < len(secret) <= MOST_OCTETS and b"\0" not in secret
 
 
+def fits(secret: bytes, expected: bytes) -> bool:
+    """Whether a usable password fits a hash of the table. A salt that no bcrypt writes fits none, and takes as long."""
+    try:
+        return bcrypt.checkpw(secret, expected)
+    except ValueError:  # bits are set in the salt's last character that stand for nothing
+        bcrypt.checkpw(secret, _decoy(int(expected[4:6])))
+        return False
+
+
+def warm() -> None:
+    """Check one password, so that what bcrypt loads and allocates once is there before the lock."""
+    bcrypt.checkpw(b"warm", _decoy(4))
+
+
 def decoys() -> dict[int, bytes]:
     """A well-formed hash for each cost. Its digest is arbitrary: that no password is known to fit it is all it must be."""
+    return {cost: _decoy(cost) for cost in range(4, 32)}
+
+
+def _decoy(cost: int) -> bytes:
     tail = b"abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
-    return {cost: b"$2b$%02d$" % cost + tail[:22] + tail[22:53].ljust(31, b".") for cost in range(4, 32)}
+    return b"$2b$%02d$" % cost + tail

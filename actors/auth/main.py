@@ -11,14 +11,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from popkernel.actors.auth.core import DENIED, Table, decoys, usable
+from popkernel.actors.auth.core import DENIED, Table, decoys, fits, usable, warm
 from popkernel.actors.auth.guessing import Guard
-from popkernel.actors.auth.hashing import checker
-from popkernel.actors.auth.lanes import pairs
 from popkernel.actors.auth.repeats import REPEATS_SECONDS, Repeats, Wrong
 from popkernel.kernel.actor import Actor, Boot
 from popkernel.kernel.channel import Channel, Message, adopt, watch
@@ -35,11 +32,10 @@ from popkernel.proto.usernames import twins
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
 
-_SHORT = b"06"  # bcrypt's cost up to which nobody minds waiting for a second check: some 4 ms
 _MOST_SAID = 10  # users named in the log who cannot log in because of what stands in place of their hash
 _MOST_WAITING = 20000  # logins that wait for a thread
 _MOST_SECONDS = 50.0  # how long one may have to wait: its listener gives up at 60, and hashing for nobody keeps others waiting
-_AHEAD = 4  # logins given to each thread: two that it checks and two that wait, for the loop need not be quick then
+_AHEAD = 4  # logins given to each thread: one that it checks and three that wait, so that a slow turn of the loop leaves no core idle
 _COMPLAINTS = 60.0  # seconds between two lines of the log about logins that are not looked at
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
 
@@ -72,15 +68,13 @@ class Auth(Actor):
         self.given = 0  # what they are given and have not given back
         self.work: deque[Attempt] = deque()
         self.ready = threading.Condition()  # held by who puts into `work` or takes from it
-        self.idle = 0  # threads that wait for work, or were told of some and have not come for it yet
         self.done: deque[tuple[Attempt, bool]] = deque()
         self.woken = self.wake = -1  # a pipe for the threads, once there are to be any: a replay has none
         self.seconds = 0.0  # what a check takes, lately
         self.hashers = processors()
         self.listeners: dict[str, Channel] = {}
         self.granted: list[Message] = []  # in this turn
-        self.check = checker()
-        self.pair = pairs(self.check)
+        self.check = fits
         self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
         self.wrong = Wrong()
         self.repeats = Repeats()
@@ -125,12 +119,12 @@ class Auth(Actor):
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
+        warm()
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
         self.connect()
         for level, line in self.shut_out:
             self.log(level, line)
-        self.log(7, f"{self.boot.name}: hashes {'two passwords' if self.pair is not None else 'one password'} at a time on each core")
         self.run()
 
     def _start_threads(self) -> None:
@@ -140,57 +134,23 @@ class Auth(Actor):
     def _hash(self) -> None:
         """A thread: takes logins, hashes without the interpreter's lock, puts back what it found."""
         while True:
-            taken = self._take()
+            with self.ready:
+                self.ready.wait_for(lambda: self.work)
+                attempt = self.work.popleft()
             began = time.monotonic()
-            good = self._judge(taken)
-            each = (time.monotonic() - began) / len(taken)
-            for found in zip(taken, good, strict=True):
-                self.seconds += (each - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
-                self.done.append(found)
+            good = self._judge(attempt)
+            self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
+            self.done.append((attempt, good))
             with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
                 os.write(self.wake, b"\0")
 
-    def _take(self) -> list[Attempt]:
-        """The next login. With it the one behind, of the same cost, where idle threads would not take it: a core to itself is quicker.
-
-        Or where checks take so little that the processor's time is all that matters: two at once take little more of it than one.
-        """
-        with self.ready:
-            self.idle += 1
-            self.ready.wait_for(lambda: self.work)
-            self.idle -= 1
-            taken = [self.work.popleft()]
-            if self.pair is not None and self.work:
-                cost = self._cost(taken[0])
-                if self._cost(self.work[0]) == cost and (len(self.work) > self.idle or cost <= _SHORT):
-                    taken.append(self.work.popleft())
-            return taken
-
-    def _cost(self, attempt: Attempt) -> bytes:
-        return self.table.hash_of(attempt.login.user)[0][4:6]
-
-    def _judge(self, taken: list[Attempt]) -> list[bool]:
-        """Whether each may log in. Who is not known, or has a password that bcrypt can't judge, costs what everybody does."""
-        asked, may = [], []
-        for attempt in taken:
-            login = attempt.login
-            expected, known = self.table.hash_of(login.user)
-            fit = usable(login.secret)
-            asked.append((login.secret if fit else b"\xff", expected))
-            may.append(known and fit)
-        return [good and so for good, so in zip(self._fits(asked), may, strict=True)]
-
-    def _fits(self, asked: list[tuple[bytes, bytes]]) -> Sequence[bool]:
-        if self.pair is not None and len(asked) == 2:
-            with contextlib.suppress(ValueError):  # then each for itself
-                return self.pair(asked[0], asked[1])
-        return [self._fits_alone(*one) for one in asked]
-
-    def _fits_alone(self, secret: bytes, expected: bytes) -> bool:
-        try:
-            return self.check(secret, expected)
-        except ValueError:  # a hash that looks right and is not: nobody's password
-            return False
+    def _judge(self, attempt: Attempt) -> bool:
+        """Whether it may log in. Who is not known, or has a password that bcrypt can't judge, costs what everybody does."""
+        secret = attempt.login.secret
+        expected, known = self.table.hash_of(attempt.login.user)
+        fit = usable(secret)
+        good = self.check(secret if fit else b"\xff", expected)
+        return good and known and fit
 
     # -- messages
     def _peer(self, message: m.Peer, fds: list[int]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PARTS = ("actors", "benchmarks", "cli", "docs", "kernel", "packaging", "proto", "tests")
-MADE = ("__pycache__", ".hypothesis", "*.pyc", "*.so", "*.rec.new")
+MADE = ("__pycache__", ".hypothesis", "*.pyc", "*.rec.new")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def tree():
     for part in PARTS:
         for folder, folders, names in os.walk(f"{TREE}/{part}"):
             folders[:] = [name for name in folders if name not in MADE]
-            found |= {os.path.relpath(f"{folder}/{name}", TREE) for name in names if not name.endswith((".pyc", ".so"))}
+            found |= {os.path.relpath(f"{folder}/{name}", TREE) for name in names if not name.endswith(".pyc")}
     return found
 
 
@@ -53,7 +53,7 @@ def test_the_wheel_is_the_package(distributions):
     names = zipfile.ZipFile(distributions[1]).namelist()
     code = [name for name in names if ".dist-info/" not in name]
     assert all(name.startswith("popkernel/") for name in code)
-    assert {os.path.splitext(name)[1] for name in code} - {".so"} == {".py", ".typed"}
+    assert {os.path.splitext(name)[1] for name in code} == {".py", ".typed"}
     assert {"popkernel/cli/main.py", "popkernel/kernel/sandbox/lock.py", "popkernel/actors/maildir/main.py", "popkernel/py.typed"} <= set(code)
 
 

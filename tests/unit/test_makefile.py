@@ -24,9 +24,9 @@ def make(tmp_path):
     if not shutil.which("make"):
         pytest.skip("needs make(1)")
     shutil.copy(MAKEFILE, tmp_path)
-    for path in ("actors/auth", "tests", "cli/package", "build/__editable__.popkernel-x/popkernel"):
+    for path in ("tests", "cli/package", "build/__editable__.popkernel-x/popkernel"):
         (tmp_path / path).mkdir(parents=True)
-    for path in ("actors/auth/lanes.c", "pyproject.toml", "tests/packages.sh"):
+    for path in ("pyproject.toml", "tests/packages.sh"):
         (tmp_path / path).touch()
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)

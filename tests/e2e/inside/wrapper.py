@@ -200,26 +200,21 @@ def patch_auth():
     """Attempts in the threads that hash."""
     from popkernel.actors.auth import main as auth
 
-    checker, begin = auth.checker, auth.Auth.begin
+    fits, begin = auth.fits, auth.Auth.begin
     found = []
 
-    def new_checker():
-        check = checker()
-
-        def new_check(secret, hashed):
-            if threading.current_thread() is not threading.main_thread() and not found:
-                found.append("")
-                for name in PLAN["threads"]:
-                    say(STATE["auth"], "thread", "auth", name, verdict(name))
-            return check(secret, hashed)
-
-        return new_check
+    def new_fits(secret, hashed):
+        if threading.current_thread() is not threading.main_thread() and not found:
+            found.append("")
+            for name in PLAN["threads"]:
+                say(STATE["auth"], "thread", "auth", name, verdict(name))
+        return fits(secret, hashed)
 
     def new_begin(self):
         STATE["auth"] = self
         begin(self)
 
-    auth.checker, auth.Auth.begin = new_checker, new_begin
+    auth.fits, auth.Auth.begin = new_fits, new_begin
 
 
 def install(plan, name):
