@@ -35,19 +35,12 @@ another Python, 3.11 or later, that has venv and ensurepip: make PYTHON=/path/to
 endef
 export NEW_ENOUGH NO_VENV
 
-# Editable, and seen as popkernel.* by Python and by mypy alike. Strict mode makes a tree of links to each file; whole
-# folders are linked in their place, so that a new file is there without a new installation.
-LINK = for t in build/__editable__.popkernel-*/popkernel; do for d in proto kernel actors cli; do \
-	rm -rf "$$t/$$d" && ln -s "$(CURDIR)/$$d" "$$t/$$d"; done; done
-
 $(STAMP): pyproject.toml | $(WHOLE)
-	$(PIP) install --config-settings editable_mode=strict -e .
-	@$(LINK)
+	$(PIP) install -e .
 	touch $@
 
 $(DEVSTAMP): pyproject.toml | $(WHOLE)
-	$(PIP) install --config-settings editable_mode=strict -e '.[dev]'
-	@$(LINK)
+	$(PIP) install -e '.[dev]'
 	touch $(STAMP) $@
 
 check: dev

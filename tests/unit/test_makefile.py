@@ -24,8 +24,7 @@ def make(tmp_path):
     if not shutil.which("make"):
         pytest.skip("needs make(1)")
     shutil.copy(MAKEFILE, tmp_path)
-    for path in ("tests", "cli/package", "build/__editable__.popkernel-x/popkernel"):
-        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
     for path in ("pyproject.toml", "tests/packages.sh"):
         (tmp_path / path).touch()
     (tmp_path / "python").write_text(PYTHON)
