@@ -33,7 +33,7 @@ from popkernel.proto.shown import is_cut
 __all__ = ["Difference", "Result", "replay", "updated"]
 
 _PLAYED = ("listener", "auth", "maildir.{user}", "mda")
-_CHANGES = ("Post", "Commit", "Again", "Quit")
+_CHANGES = ("Post", "Commit", "Quit")
 _MOVES = ("Open", "Wake")  # put mail from new/ into cur/
 
 

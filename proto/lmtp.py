@@ -342,8 +342,8 @@ def _plain(text: str) -> bytes:
 def _refusal(text: str) -> bytes:
     """A reply code that goes with the status that `text` begins with: 4yz try again, 5yz give up."""
     code = b"450 " if text.startswith("4") else b"550 "
-    if text[:5] in ("4.3.1", "4.2.2"):
-        code = b"452 "  # RFC 5321 section 4.2.2: insufficient system storage
+    if text[:5] in ("4.3.1", "4.2.2", "4.5.3"):
+        code = b"452 "  # RFC 5321 sections 4.2.2 and 4.5.3.1.10: no storage, too many recipients
     elif text[:5] in ("5.2.2", "5.3.4"):
         code = b"552 "
     elif text.startswith("4.3"):

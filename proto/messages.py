@@ -562,14 +562,6 @@ class Content(NamedTuple):
     data: Data
 
 
-class Again(NamedTuple):
-    """The content of delivery `of`, which is whole and not yet committed, for another address too. Make that safe."""
-
-    delivery: Session
-    of: Session
-    recipient: Annotated[str, Field("str", 0, 320)]
-
-
 class Commit(NamedTuple):
     """It is whole: make it safe."""
 

@@ -255,8 +255,8 @@ EDGES: tuple[Edge, ...] = (
     Edge(
         "mda",
         "maildir.{user}",
-        (m.Post, m.Deliver, m.Content, m.Again, m.Commit, m.Abort),
-        dict.fromkeys(("Post", "Content", "Again", "Commit"), ("Accepted", "Rejected")),
+        (m.Post, m.Deliver, m.Content, m.Commit, m.Abort),
+        dict.fromkeys(("Post", "Content", "Commit"), ("Accepted", "Rejected")),
         octets=320 * KIB,
         deadline=300,
         depth=4096,

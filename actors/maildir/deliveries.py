@@ -21,13 +21,12 @@ _AWAY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES, errn
 _MOVED = "4.3.2", "the mailbox has moved, try again later"
 _FAILED = "4.3.0", "the mailbox can't be opened, try again later"
 _MOST_FIELDS = 64
-_PIECE = 256 * 1024  # octets
 
 
 class _Open:
     """A large message that is coming in."""
 
-    __slots__ = ("channel", "delivery", "head", "octets", "recipient", "sender", "started")
+    __slots__ = ("channel", "delivery", "octets", "recipient", "sender", "started")
 
     def __init__(self, channel: Channel, delivery: Delivery, sender: str, recipient: str) -> None:
         self.channel = channel
@@ -35,7 +34,6 @@ class _Open:
         self.sender = sender
         self.recipient = recipient
         self.started = False
-        self.head = 0  # octets of the fields that were put on
         self.octets = 0
 
 
@@ -72,9 +70,6 @@ class Deliveries:
                 self._begin(channel, key, message)
             case m.Content():
                 self._content(channel, key, message)
-            case m.Again(number, of):
-                if (channel.fd, of) in self.open:  # else it was rejected, and all that was to be made of it with it
-                    channel.send(self._again(number, self.open[channel.fd, of], message.recipient))
             case m.Commit(number):
                 if key in self.open:
                     channel.send(self._finish(number, self.open.pop(key)))
@@ -85,15 +80,15 @@ class Deliveries:
     def settings(self, channel: Channel) -> list[list[Any]]:
         """What is coming in on a channel, for who watches, and for `resume`."""
         return [
-            [number, one.sender, one.recipient, one.started, one.head, one.octets, one.delivery.name]
+            [number, one.sender, one.recipient, one.started, one.octets, one.delivery.name]
             for (fd, number), one in self.open.items() if fd == channel.fd
         ]
 
     def resume(self, channel: Channel, delivery: Delivery, row: list[Any]) -> None:
         """Go on with a delivery where `settings` told of it; a replay does."""
-        number, sender, recipient, started, head, octets, _ = row
+        number, sender, recipient, started, octets, _ = row
         one = self.open[channel.fd, number] = _Open(channel, delivery, sender, recipient)
-        one.started, one.head, one.octets = started, head, octets
+        one.started, one.octets = started, octets
 
     def gone(self, channel: Channel) -> None:
         """A channel has ended: what was under way on it will never be whole."""
@@ -173,9 +168,7 @@ class Deliveries:
         data = message.data
         if not one.started:
             one.started = True
-            fields = trace_fields(one.sender, one.recipient, data)
-            one.head = len(fields)
-            data = fields + data
+            data = trace_fields(one.sender, one.recipient, data) + data
         try:
             self._room(one.octets + len(data), len(data))
             one.delivery.write(data)
@@ -185,26 +178,6 @@ class Deliveries:
             channel.send(self._rejected(message.delivery, one.delivery, error))
             return
         channel.send(m.Accepted(message.delivery, len(message.data), safe=False))
-
-    def _again(self, number: int, one: _Open, recipient: str) -> m.Accepted | m.Rejected:
-        """Another file of what came in, with fields of its own on top: content comes once, however many it is for."""
-        delivery: Delivery | None = None
-        try:
-            at = one.head
-            piece = one.delivery.read(_PIECE, at)
-            fields = trace_fields(one.sender, recipient, piece)
-            octets = one.octets - one.head + len(fields)
-            self._room(octets, 0)  # what it is made of may be refused in its place
-            delivery = self._new()
-            delivery.write(fields)
-            while piece:
-                delivery.write(piece)
-                at += len(piece)
-                piece = one.delivery.read(_PIECE, at)
-            self._commit(delivery, octets)
-        except StoreError as error:
-            return self._rejected(number, delivery, error)
-        return m.Accepted(number, 0, safe=True)
 
     def _finish(self, number: int, one: _Open) -> m.Accepted | m.Rejected:
         try:

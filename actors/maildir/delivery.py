@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from popkernel.actors.maildir.store import Maildrop
 
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
 
 
@@ -75,13 +75,6 @@ class Delivery:
         except OSError as error:
             raise from_os(error, "tmp") from None
         self._counter.feed(data)
-
-    def read(self, octets: int, offset: int) -> bytes:
-        """What was written; fewer octets, or none, at its end."""
-        try:
-            return os.pread(self._fd, octets, offset)
-        except OSError as error:
-            raise from_os(error, "tmp") from None
 
     def commit(self) -> str:
         """Make the message part of the maildrop, safe on disk. Returns its file name in new/.

@@ -211,9 +211,9 @@ def _play_frame(stage: Stage, frame: Frame, begun: set[int], *, counted: bool) -
 
 def _mail(stage: Stage, frame: Frame, *, counted: bool) -> bool:
     """Whether this can be played, if it is mail that comes in; what comes behind it when the mail itself is not in the recording."""
-    if frame.name not in ("Post", "Content", "Again", "Commit"):
+    if frame.name not in ("Post", "Content", "Commit"):
         return True
-    if frame.fields["delivery"] in stage.unknown or frame.fields.get("of") in stage.unknown:
+    if frame.fields["delivery"] in stage.unknown:
         stage.strange = True
         stage.halt("a delivery that had begun before the recording")
         return False

@@ -1,37 +1,35 @@
 """One message on its way through the mda: a copy for each recipient, each with an answer of its own. Sans I/O.
 
 A small message waits here until it is whole and then goes to each maildir actor in one; a large one is passed on as it comes,
-no faster than the slowest of its maildir actors takes it in, and once only to each of them: the copies for that user's other
-recipients are made there. What a maildir actor is sent, and how, is the shell's business (routes.py): it gives `Route`s, and
-calls `routed`, `accepted`, `failed` and `late`.
+no faster than the slowest of its maildir actors takes it in. Each recipient has a copy that is sent by itself, two addresses of one
+user too. What a maildir actor is sent, and how, is the shell's business (routes.py): it gives `Route`s, and calls `routed`, `accepted`,
+`failed` and `late`.
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from popkernel.actors.mda.route import Route
+from popkernel.actors.mda.route import MOST_STREAMS, Route
 from popkernel.proto import messages as m
 
-__all__ = ["AWAY", "SLOW", "SMALL", "Copy", "Transaction"]
+__all__ = ["AWAY", "MANY", "SLOW", "SMALL", "Copy", "Transaction"]
 
 SMALL = 128 * 1024  # octets of a message that goes in one
 FRAME = 32 * 1024  # octets of a large message that are worth a frame
-WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its file
+WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its files
 AT_ONCE = 16  # copies of one small message that are under way together
 _MOST_CHUNKS = 64  # pieces in which content waits
-AGAIN = 4  # copies of one large message that a maildir actor is asked for together
 
 AWAY = "4.3.0 the mailbox is not available now, try again later"
 SLOW = "4.4.1 the mailbox takes too long, try again later"
+MANY = "4.5.3 too many addresses of one mailbox for a large message, send it to the others after this"
 
 
 class Copy:
-    """A message for one recipient. Of a large one each user's first is the leader: its content is sent, `followers` are made of it."""
+    """A message for one recipient."""
 
-    __slots__ = (
-        "address", "asked", "followers", "indexes", "leader", "number", "retried", "route", "transaction", "unwritten", "user", "wanted",
-    )
+    __slots__ = ("address", "indexes", "number", "retried", "route", "transaction", "unwritten", "user", "wanted", "window")
 
     def __init__(self, transaction: "Transaction", index: int, address: str, user: str) -> None:
         self.transaction = transaction
@@ -41,9 +39,7 @@ class Copy:
         self.number = 0  # of the delivery, once it is under way
         self.route: Route | None = None
         self.unwritten = 0  # octets on their way into the file
-        self.leader: Copy | None = None
-        self.followers: deque[Copy] = deque()  # not yet asked for
-        self.asked = 0  # followers that are being made
+        self.window = WINDOW  # octets that may be: the copies for one user share what their actor may have before it
         self.retried = False  # it was refused by an actor that was going
         self.wanted = False  # it waits for a route, or for its turn on it
 
@@ -52,7 +48,7 @@ class Transaction:
     """One message. `want(copy)`: find that copy a route. `answer(index, text, taken)`: the client's answer for that recipient."""
 
     __slots__ = (
-        "_answer", "_chunks", "_early", "_leaders", "_named", "_number", "_recipients", "_todo", "_unsent", "_want", "active", "announced",
+        "_answer", "_chunks", "_early", "_named", "_number", "_recipients", "_streams", "_todo", "_unsent", "_want", "active", "announced",
         "copies", "large", "open", "owner", "routing", "sender", "size", "whole",
     )
 
@@ -73,12 +69,12 @@ class Transaction:
         self.whole = False
         self.size = 0
         self.active = 0  # small: copies under way
-        self.routing = 0  # large: leaders that wait for their route, or their turn on it
+        self.routing = 0  # large: copies that wait for their route, or their turn on it
         self._named: dict[tuple[str, str], Copy] = {}  # local part as it was written, domain in lower case
         self._recipients = 0
         self._chunks: list[bytes] = []
         self._early: list[tuple[int, str, bool]] = []  # answers there were before the client could have them
-        self._leaders: list[Copy] = []
+        self._streams: dict[Copy, None] = {}  # large: copies that are not answered, in their order
         self._todo: deque[Copy] = deque()
         self._unsent = 0  # large: octets of chunks that are not yet sent on
         self._number = number
@@ -102,7 +98,7 @@ class Transaction:
         """Whether the client must wait before it sends more."""
         if not self.large:
             return False
-        return bool(self.routing) or any(copy.unwritten > WINDOW for copy in self._leaders)
+        return bool(self.routing) or any(copy.unwritten > copy.window for copy in self._streams)
 
     # -- the client
     def content(self, data: bytes) -> None:
@@ -122,7 +118,7 @@ class Transaction:
         """In frames that are worth it: who sends octet by octet fills no queue."""
         data = b"".join(self._chunks)
         self._chunks, self._unsent = [], 0
-        for copy in list(self._leaders):
+        for copy in list(self._streams):
             self._pass_on(copy, data)
 
     def done(self) -> None:
@@ -133,8 +129,9 @@ class Transaction:
                 self._send_on()
             for index, text, taken in self._early:
                 self._answer(index, text, taken)
-            for copy in list(self._leaders):
-                self._settle(copy)
+            for copy in list(self._streams):
+                if copy.route is not None:
+                    copy.route.send(m.Commit(copy.number), b"")
             return
         if len(self._chunks) != 1:
             self._chunks = [b"".join(self._chunks)]
@@ -154,14 +151,14 @@ class Transaction:
         for copy in list(self.open):
             self._abort(copy)
         self.open.clear()
-        self._leaders.clear()
+        self._streams.clear()
         self._todo.clear()
         self._chunks = []
 
     def late(self) -> None:
         """It takes too long: who has not answered by now will not be waited for."""
         for copy in list(self.open):
-            hangs = copy.leader is None and (copy.route is None or copy.unwritten > WINDOW)
+            hangs = copy.route is None or copy.unwritten > copy.window
             if copy in self.open and (self.whole or hangs):
                 self._abort(copy)
                 self._end(copy, SLOW, taken=False)
@@ -169,7 +166,7 @@ class Transaction:
     def _abort(self, copy: Copy) -> None:
         if copy.route is not None:
             copy.route.drop(copy)
-            if self.large and copy.leader is None:
+            if self.large:
                 copy.route.send(m.Abort(copy.number), b"")
 
     # -- the maildir actors
@@ -177,7 +174,9 @@ class Transaction:
         """There is a route for that copy, and room on it: off it goes."""
         if copy not in self.open:
             return
-        self._take_up(copy, route)
+        copy.number = self._number()
+        copy.route, copy.wanted = route, False
+        route.take(copy)
         if not self.large:
             route.send(m.Post(copy.number, self.sender, copy.address, b""), self._chunks[0])
             return
@@ -187,11 +186,6 @@ class Transaction:
             self._pass_on(copy, chunk)
         if not self.routing:
             self._chunks = []
-
-    def _take_up(self, copy: Copy, route: Route) -> None:
-        copy.number = self._number()
-        copy.route, copy.wanted = route, False
-        route.take(copy)
 
     def accepted(self, copy: Copy, message: m.Accepted) -> None:
         """Content is in the file, or all of it safe."""
@@ -217,7 +211,7 @@ class Transaction:
         self.open.discard(copy)
         if copy.route is not None:
             copy.route.drop(copy)
-        elif self.large and copy.leader is None:
+        elif self.large:
             self.routing -= 1
             if not self.routing:
                 self._chunks = []
@@ -228,50 +222,26 @@ class Transaction:
             else:
                 self._early.append((index, text, taken))
         if self.large:
-            self._ended(copy, text, taken=taken)
+            self._streams.pop(copy, None)
         elif self.whole:
             self.more()
         if not self.open:
             self._chunks = []  # copies and message hold one another, until the collector comes by
 
-    def _ended(self, copy: Copy, text: str, *, taken: bool) -> None:
-        """Of a large message. What a leader can't have, its followers can't be made of."""
-        leader = copy.leader
-        if leader is None:
-            self._leaders.remove(copy)
-            if not taken:
-                for follower in [c for c in self.open if c.leader is copy]:
-                    self._end(follower, text, taken=False)
-        elif leader in self.open:
-            leader.asked -= copy.route is not None
-            self._settle(leader)
-
     def _grow_large(self) -> None:
         self.large = True
-        leaders: dict[str, Copy] = {}
+        self.routing = len(self.copies)
+        mailboxes: dict[str, list[Copy]] = {}
         for copy in self.copies:
-            leader = leaders.setdefault(copy.user, copy)
-            if leader is not copy:
-                copy.leader = leader
-                leader.followers.append(copy)
-        self._leaders = list(leaders.values())
-        self.routing = len(self._leaders)
-        for copy in leaders.values():
+            mailboxes.setdefault(copy.user, []).append(copy)
+        for copies in mailboxes.values():
+            for copy in copies[MOST_STREAMS:]:  # they would wait for those before them, and those for the rest of the message
+                self._end(copy, MANY, taken=False)
+            for copy in copies[:MOST_STREAMS]:
+                copy.window = WINDOW // min(len(copies), MOST_STREAMS)
+                self._streams[copy] = None
+        for copy in list(self._streams):
             self._want(copy)
-
-    def _settle(self, leader: Copy) -> None:
-        """The message is whole: the followers are made, a few at a time; then the leader, of which they are made, is done with."""
-        route = leader.route
-        if route is None or not self.whole:
-            return
-        while leader.followers and leader.asked < AGAIN:
-            copy = leader.followers.popleft()
-            if copy in self.open:
-                leader.asked += 1
-                self._take_up(copy, route)
-                route.send(m.Again(copy.number, leader.number, copy.address), b"")
-        if not leader.asked:
-            route.send(m.Commit(leader.number), b"")
 
     def _pass_on(self, copy: Copy, data: bytes) -> None:
         if copy.route is not None:

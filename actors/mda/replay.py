@@ -37,7 +37,7 @@ class _ClientSocket(StageSocket):
         return len(data)
 
 
-_NUMBERED = {"Recipient": "request", "Post": "delivery", "Deliver": "delivery", "Again": "delivery"}
+_NUMBERED = {"Recipient": "request", "Post": "delivery", "Deliver": "delivery"}
 
 
 class _Mda(main.Mda):

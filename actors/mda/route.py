@@ -75,7 +75,7 @@ class Route:
     def _count(self, copy: "Copy", by: int) -> None:
         if not copy.transaction.large:
             self.posts += by
-        elif copy.leader is None:
+        else:
             self.streams += by
 
     def dismiss(self) -> list["Copy"]:

@@ -118,7 +118,7 @@ def test_kill_maildir_at_every_step(body, step):
         assert sender.until_accepted("alice", 0, body) == 1
 
 
-def test_kill_maildir_while_it_makes_copies():
+def test_kill_maildir_with_a_message_for_several_addresses():
     """A large message for several addresses of one user: each that was answered with 250 is there whole, and no other is half there."""
     with faulty() as service:
         mail, points, taken = Sender.mail(1, LARGE), 0, []

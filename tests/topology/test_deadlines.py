@@ -36,7 +36,7 @@ KEPT = {
     ("listener", "kernel", "Awaiting"): ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
     **{("listener", "maildir.{user}", asked): LISTENER for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")},
     ("mda", "kernel", "Recipient"): ("actors/mda/main.py", "tests/e2e/test_delivery_hung.py::test_a_kernel_that_does_not_answer_about_a_recipient"),
-    **{("mda", "maildir.{user}", asked): MDA for asked in ("Post", "Content", "Again", "Commit")},
+    **{("mda", "maildir.{user}", asked): MDA for asked in ("Post", "Content", "Commit")},
 }
 
 # What is said and asks for nothing; why nobody waits for what follows from it.

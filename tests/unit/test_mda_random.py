@@ -35,9 +35,6 @@ class Mailbox:
                 if number in self.open:
                     self.open[number][1] += len(bulk)
                     self.hear(m.Accepted(number, len(bulk), safe=False))
-            case m.Again(number, of, address):
-                if of in self.open:
-                    self.answer(number, address, 0)
             case m.Commit(number):
                 if number in self.open:
                     self.answer(number, self.open.pop(number)[0], 0)
