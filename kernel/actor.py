@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
@@ -35,7 +34,7 @@ _DEBUG = 7  # syslog(3)
 class Boot:
     """What a process is told when it becomes an actor: its name, its channel, its ids, its configuration."""
 
-    __slots__ = ("channel", "config", "gid", "helper", "kernel", "name", "program", "row", "sandboxed", "uid")
+    __slots__ = ("channel", "config", "gid", "kernel", "name", "program", "row", "sandboxed", "uid")
 
     def __init__(
         self,
@@ -47,9 +46,8 @@ class Boot:
         *,
         sandboxed: bool = True,
         program: bytes | None = None,
-        helper: bytes | None = None,
     ) -> None:
-        """`program`: the promises, compiled before (the warm image); `helper`: those of the row's helper."""
+        """`program`: the promises, compiled before (the warm image)."""
         self.name = name
         self.channel = channel
         self.kernel: Channel | None = None  # what was made of it, once the actor serves
@@ -58,7 +56,6 @@ class Boot:
         self.config = config
         self.sandboxed = sandboxed
         self.program = program
-        self.helper = helper
         self.row: Row = row_of(name)
 
 
@@ -149,9 +146,8 @@ class Actor:
         *,
         nofile: int | None = None,
         threads: Callable[[], None] | None = None,
-        fork: Callable[[], None] | None = None,
     ) -> None:
-        """Drop ids, unveil `paths` and nothing else, start threads or fork, pledge. Without a sandbox the ids are dropped all the same."""
+        """Drop ids, unveil `paths` and nothing else, start threads, pledge. Without a sandbox the ids are dropped all the same."""
         row = self.boot.row
         many = threads is not None
         program = self.boot.program
@@ -163,8 +159,6 @@ class Actor:
             sandbox.unveil(paths)  # nobody but init has a socket that was not handed over: the filter has no call for one, Landlock no TCP
         if threads is not None:
             threads()
-        if fork is not None:  # now and not before: a process outside of this Landlock domain would not be ended with this one
-            fork()
         if row.runs_as == "root":  # the others have no capability since they dropped their ids
             sandbox.keep_capabilities(row.capabilities)
         if program is not None:
@@ -182,46 +176,6 @@ class Actor:
                 sandbox.bound_capabilities(row.capabilities)
             sandbox.drop_ids(self.boot.uid, self.boot.gid)
             self._die_with_parent()
-
-    def fork_helper(self, paths: Sequence[tuple[str | bytes, str]], serve: Callable[[int, int], None]) -> tuple[int, int] | None:
-        """For `lock`'s `fork`: a process of these ids that serves what it is asked, caged by the row's `helper` promises and `paths`.
-
-        It has the descriptors there are, but for the channel to the kernel, and ends with this process. `serve` gets a pipe to read and
-        one to write; this process gets a pipe to read and one to write, or None where the system has no room for a process.
-        """
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for it: to wait would be one promise more
-        questions, ask = os.pipe()
-        answers, answer = os.pipe()
-        try:
-            pid = os.fork()
-        except OSError:
-            pid = -1
-        if pid:
-            os.close(questions)
-            os.close(answer)
-            if pid > 0:
-                return answers, ask
-            os.close(answers)
-            os.close(ask)
-            return None
-        try:
-            os.close(answers)
-            os.close(ask)
-            self._cage_helper(paths)
-            serve(questions, answer)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            raise
-        finally:
-            os._exit(0)
-
-    def _cage_helper(self, paths: Sequence[tuple[str | bytes, str]]) -> None:
-        self.boot.channel.close()
-        self._die_with_parent()
-        if self.boot.sandboxed:
-            program = self.boot.helper or sandbox.compile_promises(self.boot.row.helper)
-            sandbox.unveil(paths)
-            sandbox.pledge(program)
 
     def _die_with_parent(self) -> None:
         die_with_parent = self.boot.config.get("die_with_parent")

@@ -32,10 +32,7 @@ class Spawner(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
-        row = row_of("maildir")
-        self.program, self.helper = (
-            (sandbox.compile_promises(promises) if boot.sandboxed else None) for promises in (row.promises, row.helper)
-        )
+        self.program = sandbox.compile_promises(row_of("maildir").promises) if boot.sandboxed else None
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
         self.settings_of_all = {  # made once: a child that made it would touch each key, wherever it lies
@@ -120,7 +117,7 @@ class Spawner(Actor):
             self.settings_of_all["quota"] = quota
         boot = Boot(
             message.name, adopt(fd), message.uid, message.gid, self.settings_of_all,
-            sandboxed=self.boot.sandboxed, program=self.program, helper=self.helper,
+            sandboxed=self.boot.sandboxed, program=self.program,
         )
         set_title(message.name)
         become(boot, self.module.main)

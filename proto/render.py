@@ -29,7 +29,7 @@ def _actor(row: Actor) -> dict[str, Any]:
         "name": row.name, "runs_as": row.runs_as, "promises": row.promises, "why": row.why,
         "unveiled": [{"what": u.what, "permissions": u.permissions, "why": u.why} for u in row.unveiled],
         "singleton": row.singleton, "restart": row.restart, "shutdown_seconds": row.shutdown, "threads": row.threads,
-        "helper_promises": row.helper, "descriptors": row.nofile, "memory_octets": row.memory,
+        "descriptors": row.nofile, "memory_octets": row.memory,
     }
 
 
@@ -53,7 +53,6 @@ def as_text() -> str:
     out = [f"topology {digest()}", "", "ACTORS, in order of start"]
     for row in ACTORS:
         out += ["", f"{row.name}  (runs as {row.runs_as}; restart {row.restart})", f"  promises  {row.promises}", f"            {row.why}"]
-        out += [f"  helper    {row.helper}: reads what the actor sees, forked while it locks itself in"] if row.helper else []
         out += [f"  unveils   {u.what} ({u.permissions}): {u.why}" for u in row.unveiled] or ["  unveils   nothing"]
     out += ["", "EDGES: who may say what to whom; nothing else may be said"]
     for e in EDGES:

@@ -39,7 +39,6 @@ class Actor(NamedTuple):
     restart: str = "permanent"  # permanent: always; temporary: when next needed; never: its end is everyone's
     shutdown: int = 5  # seconds from Stop to the end
     threads: bool = False  # may start threads, between Landlock and seccomp and not later
-    helper: str = ""  # promises of a process that it may fork while it locks itself in, "": none
     nested: bool = False  # has children that lock themselves in further
     capabilities: str = ""  # what it keeps of root's powers where it runs as root, capabilities(7); others have none
     sockets: bool = False  # makes sockets of its own; for the others unix and inet mean what was handed over
@@ -148,7 +147,6 @@ ACTORS: tuple[Actor, ...] = (
         singleton=False,
         restart="temporary",
         shutdown=10,
-        helper="stdio rpath",  # to measure mail with, where there is much that nobody has measured yet; sees the same maildir
         memory=1536 * MIB,  # a million messages take half of it
     ),
     Actor(

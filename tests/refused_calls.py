@@ -17,7 +17,6 @@ INSIDE = {
     "gate": ("init", "gate"),
     "listener of a gate": ("init", "gate", "lone"),
     "maildir.{user}": ("init", "spawner", "maildir.{user}"),
-    "helper of maildir.{user}": ("init", "spawner", "helper"),
     "mda": ("init", "mda"),
 }
 ALL = frozenset(INSIDE)
@@ -26,9 +25,8 @@ NESTED = frozenset({"init", "spawner", "gate"})
 ROOT = frozenset({"init", "spawner"})
 TCP = frozenset({"init", "listener", "gate", "listener of a gate", "mda"})
 UNIX = frozenset({"init", "kernel", "mda"})
-READS = frozenset({"init", "kernel", "spawner", "maildir.{user}", "helper of maildir.{user}"})
-MAKES = READS - {"helper of maildir.{user}"}
-WRITES = MAKES - {"kernel"}
+READS = frozenset({"init", "kernel", "spawner", "maildir.{user}"})
+WRITES = READS - {"kernel"}
 MARKS = WRITES
 NOBODY = frozenset()
 
@@ -185,7 +183,7 @@ REFUSED = (
         }.items()
     ),
     *(
-        Refused("outside", call, arguments, MAKES, _SOFT, _SOFT)
+        Refused("outside", call, arguments, READS, _SOFT, _SOFT)
         for call, arguments in {
             "mkdir": (FOLDER + b"/x", 0o700), "mkdirat": (AT, FOLDER + b"/x", 0o700), "rmdir": (FOLDER + b"/empty",),
             "unlink": (FILE,), "unlinkat": (AT, FILE, 0), "rename": (FILE, FOLDER + b"/x"), "renameat": (AT, FILE, AT, FOLDER + b"/x"),

@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self
 
-    from popkernel.actors.maildir.beside import Beside
-
 CHUNK = 65536
 _AT_ONCE = 16  # files of a lot; two lots are open at a time, and an actor may have 64
-_AHEAD = 4  # lots that a helper is asked for before it has answered: it never waits for us
-_WORTH_IT = 1000  # files that are shared with a helper, who helps once
 _NO_FILE = frozenset((errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EOPNOTSUPP))  # not there, or none to be read
 _MAY_NOT = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -128,17 +124,12 @@ Size = int | OSError | None
 """Octets POP3 will send; None where the file is gone or no regular one; OSError where it can't be read."""
 
 
-def measure_all(
-    files: Sequence[File], meanwhile: Callable[[], None] | None = None, beside: Beside | None = None
-) -> list[Size]:
+def measure_all(files: Sequence[File], meanwhile: Callable[[], None] | None = None) -> list[Size]:
     """The size of each file.
 
     Of a file too large for one read what its name claims is believed, where the file has that size and ends its last line: then only what
-    the name says of the line ends is taken on trust, until the message is sent. ``meanwhile`` is called now and then. ``beside``: a helper
-    that takes its share of the files.
+    the name says of the line ends is taken on trust, until the message is sent. ``meanwhile`` is called now and then.
     """
-    if beside is not None and beside.there and len(files) >= _WORTH_IT:
-        return _measure_beside(files, meanwhile, beside)
     sizes: list[Size] = []
     with Ahead() as ahead:
         for start in range(0, len(files) + _AT_ONCE, _AT_ONCE):
@@ -146,45 +137,6 @@ def measure_all(
             if meanwhile is not None:
                 meanwhile()
     return sizes
-
-
-def _measure_beside(files: Sequence[File], meanwhile: Callable[[], None] | None, beside: Beside) -> list[Size]:
-    """Each takes the next lot when it is ready: both are at nearly the same place of the disk, and end together."""
-    sizes: list[Size] = [None] * len(files)
-    lots = iter(range(0, len(files), _AT_ONCE))
-    asked = 0
-
-    def take(*, wait: bool) -> int:
-        many = 0
-        for start, found in beside.answers(wait=wait):
-            sizes[start : start + len(found)] = found
-            many += 1
-        return many
-
-    with Ahead() as own:
-        before = 0
-        while True:
-            while asked < _AHEAD and (start := next(lots, -1)) >= 0:
-                beside.ask(start, files[start : start + _AT_ONCE])
-                asked += 1
-            start = next(lots, len(files))
-            found = own.measure(files[start : start + _AT_ONCE])
-            sizes[before : before + len(found)] = found
-            if start == len(files):
-                break
-            before = start
-            if meanwhile is not None:
-                meanwhile()
-            asked -= take(wait=False)
-    take(wait=True)
-    return sizes
-
-
-def measure_some(files: Sequence[File]) -> list[Size]:
-    """As ``measure_all``, of one lot."""
-    with Ahead() as ahead:
-        ahead.measure(files)
-        return ahead.measure(())
 
 
 class Ahead:

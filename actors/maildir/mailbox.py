@@ -22,8 +22,6 @@ from popkernel.proto import maildirname, popcache, uidlist
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from popkernel.actors.maildir.beside import Beside
-
 __all__ = ["Mailbox"]
 
 _HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
@@ -38,8 +36,6 @@ class Mailbox(Held):
     with mail; ``fault`` is told the name of each step that a crash
     could come after (for tests).
     """
-
-    beside: Beside | None = None  # a helper to measure with, for one listing
 
     def __init__(
         self,
@@ -186,14 +182,8 @@ class Mailbox(Held):
         finally:
             if lock >= 0:
                 os.close(lock)
-            self._dismiss()
-
-    def _dismiss(self) -> None:
-        if self.beside is not None:
-            self.beside.dismiss()
 
     def _replaced_parts(self) -> None:
-        self._dismiss()  # who has those that were there
         self._last, self._linked, self._looked = None, {}, (0, ())
         self._verified.clear()
 
@@ -249,7 +239,7 @@ class Mailbox(Held):
                 why = f"{os.fsdecode(cachefile.JOURNAL)}: {os.strerror(errno.EIO)}"
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
-        scan.alive, scan.beside, scan.now = self.alive, self.beside, seen.made
+        scan.alive, scan.now = self.alive, seen.made
         scan.unchecked = frozenset(cache.names[cache.checked :])
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)

@@ -7,7 +7,6 @@ import os
 import time
 from typing import Any
 
-from popkernel.actors.maildir.beside import Beside, much_unmeasured, serve
 from popkernel.actors.maildir.core import Session
 from popkernel.actors.maildir.listing import Listing
 from popkernel.actors.maildir.policy import KEYS, policy_of
@@ -55,7 +54,6 @@ class MaildirActor(Actor):
     def begin(self) -> None:
         """Lock in, say hello, serve."""
         paths: list[tuple[bytes | str, str]] = []
-        fork = None
         self.drop_ids()
         try:
             config = self.boot.config
@@ -64,20 +62,13 @@ class MaildirActor(Actor):
             )
             self.drop.alive = self.alive
             paths = [(self.path, "rwc")]
-            if much_unmeasured(self.drop):
-                fork = self._fork
         except StoreError as error:
             self.trouble = error
-        self.lock(paths, fork=fork)
+        self.lock(paths)
         self.connect()
         if self.drop is None:
             self.log(4, f"{self.boot.name}: {self.trouble}: {os.fsdecode(self.path)!r}")
         self.run()
-
-    def _fork(self) -> None:
-        pipes = self.fork_helper([(self.path, "r")], serve)
-        if pipes is not None and self.drop is not None:
-            self.drop.beside = Beside(pipes)
 
     def sessions(self) -> int:
         return int(self.session is not None)

@@ -14,27 +14,6 @@ if TYPE_CHECKING:
     from popkernel.actors.maildir.scan import Scan
 
 _HEX64 = frozenset(b"0123456789abcdef")
-_HASHED_AT_ONCE = 96  # UIDLs: with a helper, who measures half of a hundred thousand messages has made all of them by then
-
-
-class _Hashes:
-    """UIDLs of messages nobody gave another, made piece by piece: while the disk, or a helper, is waited for."""
-
-    __slots__ = ("_made", "_names")
-
-    def __init__(self, names: list[bytes]) -> None:
-        self._names = names
-        self._made: list[bytes] = []
-
-    def more(self) -> None:
-        """Make some."""
-        done = len(self._made)
-        self._made += map(uidl_of, self._names[done : done + _HASHED_AT_ONCE])
-
-    def all(self) -> list[bytes]:
-        """Make the rest, and give all."""
-        self._made += map(uidl_of, self._names[len(self._made) :])
-        return self._made
 
 
 class Match:
@@ -106,9 +85,8 @@ class Match:
             maildirname.sort_names(fresh)
         brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
         self.plain &= not brought
-        hashes = _Hashes(fresh)
-        found = scan.measure(fresh, hashes.more)
-        uidls = hashes.all()
+        found = scan.measure(fresh)
+        uidls = list(map(uidl_of, fresh))
         if brought:
             uidls = [brought.get(name) or uidl for name, uidl in zip(fresh, uidls, strict=True)]
         if None in found:

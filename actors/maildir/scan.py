@@ -37,7 +37,6 @@ from popkernel.proto import maildirname
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from popkernel.actors.maildir.beside import Beside
     from popkernel.actors.maildir.directory import File
 
 _STUCK = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EXDEV))  # so will the next be
@@ -65,7 +64,7 @@ def places(cur: int, new: int) -> dict[bytes, bytes]:
 
 
 class _Files(Sequence["File"]):
-    """What to measure, made for a lot at a time: while a helper measures the lot before."""
+    """What to measure, made for a lot at a time: of a million messages it would take much memory at once."""
 
     __slots__ = ("_names", "_scan")
 
@@ -92,12 +91,12 @@ class Scan:
     ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
     as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``brought``: gives UIDLs that another
     server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``: called now
-    and then while messages are measured, which may take minutes; ``beside``: a helper. ``now``: ns of the epoch when this
+    and then while messages are measured, which may take minutes. ``now``: ns of the epoch when this
     began. ``left``: there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages with two names.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "beside", "brought", "clean", "doubtful", "left", "lied", "linked",
+        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "brought", "clean", "doubtful", "left", "lied", "linked",
         "notes", "now", "present", "unchecked", "unreadable",
     )
 
@@ -109,7 +108,6 @@ class Scan:
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
-        self.beside: Beside | None = None
         self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
         self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
@@ -277,17 +275,9 @@ class Scan:
         self.notes.append(text)
         self.clean = False
 
-    def measure(self, names: list[bytes], also: Callable[[], None] | None = None) -> list[int | None]:
-        """Octets of present messages; None for one that is none, is gone or cannot be read. ``also``: called now and then."""
-        alive = self.alive
-
-        def meanwhile() -> None:
-            if alive is not None:
-                alive()
-            if also is not None:
-                also()
-
-        found = directory.measure_all(_Files(self, names), meanwhile, self.beside)
+    def measure(self, names: list[bytes]) -> list[int | None]:
+        """Octets of present messages; None for one that is none, is gone or cannot be read."""
+        found = directory.measure_all(_Files(self, names), self.alive)
         if {int}.issuperset(map(type, found)):  # all of them, in one go
             return found  # type: ignore[return-value]
         for name, octets in zip(names, found, strict=True):

@@ -12,7 +12,6 @@ import sys
 from types import CodeType, FunctionType
 from typing import Any, cast
 
-from popkernel.actors.maildir.beside import much_unmeasured
 from popkernel.actors.maildir.main import MaildirActor
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.store import Maildrop
@@ -72,7 +71,6 @@ def _one_life(path: str, life: int) -> None:
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")
     actor.drop.alive = actor.alive
-    much_unmeasured(actor.drop)
     with open(os.path.join(path, "new", f"1.{life}.localhost"), "wb") as file:  # mail that another program has put there
         file.write(_MAIL)
     actor.connect()

@@ -9,7 +9,6 @@ import pytest
 from popkernel.cli.demo import free_ports
 from popkernel.proto.topology import kind_of
 
-from tests.e2e.test_cage_beside import deliver, fill, helpers
 from tests.service import POPKERNEL, Service
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
@@ -62,15 +61,6 @@ def test_the_first_three_of_every_actor_are_nothing_and_the_kernel_alone_has_the
 def test_nothing_that_was_open_at_the_start_is_in_any_process(service, secret):
     for name, pid in {**actors(service), "init": service.process.pid}.items():
         assert secret not in links(pid).values(), name
-
-
-def test_the_helper_of_a_maildir_actor_has_neither(secret):
-    with Service(command=LEFT_OPEN, env={**os.environ, "SECRET": secret}, users=("alice",), mail=(), lmtp=True) as service:
-        fill(service, "alice")
-        (helper,) = helpers(deliver(service, "alice"))
-        found = links(helper)
-        assert [found[fd] for fd in (0, 1, 2)] == ["/dev/null"] * 3
-        assert secret not in found.values()
 
 
 def test_a_start_with_its_first_three_closed_makes_no_file_of_its_own_the_log():

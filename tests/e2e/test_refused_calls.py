@@ -10,9 +10,8 @@ from popkernel.proto.topology import ACTORS, kind_of
 
 from tests.e2e.inject import Thread, answer_in_words, cannot, threads
 from tests.e2e.inside.service import needs_cage
-from tests.e2e.test_cage_beside import caged, deliver, fill, helpers, pid_of
 from tests.refused_calls import ANY, FILE, FOLDER, INSIDE, KERNEL, PARENT, REFUSED, SOCK
-from tests.service import Service, wait_for
+from tests.service import Service
 from tests.unit.test_refused_calls import program
 
 pytestmark = [needs_cage, pytest.mark.skipif(bool(cannot()), reason=f"no system calls by ptrace(2) here: {cannot()}")]
@@ -124,16 +123,6 @@ def test_nor_does_one_of_a_gate_and_its_listeners(by_connection, place, row):
     name = next(name for name in pids if kind_of(name) == row.partition(" ")[0])
     wrong = let_through(pids[name], row, place, pids["kernel"])
     assert not wrong
-
-
-def test_nor_does_the_helper_of_a_maildir_actor(place):
-    with Service(users=("alice",), mail=(), lmtp=True) as service:
-        fill(service, "alice")
-        pid = deliver(service, "alice")
-        (helper,) = helpers(pid)
-        wait_for(lambda: caged(helper) == (2, 3, 1))
-        assert not let_through(helper, "helper of maildir.{user}", place, pid_of(service, "kernel"))
-        assert INSIDE["helper of maildir.{user}"][:2] == ("init", "spawner")
 
 
 def whole(filter_, instructions):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.e2e.test_delivery_hung import accepted, gone, impatient, stopped
-from tests.service import wait_for
+from tests.service import Service, wait_for
 
 
 def logs_in(service, user, seconds=30, *, in_use=False):
@@ -78,6 +78,22 @@ def test_a_warm_maildir_actor_whose_client_gave_up():
             client.close()
             took, _ = logs_in(service, "alice")
         assert took < 15 and gone(pid)
+
+
+def test_a_warm_maildir_actor_for_which_a_login_has_waited_its_time():
+    with Service(mail=(), lmtp=True, login_seconds=2) as service:
+        assert accepted(service)[:3] == b"250"
+        pid = service.actor("maildir.alice")["pid"]
+        with stopped(pid):
+            client = service.pop3(login=False)
+            client.user("alice")
+            with pytest.raises((poplib.error_proto, OSError, EOFError)):
+                client.pass_("secret")
+            client.close()
+            wait_for(lambda: gone(pid), seconds=30)
+        client = service.pop3("alice")
+        assert client.stat()[0] == 1
+        client.quit()
 
 
 def test_a_gate_and_a_listener_of_one_connection():

@@ -17,8 +17,6 @@ POINTER = 0x7F0000001000
 
 def program(filter_, machine):
     """As kernel/actor.py, kernel/init.py, the spawner and the gate have it made."""
-    if filter_ == "helper":
-        return compiler.compile_program(names.split(ROWS["maildir.{user}"].helper), machine)
     row = ROWS["listener" if filter_ == "lone" else filter_]
     threads = filter_ == "init" or (row.threads and filter_ != "lone")
     return compiler.compile_program(names.split(row.promises), machine, threads=threads, nested=row.nested, sockets=row.sockets)
@@ -47,8 +45,8 @@ def test_every_call_has_a_row():
     assert rows & FREE == set()
 
 
-def test_every_actor_and_helper_has_its_filters_in_the_table():
-    wanted = set(ROWS) | {f"helper of {name}" for name, row in ROWS.items() if row.helper} | {"listener of a gate"}
+def test_every_actor_has_its_filters_in_the_table():
+    wanted = set(ROWS) | {"listener of a gate"}
     assert set(INSIDE) == wanted
     assert {who for row in REFUSED for who in row.who} <= wanted
 

@@ -43,9 +43,9 @@ def measured(monkeypatch):
     names = []
     real = directory.measure_all
 
-    def measure_all(files, meanwhile=None, beside=None):
+    def measure_all(files, meanwhile=None):
         names.extend(name for _, name, _ in files)
-        return real(files, meanwhile, beside)
+        return real(files, meanwhile)
 
     monkeypatch.setattr(directory, "measure_all", measure_all)
     return names
@@ -144,11 +144,11 @@ def test_tidy_moves_them_a_little_at_a_time(many):
 def test_moved_by_another_program_while_they_are_measured(many, monkeypatch):
     real = directory.measure_all
 
-    def measure_all(files, meanwhile=None, beside=None):
+    def measure_all(files, meanwhile=None):
         for name in NAMES[::3]:
             if os.path.exists(many.path + b"/new/" + name):
                 os.rename(many.path + b"/new/" + name, many.path + b"/cur/" + name + b":2,S")
-        return real(files, meanwhile, beside)
+        return real(files, meanwhile)
 
     monkeypatch.setattr(directory, "measure_all", measure_all)
     listing = many.drop.listing()
