@@ -203,7 +203,7 @@ def _import_uidl(commands: Any) -> None:
     parser.add_argument("-e", dest="subdir", default="", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
     parser.add_argument("-n", dest="dry", action="store_true", help="write nothing, say what would be done")
     what = "where they come from (default: whose file lies in the maildir)"
-    parser.add_argument("--from", dest="source", choices=SOURCES[1:], help=what)
+    parser.add_argument("--from", dest="source", choices=SOURCES, help=what)
     parser.add_argument("--force", action="store_true", help="also for messages that have a unique id in the popcache")
     parser.add_argument("users", metavar="USER", nargs="*", help="only these (default: all of the table)")
 

@@ -17,7 +17,6 @@ from popkernel.kernel.address import LMTP_PORT, POP3_PORT, POP3S_PORT, Address
 from popkernel.kernel.configvalues import checked
 from popkernel.kernel.tomlfile import line_of, read_toml
 from popkernel.proto.tables import Finding
-from popkernel.proto.uidlist import SOURCES
 
 MAX_SOCKET_PATH = 100
 """Octets: sun_path holds 104 on OpenBSD and 108 on Linux, with a NUL; the sockets beside this one have longer names."""
@@ -166,7 +165,6 @@ class Config:
     hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see")
     set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved")
     expire_days: int = _key("int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500)
-    uidl_from: str = _key("choice", "none", "whose unique ids messages keep that popkernel sees first", choices=SOURCES)
     hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
 
     @property

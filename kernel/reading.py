@@ -30,7 +30,7 @@ RELOADED = frozenset({  # keys that a reload puts in force; the others wait for 
     "certs", "key_passphrase_file", "max_sessions_address", "connects_per_minute", "max_handshakes", "max_logins",
     "max_logins_user", "most_errors", "max_commands", "proxy_networks",
     "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
-    "watch", "deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from",
+    "watch", "deletion", "hide_trashed", "set_seen", "expire_days",
 })
 SECONDS = 20  # that reading may take
 _MOST_SAID = 16 << 20  # octets of what the child says: a configuration of 1 MiB, and what stands around each of its texts

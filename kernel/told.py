@@ -10,7 +10,7 @@ from popkernel.proto import messages as m
 
 __all__ = ["Telling"]
 
-_MAIL = ("deletion", "hide_trashed", "set_seen", "expire_days", "uidl_from")  # what a maildir actor is told, by way of the spawner
+_MAIL = ("deletion", "hide_trashed", "set_seen", "expire_days")  # what a maildir actor is told, by way of the spawner
 _LIMITS = (  # what a listener takes at a time and what a session may do, as the keys are named; for all listeners together
     "max_sessions_address", "ipv6_prefix", "connects_per_minute", "max_handshakes", "max_logins", "max_logins_user", "most_errors",
     "max_commands",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from popkernel.proto.maildirname import canonical
 from popkernel.proto.popcache import MAX_UIDL
 
-SOURCES = ("none", "dovecot", "courier", "filename")
+SOURCES = ("dovecot", "courier", "filename")
 _MAX32 = (1 << 32) - 1
 _SAID = bytes(range(0x21, 0x7F))
 _COURIER_ESCAPES = frozenset(b"'\"+")

@@ -1,4 +1,4 @@
-"""UIDLs brought along: the file that another server left in this maildir, read for messages the popcache knows nothing of."""
+"""Read the UIDLs that Dovecot or Courier stored in a maildir, for `popkernel import-uidl`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 FILES = {"dovecot": b"dovecot-uidlist", "courier": b"courierpop3dsizelist"}
 _LARGEST = 64 << 20  # octets
-_FEW = 8  # names that are quicker looked for than the whole file taken apart
 
 
 def uidls(root: int, source: str, names: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[str]]:
@@ -25,15 +24,13 @@ def uidls(root: int, source: str, names: Sequence[bytes]) -> tuple[dict[bytes, b
     """
     if source == "filename":
         return {name: name for name in names}, []
-    if source not in FILES or not names:
+    if not names:
         return {}, []
     label = FILES[source].decode("ascii")
     try:
         data = _read(root, FILES[source])
         if data is None:
             return {}, [f"{label}: no regular file, or more than {_LARGEST >> 20} MiB: no UIDL is taken from it"]
-        if len(names) <= _FEW and not any(name in data for name in names):
-            return {}, []
         found, refused = uidlist.read(source, data)
     except FileNotFoundError:
         return {}, []

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir import cachefile, directory
+from popkernel.actors.maildir.listing import uidl_of
 from popkernel.actors.maildir.storeerror import TEMP, MovedError, StoreError, from_os
 from popkernel.proto import popcache
 from popkernel.proto.octets import SizeCounter
@@ -110,7 +111,7 @@ class Delivery:
             except BaseException:
                 self._take_back()
                 raise
-            line = popcache.format_line(self._name, self._counter.finish(), drop.uidl_of(self._name))
+            line = popcache.format_line(self._name, self._counter.finish(), uidl_of(self._name))
             try:
                 if lock < 0:
                     raise PermissionError

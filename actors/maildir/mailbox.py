@@ -10,14 +10,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir import brought, cachefile
+from popkernel.actors.maildir import cachefile
 from popkernel.actors.maildir.held import Held
-from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
+from popkernel.actors.maildir.listing import IN_NEW, Listing
 from popkernel.actors.maildir.match import Match
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Scan, split_names
 from popkernel.actors.maildir.storeerror import IN_USE, StoreError, from_os
-from popkernel.proto import maildirname, popcache, uidlist
+from popkernel.proto import maildirname, popcache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,10 +92,6 @@ class Mailbox(Held):
             raise
         self._held_until = 0.0
         return lock
-
-    def uidl_of(self, name: bytes) -> bytes:
-        """Give the UIDL of a message of our own delivery."""
-        return name if self.policy.uidl_from == "filename" and uidlist.valid(name) else uidl_of(name)
 
     def fresh_name(self) -> bytes:
         """Make a name for a new message: TIME.8HEX.HOSTNAME.
@@ -241,8 +237,6 @@ class Mailbox(Held):
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.now = self.alive, seen.made
         scan.unchecked = frozenset(cache.names[cache.checked :])
-        if self.policy.uidl_from != "none":
-            scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
         scan.read(self.at)
         match = Match(cache, scan, journal)
         self._linked = scan.linked

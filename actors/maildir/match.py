@@ -5,10 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from popkernel.actors.maildir.brought import notes as refusals
 from popkernel.actors.maildir.listing import Listing, uidl_of
 from popkernel.proto import maildirname, popcache
-from popkernel.proto.uidlist import choose
 
 if TYPE_CHECKING:
     from popkernel.actors.maildir.scan import Scan
@@ -21,17 +19,16 @@ class Match:
 
     ``gone``: canonical names whose lines must go. ``added``: columns of lines to append (canonical names, octets, UIDLs).
     ``whole``: appending and marking is not enough, the file must be written anew. ``fit``: popcache lines can hold all names.
-    ``plain``: all UIDLs were made of the names here. ``notes``: UIDLs of another server that could not be used.
+    ``plain``: all UIDLs were made of the names here.
     """
 
-    __slots__ = ("added", "fit", "gone", "listing", "notes", "plain", "whole")
+    __slots__ = ("added", "fit", "gone", "listing", "plain", "whole")
 
     def __init__(self, cache: popcache.Cache, scan: Scan, journal: popcache.Cache | None) -> None:
         self.gone: set[bytes] = set()
         self.added: popcache.Columns = [], array("Q"), []
         self.fit = True
         self.plain = not cache.names and journal is None
-        self.notes: tuple[str, ...] = ()
         self.whole = bool(cache.refused or journal is not None or not cache.ordered)
         if journal is not None:
             merge(cache, journal)
@@ -46,7 +43,7 @@ class Match:
             infos = [*kinds] * len(cache.names) if one else list(map(scan.present.get, cache.names))
         table: dict[bytes | None, bytes | None] = {}
         infos = list(map(table.setdefault, infos, infos))  # a handful of values: keep one object of each
-        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes) + self.notes)
+        self.listing = Listing(cache.names, cache.sizes, cache.uidls, infos, tuple(scan.notes))
 
     def _drop_gone(self, cache: popcache.Cache, scan: Scan) -> None:
         present = scan.present
@@ -83,12 +80,8 @@ class Match:
         else:
             fresh = [name for name in fresh if maildirname.is_message(name)]
             maildirname.sort_names(fresh)
-        brought = self._brought(fresh, cache, scan) if fresh and scan.brought is not None else {}
-        self.plain &= not brought
         found = scan.measure(fresh)
         uidls = list(map(uidl_of, fresh))
-        if brought:
-            uidls = [brought.get(name) or uidl for name, uidl in zip(fresh, uidls, strict=True)]
         if None in found:
             self._lost(scan, fresh, found, uidls)
         sizes: array[int] = array("Q", found)  # type: ignore[arg-type]  # no None is left; cast() would be called in each actor
@@ -116,16 +109,6 @@ class Match:
         rows = zip(names, found, uidls, strict=True)
         kept = [(name, size, uidl) for name, octets, uidl in rows if (size := moved.get(name) if octets is None else octets) is not None]
         names[:], found[:], uidls[:] = [row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept]
-
-    def _brought(self, fresh: list[bytes], cache: popcache.Cache, scan: Scan) -> dict[bytes, bytes]:
-        """UIDLs of another server for these messages: those that can be had."""
-        names = [name for name in fresh if popcache.fits(name)]
-        found, notes = scan.brought(names) if scan.brought is not None else ({}, [])
-        chosen, said = choose(names, found, cache.uidl_set)
-        if said:
-            notes += refusals(said)
-        self.notes = tuple(notes)
-        return chosen
 
     def _settle(self, cache: popcache.Cache) -> None:
         """Take back every UIDL that is the hash of some name but not of its own: it belongs to another message."""

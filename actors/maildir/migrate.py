@@ -120,7 +120,7 @@ def _after(
 
 def _fresh(name: bytes, used: set[bytes]) -> bytes:
     uidl = uidl_of(name)
-    while uidl in used:  # somebody brought along the hash of another's name
+    while uidl in used:  # another server gave the hash of another's name
         uidl = uidl_of(uidl)
     return uidl
 

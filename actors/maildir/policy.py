@@ -1,4 +1,4 @@
-"""What a site wants done with mail: how DELE deletes, what QUIT leaves behind, where UIDLs come from."""
+"""What a site wants done with mail: how DELE deletes, what QUIT leaves behind."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ class Policy(NamedTuple):
     hide_trashed: bool = False
     set_seen: bool = True
     expire_days: int = -1  # -1: never; 0: once retrieved; else days from delivery
-    uidl_from: str = "none"
 
     @property
     def trash(self) -> bool:

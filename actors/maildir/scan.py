@@ -14,7 +14,7 @@ Decisions where maildir and popcache leave a choice:
 - New mail is moved to cur/ before the session begins, as the server popkernel takes over from did. Of more than ``MOVED_AT_ONCE`` messages
   only what is odd is: the others are served from new/ where they lie, and moved when their user has gone (``Maildrop.tidy``).
 - A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
-  read a second time: a UIDL brought along from another server must not be lost that way.
+  read a second time: a UIDL that `import-uidl` took over from another server must not be lost that way.
 - A message that cannot be read and whose size nobody knows is left out of this session and said in ``Listing.notes``; one
   the popcache knows stays listed, line and UIDL kept, and reading it says what is wrong.
 """
@@ -89,15 +89,14 @@ class Scan:
     ``present``: canonical name to info, of cur/ after new/ was emptied, or ``IN_NEW``; names that are no messages may be among them.
     ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them what lay in new/ and is in
     ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
-    as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``brought``: gives UIDLs that another
-    server left for messages the popcache does not know, and what is wrong with its file; None where none are wanted. ``alive``: called now
-    and then while messages are measured, which may take minutes. ``now``: ns of the epoch when this
-    began. ``left``: there is mail that stays in new/. ``linked``: canonical name to (device, inode) of messages with two names.
+    as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``alive``: called now and then while
+    messages are measured, which may take minutes. ``now``: ns of the epoch when this began. ``left``: there is mail that stays in new/.
+    ``linked``: canonical name to (device, inode) of messages with two names.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "brought", "clean", "doubtful", "left", "lied", "linked",
-        "notes", "now", "present", "unchecked", "unreadable",
+        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "clean", "doubtful", "left", "lied", "linked", "notes", "now",
+        "present", "unchecked", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -108,7 +107,6 @@ class Scan:
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
-        self.brought: Callable[[list[bytes]], tuple[dict[bytes, bytes], list[str]]] | None = None
         self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []

@@ -1,4 +1,4 @@
-"""The maildir store as a site wants it: UIDLs brought along, sizes in names, what DELE and time delete, who waits for a lock."""
+"""The maildir store as a site wants it: UIDLs of another server, sizes in names, what DELE and time delete, who waits for a lock."""
 
 import contextlib
 import os
@@ -73,71 +73,43 @@ def mail_of(answers, number):
     return said, wire
 
 
-# UIDLs brought along
+# UIDLs of another server
 
 
-def test_uidls_of_dovecot_for_mail_without_a_line(box):
-    for name in (b"170000001.M1P1.h", b"170000002.M2P1.h", b"170000003.M3P1.h", b"1700000900.M9.h,S=14,W=17", b"1800000000.new"):
-        box.put(name + b":2,S")
-    box.cache = popcache.format_line(b"170000002.M2P1.h", 21, b"kept")
-    box.write(b"dovecot-uidlist", DOVECOT_3)
-    expected = {
-        b"170000001.M1P1.h": b"000000016b043e24", b"170000002.M2P1.h": b"kept", b"170000003.M3P1.h": b"UID7-1189",
-        b"1700000900.M9.h,S=14,W=17": b"000000046b043e24", b"1800000000.new": uidl(b"1800000000.new"),
-    }  # fmt: skip
-    assert uidls(box.open(uidl_from="dovecot")) == expected
-    os.unlink(box.path + b"/dovecot-uidlist")
-    assert uidls(box.open()) == expected
-
-
-def test_without_the_key_no_file_of_others_counts(box):
+def test_a_listing_looks_at_no_file_of_another_server(box):
     box.put(b"170000001.M1P1.h:2,S")
     box.write(b"dovecot-uidlist", DOVECOT_3)
+    box.write(b"courierpop3dsizelist", COURIER_3)
     assert uidls(box.open()) == {b"170000001.M1P1.h": uidl(b"170000001.M1P1.h")}
 
 
-def test_uidls_of_courier_and_of_names(box):
+def test_import_of_courier_and_of_names(box):
     names = [b"1700000001.M1P1.h,S=15", b"1700000002.M2P2.h"]
     for name in names:
         box.put(name, where=b"new")
     box.write(b"courierpop3dsizelist", COURIER_3)
-    assert uidls(box.open(uidl_from="courier")) == {names[0]: names[0], names[1]: b"UID5-1699999999"}
+    bring(box.drop, "courier", force=False, dry=False)
+    assert uidls(box.open()) == {names[0]: names[0], names[1]: b"UID5-1699999999"}
     os.unlink(box.path + b"/popcache")
-    assert uidls(box.open(uidl_from="filename")) == {name: name for name in names}
+    bring(box.drop, "filename", force=False, dry=False)
+    assert uidls(box.open()) == {name: name for name in names}
 
 
-def test_a_name_that_is_no_uidl_gets_a_new_one_and_is_named_once(box):
+def test_a_name_that_is_no_uidl_gets_a_new_one_and_is_named(box):
     long = b"1700000001." + b"x" * 70
     box.put(long + b":2,")
-    box.put(b"1700000002.a b:2,")
-    listing = box.open(uidl_from="filename")
-    assert uidls(listing) == {long: uidl(long), b"1700000002.a b": uidl(b"1700000002.a b")}
-    assert len(listing.notes) == 1 and "gets a new one" in listing.notes[0]
-    assert not box.open(uidl_from="filename").notes
+    report = bring(box.drop, "filename", force=False, dry=False)
+    assert len(report.notes) == 1 and "gets a new one" in report.notes[0]
+    assert uidls(box.open()) == {long: uidl(long)}
 
 
-def test_two_messages_with_one_brought_uidl(box):
+def test_two_messages_with_one_uidl(box):
     box.put(b"1.a:2,")
     box.put(b"2.b:2,")
     box.write(b"dovecot-uidlist", b"3 V1 N3\n1 Psame :1.a\n2 Psame :2.b\n")
-    listing = box.open(uidl_from="dovecot")
-    assert uidls(listing) == {b"1.a": b"same", b"2.b": uidl(b"2.b")}
-    assert "2.b" in listing.notes[0]
-    assert uidls(box.open()) == uidls(listing)
-
-
-def test_own_deliveries_keep_their_uidl_when_the_popcache_is_lost(box):
-    box.open(uidl_from="filename")
-    with box.drop.deliver_begin() as delivery:
-        delivery.write(MAIL)
-        delivery.commit()
-    before = uidls(box.drop.listing())
-    assert all(name == told for name, told in before.items())
-    os.unlink(box.path + b"/popcache")
-    assert uidls(box.open(uidl_from="filename")) == before
-
-
-# All at once
+    report = bring(box.drop, "dovecot", force=False, dry=False)
+    assert "2.b" in report.notes[0]
+    assert uidls(box.open()) == {b"1.a": b"same", b"2.b": uidl(b"2.b")}
 
 
 def test_import_keeps_takes_and_makes(box):
