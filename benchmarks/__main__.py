@@ -22,7 +22,7 @@ from benchmarks.rows import Bench, pairs
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = os.path.dirname(HERE)
 ROWS = "ABCDEFGHIJKLM"
-EXTRAS = ("spawn", "lmtp", "trace")
+EXTRAS = ("spawn", "lmtp")
 EXTRA_SECONDS = 1800
 
 
