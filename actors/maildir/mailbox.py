@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from popkernel.actors.maildir import brought, cachefile
 from popkernel.actors.maildir.held import Held
 from popkernel.actors.maildir.listing import IN_NEW, Listing, uidl_of
-from popkernel.actors.maildir.match import Match
+from popkernel.actors.maildir.match import Match, sizes
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Scan, split_names
 from popkernel.actors.maildir.storeerror import IN_USE, StoreError, from_os
@@ -250,6 +250,7 @@ class Mailbox(Held):
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.beside, scan.now = self.alive, self.beside, seen.made
+        scan.known = lambda: sizes(cache, journal)
         scan.unchecked = frozenset(cache.names[cache.checked :])
         if self.policy.uidl_from != "none":
             scan.brought = lambda names: brought.uidls(self.root, self.policy.uidl_from, names)
