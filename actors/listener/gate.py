@@ -18,6 +18,7 @@ from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
+from popkernel.kernel import gateroom
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.channel import Message
@@ -37,7 +38,6 @@ _PASSING = 0.25  # seconds a full house may turn out to be one whose guest is ju
 _ONCE: int = getattr(select, "EPOLLET", 0)  # told once of what has come, epoll(7); without it the first octet is enough
 _HEAD, _HANDSHAKE = 5, 22  # octets of a TLS record's head, and the kind of a record that a client begins with, RFC 8446 section 5.1
 _RECORD = 16384
-_A_SESSION = 4  # descriptors that the kernel needs for a session: its two actors' channels, and as many again while they are watched
 
 
 class Guest:
@@ -104,7 +104,7 @@ class Gate(Door):
         self.connect()
         for text in self.warnings:
             self.log(4, text)
-        self._fit(hard, min(self.nofile - 128, hard // _A_SESSION // int(self.boot.config["listeners"])))
+        self._fit(hard, gateroom.sessions(hard, int(self.boot.config["listeners"])))
         self.run()
 
     def sessions(self) -> int:
