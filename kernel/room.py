@@ -1,7 +1,7 @@
 """How many descriptors the kernel has left: counted where they are made and closed, so that no system call asks.
 
-One stands for each actor, one for each session that sleeps, one for each tap and control connection. What is kept in reserve is for
-channels that are just being made and handed over, for a reload, and for actors that must be started again.
+One stands for each actor (two while it waits for its fork), one for each session that sleeps, one for each tap and control connection.
+What is kept in reserve is for channels that are just being made and handed over, for a reload, and for actors that must be started again.
 """
 
 import resource
@@ -70,7 +70,7 @@ class Room:
     def left(self) -> int:
         """How many more may be kept for long; the reserve is there besides."""
         k = self._kernel
-        used = len(k.processes) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
+        used = len(k.processes) + len(k.spawning) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
         return self.limit - _OWN - _RESERVE - used
 
     def look(self) -> None:
