@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Spawning"]
 
-_LOT = 32  # after so many the spawner is asked for its counters: once they come, it has taken all that it was told before
-_MOST = 2 * _LOT  # it may have been told of without having said so
+_LOT = 128  # after so many the spawner is asked for its counters: once they come, it has taken all that it was told before
+_MOST = 2 * _LOT  # it may have been told of without having said so: a second or two of forks, and it never waits for the kernel
 
 
 class Spawning:

@@ -11,6 +11,7 @@ from popkernel.kernel.effects import Effects
 from popkernel.kernel.hung import Hung
 from popkernel.kernel.process import Process
 from popkernel.kernel.pulse import Pulse
+from popkernel.kernel.spawning import _MOST as MOST
 from popkernel.kernel.spawning import Spawning
 from popkernel.kernel.stage import StageLoop
 from popkernel.proto import messages as m
@@ -117,24 +118,24 @@ def test_a_spawner_that_has_much_to_do_is_not_ended(kernel):
     many = [f"u{n}" for n in range(2000)]
     kernel.pulse.begin()
     kernel.spawn(*many)
-    assert kernel.takes_all(0.05) == many, "each in its turn"
-    assert kernel.loop.now > 9 * ALIVE
+    assert kernel.takes_all(0.02) == many, "each in its turn"
+    assert kernel.loop.now > 3 * ALIVE
     assert not kernel.hang, "nor is an actor ended for being late that nobody was told to fork"
     assert not len(kernel.spawning) and all(end.fileno() < 0 for end in kernel.ends)
 
 
 def test_one_that_does_nothing_is_ended_all_the_same(kernel):
     kernel.pulse.begin()
-    kernel.spawn(*[f"u{n}" for n in range(200)])
+    kernel.spawn(*[f"u{n}" for n in range(2 * MOST)])
     kernel.loop.advance(2 * ALIVE + 1)
     assert "spawner" in kernel.hang
 
 
 def test_sessions_that_sleep_have_their_turn_among_logins_without_end(kernel):
-    kernel.spawn(*[f"login{n}" for n in range(300)])
+    kernel.spawn(*[f"login{n}" for n in range(2 * MOST)])
     assert not kernel.spawning.free
     kernel.sleepers.extend(f"sleeper{n}" for n in range(100))
-    names, logins = [], 300
+    names, logins = [], 2 * MOST
     while len(kernel.woken) < 100 or kernel.spawner.channel.said:
         names.append(kernel.takes(0.0))
         if names[-1] and logins < 2000:
@@ -144,7 +145,7 @@ def test_sessions_that_sleep_have_their_turn_among_logins_without_end(kernel):
 
 
 def test_sessions_that_sleep_are_all_woken_though_some_need_no_process(kernel):
-    kernel.spawn(*[f"u{n}" for n in range(64)])
+    kernel.spawn(*[f"u{n}" for n in range(MOST)])
     assert not kernel.spawning.free
     left = deque(range(500))
     kernel.parking.wake_next = lambda: bool(left) and left.popleft() is not None
@@ -153,36 +154,36 @@ def test_sessions_that_sleep_are_all_woken_though_some_need_no_process(kernel):
 
 
 def test_one_that_is_ended_while_it_waits_is_never_forked(kernel):
-    kernel.spawn(*[f"u{n}" for n in range(100)])
-    last = kernel.processes["maildir.u99"]
+    kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
+    last = kernel.processes[f"maildir.u{MOST + 35}"]
     kernel.hung.suspect(last)
     assert not last.channel.said, "whoever waits for it waits for the spawner"
     assert kernel.spawning.forget(last) and not kernel.spawning.forget(kernel.processes["maildir.u0"])
     kernel.loop.settle()
-    assert kernel.ended == ["maildir.u99"] and kernel.ends[99].fileno() < 0
-    assert kernel.takes_all() == [f"u{n}" for n in range(99)]
+    assert kernel.ended == [last.name] and kernel.ends[-1].fileno() < 0
+    assert kernel.takes_all() == [f"u{n}" for n in range(MOST + 35)]
 
 
 def test_another_spawner_is_told_of_those_that_wait(kernel):
-    kernel.spawn(*[f"u{n}" for n in range(100)])
+    kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     old, kernel.spawner = kernel.spawner, kernel.has("spawner~2")
     kernel.singletons.spawner = "spawner~2"
     kernel.spawning.go_on()
-    assert kernel.takes_all() == [f"u{n}" for n in range(64, 100)]
-    assert kernel.processes["maildir.u63"].parent == "spawner" and kernel.processes["maildir.u64"].parent == "spawner~2"
+    assert kernel.takes_all() == [f"u{n}" for n in range(MOST, MOST + 36)]
+    assert kernel.processes[f"maildir.u{MOST - 1}"].parent == "spawner" and kernel.processes[f"maildir.u{MOST}"].parent == "spawner~2"
     old.answered += 9
     kernel.spawning.counters(old)  # counts for nothing
-    kernel.spawn(*[f"v{n}" for n in range(100)])
-    assert kernel.takes_all() == [f"v{n}" for n in range(100)]
+    kernel.spawn(*[f"v{n}" for n in range(2 * MOST)])
+    assert kernel.takes_all() == [f"v{n}" for n in range(2 * MOST)]
 
 
 def test_without_a_spawner_those_that_wait_hear_so_and_those_that_sleep_sleep_on(kernel):
-    kernel.spawn(*[f"u{n}" for n in range(100)])
+    kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     kernel.sleepers.append("sleeper")
     del kernel.processes["spawner"]
     kernel.spawning.go_on()
     kernel.loop.settle()
-    assert kernel.ended == [f"maildir.u{n}" for n in range(64, 100)] and not kernel.woken
+    assert kernel.ended == [f"maildir.u{n}" for n in range(MOST, MOST + 36)] and not kernel.woken
     assert all(end.fileno() < 0 for end in kernel.ends)
     kernel.spawner = kernel.has("spawner")
     kernel.spawning.go_on()
