@@ -1,7 +1,6 @@
 """What core.py and deliveries.py decide, done: messages sent, actors forked, channels made between them."""
 
 import os
-import signal
 from typing import TYPE_CHECKING
 
 from popkernel.kernel import core
@@ -9,7 +8,6 @@ from popkernel.kernel.channel import Message, pair
 from popkernel.kernel.log import ERROR
 from popkernel.kernel.process import Process
 from popkernel.proto import messages as m
-from popkernel.proto.tables import MailUser
 
 if TYPE_CHECKING:
     from popkernel.kernel.supervisor import Supervisor
@@ -38,7 +36,7 @@ class Effects:
                 case core.Join(one, to_one, other, to_other):
                     self._join(one, to_one, other, to_other)
                 case core.Spawn(name, row):
-                    self._spawn(name, row)
+                    k.spawning.spawn(name, row)
                 case core.Rouse(user, name, wake):
                     self._rouse(name, wake, k.parking.take(user))
                 case core.Forget(user):
@@ -124,23 +122,3 @@ class Effects:
         except OSError:
             self.do(k.core.closed(name, m.Closed(wake.session, 0, 0), k.loop.now))
         os.close(fd)
-
-    def _spawn(self, name: str, row: MailUser) -> None:
-        k = self._kernel
-        spawner = k.processes.get(k.singletons.spawner)
-        try:
-            process, its = k.enrol(name, k.singletons.spawner)
-        except OSError:
-            k.room.full(name.removeprefix("maildir."))
-            k.loop.soon(lambda: k.maildir_gone(name))
-            return
-        process.ids = (row.uid, row.gid)
-        k.taps.started(process)
-        k.pulse.forked(process)
-        try:
-            if spawner is None:  # it died, and the next one is not due yet
-                raise BlockingIOError
-            spawner.channel.send(m.Spawn(name, row.uid, row.gid, os.fsencode(row.maildir)), [its.fileno()])
-        except OSError:  # nobody would ever tell of this actor's end
-            k.loop.soon(lambda: k.gone(m.Exited(name, 1, int(signal.SIGKILL))))
-        its.close()

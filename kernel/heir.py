@@ -55,6 +55,7 @@ class Heir:
         old = k.processes.get(k.singletons.spawner)
         k.processes[self.name].on_hello = None
         k.singletons.spawner, self.name = self.name, ""
+        k.spawning.go_on()
         if old is not None and k.state == "running":
             old.state = "draining"
             old.channel.send(m.Stop(LAST_CHILD_SECONDS))

@@ -29,13 +29,16 @@ class Hung:
         self._asked: set[Process] = set()
 
     def suspect(self, process: Process, seconds: int = 0) -> None:
-        """Ask it for its counters; where none come within those seconds, 0: the edge's deadline, it hangs. Asking twice is asking once."""
-        if process in self._asked:
+        """Ask it for its counters; where none come within those seconds, 0: the edge's deadline, it hangs. Asking twice is asking once.
+
+        One that is not to be forked yet is not asked: it is watched once it is (pulse.py).
+        """
+        if process in self._asked or not process.parent:
             return
         self._asked.add(process)
         seconds = seconds or edge("kernel", process.kind).deadline + START_SECONDS * (process.hello is None)
         before = process.counters
-        process.channel.send(m.Report())
+        process.ask()
         self._wait(process, before, seconds, _PARTS)
 
     def _wait(self, process: Process, before: m.Counters, seconds: int, parts: int) -> None:

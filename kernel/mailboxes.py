@@ -4,6 +4,7 @@ It only looks (stat(2)). Every mend is safe to type as root though the mailbox's
 a link, and nothing recursive but on what is a maildir and names its old owner.
 """
 
+import contextlib
 import os
 import shlex
 import stat
@@ -77,6 +78,7 @@ class Neighbours:
         self._housed: dict[int, set[str]] = {}  # by uid, names (three at most) whose maildirs belong to it
         self._above: dict[str, str] | None = None  # a name by directory above its maildir, once that is asked for
         self._places: dict[str, str] = {}
+        self._outer: dict[str, str] = {}  # the maildir that a directory is or lies in, "" for none: thousands of users share one
         for name, user in users.items():
             place = self._places[name] = self._place(user.maildir)
             self._at.setdefault(place, []).append(name)
@@ -139,13 +141,24 @@ class Neighbours:
         inner = self.holds(name)
         if inner and not _is_maildir(place):
             return f"this is no maildir: {inner} lies in it", _OWN
-        above = os.path.dirname(place)
-        while above != os.path.dirname(above):
-            inside = [other for other in self._at.get(above, ()) if other != name]
-            if inside and _is_maildir(above):
-                return f"this lies in the maildir of {inside[0]} (line {self._lines.get(inside[0], 0)})", _OWN
-            above = os.path.dirname(above)
+        outer = self._maildir_at(os.path.dirname(place))
+        if outer:
+            other = self._at[outer][0]
+            return f"this lies in the maildir of {other} (line {self._lines.get(other, 0)})", _OWN
         return None
+
+    def _maildir_at(self, directory: str) -> str:
+        found = self._outer.get(directory)
+        if found is None:
+            above = os.path.dirname(directory)
+            if above == directory:
+                found = ""
+            elif directory in self._at and _is_maildir(directory):
+                found = directory
+            else:
+                found = self._maildir_at(above)
+            self._outer[directory] = found
+        return found
 
     def shares(self, name: str) -> str:
         """The first user whose maildir this user has too, and may read; "" for none."""
@@ -153,8 +166,14 @@ class Neighbours:
         return first if first != name and self._users[first].uid == self._users[name].uid else ""
 
 
-def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = None, name: str = "") -> Problem | None:
-    """Say what keeps a maildir from being served, and the mend; None for nothing. `name`: the user's, among the neighbours."""
+def mailbox_problem(
+    user: MailUser, ways: Ways, neighbours: Neighbours | None = None, name: str = "", seen: dict[str, os.stat_result] | None = None,
+) -> Problem | None:
+    """Say what keeps a maildir from being served, and the mend; None for nothing.
+
+    `name`: the user's, among the neighbours. `seen`: gets what was looked at of the maildir, "" being itself.
+    """
+    seen = {} if seen is None else seen
     if os.geteuid() not in {0, user.uid}:
         return f"only root can serve the mail of uid {user.uid}", "start it as root"
     strange = neighbours.problem(name) if neighbours is not None else None
@@ -167,12 +186,11 @@ def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = 
         if theirs:
             return f"uid {user.uid} cannot enter {shut}, which is {theirs}", _OWN
         return f"uid {user.uid} cannot enter {shut}", _let_through(shut)
-    path = shlex.quote(user.maildir)
     try:
-        found = os.stat(user.maildir)
+        found = seen[""] = os.stat(user.maildir)
     except FileNotFoundError:
         if os.path.islink(user.maildir):
-            return "is a link that leads nowhere", f"rm {path}, and name the maildir itself in the table"
+            return "is a link that leads nowhere", f"rm {shlex.quote(user.maildir)}, and name the maildir itself in the table"
         return "there is no such directory", _make(user)
     except OSError as error:
         return error.strerror or str(error), "run this as root, or mend the path"
@@ -181,9 +199,10 @@ def mailbox_problem(user: MailUser, ways: Ways, neighbours: Neighbours | None = 
     if found.st_uid != user.uid:
         return _another_s(user, found, "", neighbours, name)
     if found.st_mode & 0o700 != 0o700:
-        mend = f"chmod u+rwx {path}" if not os.path.islink(user.maildir) else "name the maildir itself, not a link to it"
+        linked = os.path.islink(user.maildir)
+        mend = "name the maildir itself, not a link to it" if linked else f"chmod u+rwx {shlex.quote(user.maildir)}"
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
-    return _inside(user, neighbours, name)
+    return _inside(user, neighbours, name, seen)
 
 
 def _make(user: MailUser) -> str:
@@ -226,11 +245,11 @@ def _another_s(user: MailUser, found: os.stat_result, sub: str, neighbours: Neig
     return what, _give(user, found, os.path.join(user.maildir, sub) if sub else user.maildir)
 
 
-def _inside(user: MailUser, neighbours: Neighbours | None, name: str) -> Problem | None:
+def _inside(user: MailUser, neighbours: Neighbours | None, name: str, seen: dict[str, os.stat_result]) -> Problem | None:
     for sub in _SUBS:
-        path = os.path.join(user.maildir, sub)
+        path = f"{user.maildir}/{sub}"
         try:
-            found = os.lstat(path)
+            found = seen[sub] = os.lstat(path)
         except FileNotFoundError:
             continue  # it is made with the first session
         except OSError as error:
@@ -320,7 +339,9 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping[int, str]) -> Iterator[tuple[Finding, bool]]:
+def judge(
+    users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping[int, str], wide: list[Finding] | None = None,
+) -> Iterator[tuple[Finding, bool]]:
     """What is wrong with the mailboxes of a table, and whether it keeps a user from the mail (or lets others at it).
 
     Args:
@@ -328,6 +349,7 @@ def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping
         data: the table as it is.
         path: the table's.
         actors: "listener", "auth" and "mda" by the uids that they run as.
+        wide: gets what open_to_others() finds, of the same looks.
 
     """
     lines = name_lines(data)
@@ -338,37 +360,48 @@ def judge(users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping
         if user.uid in actors:
             what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
             yield Finding(path, line, what, "give the mail a uid of its own"), True
-        problem = mailbox_problem(user, ways, neighbours, name)
+        seen: dict[str, os.stat_result] = {}
+        problem = mailbox_problem(user, ways, neighbours, name, seen)
         if problem is not None:
             yield Finding(path, line, f"user {name}: {user.maildir}: {problem[0]}", problem[1]), True
         first = neighbours.shares(name)
         if first:
             what = f"user {name} has the same maildir as {first}: {user.maildir}"
             yield Finding(path, line, what, "give each user a maildir of its own"), False
+        if wide is not None:
+            wide.extend(_open(name, user, line, path, seen if problem is None else _seen(user)))
 
 
 def open_to_others(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
     """Maildirs that others may write to: everybody, or a group that is not their user's; arguments as of judge()."""
     lines = name_lines(data)
     for name, user in users.items():
-        wide = list(_wide(user))
-        if not wide:
-            continue
-        modes = ", ".join(f"{sub and sub + ': '}mode {mode:04o}" for sub, mode in wide)
-        paths = " ".join(shlex.quote(os.path.join(user.maildir, sub) if sub else user.maildir) for sub, _ in wide)
-        what = f"user {name}: {user.maildir}: {modes} lets others write to the mail"
-        # not as root: chmod(1) follows a link that the owner puts in its place
-        yield Finding(path, lines.get(name, 0), what, f"chmod go-w {paths}, as uid {user.uid}")
+        yield from _open(name, user, lines.get(name, 0), path, _seen(user))
 
 
-def _wide(user: MailUser) -> Iterator[tuple[str, int]]:
-    """Which of a maildir's directories are open so ("" is itself), and their modes. Those of another uid are said to be that."""
+def _open(name: str, user: MailUser, line: int, path: str, seen: Mapping[str, os.stat_result]) -> Iterator[Finding]:
+    wide = list(_wide(user, seen))
+    if not wide:
+        return
+    modes = ", ".join(f"{sub and sub + ': '}mode {mode:04o}" for sub, mode in wide)
+    paths = " ".join(shlex.quote(os.path.join(user.maildir, sub) if sub else user.maildir) for sub, _ in wide)
+    what = f"user {name}: {user.maildir}: {modes} lets others write to the mail"
+    # not as root: chmod(1) follows a link that the owner puts in its place
+    yield Finding(path, line, what, f"chmod go-w {paths}, as uid {user.uid}")
+
+
+def _seen(user: MailUser) -> dict[str, os.stat_result]:
+    """A maildir's directories as they are, by name, "" being itself; those that can be looked at."""
+    seen = {}
     for sub in ("", *_SUBS):
-        path = os.path.join(user.maildir, sub) if sub else user.maildir
-        try:
-            found = os.lstat(path) if sub else os.stat(path)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            seen[sub] = os.lstat(os.path.join(user.maildir, sub)) if sub else os.stat(user.maildir)
+    return seen
+
+
+def _wide(user: MailUser, seen: Mapping[str, os.stat_result]) -> Iterator[tuple[str, int]]:
+    """Which of a maildir's directories are open so, and their modes. Those of another uid are said to be that."""
+    for sub, found in seen.items():
         wide = found.st_mode & (0o002 if found.st_gid == user.gid else 0o022)
         if wide and stat.S_ISDIR(found.st_mode) and found.st_uid == user.uid:
             yield sub, stat.S_IMODE(found.st_mode)
@@ -403,7 +436,8 @@ def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int
         yield from map(str, twins(users, data, table))
     broken = 0
     shared: list[Finding] = []
-    for finding, error in judge(users, data, table, actors or {}):
+    wide: list[Finding] = []
+    for finding, error in judge(users, data, table, actors or {}, wide):
         if not error:
             shared.append(finding)
             continue
@@ -413,5 +447,4 @@ def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int
     if broken > MOST_NAMED:
         yield f"and {broken - MOST_NAMED} more mailbox{'es' * (broken > MOST_NAMED + 1)} can't be served; see `popkernel check`"
     yield from map(str, few(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED))
-    wide = list(open_to_others(users, data, table))
     yield from map(str, few(wide, "more users' maildirs are open to others, see `popkernel check`", MOST_NAMED))

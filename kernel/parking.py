@@ -29,10 +29,13 @@ def borrowed(fd: int) -> Iterator[socket.socket]:
 class Parking:
     """The descriptors, and what follows when one stirs. What is decided is decided by core.py."""
 
-    def __init__(self, loop: Loop, decide: core.Core, do: Callable[[list[core.Effect]], None]) -> None:
+    def __init__(self, loop: Loop, decide: core.Core, do: Callable[[list[core.Effect]], None], free: Callable[[], bool]) -> None:
+        """`free`: whether an actor for a session could be forked at once."""
         self._loop = loop
         self._core = decide
         self._do = do
+        self._free = free
+        self._stirred: dict[str, None] = {}  # users whose session has spoken and waits for its turn: of no process yet
         self._fds: dict[str, int] = {}  # user -> this end of the session's channel
 
     def __len__(self) -> int:
@@ -77,11 +80,26 @@ class Parking:
                 over = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # who gave it may have kept a copy
             except OSError:
                 over = True
-        self._do(self._core.sleeper_gone(user) if over else self._core.woken(user, self._loop.now))
+        if over:
+            self._do(self._core.sleeper_gone(user))
+        elif user not in self._core.maildirs and not self._free():
+            self._stirred[user] = None
+        else:
+            self._do(self._core.woken(user, self._loop.now))
+
+    def wake_next(self) -> bool:
+        """Wake the session that has waited longest for its turn; whether there was one."""
+        user = next(iter(self._stirred), None)
+        if user is None:
+            return False
+        del self._stirred[user]
+        self._do(self._core.woken(user, self._loop.now))
+        return True
 
     def take(self, user: str) -> int:
         """The descriptor, the caller's from now on."""
         fd = self._fds.pop(user)
+        self._stirred.pop(user, None)
         self._loop.remove(fd)
         return fd
 

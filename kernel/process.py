@@ -19,21 +19,22 @@ class Process:
     """An actor that runs, or is about to."""
 
     __slots__ = (
-        "accusations", "accusers", "channel", "condemned", "counters", "goes", "hello", "ids", "kind", "met", "name", "on_hello", "parent",
-        "pid", "restarts", "said", "said_since", "session", "since", "state",
+        "accusations", "accusers", "answered", "asked", "channel", "condemned", "counters", "goes", "hello", "ids", "kind", "met", "name",
+        "on_hello", "parent", "pid", "restarts", "said", "said_since", "session", "since", "state",
     )
 
     def __init__(self, name: str, channel: Channel, parent: str) -> None:
         self.name = name
         self.kind = kind_of(name)
         self.channel = channel
-        self.parent = parent  # who forked it and reaps it
+        self.parent = parent  # who forked it and reaps it; "" while it waits for its fork (spawning.py)
         self.pid = 0
         self.ids: tuple[int, int] | None = None  # uid and gid of a maildir actor, as its row had them when it was forked
         self.session = 0  # of a listener that serves one connection alone: the only one it may speak of
         self.state = "starting"  # ahead (gates.py), starting, serving, draining, stopping
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)
+        self.asked = self.answered = 0  # for its counters, how often
         self.restarts = 0
         self.said, self.said_since = 0, 0.0  # messages, in a second that began then
         self.since = 0.0
@@ -43,6 +44,12 @@ class Process:
         self.goes = 0.0  # by when one that goes of its own will has to be gone, or to have no session; 0: it stays
         self.met = ""  # who was last given a channel to it
         self.on_hello: Callable[[], None] | None = None
+
+    def ask(self) -> int:
+        """Ask it for its counters, which come once it has done with all that it was told before; which question this is."""
+        self.asked += 1
+        self.channel.send(m.Report())
+        return self.asked
 
     def floods(self, now: float) -> bool:
         """One more message has come; whether that is more than an honest maildir actor ever says in a second."""

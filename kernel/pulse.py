@@ -73,7 +73,7 @@ class Pulse:
 
     # -- forked, told to go
     def forked(self, process: Process) -> None:
-        """A maildir actor is being forked: by and by it says hello."""
+        """The spawner was told of a maildir actor: by and by it says hello."""
         name = process.name  # not the process: thousands may come and go in that time
         self._kernel.loop.later(self._seconds, lambda: self._not_yet(name))
 
@@ -117,7 +117,7 @@ class Pulse:
             return
         if not maildir.retiring:
             process.goes = 0.0
-        elif free and maildir.key is None and k.loop.now - due <= LATE:
+        elif free and maildir.key is None and process.parent and k.loop.now - due <= LATE:
             text = f"{name} was to go and has not gone in {row_of(name).shutdown} s; ended"
             k.actor_line.end(name, ERROR, text)
             k.kill(process)

@@ -109,6 +109,7 @@ class Reload:
         s.core.users = self.users
         s.singletons.put_in_force(self.names)
         s.heir.give_way()
+        s.spawning.go_on()
         for name in self.names:
             s.processes[name].on_hello = None
         for process in old:

@@ -1,12 +1,13 @@
 """How many descriptors the kernel has left: counted where they are made and closed, so that no system call asks.
 
-One stands for each actor, one for each session that sleeps, one for each tap and control connection. What is kept in reserve is for
-channels that are just being made and handed over, for a reload, and for actors that must be started again.
+One stands for each actor (two while it waits for its fork), one for each session that sleeps, one for each tap and control connection.
+What is kept in reserve is for channels that are just being made and handed over, for a reload, and for actors that must be started again.
 """
 
 import resource
 from typing import TYPE_CHECKING
 
+from popkernel.kernel import gateroom
 from popkernel.kernel.actor import MORE_DESCRIPTORS, hard_limit
 from popkernel.kernel.channel import counts
 from popkernel.kernel.config import Config
@@ -26,8 +27,9 @@ _COMPLAINTS = 60.0  # seconds between two lines of the log
 
 
 def _needed(config: Config) -> int:
-    """Descriptors the kernel needs for a few users: each singleton twice, as in a reload, and as many seats as gates have."""
-    return _OWN + _RESERVE + 2 * (config.listeners + 3) + _USERS
+    """Descriptors that kernel and gates need for a few users; the kernel holds each singleton twice in a reload."""
+    kernel = _OWN + _RESERVE + 2 * (config.listeners + 3) + _USERS
+    return max(kernel, gateroom.least(_USERS, config.listeners)) if config.isolation == "connection" else kernel
 
 
 def problem(config: Config) -> str:
@@ -36,6 +38,8 @@ def problem(config: Config) -> str:
     if limit >= needed:
         return ""
     many = f"{config.listeners} listeners" if config.listeners > 1 else "one listener"
+    if config.isolation == "connection":
+        many += ' and isolation = "connection"'
     what = f"the limit of {limit} descriptors (RLIMIT_NOFILE) leaves no room to serve: with {many} {needed} are the least"
     return f"{what}; {MORE_DESCRIPTORS}"
 
@@ -44,9 +48,10 @@ def too_few(config: Config) -> tuple[Finding, bool] | None:
     """What to say where fewer sessions can be had than max_sessions, and whether somebody asked for so many; for a start and `check`."""
     hard = hard_limit(resource.RLIMIT_NOFILE)
     limit = min(row_of("kernel").nofile, hard)
-    # As the gate counts; as Room.left() does at a start, with the listeners, spawner, auth and mda.
-    room = limit // 4 if config.isolation == "connection" else limit - _OWN - _RESERVE - config.listeners - 3
-    room = min(room, config.listeners * ((min(hard, row_of("listener").nofile) - 64) // 2))
+    if config.isolation == "connection":
+        room = config.listeners * gateroom.sessions(limit, config.listeners)
+    else:  # as Room.left() counts at a start, with the listeners, spawner, auth and mda; and as each listener does
+        room = min(limit - _OWN - _RESERVE - config.listeners - 3, config.listeners * ((min(hard, row_of("listener").nofile) - 64) // 2))
     if room >= config.max_sessions:
         return None
     what = f"the limit of {hard} descriptors (RLIMIT_NOFILE) leaves room for {room} sessions, not max_sessions = {config.max_sessions}"
@@ -65,7 +70,7 @@ class Room:
     def left(self) -> int:
         """How many more may be kept for long; the reserve is there besides."""
         k = self._kernel
-        used = len(k.processes) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
+        used = len(k.processes) + len(k.spawning) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
         return self.limit - _OWN - _RESERVE - used
 
     def look(self) -> None:

@@ -75,13 +75,13 @@ class Spawner(Actor):
     def _spawn(self, message: m.Spawn, fds: list[int]) -> None:
         if not self.asked:
             self.loop.soon(self._fork)
+        self.under[message.name] = self._above(message.maildir), message.uid, message.gid
         self.asked.append((message, fds[0]))
 
     def _fork(self) -> None:
         """All asked for in this turn, one right after the other: what this process writes to in between, it copies anew each time."""
         while self.asked:
             message, fd = self.asked.pop(0)
-            self.under[message.name] = self._above(message.maildir), message.uid, message.gid
             try:
                 pid = self.children.fork(message.name, message.uid)
             except OSError as error:

@@ -38,6 +38,7 @@ from popkernel.kernel.recipients import Rules
 from popkernel.kernel.reload import Reloads
 from popkernel.kernel.room import Room
 from popkernel.kernel.singletons import Singletons
+from popkernel.kernel.spawning import Spawning
 from popkernel.kernel.status import status
 from popkernel.kernel.stopping import Stopping
 from popkernel.kernel.taps import Taps
@@ -86,7 +87,8 @@ class Supervisor(Actor):
         self.hung = Hung(self.loop, self.hangs)
         self.pulse = Pulse(self)
         self.room = Room(self)
-        self.parking = Parking(self.loop, self.core, self.do)
+        self.spawning = Spawning(self)
+        self.parking = Parking(self.loop, self.core, self.do, lambda: self.spawning.free)
         self.asking: list[Callable[[dict[str, Any]], None]] = []
         self.refused = 0
         self.broken = 0
@@ -239,6 +241,8 @@ class Supervisor(Actor):
             self.gates.taken(process)
             return
         self.singletons.serves(process.name)
+        if process.kind == "spawner":
+            self.spawning.go_on()
         if process.on_hello is not None:
             process.on_hello()
             return
@@ -292,6 +296,8 @@ class Supervisor(Actor):
     def _counters(self, process: Process, message: m.Counters, fds: list[int]) -> None:
         del fds
         process.counters = message
+        process.answered += 1
+        self.spawning.counters(process)
 
     def _closed(self, process: Process, message: m.Closed, fds: list[int]) -> None:
         del fds
@@ -366,6 +372,8 @@ class Supervisor(Actor):
 
     def kill(self, process: Process) -> None:
         """Have its parent end it: only the parent can be sure whose the process number is."""
+        if self.spawning.forget(process):
+            return
         if process.parent == "init":
             self.tell_init(m.Kill(process.name))
         else:
@@ -406,6 +414,7 @@ class Supervisor(Actor):
             self._orphans(process.name)
         elif process.kind == "spawner":
             self._orphans(process.name)
+            self.spawning.go_on()
         if process.name == self.heir.name:
             self.heir.failed(self.singletons.unstarted(process, message.status, why)[0])
             expected = True
@@ -446,7 +455,7 @@ class Supervisor(Actor):
             self.asking.append(answer)
             if len(self.asking) == 1:  # who asks meanwhile gets the same answer: a flood of questions is one question to the actors
                 for process in self.processes.values():
-                    process.channel.send(m.Report())
+                    process.ask()
                 self.loop.later(0.1 if self.processes else 0.0, self._tell_status)
         elif name == "stop":
             answer({"ok": True})

@@ -91,7 +91,8 @@ class Door(Actor):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
     def _fit(self, limit: int, room: int) -> None:
-        """No more sessions than a limit of descriptors leaves room for."""
+        """No more sessions than a limit of descriptors leaves room for, and at least one: 0 would be no bound."""
+        room = max(1, room)
         if room < self.most:  # the kernel has warned where that is less than somebody asked for (kernel/room.py)
             self.log(7, f"{self.boot.name}: the hard limit of {limit} descriptors leaves room for {room} sessions, not {self.most}")
             self.most, self._short = room, limit

@@ -18,6 +18,7 @@ from popkernel.actors.listener.door import Door
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
 from popkernel.actors.listener.lone import Lone, told
 from popkernel.actors.listener.warm import rehearse
+from popkernel.kernel import gateroom
 from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
 from popkernel.kernel.brood import Brood
 from popkernel.kernel.channel import Message
@@ -37,7 +38,6 @@ _PASSING = 0.25  # seconds a full house may turn out to be one whose guest is ju
 _ONCE: int = getattr(select, "EPOLLET", 0)  # told once of what has come, epoll(7); without it the first octet is enough
 _HEAD, _HANDSHAKE = 5, 22  # octets of a TLS record's head, and the kind of a record that a client begins with, RFC 8446 section 5.1
 _RECORD = 16384
-_A_SESSION = 4  # descriptors that the kernel needs for a session: its two actors' channels, and as many again while they are watched
 
 
 class Guest:
@@ -89,6 +89,7 @@ class Gate(Door):
         self.guests: dict[int, Guest] = {}
         self.seated: dict[int, Guest] = {}  # by session
         self.seats: deque[tuple[int, int]] = deque()  # session, and the descriptor of its listener's channel
+        self.asking: list[Guest] = []  # in this turn of the loop, for a listener
         self.unseated: Fair[int, Guest] = Fair()  # they have spoken, and no seat is left
         self.turned: dict[socket.socket, Turned] = {}
         self.refusing = 0
@@ -104,7 +105,7 @@ class Gate(Door):
         self.connect()
         for text in self.warnings:
             self.log(4, text)
-        self._fit(hard, min(self.nofile - 128, hard // _A_SESSION // int(self.boot.config["listeners"])))
+        self._fit(hard, gateroom.sessions(hard, int(self.boot.config["listeners"])))
         self.run()
 
     def sessions(self) -> int:
@@ -146,7 +147,7 @@ class Gate(Door):
         if tls:
             self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock), READ | _ONCE)
         else:
-            self._take_seat(guest, sock)
+            self._ask_for_seat(guest)
 
     def _speaks(self, guest: Guest, sock: socket.socket) -> None:
         """A client of TLS has begun, or gone."""
@@ -162,7 +163,7 @@ class Gate(Door):
         if not there:
             self._cut(guest, "connection lost")
         else:
-            self._take_seat(guest, sock)
+            self._ask_for_seat(guest)
 
     def _may_shake(self, guest: Guest) -> bool:
         """A client that gets a process counts as one that shakes hands, until it has logged in: only its listener sees more."""
@@ -177,10 +178,8 @@ class Gate(Door):
     # -- seats
     def _seat(self, message: m.Seat, fds: list[int]) -> None:
         self.seats.append((message.session, fds[0]))
-        while self.seats and self.unseated:
-            _, guest = self.unseated.take()
-            if guest.sock is not None:
-                self._take_seat(guest, guest.sock)
+        while len(self.seats) > len(self.asking) and self.unseated:
+            self._ask_for_seat(self.unseated.take()[1])
         if not self.open and not self.draining:
             self.open = True
             for sock, tls in self.listening:
@@ -192,23 +191,46 @@ class Gate(Door):
         if isinstance(message, m.Seat):
             self.tell(m.Exited(listener_name(message.session), os.getpid(), TEMPFAIL << 8))
 
-    def _take_seat(self, guest: Guest, sock: socket.socket) -> None:
-        """Give a client its listener, now or when there is a seat."""
-        if not self.seats:
-            self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
-            return
-        if not self._may_shake(guest):
-            return
-        session, channel = self.seats.popleft()
+    def _ask_for_seat(self, guest: Guest) -> None:
+        """Give a client its listener at the end of this turn, or when there is a seat."""
+        if not self.asking:
+            self.loop.soon(self._take_seats)
+        self.asking.append(guest)
+
+    def _take_seats(self) -> None:
+        """For all who asked in this turn: forked one right after the other, for what this process writes to in between, it copies anew."""
+        asking, self.asking = self.asking, []
+        taken: list[tuple[Guest, int, int]] = []
+        for guest in asking:
+            if guest.sock is None or guest.number not in self.guests:
+                continue
+            if not self.seats:
+                self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
+            elif self._may_shake(guest):
+                taken.append((guest, *self.seats.popleft()))
+        begun = []
+        for guest, session, channel in taken:
+            if guest.sock is None or guest.number not in self.guests:  # it made room for one behind it
+                self.seats.append((session, channel))
+            elif self._fork(guest, guest.sock, session, channel):
+                begun.append((guest, guest.sock, session, channel))
+        for guest, sock, session, channel in begun:
+            self._sits(guest, sock, session, channel)
+
+    def _fork(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> bool:
         try:
             pid = self.children.fork(listener_name(session))
         except OSError as error:
             self.seats.appendleft((session, channel))
             self._complain(f"no more listeners can be forked: {error.strerror}")
             self._cut(guest, "no process for it")
-            return
+            return False
         if pid == 0:
             do_and_leave(lambda: self._become(guest, sock, session, channel), SOFTWARE)
+        return True
+
+    def _sits(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> None:
+        """It has its listener, and this process keeps the count."""
         os.close(channel)
         sock.close()
         guest.sock, guest.session = None, session

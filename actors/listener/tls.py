@@ -25,8 +25,8 @@ _clear = getattr(ctypes.CDLL(getattr(_ssl, "__file__", None)), "ERR_clear_error"
 def forget_errors() -> None:
     """Empty OpenSSL's queue of errors, which is the thread's.
 
-    CPython 3.13 with OpenSSL 3.5 leaves an error there when a client is gone in the middle of a write, and takes it for that of the next
-    client it asks about, who would be cut off.
+    CPython 3.13 with OpenSSL 3.5 leaves an error there when a client is gone in the middle of a write or of a close_notify, and takes it
+    for that of the next client it reads from, who would be cut off. (A handshake alone empties the queue before it begins.)
     """
     _clear()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from popkernel.actors.maildir import cachefile
 from popkernel.actors.maildir.held import Held
 from popkernel.actors.maildir.listing import IN_NEW, Listing
-from popkernel.actors.maildir.match import Match
+from popkernel.actors.maildir.match import Match, sizes
 from popkernel.actors.maildir.policy import Policy
 from popkernel.actors.maildir.scan import Scan, split_names
 from popkernel.actors.maildir.storeerror import IN_USE, StoreError, from_os
@@ -236,6 +236,7 @@ class Mailbox(Held):
         header, removed = cache.header, cache.removed
         scan = Scan(self.cur, self.new, self._host, self._random, self._doubtful)
         scan.alive, scan.now = self.alive, seen.made
+        scan.known = lambda: sizes(cache, journal)
         scan.unchecked = frozenset(cache.names[cache.checked :])
         scan.read(self.at)
         match = Match(cache, scan, journal)

@@ -119,6 +119,12 @@ class Match:
         self.whole = True
 
 
+def sizes(cache: popcache.Cache, journal: popcache.Cache | None) -> dict[bytes, int]:
+    """Octets of each message by its canonical name, as both say; a journal's word stands before that of the popcache it was to replace."""
+    found = dict(zip(cache.names, cache.sizes, strict=True))
+    return found if journal is None else found | dict(zip(journal.names, journal.sizes, strict=True))
+
+
 def merge(cache: popcache.Cache, journal: popcache.Cache) -> None:
     """Let the lines of a journal stand before those of the torn popcache it was to replace."""
     found = dict(zip(cache.names, zip(cache.sizes, cache.uidls, strict=True), strict=True))

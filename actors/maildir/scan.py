@@ -2,9 +2,10 @@
 
 Decisions where maildir and popcache leave a choice:
 
-- One canonical name on two files of cur/ (or new/ and cur/). Two links to one file: one is unlinked. Two files: the first
-  in byte order keeps the name, and with it the UIDL; the other is renamed, to the same leading number, eight fresh hex
-  digits and the host name, and is thus served with a UIDL of its own at nearly the same place.
+- One canonical name on two files of cur/ (or new/ and cur/). Two links to one file: one is unlinked. Two files: one keeps the name, and
+  with it the UIDL; the other is renamed, to the same leading number, eight fresh hex digits and the host name, and is thus served with a
+  UIDL of its own at nearly the same place. The one that had the UIDL keeps it: a client that has read it must not have it twice, nor
+  miss the other. It is the one whose size the popcache has; where that does not tell, cur/ comes before new/, then the first in byte order.
 - Names seen at two moments may be one file that another program renames, and two links one that it moves by link and unlink
   (mutt changes flags that way). So both names are looked at together, the file must say that it has two links, and none of them
   may be younger than five seconds. Until then both stay, the message is served once, and a later listing looks again.
@@ -91,12 +92,13 @@ class Scan:
     ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
     as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``alive``: called now and then while
     messages are measured, which may take minutes. ``now``: ns of the epoch when this began. ``left``: there is mail that stays in new/.
+    ``known``: gives the octets of each message that the popcache has, by its canonical name; asked where one has two files.
     ``linked``: canonical name to (device, inode) of messages with two names.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_random", "_stuck", "alive", "clean", "doubtful", "left", "lied", "linked", "notes", "now",
-        "present", "unchecked", "unreadable",
+        "_cur", "_fresh_host", "_new", "_octets", "_random", "_stuck", "alive", "clean", "doubtful", "known", "left", "lied", "linked",
+        "notes", "now", "present", "unchecked", "unreadable",
     )
 
     def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
@@ -107,6 +109,8 @@ class Scan:
         self.doubtful = doubtful
         self.lied = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
+        self.known: Callable[[], dict[bytes, int]] = dict
+        self._octets: dict[bytes, int] | None = None  # what `known` gave: asked for the first double only
         self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
@@ -182,19 +186,45 @@ class Scan:
 
     def _resolve(self, base: bytes, group: list[bytes]) -> None:
         """Leave one file under ``base``; a name that is no longer there was renamed while the directory was read."""
-        kept = False
+        there = []
         for name in group:
             try:
-                if not S_ISREG(os.stat(name, dir_fd=self._cur, follow_symlinks=False).st_mode):
-                    continue
+                if S_ISREG(os.stat(name, dir_fd=self._cur, follow_symlinks=False).st_mode):
+                    there.append((self._cur, name))
             except FileNotFoundError:
                 continue
-            if kept:
-                self._free(self._cur, name, base)
-            else:
-                kept = True
-                self.present[base] = name[len(base) :]
+        if there:
+            _, kept = self._owner(base, there)
+            self.present[base] = kept[len(base) :]
+            for _, name in there:
+                if name != kept:
+                    self._free(self._cur, name, base)
         self.doubtful.add(base)
+
+    def _owner(self, base: bytes, files: list[tuple[int, bytes]]) -> tuple[int, bytes]:
+        """Of files (directory and name) of one canonical name the one that the popcache's line is of, by its size; else the first."""
+        if self._octets is None:
+            self._octets = self.known()
+        octets = self._octets.get(base)
+        if octets is not None and len(files) > 1 and not self._same(files):
+            for fd, name in files:
+                if self.alive is not None:
+                    self.alive()
+                try:
+                    if directory.measure(fd, name) == octets:
+                        return fd, name
+                except OSError:  # who cannot be read is not known by its size
+                    continue
+        return files[0]
+
+    @staticmethod
+    def _same(files: list[tuple[int, bytes]]) -> bool:
+        """Whether they are links to one file, or one is gone."""
+        try:
+            found = [os.stat(name, dir_fd=fd, follow_symlinks=False) for fd, name in files]
+        except FileNotFoundError:
+            return True
+        return len({(status.st_dev, status.st_ino) for status in found}) == 1
 
     def _is_link(self, source: int, name: bytes, base: bytes) -> bool | None:
         """Is ``name`` a link to the file that keeps ``base``, or a file of its own? None where that is not settled yet."""
@@ -245,7 +275,7 @@ class Scan:
             status = os.stat(name, dir_fd=self._new, follow_symlinks=False)
             if not S_ISREG(status.st_mode):
                 return
-            if base in self.present:
+            if base in self.present and not self._give_way(name, base):
                 self._free(self._new, name, base)
             elif directory.move_no_replace(self._new, name, self._cur, base + info):
                 self.present[base] = info
@@ -262,6 +292,16 @@ class Scan:
                 self._stuck = True
                 self.notes.append(f"new: mail stays there, it can't be moved to cur: {os.strerror(error.errno or 0)}")
             self._leave(name)
+
+    def _give_way(self, name: bytes, base: bytes) -> bool:
+        """Have the file that is present give ``base`` to one in new/, if the popcache's line is of that. Says whether it is."""
+        self.doubtful.add(base)
+        fd, there = self.where(base)
+        if self._owner(base, [(fd, there), (self._new, name)]) == (fd, there):
+            return False
+        self.present[base] = IN_NEW + name[len(base) :]
+        self._free(fd, there, base)
+        return True
 
     def _leave(self, name: bytes) -> None:
         base = maildirname.canonical(name)

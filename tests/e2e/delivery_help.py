@@ -9,7 +9,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from tests.service import wait_for
+
+MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
 
 class Lmtp(smtplib.LMTP):
@@ -111,6 +115,44 @@ class Raw:
 
     def __exit__(self, *_):
         self.close()
+
+
+def deliver(service, user="alice", mail=MAIL):
+    """The answer to a message in wire form."""
+    with Raw(service) as raw:
+        return raw.deliver(mail[:-2], user)[0]
+
+
+def own(service, user, path):
+    """Give a directory, and all in it, to that user."""
+    row = service.site.mail_users[user]
+    for at, folders, files in os.walk(path):
+        for name in ["", *folders, *files]:
+            os.chown(os.path.join(at, name), row.uid, row.gid)
+
+
+def stat(service, user):
+    """How many messages a session has."""
+    client = service.pop3(user)
+    try:
+        return client.stat()[0]
+    finally:
+        client.quit()
+
+
+@contextlib.contextmanager
+def on_file_system(service, user, size):
+    """The user's maildir on a small file system of its own."""
+    row = service.site.mail_users[user]
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},uid={row.uid},gid={row.gid},mode=0700", "none", row.maildir], capture_output=True, check=False,
+    )
+    if result.returncode:
+        pytest.skip("file systems can't be mounted here")
+    try:
+        yield row.maildir
+    finally:
+        subprocess.run(["umount", "-l", row.maildir], check=True)
 
 
 _CONNECT = """

@@ -1,4 +1,5 @@
-"""A service in which nobody waits long: `impatient.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short.
+"""A service in which nobody waits long: `impatient.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short,
+but for that of a start, for which a busy machine may need some.
 
 `impatient.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it, and that
 bob's actor, to which it has none, breaks the rules.
@@ -7,6 +8,7 @@ bob's actor, to which it has none, breaks the rules.
 import os
 import sys
 
+_START_SECONDS = 5  # to an actor's hello; `popkernel reload` waits for 10 in all
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -15,7 +17,9 @@ def shorten(seconds):
     from popkernel.proto import topology
 
     core._QUIT_SECONDS = min(core._QUIT_SECONDS, seconds)
-    topology.EDGES = tuple(row._replace(deadline=min(row.deadline, seconds)) for row in topology.EDGES)
+    topology.EDGES = tuple(
+        row._replace(deadline=min(row.deadline, _START_SECONDS if row[:2] == ("kernel", "init") else seconds)) for row in topology.EDGES
+    )
 
 
 def accuse():

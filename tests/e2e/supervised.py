@@ -6,15 +6,25 @@ import os
 import signal
 import socket
 import ssl
+import sys
 
 from tests.service import Service, wait_for
 
 BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000))  # 20.6 MB
 
 
+IMPATIENT_SECONDS = 2
+IMPATIENT = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "impatient.py"), str(IMPATIENT_SECONDS)]
+
+
 def serve(**site):
     """A service as these tests want it: of the actors that read mail. Delivery has its own tests."""
     return Service(**{"lmtp": False, **site})
+
+
+def impatient(*more, **site):
+    """A service in which nobody waits long, with delivery."""
+    return Service(command=[*IMPATIENT, *more], mail=(), restart_intensity=1000, restart_seconds=1, **site)
 
 
 class Raw:
@@ -127,6 +137,24 @@ def pid_of(service, name):
 
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def stopped(*pids):
+    """These processes do nothing meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def gone(pid):
+    """Not there any more; who is dead and not waited for still is."""
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def running(pids):

@@ -1,61 +1,34 @@
 """An actor that says nothing any more: its mail is tried again later, it is ended, and its user has a new one. Others notice nothing."""
 
 import contextlib
-import os
-import signal
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.e2e.delivery_help import Raw, lmtp, messages, pop_all, rss
+from tests.e2e.delivery_help import MAIL, Raw, deliver, lmtp, messages, pop_all, rss
+from tests.e2e.supervised import IMPATIENT_SECONDS as SECONDS
+from tests.e2e.supervised import gone, impatient, stopped
 from tests.service import Service, wait_for
 
-SECONDS = 2
-COMMAND = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "impatient.py"), str(SECONDS)]
-MAIL = b"Subject: x\r\n\r\nbody\r\n"
 LARGE = MAIL + b"a line of a large message\r\n" * 40000
-
-
-def impatient(*more, **site):
-    return Service(command=[*COMMAND, *more], mail=(), restart_intensity=1000, restart_seconds=1, **site)
-
-
-@contextlib.contextmanager
-def stopped(pid):
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def accepted(service, user="alice", mail=MAIL):
-    with Raw(service) as raw:
-        return raw.deliver(mail[:-2], user)[0]
-
-
-def gone(pid):
-    return not os.path.exists(f"/proc/{pid}")
 
 
 @pytest.mark.parametrize("mail", [MAIL, LARGE], ids=["small", "large"])
 def test_a_maildir_actor_that_hangs(mail):
     with impatient() as service:
-        assert accepted(service)[:3] == b"250"
+        assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid):
             began = time.monotonic()
-            assert accepted(service, "bob")[:3] == b"250"
-            answer = accepted(service, mail=mail)
+            assert deliver(service, "bob")[:3] == b"250"
+            answer = deliver(service, mail=mail)
             assert answer[:3] in (b"450", b"451"), answer
             assert SECONDS - 1 < time.monotonic() - began < SECONDS + 8, "looked at once a second"
             wait_for(lambda: gone(pid))
         log = service.wait_log("maildir.alice is not alive")
         assert "maildir.alice has answered nothing" in log
-        assert accepted(service, mail=mail)[:3] == b"250"
+        assert deliver(service, mail=mail)[:3] == b"250"
         assert len(pop_all(service, "alice")) == 2
         assert service.actor("mda")["restarts"] == 0
 
@@ -63,7 +36,7 @@ def test_a_maildir_actor_that_hangs(mail):
 def test_many_copies_for_one_that_hangs():
     """Each is answered, and nothing of it stays with the mda."""
     with impatient() as service:
-        assert accepted(service)[:3] == b"250"
+        assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid), Raw(service) as raw:
             raw.envelope(*[f"alice+{i}" for i in range(100)], "bob")
@@ -73,7 +46,7 @@ def test_many_copies_for_one_that_hangs():
             assert answers[-1] == b"250"
             assert set(answers[:8]) <= {b"450", b"451"}, answers  # these were under way; what waited for its turn goes to the next one
             wait_for(lambda: gone(pid))
-        assert accepted(service)[:3] == b"250"
+        assert deliver(service)[:3] == b"250"
         assert len(messages(service, "alice")) == 2 + answers[:-1].count(b"250")
 
 
@@ -87,7 +60,7 @@ def test_an_idle_one_that_hangs_and_is_to_go():
         with stopped(pid):
             raw.close()
             answers = []
-            wait_for(lambda: answers.append(accepted(service)[:3]) or answers[-1] == b"250", seconds=20)
+            wait_for(lambda: answers.append(deliver(service)[:3]) or answers[-1] == b"250", seconds=20)
             assert gone(pid)
         assert len(messages(service, "alice")) == 1
 
@@ -95,12 +68,12 @@ def test_an_idle_one_that_hangs_and_is_to_go():
 def test_an_mda_that_accuses_the_living():
     """Whatever it says of a channel, an actor that answers is not ended, and mail goes on."""
     with impatient("accuse", warm_seconds=600) as service:
-        assert accepted(service)[:3] == b"250"
+        assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         session, other = service.pop3("alice"), service.pop3("bob")
         count, end = 1, time.monotonic() + 2 * SECONDS + 2
         while time.monotonic() < end:
-            count += accepted(service)[:3] == b"250"
+            count += deliver(service)[:3] == b"250"
         assert service.actor("maildir.alice")["pid"] == pid
         assert session.stat()[0] == 1
         session.quit()
@@ -137,7 +110,7 @@ def test_hung_again_and_again_under_load():
                 for i in range(k, 100000, 4):
                     mail = b"Subject: %d\r\n\r\nx\r\n" % i
                     end = time.monotonic() + 60
-                    while accepted(service, mail=mail)[:3] != b"250":
+                    while deliver(service, mail=mail)[:3] != b"250":
                         assert time.monotonic() < end
                     sent.add(i)
                     if enough.wait(0.01):
@@ -164,7 +137,7 @@ def test_hung_again_and_again_under_load():
 def test_who_stops_his_own_actor_and_comes_and_goes():
     """The mda keeps nothing of it: an actor that does not read is sent nothing more, and what waits goes with its client."""
     with Service(mail=()) as service:
-        assert accepted(service)[:3] == b"250"
+        assert deliver(service)[:3] == b"250"
         mda, pid = service.actor("mda")["pid"], service.actor("maildir.alice")["pid"]
         before = rss(mda)
         with stopped(pid):
@@ -182,6 +155,6 @@ def test_who_stops_his_own_actor_and_comes_and_goes():
                     raw.say(b"DATA\r\n", b"354")
                     raw.send(LARGE[:100000] + b"\r\n.\r\n")
             assert rss(mda) < before + (12 << 20), (before, rss(mda))
-            assert accepted(service, "bob", LARGE)[:3] == b"250"
-        assert accepted(service, mail=LARGE)[:3] == b"250"
+            assert deliver(service, "bob", LARGE)[:3] == b"250"
+        assert deliver(service, mail=LARGE)[:3] == b"250"
         assert service.actor("maildir.alice")["pid"] == pid

@@ -8,26 +8,10 @@ import time
 
 import pytest
 
-from tests.e2e.delivery_help import Raw, left_in_tmp, messages, pop_all
+from tests.e2e.delivery_help import MAIL, Raw, deliver, left_in_tmp, messages, on_file_system, pop_all
 from tests.service import Service, wait_for
 
-MAIL = b"Subject: x\r\n\r\nbody\r\n"
 root_only = pytest.mark.root("only root can mount a file system")
-
-
-@contextlib.contextmanager
-def on_file_system(service, user, size):
-    """The user's maildir on a small file system of its own."""
-    row = service.site.mail_users[user]
-    result = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},uid={row.uid},gid={row.gid},mode=0700", "none", row.maildir], capture_output=True, check=False,
-    )
-    if result.returncode:
-        pytest.skip("file systems can't be mounted here")
-    try:
-        yield row.maildir
-    finally:
-        subprocess.run(["umount", "-l", row.maildir], check=True)
 
 
 def refusal(service, user="alice", mail=MAIL):
@@ -42,8 +26,7 @@ def refusal(service, user="alice", mail=MAIL):
 
 
 def accepted(service, user="alice", mail=MAIL):
-    with Raw(service) as raw:
-        return raw.deliver(mail[:-2], user)[0].startswith(b"250")
+    return deliver(service, user, mail).startswith(b"250")
 
 
 @root_only
@@ -53,8 +36,7 @@ def test_disk_full(lines):
         mail = MAIL + b"a line of thirty octets or so\r\n" * lines
         answer = refusal(service, mail=mail) if lines > 10000 else None
         while answer is None:
-            with Raw(service) as raw:
-                got = raw.deliver(mail[:-2], "alice")[0]
+            got = deliver(service, mail=mail)
             answer = None if got.startswith(b"250") else got
         assert answer.startswith(b"452 4.3.1 "), answer
         assert b"No space left" in answer

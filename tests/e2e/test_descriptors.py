@@ -7,12 +7,11 @@ import subprocess
 
 import pytest
 
-from tests.e2e.delivery_help import Raw
+from tests.e2e.delivery_help import Raw, deliver
 from tests.service import POPKERNEL, Service, wait_for
 
 LIMIT = 160
 USERS = [f"user{n:03}" for n in range(140)]
-MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
 
 def limited(limit, **site):
@@ -27,11 +26,6 @@ def refused(service, user, held):
     except poplib.error_proto as error:
         return str(error)
     return None
-
-
-def mail(service, user):
-    with Raw(service) as raw:
-        return raw.deliver(MAIL[:-2], user)[0]
 
 
 def answered(service, user):
@@ -62,7 +56,7 @@ def test_more_users_than_descriptors(isolation):
             assert log.count("no room for ") == 1 and "RLIMIT_NOFILE" in log and "LimitNOFILE=" in log
             assert sum(row["name"].startswith("maildir.") for row in rows["actors"]) <= len(held) + 2, "idle ones went before anybody was refused"
             assert answered(service, USERS[0])[:9] in (b"451 4.3.2", b"450 4.3.2"), "mail waits"
-            assert mail(service, next(iter(held)))[:3] == b"250", "who has an actor is served"
+            assert deliver(service, next(iter(held)))[:3] == b"250", "who has an actor is served"
         assert service.command("status").returncode == 0
         for client in held.values():
             assert client.noop().startswith(b"+OK")
@@ -70,7 +64,7 @@ def test_more_users_than_descriptors(isolation):
         wait_for(lambda: not service.status()["sessions"])
         for user in USERS[:3]:
             wait_for(lambda user=user: not refused(service, user, {}))
-        assert mail(service, USERS[0])[:3] == b"250"
+        assert deliver(service, USERS[0])[:3] == b"250"
         assert service.actor("kernel")["pid"] == kernel and "Too many open files" not in service.read_log()
         service.command("reload")
         assert service.stop() == 0
@@ -82,6 +76,30 @@ def test_a_start_that_has_no_room_says_so_and_ends():
         log = service.read_log()
         assert "leaves no room to serve" in log and "ulimit -n" in log and "Traceback" not in log, log
         assert log.count("\n") == 1
+
+
+def test_gates_without_room_for_a_few_sessions_say_so_and_end():
+    """With 128 descriptors a gate's room was 0, which was no bound."""
+    with limited(143, expect_ready=False, listeners=1, isolation="connection") as service:
+        assert service.process.wait(20) == 71
+        log = service.read_log()
+        said = 'limits: the limit of 143 descriptors (RLIMIT_NOFILE) leaves no room to serve: with one listener and isolation = "connection" 144 are the least; '
+        assert said in log and "ulimit -n" in log and log.count("\n") == 1, log
+        check = subprocess.run(
+            ["sh", "-c", 'ulimit -n 143; exec "$@"', "sh", *POPKERNEL, "check", "-f", service.toml], capture_output=True, text=True, timeout=20, check=False,
+        )
+        assert (check.returncode, said in check.stdout) == (71, True), check
+
+
+def test_a_gate_keeps_to_the_room_it_has():
+    with limited(144, users=USERS[:18], listeners=1, isolation="connection") as service, contextlib.ExitStack() as stack:
+        service.wait_log("gate.0: the hard limit of 144 descriptors leaves room for 16 sessions, not 10000")
+        for user in USERS[:16]:
+            stack.enter_context(contextlib.closing(service.pop3(user)))
+        with pytest.raises((poplib.error_proto, OSError, EOFError)):
+            service.pop3(USERS[16])
+        assert len(service.status()["sessions"]) == 16
+        service.wait_log("the limit of 144 descriptors (RLIMIT_NOFILE) is met (16 sessions in this process")
 
 
 @pytest.mark.parametrize(("site", "level"), [({"max_sessions": 5000}, "warning: "), ({}, "")])

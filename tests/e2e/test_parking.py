@@ -135,3 +135,29 @@ def test_forty_sessions_sleep_and_wake():
 @pytest.mark.load
 def test_a_thousand_sessions_sleep_and_wake():
     many(1000)
+
+
+def woken(service):
+    """Of how many users there is an actor, or one is to be forked."""
+    return sum(a["name"].startswith("maildir.") for a in service.status()["actors"])
+
+
+def test_the_spawner_is_told_of_a_few_at_a_time_of_many_that_wake_at_once():
+    """Of ten thousand that woke together thousands were lost: the spawner came to the question whether it lives after the last of them."""
+    users = tuple(f"u{n}" for n in range(300))
+    with Service(users=users, mail=MAIL[:2], park_seconds=1, warm_seconds=0, warm_max=0) as service:
+        clients = [service.pop3(user) for user in users]
+        wait_for(lambda: not woken(service))
+        spawner = service.actor("spawner")["pid"]
+        before = service.actor("listener.0")["messages_out"]
+        os.kill(spawner, signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.sock.sendall(b"UIDL 2\r\n")
+            wait_for(lambda: service.actor("listener.0")["messages_out"], until=lambda many: many >= before + len(clients))
+            assert 0 < woken(service) <= 256
+        finally:
+            os.kill(spawner, signal.SIGCONT)
+        assert all(client.file.readline().startswith(b"+OK 2 ") for client in clients)
+        for client in clients:
+            client.quit()

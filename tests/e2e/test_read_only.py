@@ -7,23 +7,16 @@ import subprocess
 
 import pytest
 
-from tests.e2e.delivery_help import Raw
-from tests.e2e.test_delivery_trouble import on_file_system
+from tests.e2e.delivery_help import deliver, on_file_system
 from tests.service import Service
 
 pytestmark = pytest.mark.root("only root can mount, and give files away")
-MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
 
 @pytest.fixture(scope="module")
 def service():
     with Service(users=("alice", "bob", "carol"), mail=()) as running:
         yield running
-
-
-def deliver(service, user):
-    with Raw(service) as raw:
-        return raw.deliver(MAIL[:-2], user)[0]
 
 
 def read_all(client):

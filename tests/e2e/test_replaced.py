@@ -4,14 +4,12 @@ import contextlib
 import os
 import poplib
 import shutil
-import subprocess
 
 import pytest
 
-from tests.e2e.delivery_help import Raw
+from tests.e2e.delivery_help import MAIL, Raw, deliver, on_file_system, own, stat
 from tests.service import ROOT, Service, wait_for
 
-MAIL = b"Subject: x\r\n\r\nbody\r\n"
 ONE = b"From: one@example.org\nSubject: one\n\nhello\n"
 root_only = pytest.mark.root("only root can mount, and give files away")
 
@@ -21,13 +19,6 @@ def service():
     names = ["swapped", "listed", "part", "link", "mounted", "during", "asleep", "same", "half", "quit", "open", "gone", "cursession", "large", "woken"]
     with Service(users=names, mail=(), park_seconds=1) as running:
         yield running
-
-
-def own(service, user, path):
-    row = service.site.mail_users[user]
-    for at, folders, files in os.walk(path):
-        for name in ["", *folders, *files]:
-            os.chown(os.path.join(at, name), row.uid, row.gid)
 
 
 def make(service, user, path, *mail):
@@ -48,25 +39,23 @@ def warm(service, user):
     return service.site.mail_users[user].maildir
 
 
-def deliver(service, user, mail=MAIL):
-    with Raw(service) as raw:
-        return raw.deliver(mail[:-2], user)[0]
-
-
-def stat(service, user):
-    client = service.pop3(user)
-    try:
-        return client.stat()[0]
-    finally:
-        client.quit()
-
-
 def swap(service, user, *mail):
     """Another maildir in the place of the one that is there; the path of the latter."""
     path = service.site.mail_users[user].maildir
     os.rename(path, f"{path}.old")
     make(service, user, path, *mail)
     return f"{path}.old"
+
+
+@contextlib.contextmanager
+def large(service, user):
+    """A large message that comes in and is not whole."""
+    with Raw(service) as raw:
+        raw.envelope(user)
+        raw.say(b"DATA\r\n", b"354")
+        raw.send(MAIL + b"x" * 300_000)
+        wait_for(lambda: os.listdir(f"{service.site.mail_users[user].maildir}/tmp"))
+        yield raw
 
 
 def count(path):
@@ -139,16 +128,10 @@ def test_a_link_that_is_pointed_elsewhere(service):
 def test_a_file_system_mounted_over_it(service):
     path = warm(service, "mounted")
     before = count(path)
-    row = service.site.mail_users["mounted"]
-    options = f"size=1m,uid={row.uid},gid={row.gid},mode=0700"
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], capture_output=True, check=False).returncode:
-        pytest.skip("file systems can't be mounted here")
-    try:
+    with on_file_system(service, "mounted", "1m"):
         assert deliver(service, "mounted").startswith(b"250")
         assert len(os.listdir(f"{path}/new")) == 1
         assert stat(service, "mounted") == 1
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
     assert deliver(service, "mounted").startswith(b"250"), "and when it is gone again"
     assert count(path) == before + 1
     assert stat(service, "mounted") == before + 1
@@ -156,11 +139,7 @@ def test_a_file_system_mounted_over_it(service):
 
 def test_a_maildir_replaced_while_a_large_message_comes_in(service):
     path = warm(service, "during")
-    with Raw(service) as raw:
-        raw.envelope("during")
-        raw.say(b"DATA\r\n", b"354")
-        raw.send(MAIL + b"x" * 300_000)
-        wait_for(lambda: os.listdir(f"{path}/tmp"))
+    with large(service, "during") as raw:
         old = swap(service, "during")
         raw.send(b"\r\n.\r\n")
         assert raw.answer().startswith(b"451 4.3.2 ")
@@ -171,12 +150,8 @@ def test_a_maildir_replaced_while_a_large_message_comes_in(service):
 
 
 def test_a_session_that_finds_another_maildir_does_not_wait_for_a_message_that_comes_in(service):
-    path = warm(service, "open")
-    with Raw(service) as raw:
-        raw.envelope("open")
-        raw.say(b"DATA\r\n", b"354")
-        raw.send(MAIL + b"x" * 300_000)
-        wait_for(lambda: os.listdir(f"{path}/tmp"))
+    warm(service, "open")
+    with large(service, "open") as raw:
         swap(service, "open", ONE, ONE)
         assert stat(service, "open") == 2
         raw.send(b"\r\n.\r\n")
@@ -231,17 +206,6 @@ def test_a_cur_that_is_not_its_users_for_a_while(service):
     assert deliver(service, "half").startswith(b"250")
     assert stat(service, "half") == 1
     assert "Bad file descriptor" not in service.read_log()
-
-
-@contextlib.contextmanager
-def large(service, user):
-    """A large message that comes in and is not whole."""
-    with Raw(service) as raw:
-        raw.envelope(user)
-        raw.say(b"DATA\r\n", b"354")
-        raw.send(MAIL + b"x" * 300_000)
-        wait_for(lambda: os.listdir(f"{service.site.mail_users[user].maildir}/tmp"))
-        yield raw
 
 
 @root_only

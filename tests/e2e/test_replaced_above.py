@@ -9,11 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.e2e.delivery_help import Raw
-from tests.e2e.test_replaced import own, root_only, stat
+from tests.e2e.delivery_help import deliver, own, stat
 from tests.service import Service, wait_for
-
-MAIL = b"Subject: x\r\n\r\nbody"
 
 
 @contextlib.contextmanager
@@ -21,11 +18,6 @@ def homes(**settings):
     """Each maildir lies in a user's home, so that each home is a directory that the spawner holds."""
     with Service(users=("alice", "bob"), mail=(), subdir="Maildir", **settings) as running:
         yield running
-
-
-def deliver(service, user):
-    with Raw(service) as raw:
-        return raw.deliver(MAIL, user)[0]
 
 
 def replace(service, user):
@@ -146,7 +138,7 @@ def test_a_directory_in_a_home_that_nobody_else_may_enter():
         assert logs_in(service, "alice") == 1
 
 
-@root_only
+@pytest.mark.root("only root can mount")
 def test_a_file_system_mounted_above():
     with Service(users=("alice", "bob"), mail=()) as service:
         assert deliver(service, "alice").startswith(b"250")

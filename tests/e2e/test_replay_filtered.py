@@ -1,8 +1,7 @@
 """A recording of one user, session or actor replays clean, whatever went on beside it that is not in it."""
 
+import contextlib
 import os
-import signal
-import smtplib
 import socket
 import ssl
 import struct
@@ -15,7 +14,8 @@ from popkernel.proto.recording import read
 from popkernel.proto.sessionname import session_number
 
 from tests.e2e.awkward import RawClient
-from tests.replay.make import follow, record, stopped
+from tests.e2e.delivery_help import lmtp
+from tests.replay.make import asks, follow, has, record, seen, stopped
 from tests.service import Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
@@ -54,26 +54,7 @@ def recording_of(service, tmp_path, arguments, act, until):
 
 def ended(many=1):
     """So many sessions were reported to be over, as the listener has it."""
-    return lambda recording: sum(f.name == "Ended" and f.actor.startswith("listener.") for f in recording.frames) >= many
-
-
-def has(name, many=1):
-    return lambda recording: sum(f.name == name for f in recording.frames) >= many
-
-
-def asks(service, user):
-    """A client whose password is being looked at, or waits for that."""
-    raw = service.keep(RawClient(service, "", timeout=20))
-    raw.ask(b"USER " + user.encode())
-    raw.send(b"PASS secret\r\n")
-    return raw
-
-
-def seen(service):
-    """The listener has read what was sent before."""
-    for _ in range(2):
-        with RawClient(service, "", timeout=20) as raw:
-            raw.ask(b"CAPA")
+    return has("Ended", many, actor="listener.")
 
 
 def reset(sock):
@@ -127,10 +108,10 @@ def test_a_login_that_waits_for_its_turn_behind_anothers(tmp_path):
 
         def act():
             with stopped(service, "auth"):
-                asks(service, "bob")
-                seen(service)
-                alice = asks(service, "alice")
-                seen(service)
+                asks(service, "bob", "")
+                seen(service, "")
+                alice = asks(service, "alice", "")
+                seen(service, "")
             alice.line()
             alice.ask(b"QUIT")
 
@@ -145,9 +126,9 @@ def test_a_login_that_another_left_no_room_for(tmp_path):
 
         def act():
             with stopped(service, "auth"):
-                asks(service, "alice")
-                seen(service)
-                second = asks(service, "alice")
+                asks(service, "alice", "")
+                seen(service, "")
+                second = asks(service, "alice", "")
                 assert b"too many logins" in second.line()
                 second.ask(b"QUIT")
 
@@ -163,12 +144,12 @@ def test_a_client_that_goes_while_its_login_waits_for_anothers(tmp_path):
 
         def act():
             with stopped(service, "auth"):
-                asks(service, "bob")
-                seen(service)
-                second = asks(service, "alice")
-                seen(service)
+                asks(service, "bob", "")
+                seen(service, "")
+                second = asks(service, "alice", "")
+                seen(service, "")
                 reset(second.sock)
-                seen(service)
+                seen(service, "")
 
         recording, _ = recording_of(service, tmp_path, ("--session", "1.4"), act, ended())
         assert "Queued" in names(recording)
@@ -194,7 +175,7 @@ def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
     """They are told the client as one."""
     folders = [service.site.mail_users[user].maildir + "/new" for user in ("alice", "bob")]
     before = [len(os.listdir(folder)) for folder in folders]
-    mda = service.keep(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock"))
+    mda = lmtp(service)
     mda.sendmail("sender@example.org", ["alice"], SMALL)
     mda.sendmail("sender@example.org", ["bob"], SMALL)
 
@@ -204,14 +185,14 @@ def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
     wait_for(lambda: delivered() == [b + 1 for b in before])
 
     def act():
-        with stopped(service, "maildir.alice", "maildir.bob"):
-            mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob"), mda.docmd("DATA")
-            mda.sock.sendall(SMALL + b".\r\n")
-            other = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
-            other.ehlo(), other.quit()  # it has passed on by now what came before
-            os.kill(service.actor("mda")["pid"], signal.SIGSTOP)
-        wait_for(lambda: delivered() == [b + 2 for b in before])
-        os.kill(service.actor("mda")["pid"], signal.SIGCONT)
+        with contextlib.ExitStack() as until_both_have_answered:
+            with stopped(service, "maildir.alice", "maildir.bob"):
+                mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob"), mda.docmd("DATA")
+                mda.sock.sendall(SMALL + b".\r\n")
+                other = lmtp(service)
+                other.ehlo(), other.quit()  # it has passed on by now what came before
+                until_both_have_answered.enter_context(stopped(service, "mda"))
+            wait_for(lambda: delivered() == [b + 2 for b in before])
         assert [mda.getreply()[0] for _ in range(2)] == [250, 250]
         mda.quit()
 
@@ -222,7 +203,7 @@ def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
 @root
 def test_a_recipient_that_the_mda_knows_of_a_connection_before_the_recording(service, recorded):
     def deliver():
-        mda = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+        mda = lmtp(service)
         mda.sendmail("sender@example.org", ["alice", "alice+list"], SMALL)
         mda.quit()
 
@@ -235,7 +216,7 @@ def test_a_recipient_that_the_mda_knows_of_a_connection_before_the_recording(ser
 def test_who_watches_one_user_is_told_of_no_other(service, recorded):
     """Neither by what actors say of themselves in the beginning."""
     whole_session(service, "bob")
-    mda = service.keep(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock"))
+    mda = lmtp(service)
     mda.sendmail("sender@example.org", ["bob"], SMALL)
     open_ = service.pop3("bob")
 

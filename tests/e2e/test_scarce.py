@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.e2e.delivery_help import Raw
+from tests.e2e.delivery_help import deliver
 from tests.e2e.scarce import FILE, Faults
 from tests.service import Service, wait_for
 
@@ -36,11 +36,6 @@ def scarce(tmp_path):
     yield start
     for service in kept:
         service.close()
-
-
-def deliver(service, user):
-    with Raw(service) as raw:
-        return raw.deliver(b"Subject: x\r\n\r\nbody", user)[0]
 
 
 def work(service):

@@ -8,7 +8,7 @@ import pytest
 from popkernel.kernel.replaying import replay
 from popkernel.proto.recording import read
 
-from tests.replay.make import record
+from tests.replay.make import has, record
 from tests.service import Service, wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
@@ -56,8 +56,9 @@ def session(service, user="alice"):
     pop.stat(), pop.uidl(), pop.list(), pop.retr(1), pop.quit()
 
 
-def ended(recording, many=1):
-    return sum(f.name == "Ended" and f.actor == "kernel" and f.way == "in" for f in recording.frames) >= many
+def ended(many=1):
+    """So many sessions are over, as the kernel has it."""
+    return has("Ended", many, actor="kernel", way="in")
 
 
 def accepted(recording, many=1):
@@ -70,7 +71,7 @@ class Begun:
     def __init__(self, service, tmp_path, arguments):
         self.service, self.path, self.arguments = service, tmp_path / "late.rec", arguments
 
-    def __call__(self, act, until=ended):
+    def __call__(self, act, until=ended()):
         record(self.service, self.arguments, act, until, self.path)
         self.recording = read(self.path.read_bytes())
         results = {r.actor: r for r in replay(self.recording)}
@@ -95,7 +96,7 @@ def test_a_delivery_to_an_actor_that_is_there(service, begun, arguments):
         session(service)
         session(service)
 
-    results = begun(*arguments)(act, lambda r: ended(r, 2))
+    results = begun(*arguments)(act, ended(2))
     assert compared(results) > (10 if "--payload" in arguments else 7)
     assert compared(results, "listener.0") > 10
     assert ("--payload" in arguments) == (not results["maildir.alice"].notes)
@@ -113,7 +114,7 @@ def test_an_actor_that_has_served_and_delivered(service, begun, arguments):
         deliver(service)
         session(service)
 
-    assert compared(begun(*arguments)(act, lambda r: ended(r, 2))) > (10 if "--payload" in arguments else 7)
+    assert compared(begun(*arguments)(act, ended(2))) > (10 if "--payload" in arguments else 7)
 
 
 @pytest.mark.parametrize("arguments", [WHOLE, CUT])
@@ -143,7 +144,7 @@ def test_a_session_that_is_open(service, begun, arguments):
         deliver(service)
         session(service)
 
-    results = begun(*arguments)(act, lambda r: ended(r, 2))
+    results = begun(*arguments)(act, ended(2))
     assert results["listener.0"].notes
     assert results["maildir.alice"].compared > 5
 
@@ -159,7 +160,7 @@ def test_a_session_that_is_parked(tmp_path, arguments):
             pop.stat(), pop.retr(1), pop.quit()
             session(service)
 
-        results = Begun(service, tmp_path, arguments)(act, lambda r: ended(r, 2))
+        results = Begun(service, tmp_path, arguments)(act, ended(2))
         assert results["maildir.alice"].compared > 5
 
 
@@ -228,7 +229,7 @@ def test_an_answer_that_is_under_way(tmp_path):
             deliver(service)
             session(service)
 
-        results = Begun(service, tmp_path, ALICE)(act, lambda r: ended(r, 2))
+        results = Begun(service, tmp_path, ALICE)(act, ended(2))
         assert "2 sessions had begun" in results["maildir.alice"].notes[-1]
         assert compared(results) >= 1
 
@@ -244,9 +245,9 @@ def test_two_who_record(service, tmp_path):
     def outer():
         session(service)
         deliver(service)
-        record(service, ALICE, inner, ended, second)
+        record(service, ALICE, inner, ended(), second)
 
-    record(service, ALICE, outer, lambda r: ended(r, 2), first)
+    record(service, ALICE, outer, ended(2), first)
     for path in (first, second):
         recording = read(path.read_bytes())
         assert [f.actor for f in recording.frames if f.name == "Settings"].count("listener.0") == 1
@@ -267,7 +268,7 @@ def test_a_reload_and_a_login_begun_before(service, begun):
         open_.retr(1), open_.quit()
         service.status()
 
-    results = begun()(act, lambda r: ended(r, 3))
+    results = begun()(act, ended(3))
     assert compared(results, "listener.0") > 5
 
 
@@ -287,6 +288,6 @@ def test_all_at_once_and_everybody(service, begun, lmtp):
         session(service, "bob")
         mda.quit()
 
-    results = begun()(act, lambda r: ended(r, 3))
+    results = begun()(act, ended(3))
     assert results["kernel"].compared > 5
     assert results["listener.0"].compared > 5

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from popkernel.kernel.watcher import Watcher
 from popkernel.proto.recording import Recording, end, header, pack, read
 
-from tests.e2e import awkward, clients
+from tests.e2e import awkward, clients, supervised
 from tests.service import POPKERNEL, Service, wait_for
 
 HERE = pathlib.Path(__file__).parent
@@ -39,9 +39,29 @@ class Scenario(NamedTuple):
     needs: str = ""  # a client
 
 
+def has(name, many=1, *, actor="", way=""):
+    """So many frames of that name are there; of an actor whose name begins so, of that way."""
+    return lambda recording: sum(f.name == name and f.actor.startswith(actor) and f.way.startswith(way) for f in recording.frames) >= many
+
+
 def ends(many=1):
     """So many connections have ended."""
-    return lambda recording: sum(f.name == "Ended" and f.way == "in" for f in recording.frames) >= many
+    return has("Ended", many, way="in")
+
+
+def asks(service, user, tls="tls"):
+    """A client whose password is being looked at, or waits for that."""
+    raw = service.keep(awkward.RawClient(service, tls, timeout=20))
+    raw.ask(b"USER " + user.encode())
+    raw.send(b"PASS secret\r\n")
+    return raw
+
+
+def seen(service, tls="tls"):
+    """A listener has read what was sent before: it has served others since."""
+    for _ in range(2):
+        with awkward.RawClient(service, tls, timeout=20) as other:
+            other.ask(b"CAPA")
 
 
 def client(name):
@@ -246,17 +266,9 @@ def timeouts(service, tmp):
     pop.noop(), pop.quit()
 
 
-@contextlib.contextmanager
 def stopped(service, *names):
     """Those actors do nothing meanwhile."""
-    pids = [service.actor(name)["pid"] for name in names]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+    return supervised.stopped(*(service.actor(name)["pid"] for name in names))
 
 
 def others(service, tmp):
@@ -276,14 +288,9 @@ def queued(service, tmp):
     """A login waits for its turn behind another's, which the recording does not have."""
     clients = []
     with stopped(service, "auth"):
-        for user in (b"bob", b"alice"):
-            raw = service.keep(awkward.RawClient(service, "tls", timeout=20))
-            raw.ask(b"USER " + user)
-            raw.send(b"PASS secret\r\n")
-            clients.append(raw)
-            for _ in range(2):  # its listener has read that by the time it has served another
-                with awkward.RawClient(service, "tls", timeout=20) as other:
-                    other.ask(b"CAPA")
+        for user in ("bob", "alice"):
+            clients.append(asks(service, user))
+            seen(service)
     for raw in clients:
         raw.line()
         raw.ask(b"QUIT")
@@ -295,17 +302,14 @@ def batch(service, tmp):
     mda = service.keep(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock"))
     mda.ehlo(), mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob")
     wait_for(lambda: all((service.actor(name) or {}).get("state") == "serving" for name in ("maildir.alice", "maildir.bob")))
-    with stopped(service, "maildir.alice", "maildir.bob"):
-        mda.docmd("DATA")
-        mda.sock.sendall(b"Subject: two\r\n\r\nFor two.\r\n.\r\n")
-        other = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
-        other.ehlo(), other.quit()  # what came before has been passed on by now
-        pid = service.actor("mda")["pid"]
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with contextlib.ExitStack() as until_both_have_answered:
+        with stopped(service, "maildir.alice", "maildir.bob"):
+            mda.docmd("DATA")
+            mda.sock.sendall(b"Subject: two\r\n\r\nFor two.\r\n.\r\n")
+            other = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+            other.ehlo(), other.quit()  # what came before has been passed on by now
+            until_both_have_answered.enter_context(stopped(service, "mda"))
         wait_for(lambda: all(len(list(folder.iterdir())) > len(MAIL) for folder in folders))
-    finally:
-        os.kill(pid, signal.SIGCONT)
     mda.getreply(), mda.getreply(), mda.quit()
 
 

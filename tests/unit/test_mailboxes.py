@@ -380,3 +380,34 @@ def test_what_is_passed_over_is_counted(user):
     shutil.rmtree(f"{user.maildir}/cur")
     os.symlink("new", f"{user.maildir}/cur")
     assert passed_over(user) == 2, "a link is not followed"
+
+
+def test_each_directory_of_a_maildir_is_looked_at_once(tmp_path, monkeypatch):
+    """At each start, of ten thousand: what others may write to had all of them looked at again."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    boxes = [tmp_path / f"box{number}" for number in range(3)]
+    users = {f"user{number}": MailUser(UID, GID, str(box)) for number, box in enumerate(boxes)}
+    for user in users.values():
+        make(user, "tmp", "new", "cur")
+    os.chmod(f"{boxes[1]}/new", 0o777)
+    looked = []
+    for name in ("stat", "lstat"):
+        real = getattr(os, name)
+        monkeypatch.setattr(mailboxes.os, name, lambda path, *rest, real=real, **more: looked.append(str(path)) or real(path, *rest, **more))
+    wide = []
+    assert list(judge(users, b"", "users", {}, wide)) == []
+    inside = [path for path in looked if os.path.dirname(path) in map(str, boxes)]
+    assert len(inside) == len(set(inside)) == 9
+    assert wide == list(open_to_others(users, b"", "users")) and len(wide) == 1
+
+
+def test_maildirs_are_no_problem_of_their_neighbours(tmp_path, monkeypatch):
+    """What lies in a maildir is told so, and what lies beside it is not, though both are below the same directory."""
+    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    outer, inner, beside = tmp_path / "a", tmp_path / "a" / "deep" / "b", tmp_path / "c"
+    users = {name: MailUser(UID, GID, str(path)) for name, path in (("inner", inner), ("outer", outer), ("beside", beside))}
+    make(users["outer"], "tmp", "new", "cur", "deep")
+    make(users["inner"], "tmp", "new", "cur")
+    make(users["beside"], "tmp", "new", "cur")
+    said = [finding.what for finding, _ in judge(users, b"outer 1\n", "users", {})]
+    assert said == [f"user inner: {inner}: this lies in the maildir of outer (line 1)"]

@@ -18,8 +18,9 @@ def make(now=0.0, **settings):
     kernel.awaits("listener.0", m.Awaiting(1))
     kernel.granted(m.Granted("listener.0", 1, "alice"), now)
     done = []
-    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is core.Forget else None) for e in effects])
-    made.kernel, made.done = kernel, done
+    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is core.Forget else None) for e in effects],
+                   lambda: made.free)
+    made.kernel, made.done, made.free = kernel, done, True
     return made
 
 
@@ -100,13 +101,13 @@ def one_that_closes_badly(tmp_path, monkeypatch):
 
 def test_a_session_that_nobody_has(one_that_closes_badly):
     done = []
-    parking = Parking(Loop(), core.Core({}, core.Settings()), done.extend)
+    parking = Parking(Loop(), core.Core({}, core.Settings()), done.extend, lambda: True)
     parking.park("maildir.alice", m.Parked(1, b""), one_that_closes_badly)
     assert not len(parking)
 
 
 def test_a_session_that_is_forgotten(one_that_closes_badly):
-    parking = Parking(Loop(), core.Core({}, core.Settings()), lambda effects: None)
+    parking = Parking(Loop(), core.Core({}, core.Settings()), lambda effects: None, lambda: True)
     parking._fds["alice"] = one_that_closes_badly
     parking.forget("alice")
     assert not len(parking)

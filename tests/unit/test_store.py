@@ -214,26 +214,59 @@ def test_two_files_of_one_name_without_a_number(box):
         assert listing.name(0) == SYNCED or listing.name(1) == SYNCED
 
 
-def test_one_name_on_two_files_gives_two_messages(box):
-    box.put(b"5.a:2,", b"one\n")
-    box.put(b"5.a:2,S", b"three\n")
-    box.cache = popcache.format_line(b"5.a", 7, b"kept-uidl")
+ONE_NAME = {  # of two files: which had the UIDL by its size (7 octets are three's, 5 are one's, 9 nobody's), or keeps it where that does not tell
+    "cur, the second": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 7, b"three\n"),
+    "cur, the first": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 5, b"one\n"),
+    "cur, nobody knows": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 9, b"one\n"),
+    "cur, both": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"two\n"), 5, b"one\n"),
+    "new": ((b"cur", b"5.a:2,", b"one\n"), (b"new", b"5.a", b"three\n"), 7, b"three\n"),
+    "new, of another info": ((b"cur", b"5.a:2,", b"one\n"), (b"new", b"5.a:2,S", b"three\n"), 7, b"three\n"),
+    "new, and cur had it": ((b"cur", b"5.a:2,", b"one\n"), (b"new", b"5.a", b"three\n"), 5, b"one\n"),
+    "new, nobody knows": ((b"cur", b"5.a:2,S", b"one\n"), (b"new", b"5.a", b"three\n"), 9, b"one\n"),
+    "new, both": ((b"cur", b"5.a:2,S", b"one\n"), (b"new", b"5.a", b"two\n"), 5, b"one\n"),
+    "new, no line": ((b"cur", b"5.a:2,S", b"one\n"), (b"new", b"5.a", b"three\n"), None, b"one\n"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_NAME)
+@pytest.mark.parametrize("others", [0, 300], ids=["few", "many"])
+def test_of_two_files_of_one_name_that_keeps_its_uidl_which_had_it(box, case, others):
+    """A client that had read the second never saw the first, and the second again."""
+    first, second, octets, owner = ONE_NAME[case]
+    for where, name, data in (first, second):
+        box.put(name, data, where)
+    for number in range(others):  # more than are moved at once
+        box.put(b"%d.z" % (1000 + number), where=b"new")
+    if octets is not None:
+        box.cache = popcache.format_line(b"5.a", octets, b"kept-uidl")
     listing = box.drop.listing()
-    assert listing.count == len({listing.uidl(0), listing.uidl(1)}) == 2
-    first = [listing.name(i) for i in range(2)].index(b"5.a")
-    assert box.drop.read_small(listing, first, 99) == b"one\n"
-    assert listing.uidl(first) == b"kept-uidl"
-    assert box.drop.read_small(listing, 1 - first, 99) == b"three\n"
+    found = {box.drop.read_small(listing, i, 99): listing.uidl(i) for i in range(listing.count) if listing.name(i).startswith(b"5.")}
+    assert found.keys() == {first[2], second[2]}
+    assert found[owner] == (uidl(b"5.a") if octets is None else b"kept-uidl")
+    assert listing.count == len({listing.uidl(i) for i in range(listing.count)}) == 2 + others
+    assert [listing.size(i) for i in range(2)] == [wire_size(box.drop.read_small(listing, i, 99)) for i in range(2)]
     assert shown(box.again()) == shown(listing)
 
 
-def test_one_name_in_new_and_cur(box):
+def test_of_two_files_of_one_name_the_one_in_new_is_served_where_neither_can_be_renamed(box, monkeypatch):
+    """It had the UIDL; the other is served when it can have a name of its own."""
     box.put(b"5.a:2,", b"one\n")
-    box.put(b"5.a", b"two!\n", where=b"new")
-    listing = box.drop.listing()
-    assert sorted(box.drop.read_small(listing, i, 99) for i in range(2)) == [b"one\n", b"two!\n"]
-    assert len({listing.uidl(0), listing.uidl(1)}) == 2
-    assert box.names(b"new") == []
+    box.put(b"5.a", b"three\n", where=b"new")
+    box.cache = popcache.format_line(b"5.a", 7, b"kept-uidl")
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for call in ("link", "rename"):
+        monkeypatch.setattr(os, call, refused)
+    for _ in range(2):
+        listing = box.again()
+        assert shown(listing) == [(b"5.a", 7, b"kept-uidl")]
+        assert box.drop.read_small(listing, 0, 99) == b"three\n"
+    monkeypatch.undo()
+    listing = box.again()
+    found = {box.drop.read_small(listing, i, 99): listing.uidl(i) for i in range(listing.count)}
+    assert found.keys() == {b"one\n", b"three\n"} and found[b"three\n"] == b"kept-uidl"
 
 
 def test_two_links_to_one_file_are_one_message(box):
