@@ -16,6 +16,8 @@ class Kernel:
         self.loop = SimpleNamespace(now=100.0)
         self.processes = {}
         self.room = True
+        self.went_on = []
+        self.spawning = SimpleNamespace(go_on=lambda: self.went_on.append(self.singletons.spawner))
         self.singletons = SimpleNamespace(spawner="spawner", launch_spawner=self.launch, give_up=self.given_up.extend)
         self.core = SimpleNamespace(retire_all=self.retire)
         self.do = list
@@ -60,6 +62,7 @@ def test_it_takes_over_when_it_serves(kernel, heir):
     assert len(kernel.processes) == 2
     kernel.processes["spawner~2"].on_hello()
     assert (kernel.singletons.spawner, heir.name, kernel.retired) == ("spawner~2", "", 1)
+    assert kernel.went_on == ["spawner~2"], "actors that waited for the old one are asked of the new one"
     old = kernel.processes["spawner"]
     assert (old.state, old.sent) == ("draining", [m.Stop(LAST_CHILD_SECONDS)])
     assert kernel.processes["spawner~2"].on_hello is None
