@@ -12,8 +12,8 @@ import random
 import time
 from unittest import mock
 
-from popkernel.actors.maildir.store import Maildrop
-from popkernel.cli.samplesite import make_certificate
+from popkernel.actors.maildir.store.maildrop import Maildrop
+from popkernel.cli.sample_site import make_certificate
 
 UID = 64100
 ACTIVE = 240

@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 from popkernel.cli.parser import DIRECTORY, FILE, Parser, Version, add_config_file, add_run_dir, command, complete
-from popkernel.cli.serverflags import add_server_flags, add_start
-from popkernel.kernel.exits import EXITS
-from popkernel.proto.sessionname import session_number
-from popkernel.proto.uidlist import SOURCES
+from popkernel.cli.server_flags import add_server_flags, add_start
+from popkernel.kernel.runtime.exit_codes import EXITS
+from popkernel.proto.files.uid_lists import SOURCES
+from popkernel.proto.trace.session_names import session_number
 
 __all__ = ["build_parser"]
 
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
 
 
 def _add_which_server(parser: argparse.ArgumentParser) -> None:
-    """Which running server a command is for; see cli/rundir.py."""
+    """Which running server a command is for; see cli/run_directory.py."""
     add_config_file(parser, "the server's configuration, for its run_dir; --run-dir wins over it")
     add_run_dir(parser)
 

@@ -13,24 +13,24 @@ import socket
 import stat
 from collections.abc import Iterable
 
-from popkernel.cli.certificate import check_certificates
+from popkernel.cli.check_certificates import check_certificates
 from popkernel.cli.control import ControlError, ask
-from popkernel.kernel import trust
-from popkernel.kernel.address import Address
-from popkernel.kernel.binding import BindError, bind
-from popkernel.kernel.config import COMMAND_LINE, Config, ConfigError, gather, keys
-from popkernel.kernel.exits import EXITS
-from popkernel.kernel.ids import actor_ids, mta_uids
-from popkernel.kernel.log import doubt
-from popkernel.kernel.mailboxes import judge, odd_names, open_to_others
-from popkernel.kernel.needs import needs
-from popkernel.kernel.passphrase import file_of
-from popkernel.kernel.regular import UnreadableError, read_named
-from popkernel.kernel.room import too_few
-from popkernel.kernel.rundir import problem as run_dir_problem
-from popkernel.proto.networks import MAX_NETWORKS, parse_networks
-from popkernel.proto.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
-from popkernel.proto.usernames import name_lines, twins
+from popkernel.kernel.config.addresses import Address
+from popkernel.kernel.config.keys import COMMAND_LINE, Config, ConfigError, gather, keys
+from popkernel.kernel.config.regular_files import UnreadableError, read_named
+from popkernel.kernel.init import permissions
+from popkernel.kernel.init.binding import BindError, bind
+from popkernel.kernel.init.ids import actor_ids, mta_uids
+from popkernel.kernel.init.mailbox_faults import judge, odd_names, open_to_others
+from popkernel.kernel.init.pass_phrase import file_of
+from popkernel.kernel.init.requirements import needs
+from popkernel.kernel.init.run_directory import problem as run_dir_problem
+from popkernel.kernel.runtime.exit_codes import EXITS
+from popkernel.kernel.runtime.log import doubt
+from popkernel.kernel.supervisor.descriptor_room import too_few
+from popkernel.proto.access.networks import MAX_NETWORKS, parse_networks
+from popkernel.proto.access.user_names import name_lines, twins
+from popkernel.proto.files.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
 
 _USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config"))
 
@@ -173,7 +173,7 @@ def _check_blocked(config: Config, report: Report) -> None:
 
 def _check_trust(path: str, report: Report, code: int) -> None:
     """Look at who else could change a file that decides whom is served as whom: a start says it, and goes on."""
-    for where, what, mend in trust.doubts(path) if path else ():
+    for where, what, mend in permissions.doubts(path) if path else ():
         finding = Finding(where, 0, what, mend)
         if finding not in report.errors:
             report.error(finding, code)

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from popkernel.cli.rundir import run_dir_of
-from popkernel.kernel.config import ConfigError, control_path
-from popkernel.kernel.exits import EXITS
+from popkernel.cli.run_directory import run_dir_of
+from popkernel.kernel.config.keys import ConfigError, control_path
+from popkernel.kernel.runtime.exit_codes import EXITS
 
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 30.0

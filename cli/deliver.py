@@ -13,9 +13,9 @@ import struct
 import sys
 from typing import BinaryIO, NoReturn
 
-from popkernel.cli.rundir import run_dir_of
-from popkernel.kernel.config import ConfigError
-from popkernel.proto.octets import WireEncoder
+from popkernel.cli.run_directory import run_dir_of
+from popkernel.kernel.config.keys import ConfigError
+from popkernel.proto.pop3.octets import WireEncoder
 
 OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77  # sysexits(3)
 _CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463

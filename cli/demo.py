@@ -1,6 +1,6 @@
 """``popkernel demo``: make a site, serve it until Ctrl-C or until its terminal closes, say how to read it, remove it.
 
-make_site() and what belongs to it are at home in samplesite.py, and can be had from here too.
+make_site() and what belongs to it are at home in sample_site.py, and can be had from here too.
 """
 
 import argparse
@@ -17,21 +17,11 @@ import tempfile
 from contextlib import closing, suppress
 from typing import Any, NoReturn
 
-from popkernel.cli.samplesite import (
-    FIRST_UID,
-    HOST,
-    PASSWORD,
-    SAMPLE_MAIL,
-    Paths,
-    Site,
-    free_ports,
-    make_certificate,
-    make_site,
-)
-from popkernel.cli.typed import as_typed
-from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.config import Config, ConfigError, load
-from popkernel.kernel.exits import EXITS
+from popkernel.cli.program_name import as_typed
+from popkernel.cli.sample_site import FIRST_UID, HOST, PASSWORD, SAMPLE_MAIL, Paths, Site, free_ports, make_certificate, make_site
+from popkernel.kernel.config.keys import Config, ConfigError, load
+from popkernel.kernel.runtime.child_process import do_and_leave
+from popkernel.kernel.runtime.exit_codes import EXITS
 
 __all__ = ["FIRST_UID", "HOST", "PASSWORD", "SAMPLE_MAIL", "Site", "free_ports", "make_certificate", "make_site", "run"]
 

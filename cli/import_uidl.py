@@ -10,13 +10,13 @@ import os
 import sys
 from typing import Any
 
-from popkernel.actors.maildir.migrate import bring, source_of
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.configvalues import checked
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.uidl_import import bring, source_of
+from popkernel.kernel.config.user_table import code_of, read_users
+from popkernel.kernel.config.values import checked
+from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.sandbox import lock as sandbox
-from popkernel.kernel.usertable import code_of, read_users
-from popkernel.proto.tables import MailUser
+from popkernel.proto.files.tables import MailUser
 from popkernel.proto.topology import actor as row_of
 
 OK, USAGE, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 70, 75, 77  # sysexits(3)

@@ -11,15 +11,15 @@ from importlib import import_module
 
 from popkernel.cli import output
 from popkernel.cli.arguments import build_parser
-from popkernel.kernel.config import COMMAND_LINE, ConfigError
-from popkernel.kernel.descriptors import close_all_but
+from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError
+from popkernel.kernel.runtime.descriptors import close_all_but
 
 # What serves others, or is run by a mail server: what its caller left open is not for them.
-_LASTING = frozenset({"popkernel.cli.serverflags", "popkernel.cli.demo", "popkernel.cli.deliver"})
+_LASTING = frozenset({"popkernel.cli.server_flags", "popkernel.cli.demo", "popkernel.cli.deliver"})
 # Whose work is done, or not, whatever becomes of what is printed.
 _ACTING = frozenset(
     f"popkernel.cli.{name}:run" for name in ("deliver", "passwd", "import_uidl")
-) | {"popkernel.cli.serverflags:run_start", "popkernel.cli.control:stop", "popkernel.cli.control:reload"}
+) | {"popkernel.cli.server_flags:run_start", "popkernel.cli.control:stop", "popkernel.cli.control:reload"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from popkernel.kernel.descriptors import fill
+from popkernel.kernel.runtime.descriptors import fill
 
 __all__ = ["OutputError", "keep_going", "settle", "take"]
 

@@ -9,8 +9,8 @@ import sys
 import textwrap
 from typing import Any, NoReturn
 
-from popkernel.kernel.config import default_run_dir
-from popkernel.kernel.exits import EXITS
+from popkernel.kernel.config.keys import default_run_dir
+from popkernel.kernel.runtime.exit_codes import EXITS
 
 __all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_run_dir", "command", "complete"]
 
@@ -74,7 +74,7 @@ def command(
         short: its line in the program's help.
         description: the first part of its own help, in lines as they are to stand.
         examples: one a line; indentation common to all is taken off. `files` likewise.
-        exits: names of exit codes (kernel/exits.py), in any order.
+        exits: names of exit codes (kernel/runtime/exit_codes.py), in any order.
         done: what 0 means.
         codes: exit codes that mean something else here than elsewhere.
         files: where it reads and writes, one a line.

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from popkernel.cli.control import runs_at
-from popkernel.kernel.config import default_run_dir
-from popkernel.proto.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, Finding, damage, parse_auth
-from popkernel.proto.usernames import fold, twins
+from popkernel.kernel.config.keys import default_run_dir
+from popkernel.proto.access.user_names import fold, twins
+from popkernel.proto.files.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, Finding, damage, parse_auth
 
 DEFAULT_COST = 10
 MAX_PASSWORD = 72

@@ -6,14 +6,14 @@ import os
 import stat
 import sys
 
-from popkernel.cli.bounds import MEMORY, DearError, bounded, read_file
-from popkernel.cli.story import Scene
-from popkernel.cli.tell import Pretty
-from popkernel.kernel.log import printable
-from popkernel.kernel.replaying import Difference, Result, replay, updated
-from popkernel.kernel.snapshot import SnapshotError
+from popkernel.cli.replay_bounds import MEMORY, DearError, bounded, read_file
+from popkernel.cli.trace_scenes import Pretty
+from popkernel.cli.trace_story import Scene
+from popkernel.kernel.replay.runner import Difference, Result, replay, updated
+from popkernel.kernel.replay.snapshots import SnapshotError
+from popkernel.kernel.runtime.log import printable
 from popkernel.proto import topology
-from popkernel.proto.recording import Frame, Recording, RecordingError, end, pack, read
+from popkernel.proto.trace.recording import Frame, Recording, RecordingError, end, pack, read
 
 __all__ = ["run"]
 

@@ -6,12 +6,12 @@ import select
 from collections.abc import Callable
 
 import popkernel
-from popkernel.kernel import init
-from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.config import Config
-from popkernel.kernel.log import ERROR, say
-from popkernel.kernel.passphrase import ask, file_of
-from popkernel.kernel.starting import short_of
+from popkernel.kernel.config.keys import Config
+from popkernel.kernel.init import main
+from popkernel.kernel.init.pass_phrase import ask, file_of
+from popkernel.kernel.init.singleton_start import short_of
+from popkernel.kernel.runtime.child_process import do_and_leave
+from popkernel.kernel.runtime.log import ERROR, say
 
 
 def run(
@@ -35,7 +35,7 @@ def _run(
     phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
 
     def serve(on_ready: Callable[[], None] | None = None) -> int:
-        return init.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase, toml_path)
+        return main.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase, toml_path)
 
     return _detached(config, serve) if config.daemon else serve(on_ready)
 

@@ -3,13 +3,14 @@
 import argparse
 import json
 
-from popkernel.proto import render
+from popkernel.proto import topology_rendering
 
 
 def run(options: argparse.Namespace) -> int:
     """Print it in the format asked for."""
     if options.format == "json":
-        print(json.dumps(render.as_data(), indent=2))
+        print(json.dumps(topology_rendering.as_data(), indent=2))
     else:
-        print({"text": render.as_text, "mermaid": render.as_mermaid, "dot": render.as_dot}[options.format](), end="")
+        forms = {"text": topology_rendering.as_text, "mermaid": topology_rendering.as_mermaid, "dot": topology_rendering.as_dot}
+        print(forms[options.format](), end="")
     return 0

@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-from popkernel.cli.rundir import run_dir_of
-from popkernel.cli.story import Scene, Story
-from popkernel.cli.tell import HIDDEN, Json, Mermaid, Pretty
-from popkernel.kernel.snapshot import SnapshotError, take
-from popkernel.kernel.watcher import Watcher, WatchError
-from popkernel.proto.recording import Frame, end, header, pack
-from popkernel.proto.sessionname import GENERATION, session_name
+from popkernel.cli.run_directory import run_dir_of
+from popkernel.cli.trace_scenes import HIDDEN, Json, Mermaid, Pretty
+from popkernel.cli.trace_story import Scene, Story
+from popkernel.kernel.client import Watcher, WatchError
+from popkernel.kernel.replay.snapshots import SnapshotError, take
+from popkernel.proto.trace.recording import Frame, end, header, pack
+from popkernel.proto.trace.session_names import GENERATION, session_name
 
 __all__ = ["run"]
 

@@ -173,7 +173,7 @@ class Turned(NamedTuple):
 
 # ---- kernel -> gate
 class Seat(NamedTuple):
-    """Your next client is this session, its listener is called by it (sessionname.py). Carries that listener's channel to the kernel."""
+    """Your next client is this session, and its listener is called by it. Carries that listener's channel to the kernel."""
 
     session: Session
 

@@ -67,7 +67,7 @@ _WATCHED = (m.Watch, m.Unwatch)
 ACTORS: tuple[Actor, ...] = (
     Actor(
         "init",
-        "popkernel.kernel.init",
+        "popkernel.kernel.init.main",
         "root",
         "stdio rpath wpath cpath fattr flock unix inet proc exec prot_exec id sendfd recvfd",
         "the process the operator started: binds ports, starts singletons afresh (proc exec prot_exec) and does nothing else;"
@@ -81,7 +81,7 @@ ACTORS: tuple[Actor, ...] = (
     ),
     Actor(
         "kernel",
-        "popkernel.kernel.supervisor",
+        "popkernel.kernel.supervisor.main",
         "root",
         "stdio rpath cpath unix sendfd recvfd",
         "accepts the operator's control connections and makes channels (unix), hands them over (sendfd), takes parked sessions and, at a"
@@ -93,7 +93,7 @@ ACTORS: tuple[Actor, ...] = (
     ),
     Actor(
         "spawner",
-        "popkernel.kernel.spawner",
+        "popkernel.kernel.spawner.main",
         "root",
         "stdio rpath wpath cpath fattr flock proc id sendfd recvfd",
         "the kernel's hand: forks maildir actors from a warm image (proc) under their users' ids (id); the rest is what its"

@@ -15,7 +15,7 @@ import time
 import msgpack
 from popkernel.actors.listener.tls import forget_errors
 from popkernel.cli.demo import make_site
-from popkernel.proto.zmtp import Reader, frame_head, preface
+from popkernel.proto.bus.zmtp import Reader, frame_head, preface
 
 from tests.ports import free_ports
 

@@ -24,7 +24,7 @@ for it elsewhere, until ten failures of its own.
 
 from typing import TypeVar
 
-from popkernel.proto.networks import host_of, prefix_of
+from popkernel.proto.access.networks import host_of, prefix_of
 
 __all__ = ["Guard"]
 

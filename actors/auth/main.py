@@ -14,20 +14,20 @@ from collections import deque
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from popkernel.actors.auth.core import DENIED, Table, decoys, fits, usable, warm
 from popkernel.actors.auth.guessing import Guard
-from popkernel.actors.auth.repeats import REPEATS_SECONDS, Repeats, Wrong
-from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt, watch
-from popkernel.kernel.priority import processors
-from popkernel.kernel.regular import UnreadableError, read_named
-from popkernel.kernel.tap import note
+from popkernel.actors.auth.passwords import DENIED, Table, decoys, fits, usable, warm
+from popkernel.actors.auth.repeated_failures import REPEATS_SECONDS, Repeats, Wrong
+from popkernel.kernel.config.regular_files import UnreadableError, read_named
+from popkernel.kernel.runtime.actor import Actor, Boot
+from popkernel.kernel.runtime.channel import Channel, Message, adopt, watch
+from popkernel.kernel.runtime.scheduling import processors
+from popkernel.kernel.runtime.tap import note
 from popkernel.proto import messages as m
-from popkernel.proto.fair import Fair
-from popkernel.proto.networks import host_of, prefix_of
-from popkernel.proto.sasl import MECHANISMS, TOKENS
-from popkernel.proto.tables import MAX_TABLE, few, parse_auth
-from popkernel.proto.usernames import twins
+from popkernel.proto.access.fairness import Fair
+from popkernel.proto.access.networks import host_of, prefix_of
+from popkernel.proto.access.user_names import twins
+from popkernel.proto.files.tables import MAX_TABLE, few, parse_auth
+from popkernel.proto.pop3.sasl import MECHANISMS, TOKENS
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from popkernel.actors.auth import main
-from popkernel.actors.auth.core import Table, decoys
-from popkernel.kernel.stage import LeftError, Stage, boot_of
+from popkernel.actors.auth.passwords import Table, decoys
+from popkernel.kernel.replay.harness import LeftError, Stage, boot_of
 from popkernel.proto import messages as m
-from popkernel.proto.recording import Frame
 from popkernel.proto.topology import kind_of
+from popkernel.proto.trace.recording import Frame
 
 __all__ = ["play"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jwt
-from popkernel.proto.tables import Finding
+from popkernel.proto.files.tables import Finding
 
 __all__ = ["MOST_OCTETS", "Tokens", "parse_jwks", "warm"]
 

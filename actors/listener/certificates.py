@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-from popkernel.kernel.regular import UnreadableError, read_named
-from popkernel.proto.certificate import DamagedError, Link, chain
-from popkernel.proto.tables import Finding
+from popkernel.kernel.config.regular_files import UnreadableError, read_named
+from popkernel.proto.files.certificates import DamagedError, Link, chain
+from popkernel.proto.files.tables import Finding
 
 __all__ = ["MOST_PHRASE", "SOON_DAYS", "Looked", "Phrase", "advice", "day", "look", "same_names", "try_client"]
 

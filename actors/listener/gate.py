@@ -1,8 +1,9 @@
 """The gate (isolation = "connection"): the door, and behind it no room but a listener process for each client, forked from a warm image.
 
 It has the keys in memory and the bounds in force, and takes no octet of a client but a PROXY header. A child closes all that is not
-its own, locks itself in as a listener, and only then speaks with its client (lone.py). What it speaks with the kernel and auth on was sent
-ahead, as a *seat* (kernel/gates.py); where no seat is left, clients wait for one here, and have their turns by address.
+its own, locks itself in as a listener, and only then speaks with its client (single_listener.py). What it speaks with the kernel and
+auth on was sent ahead, as a *seat* (kernel/supervisor/gates.py); where no seat is left, clients wait for one here, and have their turns by
+address.
 
 A client of TLS speaks first: until its first words are whole, it costs a socket here and no process.
 """
@@ -14,22 +15,22 @@ import socket
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from popkernel.actors.listener.door import Door
+from popkernel.actors.listener.acceptor import Door
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
-from popkernel.actors.listener.lone import Lone, told
-from popkernel.actors.listener.warm import rehearse
-from popkernel.kernel import gateroom
-from popkernel.kernel.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
-from popkernel.kernel.brood import Brood
-from popkernel.kernel.channel import Message
-from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.loop import READ, Timer
-from popkernel.kernel.memory import keep_memory
+from popkernel.actors.listener.rehearsal import rehearse
+from popkernel.actors.listener.single_listener import Lone, told
+from popkernel.kernel.decisions import gate_room
+from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
+from popkernel.kernel.runtime.channel import Message
+from popkernel.kernel.runtime.child_process import do_and_leave
+from popkernel.kernel.runtime.loop import READ, Timer
+from popkernel.kernel.runtime.memory import keep_memory
 from popkernel.kernel.sandbox import lock as sandbox
+from popkernel.kernel.spawner.children import Brood
 from popkernel.proto import messages as m
-from popkernel.proto.fair import Fair
-from popkernel.proto.sessionname import listener_name, session_number
+from popkernel.proto.access.fairness import Fair
 from popkernel.proto.topology import actor as row_of
+from popkernel.proto.trace.session_names import listener_name, session_number
 
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _GRACE = 5.0  # seconds such a one has
@@ -105,7 +106,7 @@ class Gate(Door):
         self.connect()
         for text in self.warnings:
             self.log(4, text)
-        self._fit(hard, gateroom.sessions(hard, int(self.boot.config["listeners"])))
+        self._fit(hard, gate_room.sessions(hard, int(self.boot.config["listeners"])))
         self.run()
 
     def sessions(self) -> int:

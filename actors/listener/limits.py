@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from popkernel.proto.fair import Fair, Places
-from popkernel.proto.networks import prefix_of
-from popkernel.proto.usernames import fold
+from popkernel.proto.access.fairness import Fair, Places
+from popkernel.proto.access.networks import prefix_of
+from popkernel.proto.access.user_names import fold
 
 __all__ = ["KEYS", "Bounds", "Limits", "group"]
 

@@ -1,4 +1,4 @@
-"""The listener's shell: its channels to auth, the kernel and the maildir actors. Its front to the network is front.py.
+"""The listener's shell: its channels to auth, the kernel and the maildir actors. Its front to the network is connections.py.
 
 It knows its TLS keys and what its clients type, sees no file once it serves, and can only ask auth about a password; what it then gets
 is one channel, which is one session of one user.
@@ -7,13 +7,13 @@ is one channel, which is one session of one user.
 import os
 from typing import Any
 
-from popkernel.actors.listener.client import Client
-from popkernel.actors.listener.front import Front
+from popkernel.actors.listener.connection import Client
+from popkernel.actors.listener.connections import Front
 from popkernel.actors.listener.limits import TOO_MANY_LOGINS
-from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import Channel, Message, adopt, watch
-from popkernel.kernel.loop import Timer
-from popkernel.kernel.tap import note
+from popkernel.kernel.runtime.actor import Boot
+from popkernel.kernel.runtime.channel import Channel, Message, adopt, watch
+from popkernel.kernel.runtime.loop import Timer
+from popkernel.kernel.runtime.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.listener import front, main
-from popkernel.actors.listener.client import Client
-from popkernel.actors.listener.core import Session
+from popkernel.actors.listener import connections, main
+from popkernel.actors.listener.connection import Client
 from popkernel.actors.listener.limits import Bounds, Limits
-from popkernel.actors.listener.lone import Lone
-from popkernel.actors.listener.policy import Policy
-from popkernel.kernel.loop import READ, WRITE
-from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
+from popkernel.actors.listener.session.policy import Policy
+from popkernel.actors.listener.session.session import Session
+from popkernel.actors.listener.single_listener import Lone
+from popkernel.kernel.replay.harness import LeftError, Stage, StageSocket, boot_of
+from popkernel.kernel.runtime.loop import READ, WRITE
 from popkernel.proto import messages as m
-from popkernel.proto.pop3 import TOO_LONG
-from popkernel.proto.recording import Frame, RecordingError
-from popkernel.proto.sasl import AUTH_LINE_LIMIT
-from popkernel.proto.shown import content, cut
+from popkernel.proto.pop3.commands import TOO_LONG
+from popkernel.proto.pop3.sasl import AUTH_LINE_LIMIT
+from popkernel.proto.trace.recording import Frame, RecordingError
+from popkernel.proto.trace.redaction import content, cut
 
 __all__ = ["play"]
 
@@ -100,7 +100,7 @@ class _Listener(main.Listener):
     def _admit(self, sock: Any, host: str, port: int, *, tls: bool, refused: str) -> None:
         if not refused:
             self.limits.come(host, self.loop.now)
-        with self.stage.set_up(front, Session=_shown_session):  # the greeting is said while the session is made
+        with self.stage.set_up(connections, Session=_shown_session):  # the greeting is said while the session is made
             super()._admit(sock, host, port, tls=tls, refused=refused)
 
     def _turn_of(self, login: m.Login, host: str) -> str | None:
@@ -133,7 +133,7 @@ def _shown_session(*arguments: Any, **more: Any) -> Session:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of one listener, from its Settings on."""
-    with stage.set_up(main, front):
+    with stage.set_up(main, connections):
         listener = _enter(stage, name, settings, frames[0].turn / 1e9)
         begun: set[int] = set()
         listener.frames = frames

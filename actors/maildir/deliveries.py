@@ -8,10 +8,10 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from popkernel.actors.maildir.quota import FULL, Quota
-from popkernel.actors.maildir.store import Delivery, Maildrop, StoreError
-from popkernel.actors.maildir.storeerror import TEMP, MovedError
-from popkernel.kernel.channel import Channel, Message
+from popkernel.actors.maildir.store.errors import TEMP, MovedError
+from popkernel.actors.maildir.store.maildrop import Delivery, Maildrop, StoreError
+from popkernel.actors.maildir.store.quota import FULL, Quota
+from popkernel.kernel.runtime.channel import Channel, Message
 from popkernel.proto import messages as m
 
 __all__ = ["Deliveries", "trace_fields"]

@@ -7,22 +7,22 @@ import os
 import time
 from typing import Any
 
-from popkernel.actors.maildir.core import Session
-from popkernel.actors.maildir.listing import Listing
-from popkernel.actors.maildir.policy import KEYS, policy_of
-from popkernel.actors.maildir.reception import Reception
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.actors.maildir.storeerror import IN_USE
-from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, adopt, watch
-from popkernel.kernel.loop import Timer
-from popkernel.kernel.memory import give_back
-from popkernel.kernel.tap import note
+from popkernel.actors.maildir.delivery_channels import Reception
+from popkernel.actors.maildir.session import Session
+from popkernel.actors.maildir.store.errors import IN_USE
+from popkernel.actors.maildir.store.listing import Listing
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.policy import KEYS, policy_of
+from popkernel.kernel.runtime.actor import Actor, Boot
+from popkernel.kernel.runtime.channel import Channel, Message, adopt, watch
+from popkernel.kernel.runtime.loop import Timer
+from popkernel.kernel.runtime.memory import give_back
+from popkernel.kernel.runtime.tap import note
 from popkernel.proto import messages as m
 
 _ALIVE_SECONDS = 2.0  # between two signs of life while a mailbox is listed
 _TIDY_AFTER = 5.0  # seconds from the last session's end; who polls again and again shall not wait
-_SETTLED_AFTER = 2.1  # seconds from the last that was moved, after which a directory's times tell of every change (proto/popcache.py)
+_SETTLED_AFTER = 2.1  # seconds from the last that was moved, after which a directory's times tell of every change (proto/files/popcache.py)
 _NOTES = 20  # messages left out of a session that the log names; a maildir may hold thousands of such
 
 _UNOPENED = StoreError("SYS/PERM", "the mailbox can't be opened")  # until it was tried; an exception made in each child is dear

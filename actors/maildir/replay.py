@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.maildir import main, reception
-from popkernel.actors.maildir.core import Session
-from popkernel.actors.maildir.delivery import Delivery
-from popkernel.actors.maildir.policy import policy_of
-from popkernel.actors.maildir.quota import NAME as QUOTA_FILE
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.kernel.stage import LeftError, Stage, boot_of
-from popkernel.proto.octets import SizeCounter
-from popkernel.proto.recording import MOST_OCTETS, Frame, RecordingError
-from popkernel.proto.shown import is_cut
+from popkernel.actors.maildir import delivery_channels, main
+from popkernel.actors.maildir.session import Session
+from popkernel.actors.maildir.store.delivery import Delivery
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.policy import policy_of
+from popkernel.actors.maildir.store.quota import NAME as QUOTA_FILE
+from popkernel.kernel.replay.harness import LeftError, Stage, boot_of
+from popkernel.proto.pop3.octets import SizeCounter
+from popkernel.proto.trace.recording import MOST_OCTETS, Frame, RecordingError
+from popkernel.proto.trace.redaction import is_cut
 
 __all__ = ["play"]
 
@@ -107,7 +107,7 @@ def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Fra
     missing = [key for key in ("hostname", "quota", "quota_temporary") if key not in settings]
     if missing:
         raise RecordingError("the maildir actor's settings are other ones now: record it anew")
-    with stage.set_up(main, reception, give_back=lambda: None):
+    with stage.set_up(main, delivery_channels, give_back=lambda: None):
         actor = _Actor(boot_of(name, {**settings, "maildir": maildir.encode()}))
         start = frames[0].turn / 1e9
         actor.clocks = _Source(stage, frames, "Clock", "seconds")

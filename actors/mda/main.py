@@ -3,7 +3,7 @@
 It has no user table and sees no file: whose a recipient is, and whether that sender may deliver there, the kernel says, who
 also makes the channel to that user's maildir actor. What the kernel said holds until that channel ends or the kernel says
 `Anew`, so that mail to a mailbox that gets much of it costs no question. Who the sender is, the system says: the uid at the
-other end of the unix socket. The channels are routes.py's.
+other end of the unix socket. The channels are routing.py's.
 """
 
 import errno
@@ -12,21 +12,21 @@ import select
 import socket
 from typing import Any
 
-from popkernel.actors.mda.client import Ask, Client
-from popkernel.actors.mda.core import Copy, Transaction
+from popkernel.actors.mda.connection import Ask, Client
 from popkernel.actors.mda.limits import TCP, Limits
 from popkernel.actors.mda.route import Route
-from popkernel.actors.mda.routes import Routes
-from popkernel.kernel.actor import Actor, Boot
-from popkernel.kernel.channel import Channel, Message, watch
-from popkernel.kernel.control import peer_uid
-from popkernel.kernel.loop import READ, WRITE, Timer
-from popkernel.kernel.memory import give_back
-from popkernel.kernel.tap import note, piece
+from popkernel.actors.mda.routing import Routes
+from popkernel.actors.mda.transaction import Copy, Transaction
+from popkernel.kernel.operator.control import peer_uid
+from popkernel.kernel.runtime.actor import Actor, Boot
+from popkernel.kernel.runtime.channel import Channel, Message, watch
+from popkernel.kernel.runtime.loop import READ, WRITE, Timer
+from popkernel.kernel.runtime.memory import give_back
+from popkernel.kernel.runtime.tap import note, piece
 from popkernel.proto import messages as m
-from popkernel.proto.lmtp import Cancelled, Content, Done, Lmtp, Rcpt
+from popkernel.proto.lmtp.session import Cancelled, Content, Done, Lmtp, Rcpt
 from popkernel.proto.topology import edge
-from popkernel.proto.typed import lmtp_commands
+from popkernel.proto.trace.client_input import lmtp_commands
 
 _CHUNK = 64 * 1024  # octets read from a client at once
 _EARLY = 20  # recipients of a message whose maildir actors are made ready while its content still comes

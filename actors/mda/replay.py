@@ -8,14 +8,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.mda import main, routes
-from popkernel.actors.mda.client import Client
+from popkernel.actors.mda import main, routing
+from popkernel.actors.mda.connection import Client
 from popkernel.actors.mda.route import Route
-from popkernel.kernel.loop import READ
-from popkernel.kernel.stage import LeftError, Stage, StageSocket, boot_of
-from popkernel.proto.lmtp import Lmtp
-from popkernel.proto.recording import Frame, RecordingError
-from popkernel.proto.shown import is_cut
+from popkernel.kernel.replay.harness import LeftError, Stage, StageSocket, boot_of
+from popkernel.kernel.runtime.loop import READ
+from popkernel.proto.lmtp.session import Lmtp
+from popkernel.proto.trace.recording import Frame, RecordingError
+from popkernel.proto.trace.redaction import is_cut
 
 __all__ = ["play"]
 
@@ -97,7 +97,7 @@ def _flushed(flush: Any, client: Client, take_out: Any) -> bool:
 
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of the mda, from its Settings on."""
-    with stage.set_up(main, routes, give_back=lambda: None):
+    with stage.set_up(main, routing, give_back=lambda: None):
         mda = _enter(stage, name, settings, frames[0].turn / 1e9)
         clients = _rested(stage, mda, settings.get("clients", ()))
         _left_out(stage, frames, set(clients))

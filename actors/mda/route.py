@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from popkernel.actors.mda.core import Copy
+    from popkernel.actors.mda.transaction import Copy
 
 __all__ = ["MOST_POSTS", "MOST_STREAMS", "Route"]
 

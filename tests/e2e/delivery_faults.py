@@ -43,7 +43,7 @@ def counted(function):
 
 
 def patch_channels():
-    from popkernel.kernel.channel import Channel
+    from popkernel.kernel.runtime.channel import Channel
 
     Channel._write = counted(Channel._write)
 
@@ -66,8 +66,8 @@ def patch_maildir():
 
 
 def patch_mda():
-    from popkernel.actors.mda.core import Transaction
     from popkernel.actors.mda.main import Mda
+    from popkernel.actors.mda.transaction import Transaction
 
     patch_channels()
     add, Mda._flush = Transaction.add, counted(Mda._flush)
@@ -82,11 +82,12 @@ def patch_mda():
 
 
 def patch_kernel():
-    from popkernel.kernel import effects, supervisor
+    from popkernel.kernel.supervisor import execution
+    from popkernel.kernel.supervisor import main as supervisor
 
     patch_channels()
     recipient = supervisor.Supervisor._recipient
-    effects.pair = supervisor.pair = counted(supervisor.pair)
+    execution.pair = supervisor.pair = counted(supervisor.pair)
 
     def asking(self, process, message, fds):
         arm(message.address, "kernel")
@@ -102,14 +103,14 @@ def inside():
         patch_maildir()
     elif name == "mda":
         patch_mda()
-    from popkernel.kernel import boot
+    from popkernel.kernel.runtime import singleton_boot
 
-    boot.main()
+    singleton_boot.main()
 
 
 def main():
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init
+    from popkernel.kernel.init import main as init
 
     patch_kernel()
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import delivery_faults; delivery_faults.inside()"]

@@ -13,17 +13,17 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def shorten(seconds):
-    from popkernel.kernel import core
+    from popkernel.kernel.decisions import leases
     from popkernel.proto import topology
 
-    core._QUIT_SECONDS = min(core._QUIT_SECONDS, seconds)
+    leases._QUIT_SECONDS = min(leases._QUIT_SECONDS, seconds)
     topology.EDGES = tuple(
         row._replace(deadline=min(row.deadline, _START_SECONDS if row[:2] == ("kernel", "init") else seconds)) for row in topology.EDGES
     )
 
 
 def accuse():
-    from popkernel.actors.mda.routes import Routes
+    from popkernel.actors.mda.routing import Routes
     from popkernel.proto import messages as m
 
     def sweep(self):
@@ -39,9 +39,9 @@ def inside(seconds, accuses):
     shorten(seconds)
     if accuses and sys.argv[1].startswith("mda"):
         accuse()
-    from popkernel.kernel import boot
+    from popkernel.kernel.runtime import singleton_boot
 
-    boot.main()
+    singleton_boot.main()
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
     accuses = sys.argv[2] == "accuse"
     shorten(seconds)
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init
+    from popkernel.kernel.init import main as init
 
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import impatient; impatient.inside({seconds}, {accuses})"]
     return popkernel(sys.argv[2 + accuses :])

@@ -8,9 +8,9 @@ import smtplib
 import subprocess
 import threading
 
-from popkernel.kernel.replaying import replay
-from popkernel.kernel.watcher import Watcher
-from popkernel.proto.recording import end, header, pack, read
+from popkernel.kernel.client import Watcher
+from popkernel.kernel.replay.runner import replay
+from popkernel.proto.trace.recording import end, header, pack, read
 
 from tests.e2e import awkward
 from tests.service import POPKERNEL, wait_for

@@ -110,18 +110,18 @@ def patch(process):
 
 def inside():
     """In a singleton's fresh interpreter, before it becomes that."""
-    from popkernel.kernel import boot
+    from popkernel.kernel.runtime import singleton_boot
 
     name = sys.argv[1].partition("~")[0].partition(".")[0]
     if name in PROCESSES:
         patch(name)
-    boot.main()
+    singleton_boot.main()
 
 
 def main():
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init
-    from popkernel.kernel.supervisor import Supervisor
+    from popkernel.kernel.init import main as init
+    from popkernel.kernel.supervisor.main import Supervisor
 
     path = os.environ[FILE]
     init.BOOT = ["-c", f"import os, sys; sys.path.insert(0, {HERE!r}); os.environ[{FILE!r}] = {path!r}; import scarce; scarce.inside()"]

@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from popkernel.kernel.watcher import Watcher
+from popkernel.kernel.client import Watcher
 
 from tests.e2e import awkward
 from tests.e2e.clients import AUTHENTICATIONS, CLIENTS, WITHOUT_STLS, gives, missing

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from popkernel.proto.sasl import AUTH_LINE_LIMIT
+from popkernel.proto.pop3.sasl import AUTH_LINE_LIMIT
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient

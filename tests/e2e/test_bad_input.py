@@ -6,7 +6,7 @@ import socket
 import stat
 
 import pytest
-from popkernel.cli.samplesite import make_certificate
+from popkernel.cli.sample_site import make_certificate
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient

@@ -4,7 +4,7 @@ import contextlib
 import poplib
 
 import pytest
-from popkernel.kernel.actorlines import MOST
+from popkernel.kernel.decisions.log_quota import MOST
 
 from tests.e2e.inside.garbage import KINDS, SAYINGS
 from tests.e2e.inside.service import Sabotaged, needs_cage

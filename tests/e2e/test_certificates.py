@@ -10,7 +10,7 @@ import sys
 import pytest
 from cryptography.hazmat.primitives import serialization
 from popkernel.cli.demo import make_site
-from popkernel.cli.samplesite import make_certificate
+from popkernel.cli.sample_site import make_certificate
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.test_reload import write

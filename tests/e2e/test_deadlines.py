@@ -18,7 +18,7 @@ SHORTEN = (
 DRIVER = (
     f"{SHORTEN}"
     "from popkernel.kernel import init; "
-    f"init.BOOT = ['-c', \"{SHORTEN} from popkernel.kernel.boot import main; main()\"]; "
+    f"init.BOOT = ['-c', \"{SHORTEN} from popkernel.kernel.runtime.singleton_boot import main; main()\"]; "
     "from popkernel.cli.main import main; raise SystemExit(main())"
 )
 

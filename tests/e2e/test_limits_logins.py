@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from popkernel.kernel.watcher import Watcher
+from popkernel.kernel.client import Watcher
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient

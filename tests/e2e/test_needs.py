@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from popkernel.kernel import needs as needs_module
-from popkernel.kernel import priority
+from popkernel.kernel.init import requirements as needs_module
+from popkernel.kernel.runtime import scheduling
 from popkernel.kernel.sandbox import syscalls
 
 from tests.e2e.supervised import Raw, serve
@@ -177,7 +177,7 @@ def test_a_system_that_does_not_say_which_processors_are_ours(monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "sched_getaffinity", refused)
-    assert priority.processors() == (os.cpu_count() or 1)
+    assert scheduling.processors() == (os.cpu_count() or 1)
 
 
 def test_no_limit_no_word(monkeypatch, site):

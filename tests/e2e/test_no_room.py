@@ -11,7 +11,7 @@ from tests.service import wait_for
 FULL = """
 import errno, os, sys
 from popkernel.cli.main import main
-from popkernel.kernel.supervisor import Supervisor
+from popkernel.kernel.supervisor.main import Supervisor
 full, fork = sys.argv.pop(1), os.fork
 def forking():
     if os.path.exists(full):

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from popkernel.cli.samplesite import make_certificate
+from popkernel.cli.sample_site import make_certificate
 
 from tests.service import POPKERNEL, Service
 

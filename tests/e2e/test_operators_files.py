@@ -31,7 +31,7 @@ if __name__ == "__main__":
     singletons._START_PATIENCE = 5
     reading.read_table = hung(reading.read_table)
     init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(os.path.dirname(sys.argv[0])) + "); import hangs; hangs.patch()\\n"
-        "from popkernel.kernel.boot import main; main()"]
+        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
     sys.exit(main(sys.argv[1:]))
 """
 

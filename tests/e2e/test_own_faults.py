@@ -24,7 +24,7 @@ boot.main()
 """
 IN_A_SESSION = """
 from popkernel.actors.listener import core
-from popkernel.actors.maildir.core import Session
+from popkernel.actors.maildir.session import Session
 from popkernel.kernel import boot
 act, top = core.Session._act, Session._top
 def breaks(self, line):

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from popkernel.kernel.priority import processors
+from popkernel.kernel.runtime.scheduling import processors
 
 from tests.e2e.supervised import Raw, pid_of, serve
 from tests.service import POPKERNEL

@@ -9,7 +9,7 @@ import ssl
 import time
 
 import pytest
-from popkernel.kernel.config import ConfigError, load
+from popkernel.kernel.config.keys import ConfigError, load
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient

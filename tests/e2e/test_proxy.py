@@ -4,14 +4,14 @@ import contextlib
 import socket
 
 import pytest
-from popkernel.kernel.watcher import Watcher
+from popkernel.kernel.client import Watcher
 
 from tests.e2e import awkward
 from tests.e2e.awkward import RawClient
 from tests.e2e.limiting import MAIL, TOO_MANY_ADDRESS, greeting, refused_and_served, serve
 from tests.e2e.test_reload import rewrite
 from tests.service import wait_for
-from tests.unit.test_proxyheader import checked, tcp4, tcp6, tlv, v2
+from tests.unit.test_proxy_header import checked, tcp4, tcp6, tlv, v2
 
 PROXY, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 HEADERS = {

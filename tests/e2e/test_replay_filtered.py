@@ -8,10 +8,10 @@ import struct
 import threading
 
 import pytest
-from popkernel.kernel import snapshot
-from popkernel.kernel.replaying import replay
-from popkernel.proto.recording import read
-from popkernel.proto.sessionname import session_number
+from popkernel.kernel.replay import snapshots
+from popkernel.kernel.replay.runner import replay
+from popkernel.proto.trace.recording import read
+from popkernel.proto.trace.session_names import session_number
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.delivery_help import lmtp
@@ -253,7 +253,7 @@ def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_p
 
     follow(service, session, act, has("Ended"), path)
     mail = tmp_path / "mail"
-    snapshot.put(snapshot.take(os.fsencode(service.site.mail_users["alice"].maildir)), str(mail))
+    snapshots.put(snapshots.take(os.fsencode(service.site.mail_users["alice"].maildir)), str(mail))
     (result,) = replay(read(path.read_bytes()), actor="maildir.alice", maildir=str(mail))
     assert result.compared > 4
     assert not result.differences, result.differences

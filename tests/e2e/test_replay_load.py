@@ -1,7 +1,7 @@
 """Recordings taken in the middle of a crowd replay clean, whatever they were narrowed to."""
 
 import pytest
-from popkernel.proto.sessionname import session_number
+from popkernel.proto.trace.session_names import session_number
 
 from tests.e2e.replay_load import Recordings, crowd, differences
 from tests.service import ROOT, Service

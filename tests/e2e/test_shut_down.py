@@ -16,7 +16,7 @@ import os, sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 def patch():
     import signal, socket
-    from popkernel.kernel.actor import Actor
+    from popkernel.kernel.runtime.actor import Actor
     connect = Actor.connect
     def connecting(self):
         def shut(*_):
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     from popkernel.cli.main import main
     from popkernel.kernel import init
     init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(HERE) + "); import shuts; shuts.patch()\\n"
-        "from popkernel.kernel.boot import main; main()"]
+        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
     sys.exit(main(sys.argv[1:]))
 """
 

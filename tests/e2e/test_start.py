@@ -14,7 +14,7 @@ import tomllib
 
 import pytest
 from popkernel.cli.demo import make_site
-from popkernel.kernel.config import keys
+from popkernel.kernel.config.keys import keys
 
 from tests.e2e.supervised import Raw, all_gone, serve
 from tests.ports import free_ports
@@ -276,7 +276,7 @@ def serve_as_ordinary_user(python, directory):
 
 class load_site:
     def __init__(self, directory):
-        from popkernel.kernel.config import load
+        from popkernel.kernel.config.keys import load
 
         self.config = load({}, f"{directory}/popkernel.toml")
 
@@ -298,7 +298,7 @@ def test_sample_configuration_has_every_key():
     for key in keys():
         if key.metadata["kind"] in ("int", "bool", "choice"):
             assert values[key.name] == key.default, key.name
-    from popkernel.kernel.config import load
+    from popkernel.kernel.config.keys import load
 
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write("\n".join(settings))

@@ -14,11 +14,11 @@ import sys
 
 import msgpack
 import pytest
-from popkernel.kernel.replaying import replay
-from popkernel.kernel.watcher import Watcher, WatchError
-from popkernel.proto.recording import read
-from popkernel.proto.sessionname import session_number
-from popkernel.proto.zmtp import frame_head, preface
+from popkernel.kernel.client import Watcher, WatchError
+from popkernel.kernel.replay.runner import replay
+from popkernel.proto.bus.zmtp import frame_head, preface
+from popkernel.proto.trace.recording import read
+from popkernel.proto.trace.session_names import session_number
 
 from tests.e2e.tracing import Trace, frames_of, session, watcher
 from tests.service import POPKERNEL, Service, wait_for

@@ -5,8 +5,8 @@ import os
 import smtplib
 
 import pytest
-from popkernel.kernel.replaying import replay
-from popkernel.proto.recording import read
+from popkernel.kernel.replay.runner import replay
+from popkernel.proto.trace.recording import read
 
 from tests.replay.make import has, record
 from tests.service import Service, wait_for

@@ -4,8 +4,8 @@ import base64
 import subprocess
 
 import pytest
-from popkernel.kernel.watcher import Watcher
-from popkernel.proto.recording import pack, read
+from popkernel.kernel.client import Watcher
+from popkernel.proto.trace.recording import pack, read
 
 from tests.e2e.awkward import RawClient
 from tests.e2e.tokens import RESPONSES, key_set, settings, token

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from popkernel.proto.recording import read
+from popkernel.proto.trace.recording import read
 
 from tests.e2e.inside.service import Sabotaged, needs_cage
 from tests.e2e.tracing import Trace, frames_of, session, watcher

@@ -5,7 +5,7 @@ import select
 import subprocess
 import time
 
-from popkernel.kernel.watcher import Watcher
+from popkernel.kernel.client import Watcher
 
 from tests.service import POPKERNEL
 

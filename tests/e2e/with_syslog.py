@@ -3,8 +3,8 @@
 import sys
 
 from popkernel.cli.main import main
-from popkernel.kernel import systemlog
+from popkernel.kernel.runtime import system_log
 
 if __name__ == "__main__":
-    systemlog.PATH = sys.argv.pop(1)
+    system_log.PATH = sys.argv.pop(1)
     raise SystemExit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 import base64
 
-from popkernel.proto.certificate import facts
+from popkernel.proto.files.certificates import facts
 
 
 def one(data):

@@ -1,9 +1,9 @@
 """No octets and no order of events make a session raise, answer more than it was asked, send mail nobody asked for, or hold without bound."""
 
-from popkernel.actors.listener.core import Session
-from popkernel.actors.listener.policy import Policy
+from popkernel.actors.listener.session.policy import Policy
+from popkernel.actors.listener.session.session import Session
 from popkernel.proto import messages as m
-from popkernel.proto.sasl import MECHANISMS
+from popkernel.proto.pop3.sasl import MECHANISMS
 
 MESSAGES = 7
 MAIL = [b"mail %d\r\n..stuffed\r\n" % n * n for n in range(1, MESSAGES + 1)]

@@ -1,6 +1,6 @@
 """No octets make the popcache's reader raise; each line it takes is one that we could have written, the rest is counted, and so it reads again."""
 
-from popkernel.proto.popcache import format_line, parse, parse_header, parse_line
+from popkernel.proto.files.popcache import format_line, parse, parse_header, parse_line
 
 
 def one(data):

@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from popkernel.proto.proxyheader import MOST, Header, ProxyError, crc32c, parse
+from popkernel.proto.pop3.proxy_header import MOST, Header, ProxyError, crc32c, parse
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 

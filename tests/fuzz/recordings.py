@@ -11,7 +11,7 @@ import random
 import tempfile
 
 import msgpack
-from popkernel.cli import bounds
+from popkernel.cli import replay_bounds
 from popkernel.cli.main import main
 
 NASTY = [
@@ -26,7 +26,7 @@ SEEDS = [bytes([number]) for number in range(len(RECORDINGS) * 2)]
 
 def one(data):
     recording = changed(data)
-    kept, before = tempfile.tempdir, bounds.SECONDS
+    kept, before = tempfile.tempdir, replay_bounds.SECONDS
     with tempfile.TemporaryDirectory(prefix="pkfuzz") as where:
         path = pathlib.Path(where) / "x.rec"
         path.write_bytes(recording)
@@ -34,11 +34,11 @@ def one(data):
         temporary.mkdir()
         out = io.StringIO()
         try:
-            tempfile.tempdir, bounds.SECONDS = str(temporary), 5
+            tempfile.tempdir, replay_bounds.SECONDS = str(temporary), 5
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
                 code = main(["replay", str(path)])
         finally:
-            tempfile.tempdir, bounds.SECONDS = kept, before
+            tempfile.tempdir, replay_bounds.SECONDS = kept, before
         assert code in (0, 1, 65), (code, out.getvalue())
         assert all(c.isprintable() or c == "\n" for c in out.getvalue())
         assert sorted(os.listdir(where)) == ["tmp", "x.rec"]

@@ -3,7 +3,7 @@
 from base64 import b64decode
 from copy import copy
 
-from popkernel.proto.sasl import MECHANISMS, Challenge, Credentials, Exchange, Failure
+from popkernel.proto.pop3.sasl import MECHANISMS, Challenge, Credentials, Exchange, Failure
 
 
 def same(one, other):

@@ -1,6 +1,6 @@
 """No octets make a table parser raise; what it takes is within bounds, what it refuses is told by line, and no secret stands in a finding."""
 
-from popkernel.proto.tables import MAX_FINDINGS, MAX_ID, MAX_NAME, few, parse_auth, parse_users
+from popkernel.proto.files.tables import MAX_FINDINGS, MAX_ID, MAX_NAME, few, parse_auth, parse_users
 
 
 def one(data):

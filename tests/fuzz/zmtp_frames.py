@@ -1,6 +1,6 @@
 """No octets make the frame reader raise anything but ZmtpError, and the frames do not depend on how the octets were cut; none is over the limit."""
 
-from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head
+from popkernel.proto.bus.zmtp import PREFACE, Reader, ZmtpError, frame_head
 
 LIMIT = 300
 

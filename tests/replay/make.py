@@ -16,8 +16,8 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from popkernel.kernel.watcher import Watcher
-from popkernel.proto.recording import Recording, end, header, pack, read
+from popkernel.kernel.client import Watcher
+from popkernel.proto.trace.recording import Recording, end, header, pack, read
 
 from tests.e2e import awkward, clients, supervised
 from tests.service import POPKERNEL, Service, wait_for

@@ -5,14 +5,14 @@ import shlex
 import subprocess
 
 import pytest
-from popkernel.actors.listener import maildrop as listener_maildrop
 from popkernel.actors.listener import main as listener_main
-from popkernel.actors.maildir import core as maildir_core
+from popkernel.actors.listener.session import transaction as listener_maildrop
+from popkernel.actors.maildir import session as maildir_core
 from popkernel.cli.main import main
-from popkernel.kernel import taps
-from popkernel.kernel.replaying import Difference, replay, updated
-from popkernel.proto.recording import RecordingError, end, pack, read
-from popkernel.proto.shown import recut
+from popkernel.kernel.operator import tracing
+from popkernel.kernel.replay.runner import Difference, replay, updated
+from popkernel.proto.trace.recording import RecordingError, end, pack, read
+from popkernel.proto.trace.redaction import recut
 
 from tests.e2e import clients
 from tests.replay import make
@@ -66,7 +66,7 @@ def test_every_kind_of_actor_is_replayed():
 
 def test_every_decision_of_the_kernel_is_replayed():
     made = {f.fields["method"] for path in GOOD for f in read(path.read_bytes()).frames if f.name == "Decision"}
-    assert {name for names in taps._DECISIONS.values() for name in names} - made <= {
+    assert {name for names in tracing._DECISIONS.values() for name in names} - made <= {
         "busy",  # it needs a delivery in just that moment
         "login_over", "short",  # newer than these recordings; the latter needs a limit of descriptors
     }
@@ -110,15 +110,15 @@ def test_a_wrong_octet_count_is_caught(monkeypatch):
 
 
 def test_a_lease_given_twice_is_caught(monkeypatch):
-    from popkernel.kernel import core
+    from popkernel.kernel.decisions import leases
 
-    opens = core.Core._open
+    opens = leases.Core._open
 
     def forgets(self, user, row, key, now):
         self.maildirs.get(user) and setattr(self.maildirs[user], "key", None)
         return opens(self, user, row, key, now)
 
-    monkeypatch.setattr(core.Core, "_open", forgets)
+    monkeypatch.setattr(leases.Core, "_open", forgets)
     assert "Core.granted decides otherwise" in text_of(results_of(HERE / "guesses.rec"))
 
 
@@ -204,7 +204,7 @@ def test_update_writes_what_is_said_now(tmp_path):
 
 
 def test_a_maildir_can_be_given(tmp_path):
-    from popkernel.kernel.snapshot import put
+    from popkernel.kernel.replay.snapshots import put
 
     recording = read(POPLIB.read_bytes())
     put(recording.header["maildir"], str(tmp_path))

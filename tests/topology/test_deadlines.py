@@ -7,21 +7,21 @@ import pytest
 from popkernel.proto.topology import EDGES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-REPORT = ("kernel/hung.py", "tests/unit/test_hung.py::test_silent")
+REPORT = ("kernel/supervisor/hung_actors.py", "tests/unit/test_hung_actors.py::test_silent")
 LISTENER = ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers")
-MDA = ("actors/mda/routes.py", "tests/e2e/test_delivery_hung.py::test_a_maildir_actor_that_hangs")
-INIT = ("kernel/patience.py", "tests/e2e/test_operators_files.py::test_a_kernel_that_hangs_is_ended_by_init")
-KILLED = ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_does_not_end")
+MDA = ("actors/mda/routing.py", "tests/e2e/test_delivery_hung.py::test_a_maildir_actor_that_hangs")
+INIT = ("kernel/runtime/deadlines.py", "tests/e2e/test_operators_files.py::test_a_kernel_that_hangs_is_ended_by_init")
+KILLED = ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_end")
 
 # Each question: the file that keeps its deadline, and a test that fails where that is not done.
 KEPT = {
-    ("kernel", "init", "Execute"): ("kernel/singletons.py", "tests/e2e/test_stopped.py::test_init"),
+    ("kernel", "init", "Execute"): ("kernel/supervisor/singletons.py", "tests/e2e/test_stopped.py::test_init"),
     ("kernel", "init", "Kill"): KILLED,
-    ("kernel", "init", "Signal"): ("kernel/reload.py", "tests/e2e/test_stopped.py::test_init"),
-    ("kernel", "init", "Report"): ("kernel/pulse.py", "tests/e2e/test_stopped.py::test_init"),
+    ("kernel", "init", "Signal"): ("kernel/supervisor/reload.py", "tests/e2e/test_stopped.py::test_init"),
+    ("kernel", "init", "Report"): ("kernel/supervisor/liveness.py", "tests/e2e/test_stopped.py::test_init"),
     ("init", "kernel", "Reread"): INIT,
     ("init", "kernel", "Signal"): INIT,
-    ("kernel", "spawner", "Spawn"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_never_says_hello"),
+    ("kernel", "spawner", "Spawn"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_never_says_hello"),
     ("kernel", "spawner", "Kill"): KILLED,
     ("kernel", "spawner", "Report"): REPORT,
     ("kernel", "auth", "Report"): REPORT,
@@ -31,7 +31,7 @@ KEPT = {
     ("kernel", "mda", "Report"): REPORT,
     ("kernel", "maildir.{user}", "Report"): REPORT,
     ("kernel", "maildir.{user}", "Open"): ("actors/listener/main.py", "tests/e2e/test_stopped.py::test_a_warm_maildir_actor"),
-    ("kernel", "maildir.{user}", "Retire"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_does_not_retire"),
+    ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_retire"),
     ("listener", "auth", "Login"): ("actors/listener/main.py", "tests/e2e/test_stopped.py::test_a_singleton"),
     ("listener", "kernel", "Awaiting"): ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
     **{("listener", "maildir.{user}", asked): LISTENER for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")},
@@ -46,8 +46,8 @@ TOLD = {
     "Unwatch": "a word", "Tapped": "a word", "Opened": "an answer", "Turned": "an answer", "Denied": "an answer", "Granted": "an answer",
     "Ended": "news", "LoginFailed": "news", "Late": "a word", "Seat": "hands over: its client may never come", "Entered": "news",
     "Wake": "hands over: the client's command lies in the channel, and its listener waits for the answer", "Receive": "hands over, as Wake",
-    "Drain": "its sessions may last; the pulse sees whether it lives", "Stop": "its end, for which stopping.py and pulse.py wait",
-    "Closed": "news", "Parked": "hands over", "Moved": "hands over", "Busy": "an answer", "Leaving": "its end, for which pulse.py waits: ENDS", "Credit": "a word", "Abort": "a word",
+    "Drain": "its sessions may last; the pulse sees whether it lives", "Stop": "its end, for which shutdown.py and liveness.py wait",
+    "Closed": "news", "Parked": "hands over", "Moved": "hands over", "Busy": "an answer", "Leaving": "its end, for which liveness.py waits: ENDS", "Credit": "a word", "Abort": "a word",
     "Ready": "an answer", "Unready": "an answer", "Mail": "an answer", "Missing": "an answer", "Sizes": "an answer", "Ids": "an answer",
     "Deleted": "an answer", "Totals": "an answer", "Bye": "an answer", "Maildrop": "an answer", "NoMaildrop": "an answer", "Anew": "news",
     "Deliver": "begins what Commit asks for", "Accepted": "an answer", "Rejected": "an answer",
@@ -55,8 +55,8 @@ TOLD = {
 
 # What asks for nothing and is followed by something that others wait for: who sees to it, and a test.
 ENDS = {
-    ("maildir.{user}", "kernel", "Leaving"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
-    ("kernel", "maildir.{user}", "Retire"): ("kernel/pulse.py", "tests/unit/test_pulse.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
+    ("maildir.{user}", "kernel", "Leaving"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
+    ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
 }
 
 QUESTIONS = [(e.source, e.target, asked) for e in EDGES for asked in e.answers]

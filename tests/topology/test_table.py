@@ -4,14 +4,14 @@ import inspect
 import itertools
 
 import pytest
-from popkernel.kernel.actor import Actor as Shell
+from popkernel.kernel.runtime.actor import Actor as Shell
 from popkernel.kernel.sandbox import names
 from popkernel.proto import messages, topology
 from popkernel.proto.codec import Codec
 from popkernel.proto.messages import CARRIES
 from popkernel.proto.schema import fields_of
-from popkernel.proto.shown import SECRET, shown
 from popkernel.proto.topology import ACTORS, EDGES, actor, edge, kind_of
+from popkernel.proto.trace.redaction import SECRET, shown
 
 from tests.topology.rows import CASES, IDS, largest, smallest, values
 
@@ -132,10 +132,12 @@ def test_every_message_has_a_handler_where_it_arrives():
     from popkernel.actors.listener import gate
     from popkernel.actors.listener import main as listener
     from popkernel.actors.maildir import main as maildir
-    from popkernel.kernel import init, spawner, supervisor
+    from popkernel.kernel.init import main
+    from popkernel.kernel.spawner import main as spawner
+    from popkernel.kernel.supervisor import main as supervisor
 
     text = {
-        "kernel": inspect.getsource(supervisor), "init": inspect.getsource(init), "spawner": inspect.getsource(spawner),
+        "kernel": inspect.getsource(supervisor), "init": inspect.getsource(main), "spawner": inspect.getsource(spawner),
         "auth": inspect.getsource(auth), "listener": inspect.getsource(listener), "maildir.{user}": inspect.getsource(maildir), "gate": inspect.getsource(gate),
     }
     shell = inspect.getsource(Shell)

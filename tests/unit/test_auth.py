@@ -2,11 +2,11 @@
 
 import bcrypt
 import pytest
-from popkernel.actors.auth import main, repeats
-from popkernel.actors.auth.core import DENIED, Table, decoys, usable
+from popkernel.actors.auth import main, repeated_failures
 from popkernel.actors.auth.main import Verified
-from popkernel.actors.auth.repeats import Repeats, Wrong
-from popkernel.kernel.stage import Stage, boot_of
+from popkernel.actors.auth.passwords import DENIED, Table, decoys, usable
+from popkernel.actors.auth.repeated_failures import Repeats, Wrong
+from popkernel.kernel.replay.harness import Stage, boot_of
 from popkernel.proto import messages as m
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
@@ -219,7 +219,7 @@ def test_many_addresses_that_repeat_are_few_lines_and_little_memory():
 
 def test_failures_are_remembered_as_digests_and_bounded(monkeypatch):
     wrong = Wrong()
-    monkeypatch.setattr(repeats, "_MOST", 10)
+    monkeypatch.setattr(repeated_failures, "_MOST", 10)
     for n in range(50):
         assert not wrong.put(m.Login(n, f"user{n}", b"a wrong secret", "192.0.2.7:1", "PASS"), "192.0.2.7", 0.0)
     assert len(wrong._digests) == 10 and b"secret" not in repr(wrong._digests).encode()

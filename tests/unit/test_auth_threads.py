@@ -7,8 +7,8 @@ import threading
 
 import bcrypt
 import pytest
-from popkernel.actors.auth import core, main
-from popkernel.kernel.stage import Stage, boot_of
+from popkernel.actors.auth import main, passwords
+from popkernel.kernel.replay.harness import Stage, boot_of
 from popkernel.proto import messages as m
 
 CHEAP = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
@@ -64,8 +64,8 @@ def test_any_octets_and_any_length_fit_their_hash_alone(prefix):
     secrets = [bytes(range(1, 73)), bytes(range(184, 256)), b"\xff\xff\xa3", b"\xff\xa334\xff\xff\xff\xa3345", b"x", "geheim\u00e4\u20ac".encode()]
     for secret in secrets:
         hashed = prefix + bcrypt.hashpw(secret, bcrypt.gensalt(4))[4:]
-        assert core.fits(secret, hashed)
-        assert not core.fits(secret[:-1] + bytes([secret[-1] % 255 + 1]), hashed)
+        assert passwords.fits(secret, hashed)
+        assert not passwords.fits(secret[:-1] + bytes([secret[-1] % 255 + 1]), hashed)
 
 
 def test_a_hash_that_only_looks_right_costs_a_whole_check(monkeypatch):
@@ -79,7 +79,7 @@ def test_a_hash_that_only_looks_right_costs_a_whole_check(monkeypatch):
 
     monkeypatch.setattr(bcrypt, "checkpw", checkpw)
     broken = BROKEN[:4] + b"05" + BROKEN[6:]
-    assert not core.fits(b"secret", broken)
+    assert not passwords.fits(b"secret", broken)
     assert asked == [b"$2b$05$"]
 
 

@@ -4,10 +4,10 @@ from base64 import b64encode
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from popkernel.actors.listener.core import Session
-from popkernel.actors.listener.policy import Policy
+from popkernel.actors.listener.session.policy import Policy
+from popkernel.actors.listener.session.session import Session
 from popkernel.proto import messages as m
-from popkernel.proto.sasl import MECHANISMS
+from popkernel.proto.pop3.sasl import MECHANISMS
 
 from tests.capabilities import check, listed
 from tests.fuzz.pop3_session import MESSAGES, SIZES, Maildir

@@ -9,13 +9,13 @@ import sys
 
 import msgpack
 import pytest
-from popkernel.kernel import channel as channels
-from popkernel.kernel.channel import Channel, adopt, pair
-from popkernel.kernel.loop import Loop
+from popkernel.kernel.runtime import channel as channels
+from popkernel.kernel.runtime.channel import Channel, adopt, pair
+from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
+from popkernel.proto.bus.zmtp import PREFACE, frame_head
 from popkernel.proto.schema import UnsayableError
 from popkernel.proto.topology import edge
-from popkernel.proto.zmtp import PREFACE, frame_head
 
 
 class End:

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli import check as check_module
 from popkernel.cli import demo
-from popkernel.cli.certificate import check_certificate
+from popkernel.cli.check_certificates import check_certificate
 from popkernel.cli.demo import make_certificate, make_site
 from popkernel.cli.main import main
-from popkernel.kernel.mailboxes import Ways
-from popkernel.proto.tables import MailUser
+from popkernel.kernel.init.mailbox_faults import Ways
+from popkernel.proto.files.tables import MailUser
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from popkernel.cli import demo
 from popkernel.cli.check import check
 from popkernel.cli.demo import SAMPLE_MAIL, make_site
 from popkernel.cli.main import main
-from popkernel.cli.typed import as_typed
-from popkernel.proto.tables import parse_auth, parse_users
+from popkernel.cli.program_name import as_typed
+from popkernel.proto.files.tables import parse_auth, parse_users
 
 
 def test_a_site_is_whole(tmp_path):

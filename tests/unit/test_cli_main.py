@@ -9,8 +9,8 @@ import types
 import pytest
 from popkernel.cli.arguments import build_parser
 from popkernel.cli.main import main
-from popkernel.cli.serverflags import config_from
-from popkernel.kernel.config import keys
+from popkernel.cli.server_flags import config_from
+from popkernel.kernel.config.keys import keys
 
 COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "deliver", "topology", "demo", "completion"]
 START = ["start", "-a", "/a", "-u", "/u", "-l", "127.0.0.1", "-c", "/c", "-k", "/k", "--run-dir", "/r"]
@@ -100,7 +100,7 @@ def test_wrong_configuration(tmp_path, capsys):
 
 def test_start_up_imports_nothing_heavy():
     code = (
-        "import sys; from popkernel.cli.arguments import build_parser; from popkernel.cli.serverflags import config_from\n"
+        "import sys; from popkernel.cli.arguments import build_parser; from popkernel.cli.server_flags import config_from\n"
         f"import popkernel.cli.main; config_from(build_parser().parse_args({START!r}))\n"
         "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & set(sys.modules)))"
     )

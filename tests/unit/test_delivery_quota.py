@@ -5,8 +5,8 @@ import time
 
 import pytest
 from popkernel.actors.maildir.deliveries import Deliveries
-from popkernel.actors.maildir.quota import Quota
-from popkernel.actors.maildir.store import Maildrop, StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.quota import Quota
 from popkernel.proto import messages as m
 
 QUOTA = 200_000

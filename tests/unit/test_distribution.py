@@ -141,4 +141,4 @@ def test_tools_meet_each_file_once():
     said = subprocess.run([sys.executable, "-m", "ruff", "check", "--show-files"], capture_output=True, text=True, check=True, cwd=TREE).stdout
     shown = [os.path.relpath(path, TREE) for path in said.split()]
     assert {path for path in shown if path.startswith("popkernel/")} == {"popkernel/__init__.py", "popkernel/__main__.py"}
-    assert "kernel/channel.py" in shown
+    assert "kernel/runtime/channel.py" in shown

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from popkernel.actors.listener import gate as gate_module
 from popkernel.actors.listener.gate import Gate, Guest
-from popkernel.kernel.stage import StageLoop
-from popkernel.proto.fair import Fair
+from popkernel.kernel.replay.harness import StageLoop
+from popkernel.proto.access.fairness import Fair
 
 
 @pytest.fixture

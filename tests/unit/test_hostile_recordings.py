@@ -11,10 +11,10 @@ import time
 import msgpack
 import pytest
 from popkernel.actors.maildir import replay as maildir_replay
-from popkernel.cli import bounds
+from popkernel.cli import replay_bounds
 from popkernel.cli.main import main
-from popkernel.kernel import snapshot
-from popkernel.proto import recording as rec
+from popkernel.kernel.replay import snapshots
+from popkernel.proto.trace import recording as rec
 
 from tests.replay.test_recordings import HERE
 
@@ -92,7 +92,7 @@ def test_deep_values_in_a_frame(tmp_path, capsys):
 
 
 def test_memory_has_an_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bounds, "MEMORY", 64 << 20)
+    monkeypatch.setattr(replay_bounds, "MEMORY", 64 << 20)
     before = resource.getrlimit(resource.RLIMIT_AS)
     million = b"\xdd\x00\x0f\x00\x00" + b"\x80" * 0xF0000  # 64 octets of memory for each of the file's
     refused(written(tmp_path, msgpack.packb(HEADER) + b"\x94" + million * 4), capsys, "of memory")
@@ -102,8 +102,8 @@ def test_memory_has_an_end(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("when", [1 << 62, (1 << 64) - 1])
 def test_a_clock_in_the_far_future(tmp_path, capsys, monkeypatch, when):
     """The mda looks at its deadlines each second, and ages lie between two frames of an old recording, which does not tell of timers."""
-    monkeypatch.setattr(bounds, "SECONDS", 0.5)
-    monkeypatch.setattr(bounds, "WALL", 1000)  # on a busy machine half a second of processor time takes long
+    monkeypatch.setattr(replay_bounds, "SECONDS", 0.5)
+    monkeypatch.setattr(replay_bounds, "WALL", 1000)  # on a busy machine half a second of processor time takes long
     things = raw("delivery")
     settings_of(things, "mda")["timers"] = False
     frame = [t for t in things if t.get("actor") == "mda" and t["way"] == "in"][-1]
@@ -114,7 +114,7 @@ def test_a_clock_in_the_far_future(tmp_path, capsys, monkeypatch, when):
 @pytest.mark.parametrize("value", [float("nan"), -1.0, (1 << 64) - 1], ids=repr)
 def test_clocks_and_counts_that_are_none(tmp_path, monkeypatch, capsys, value):
     """Whatever of the numbers an actor began with: it ends, soon, with one of replay's exit codes."""
-    monkeypatch.setattr(bounds, "SECONDS", 5)
+    monkeypatch.setattr(replay_bounds, "SECONDS", 5)
     for name, kind in (("delivery", "maildir"), ("delivery", "mda"), ("poplib", "listener"), ("poplib", "maildir")):
         things = raw(name)
         fields = settings_of(things, kind)
@@ -149,8 +149,8 @@ def test_names_that_drive_a_terminal(tmp_path, capsys):
 
 
 def test_a_fifo_without_a_writer_says_so_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bounds, "PATIENCE", 20)
-    monkeypatch.setattr(bounds, "WRITER", 0.2)
+    monkeypatch.setattr(replay_bounds, "PATIENCE", 20)
+    monkeypatch.setattr(replay_bounds, "WRITER", 0.2)
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     begun = time.monotonic()
@@ -166,7 +166,7 @@ def test_standard_input_is_replayed():
 
 
 def test_a_pipe_that_nobody_fills(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bounds, "PATIENCE", 0.3)
+    monkeypatch.setattr(replay_bounds, "PATIENCE", 0.3)
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR)
@@ -222,7 +222,7 @@ def test_mail_that_is_none(tmp_path, capsys, file):
 
 
 def test_a_maildir_of_too_many_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(snapshot, "_MOST_FILES", 10)
+    monkeypatch.setattr(snapshots, "_MOST_FILES", 10)
     things = raw()
     files = things[0]["maildir"]["files"]
     files.update({b"cur/%d.x:2," % n: next(iter(files.values())) for n in range(11)})
@@ -232,8 +232,8 @@ def test_a_maildir_of_too_many_files(tmp_path, capsys, monkeypatch):
     for n in range(6):
         (tmp_path / "cur" / f"{n}").touch()
         (tmp_path / "new" / f"{n}").touch()
-    with pytest.raises(snapshot.SnapshotError, match="more than 10 files"):
-        snapshot.take(os.fsencode(tmp_path))
+    with pytest.raises(snapshots.SnapshotError, match="more than 10 files"):
+        snapshots.take(os.fsencode(tmp_path))
 
 
 def test_a_delivery_under_way_names_another_file(tmp_path, capsys):

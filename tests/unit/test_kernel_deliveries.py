@@ -1,10 +1,10 @@
-"""kernel/deliveries.py: who may deliver to whom, one channel a user and mda, and actors that come and go meanwhile."""
+"""kernel/decisions/deliveries.py: who may deliver to whom, one channel a user and mda, and actors that come and go meanwhile."""
 
-from popkernel.kernel.core import Core, Join, Send, Settings, Spawn, Suspect
-from popkernel.kernel.deliveries import Deliveries
-from popkernel.kernel.recipients import Rules
+from popkernel.kernel.decisions.deliveries import Deliveries
+from popkernel.kernel.decisions.leases import Core, Join, Send, Settings, Spawn, Suspect
+from popkernel.kernel.decisions.recipients import Rules
 from popkernel.proto import messages as m
-from popkernel.proto.tables import MailUser
+from popkernel.proto.files.tables import MailUser
 
 ALICE, BOB = MailUser(1001, 1001, "/m/alice"), MailUser(1002, 1002, "/m/bob")
 

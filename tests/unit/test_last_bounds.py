@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 from popkernel.actors.maildir import replay
-from popkernel.cli import bounds
-from popkernel.kernel import ledger, stopping
-from popkernel.proto.recording import RecordingError
+from popkernel.cli import replay_bounds
+from popkernel.kernel.supervisor import sessions as ledger
+from popkernel.kernel.supervisor import shutdown
+from popkernel.proto.trace.recording import RecordingError
 
 
 def test_what_a_replay_writes_has_an_end(tmp_path):
@@ -27,8 +28,8 @@ def test_what_a_replay_writes_has_an_end(tmp_path):
 
 
 def test_who_waits_for_a_disk_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(bounds, "SECONDS", 0.05)
-    with pytest.raises(bounds.DearError, match="takes more than 0.2 s"), bounds.bounded(0):
+    monkeypatch.setattr(replay_bounds, "SECONDS", 0.05)
+    with pytest.raises(replay_bounds.DearError, match="takes more than 0.2 s"), replay_bounds.bounded(0):
         select.select([], [], [], 10)
 
 
@@ -50,7 +51,7 @@ def test_who_may_be_at_a_quit_or_a_delivery_is_given_its_time():
     kernel = SimpleNamespace(
         processes=there, loop=None, hangs=None, core=SimpleNamespace(maildirs=maildirs), deliveries=SimpleNamespace(holders={"gets": "mda"}),
     )
-    stop = stopping.Stopping(kernel)
+    stop = shutdown.Stopping(kernel)
     asked = []
     stop._silent = SimpleNamespace(suspect=lambda process, seconds: asked.append(process.name))
     stop._ask_alive(list(there.values()))
@@ -66,7 +67,7 @@ def test_it_is_asked_whether_it_lives_before_it_is_told_to_stop():
         processes={"mda": mda}, hangs=None, state="running", log_line=lambda *_: None, loop=SimpleNamespace(later=lambda *_: None),
         core=SimpleNamespace(maildirs={}), deliveries=SimpleNamespace(holders={}), reloads=SimpleNamespace(stop=lambda: None),
     )
-    stop = stopping.Stopping(kernel)
+    stop = shutdown.Stopping(kernel)
     stop._ask_alive = lambda stage: said.append("asked") if stage else None
     stop.begin()
     assert said[-2:] == ["asked", "Stop"] and mda.state == "stopping"

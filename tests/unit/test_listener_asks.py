@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from popkernel.actors.listener.main import Listener
-from popkernel.kernel.loop import Loop
-from popkernel.kernel.stage import StageLoop
+from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
 
 

@@ -1,9 +1,9 @@
 """Names of listeners that serve one session each, and which session a frame concerns."""
 
 import pytest
-from popkernel.kernel.viewing import about
-from popkernel.proto.sessionname import GENERATION, listener_name, session_of
+from popkernel.kernel.operator.viewers import about
 from popkernel.proto.topology import kind_of
+from popkernel.proto.trace.session_names import GENERATION, listener_name, session_of
 
 
 @pytest.mark.parametrize("session", [GENERATION + 1, 17 * GENERATION + 123456])

@@ -1,9 +1,9 @@
 """The session of the listener by itself: answers that came ahead of being asked, and what changed before they were."""
 
 import pytest
-from popkernel.actors.listener.client import Client
-from popkernel.actors.listener.core import Session
-from popkernel.actors.listener.policy import Policy
+from popkernel.actors.listener.connection import Client
+from popkernel.actors.listener.session.policy import Policy
+from popkernel.actors.listener.session.session import Session
 from popkernel.proto import messages as m
 
 

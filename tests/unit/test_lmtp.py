@@ -1,12 +1,12 @@
-"""proto/lmtp.py: commands, what ends a message, answers in order, whatever the split."""
+"""proto/lmtp/session.py: commands, what ends a message, answers in order, whatever the split."""
 
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from popkernel.proto.lmtp import MOST_LINE, MOST_RECIPIENTS, Cancelled, Content, Done, Lmtp, Rcpt
-from popkernel.proto.smtppath import parse_path
+from popkernel.proto.lmtp.paths import parse_path
+from popkernel.proto.lmtp.session import MOST_LINE, MOST_RECIPIENTS, Cancelled, Content, Done, Lmtp, Rcpt
 
 HELLO = b"LHLO me\r\n"
 ENVELOPE = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"

@@ -6,8 +6,8 @@ import os
 import time
 
 import pytest
-from popkernel.kernel import log as log_module
-from popkernel.kernel.log import ERROR, INFO, NOTICE, WARNING, Log, as_json, event_text, say
+from popkernel.kernel.runtime import log as log_module
+from popkernel.kernel.runtime.log import ERROR, INFO, NOTICE, WARNING, Log, as_json, event_text, say
 
 EVIL = 'x" why=AUTH\n2026-01-01 popkernel: user=root \x1b[2J\u2028\udc80\\'
 

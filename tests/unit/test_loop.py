@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from popkernel.kernel.loop import READ, WRITE, Loop
+from popkernel.kernel.runtime.loop import READ, WRITE, Loop
 
 
 @pytest.fixture(params=[False, True], ids=["poll", "epoll"])

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from popkernel.actors.mda.core import SMALL, Transaction
 from popkernel.actors.mda.route import MOST_POSTS, MOST_STREAMS, Route
+from popkernel.actors.mda.transaction import SMALL, Transaction
 from popkernel.proto import messages as m
 
 
@@ -76,7 +76,7 @@ class World:
         box.route.ask(copy)
 
     def die(self, user):
-        """What routes.py does when a channel ends."""
+        """What routing.py does when a channel ends."""
         box = self.boxes.pop(user)
         self.gone.append(box)
         for copy in box.route.dismiss():

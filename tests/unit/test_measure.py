@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from popkernel.actors.maildir import directory
+from popkernel.actors.maildir.store import files as directory
 
 COUNT = 300
 CLAIMED = 140_000

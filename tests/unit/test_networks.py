@@ -6,8 +6,8 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popkernel.proto import networks as proto_networks
-from popkernel.proto.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, plain, prefix_of
+from popkernel.proto.access import networks as proto_networks
+from popkernel.proto.access.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, plain, prefix_of
 
 V4 = st.ip_addresses(v=4).map(str)
 V6 = st.ip_addresses(v=6).map(str)

@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popkernel.proto.octets import SizeCounter, TopCutter, WireEncoder, encode, to_wire, wire_size
+from popkernel.proto.pop3.octets import SizeCounter, TopCutter, WireEncoder, encode, to_wire, wire_size
 
 PIECES = st.lists(
     st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"..", b"a", b"text", b" ", b"\0", b"\xff", b"\n.", b"\r\n."]), max_size=24

@@ -9,11 +9,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from popkernel.actors.listener.tls import TlsError, serve
-from popkernel.cli.certificate import check_certificates
+from popkernel.cli.check_certificates import check_certificates
 from popkernel.cli.demo import make_site
 from popkernel.cli.main import main
-from popkernel.kernel.config import keys
-from popkernel.kernel.log import doubt
+from popkernel.kernel.config.keys import keys
+from popkernel.kernel.runtime.log import doubt
 
 from tests.ports import free_ports
 

@@ -5,20 +5,20 @@ import os
 import socket
 
 import pytest
-from popkernel.kernel import core
-from popkernel.kernel.loop import Loop
-from popkernel.kernel.parking import Parking
+from popkernel.kernel.decisions import leases
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.supervisor.parking import Parking
 from popkernel.proto import messages as m
-from popkernel.proto.tables import MailUser
+from popkernel.proto.files.tables import MailUser
 
 
 def make(now=0.0, **settings):
     """With alice's session 1, opened at that time."""
-    kernel = core.Core({"alice": MailUser(1000, 1000, "/m/alice")}, core.Settings(**settings))
+    kernel = leases.Core({"alice": MailUser(1000, 1000, "/m/alice")}, leases.Settings(**settings))
     kernel.awaits("listener.0", m.Awaiting(1))
     kernel.granted(m.Granted("listener.0", 1, "alice"), now)
     done = []
-    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is core.Forget else None) for e in effects],
+    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is leases.Forget else None) for e in effects],
                    lambda: made.free)
     made.kernel, made.done, made.free = kernel, done, True
     return made
@@ -40,7 +40,7 @@ def is_open(fd):
 def test_a_file_is_no_session(parking):
     fd = os.open(__file__, os.O_RDONLY)
     parking.park("maildir.alice", m.Parked(1, b"x"), fd)
-    assert parking.done == [core.Forget("alice")]
+    assert parking.done == [leases.Forget("alice")]
     assert not is_open(fd) and not len(parking) and not parking.kernel.leases
 
 
@@ -101,13 +101,13 @@ def one_that_closes_badly(tmp_path, monkeypatch):
 
 def test_a_session_that_nobody_has(one_that_closes_badly):
     done = []
-    parking = Parking(Loop(), core.Core({}, core.Settings()), done.extend, lambda: True)
+    parking = Parking(Loop(), leases.Core({}, leases.Settings()), done.extend, lambda: True)
     parking.park("maildir.alice", m.Parked(1, b""), one_that_closes_badly)
     assert not len(parking)
 
 
 def test_a_session_that_is_forgotten(one_that_closes_badly):
-    parking = Parking(Loop(), core.Core({}, core.Settings()), lambda effects: None, lambda: True)
+    parking = Parking(Loop(), leases.Core({}, leases.Settings()), lambda effects: None, lambda: True)
     parking._fds["alice"] = one_that_closes_badly
     parking.forget("alice")
     assert not len(parking)

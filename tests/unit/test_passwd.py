@@ -15,7 +15,7 @@ import bcrypt
 import pytest
 from popkernel.cli import passwd
 from popkernel.cli.main import main
-from popkernel.proto.tables import parse_auth
+from popkernel.proto.files.tables import parse_auth
 
 HASH = b"$2b$04$" + b"." * 53
 

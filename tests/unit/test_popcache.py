@@ -5,8 +5,8 @@ import hashlib
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from popkernel.proto import maildirname, popcache
-from popkernel.proto.popcache import Header, parse, parse_line
+from popkernel.proto.files import maildir_names, popcache
+from popkernel.proto.files.popcache import Header, parse, parse_line
 
 
 def uidl(name):
@@ -34,7 +34,7 @@ def test_order_is_by_number_then_name():
     assert parse(line(b"9.z") + line(b"10.a")).ordered
     assert not parse(line(b"10.b") + line(b"10.a")).ordered
     names = [b"10.a", b"9.b", b"9.a", b"007.x"]
-    maildirname.sort_names(names)
+    maildir_names.sort_names(names)
     assert names == [b"007.x", b"9.a", b"9.b", b"10.a"]
 
 
@@ -168,15 +168,15 @@ def test_line_offsets_find_live_lines_only():
 
 
 def test_names():
-    assert maildirname.with_flag(b"", b"S") == b":2,S"
-    assert maildirname.with_flag(b":2,", b"T") == b":2,T"
-    assert maildirname.with_flag(b":2,RFa", b"S") == b":2,FRSa"
-    assert maildirname.with_flag(b":2,FS", b"S") == b":2,FS"
-    assert maildirname.with_flag(b":1,x", b"S") is None
-    assert [maildirname.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [False, True, False, False]
-    assert maildirname.escape_host(b"a/b:c d\n") == rb"a\057b\072c\040d\012"
-    assert maildirname.escape_host(b"") == b"localhost"
-    assert popcache.fits(maildirname.unique_name(5, 255, maildirname.escape_host(b"h\xc3\xa9")))
+    assert maildir_names.with_flag(b"", b"S") == b":2,S"
+    assert maildir_names.with_flag(b":2,", b"T") == b":2,T"
+    assert maildir_names.with_flag(b":2,RFa", b"S") == b":2,FRSa"
+    assert maildir_names.with_flag(b":2,FS", b"S") == b":2,FS"
+    assert maildir_names.with_flag(b":1,x", b"S") is None
+    assert [maildir_names.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [False, True, False, False]
+    assert maildir_names.escape_host(b"a/b:c d\n") == rb"a\057b\072c\040d\012"
+    assert maildir_names.escape_host(b"") == b"localhost"
+    assert popcache.fits(maildir_names.unique_name(5, 255, maildir_names.escape_host(b"h\xc3\xa9")))
 
 
 def test_a_size_no_message_has_is_refused():
@@ -217,5 +217,5 @@ def test_a_file_of_endless_lines_is_not_read_to_its_end(monkeypatch):
     ],
 )
 def test_leading_width(names, width):
-    assert maildirname.leading_width(names) == width
-    assert maildirname.leading_width([name + b"z" * i for i, name in enumerate(names)]) == width  # not all of one length
+    assert maildir_names.leading_width(names) == width
+    assert maildir_names.leading_width([name + b"z" * i for i, name in enumerate(names)]) == width  # not all of one length

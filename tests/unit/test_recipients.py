@@ -1,8 +1,8 @@
-"""kernel/recipients.py: whose mail an address is."""
+"""kernel/decisions/recipients.py: whose mail an address is."""
 
 import pytest
-from popkernel.kernel.recipients import Rules
-from popkernel.proto.tables import MailUser
+from popkernel.kernel.decisions.recipients import Rules
+from popkernel.proto.files.tables import MailUser
 
 ROW = MailUser(1, 1, "/m")
 USERS = dict.fromkeys(("alice", "Bob", "bob+own", "joe@example.org", "carol", "CAROL", "a b", "team+x"), ROW)

@@ -16,7 +16,7 @@ POINTER = 0x7F0000001000
 
 
 def program(filter_, machine):
-    """As kernel/actor.py, kernel/init.py, the spawner and the gate have it made."""
+    """As kernel/runtime/actor.py, kernel/init/main.py, the spawner and the gate have it made."""
     row = ROWS["listener" if filter_ == "lone" else filter_]
     threads = filter_ == "init" or (row.threads and filter_ != "lone")
     return compiler.compile_program(names.split(row.promises), machine, threads=threads, nested=row.nested, sockets=row.sockets)

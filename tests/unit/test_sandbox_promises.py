@@ -448,7 +448,7 @@ def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
 def test_bcrypt_in_threads_and_msgpack_and_titles():
     import bcrypt
     import msgpack
-    from popkernel.kernel.title import set_title
+    from popkernel.kernel.runtime.process_title import set_title
 
     def before():
         go, done = threading.Event(), []

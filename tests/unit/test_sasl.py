@@ -6,7 +6,7 @@ from base64 import b64decode, b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popkernel.proto.sasl import AUTH_LINE_LIMIT, MECHANISMS, Challenge, Credentials, Exchange, Failure, arguments
+from popkernel.proto.pop3.sasl import AUTH_LINE_LIMIT, MECHANISMS, Challenge, Credentials, Exchange, Failure, arguments
 
 MALFORMED = Failure("", "malformed response")
 TOKEN = b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln-_~+/="

@@ -11,13 +11,13 @@ from tests.e2e.scarce import POINTS
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = {  # by section of the document; a file that two processes run in stands where it was written for
     "init": (
-        "cli/start.py", "kernel/binding.py", "kernel/child.py", "kernel/init.py", "kernel/listening.py", "kernel/look.py",
-        "kernel/needs.py", "kernel/notify.py", "kernel/passphrase.py", "kernel/reading.py", "kernel/regular.py", "kernel/rundir.py",
-        "kernel/signals.py", "kernel/starting.py", "kernel/usertable.py", "kernel/watching.py",
+        "cli/start.py", "kernel/init/binding.py", "kernel/runtime/child_process.py", "kernel/init/main.py", "kernel/init/sockets.py", "kernel/init/mailbox_check.py",
+        "kernel/init/requirements.py", "kernel/init/service_manager.py", "kernel/init/pass_phrase.py", "kernel/init/inputs.py", "kernel/config/regular_files.py", "kernel/init/run_directory.py",
+        "kernel/runtime/signals.py", "kernel/init/singleton_start.py", "kernel/config/user_table.py", "kernel/init/file_watching.py",
     ),
-    "kernel": ("kernel/channel.py", "kernel/loop.py", "kernel/control.py", "kernel/log.py", "kernel/systemlog.py"),
-    "spawner": ("kernel/brood.py", "kernel/spawner.py", "kernel/actor.py"),
-    "gate": ("actors/listener/door.py", "actors/listener/gate.py", "actors/listener/lone.py"),
+    "kernel": ("kernel/runtime/channel.py", "kernel/runtime/loop.py", "kernel/operator/control.py", "kernel/runtime/log.py", "kernel/runtime/system_log.py"),
+    "spawner": ("kernel/spawner/children.py", "kernel/spawner/main.py", "kernel/runtime/actor.py"),
+    "gate": ("actors/listener/acceptor.py", "actors/listener/gate.py", "actors/listener/single_listener.py"),
 }
 NONE = {"self.connect", "super().connect"}  # an actor's own, and no system call
 # System calls that can fail for want of something, as the code writes them: functions with their module, methods with a dot only.

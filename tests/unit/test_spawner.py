@@ -7,11 +7,11 @@ import sys
 from importlib import import_module
 
 import pytest
-from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import Channel, pair
-from popkernel.kernel.child import do_and_leave
-from popkernel.kernel.loop import Loop
-from popkernel.kernel.spawner import Spawner
+from popkernel.kernel.runtime.actor import Boot
+from popkernel.kernel.runtime.channel import Channel, pair
+from popkernel.kernel.runtime.child_process import do_and_leave
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.spawner.main import Spawner
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 

@@ -1,21 +1,21 @@
-"""kernel/spawning.py: the spawner is told of a few actors at a time, so that it can say that it lives whatever is asked of it."""
+"""kernel/supervisor/spawning.py: the spawner is told of a few actors at a time, so that it can say that it lives whatever is asked of it."""
 
 import os
 from collections import deque
 from types import SimpleNamespace
 
 import pytest
-from popkernel.kernel import core
-from popkernel.kernel.channel import pair
-from popkernel.kernel.effects import Effects
-from popkernel.kernel.hung import Hung
-from popkernel.kernel.process import Process
-from popkernel.kernel.pulse import Pulse
-from popkernel.kernel.spawning import _MOST as MOST
-from popkernel.kernel.spawning import Spawning
-from popkernel.kernel.stage import StageLoop
+from popkernel.kernel.decisions import leases
+from popkernel.kernel.processes import Process
+from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.runtime.channel import pair
+from popkernel.kernel.supervisor.execution import Effects
+from popkernel.kernel.supervisor.hung_actors import Hung
+from popkernel.kernel.supervisor.liveness import Pulse
+from popkernel.kernel.supervisor.spawning import _MOST as MOST
+from popkernel.kernel.supervisor.spawning import Spawning
 from popkernel.proto import messages as m
-from popkernel.proto.tables import MailUser
+from popkernel.proto.files.tables import MailUser
 from popkernel.proto.topology import edge
 
 ALIVE = edge("kernel", "spawner").deadline
@@ -44,7 +44,7 @@ class Kernel:
     def __init__(self):
         self.loop, self.state, self.hang, self.ended, self.ends = StageLoop(), "running", [], [], []
         self.processes, self.sleepers, self.woken = {}, deque(), []
-        self.core = core.Core({}, core.Settings())
+        self.core = leases.Core({}, leases.Settings())
         self.singletons = SimpleNamespace(spawner="spawner")
         self.taps = SimpleNamespace(started=lambda process: None)
         self.hung = Hung(self.loop, lambda process, seconds: self.hang.append(process.name))
@@ -84,7 +84,7 @@ class Kernel:
         return True
 
     def spawn(self, *names):
-        self.do([core.Spawn(f"maildir.{name}", ROW) for name in names])
+        self.do([leases.Spawn(f"maildir.{name}", ROW) for name in names])
 
     def takes(self, seconds_a_fork):
         """The spawner takes one message more: the name of the actor that it forks, or it answers."""

@@ -1,8 +1,8 @@
 """What the kernel tells of sessions whose listener died."""
 
 import pytest
-from popkernel.kernel.core import Key
-from popkernel.kernel.status import sessions_lost
+from popkernel.kernel.decisions.leases import Key
+from popkernel.kernel.operator.status import sessions_lost
 
 
 @pytest.mark.parametrize(("many", "lines"), [(0, 0), (100, 100), (101, 101), (5000, 101)])

@@ -8,10 +8,10 @@ import os
 import time
 
 import pytest
-from popkernel.actors.maildir import cachefile, directory
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.proto import popcache
-from popkernel.proto.octets import wire_size
+from popkernel.actors.maildir.store import files, popcache_file
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.proto.files import popcache
+from popkernel.proto.pop3.octets import wire_size
 
 MAIL = b"Subject: x\n\nhello\n"
 
@@ -384,13 +384,13 @@ def test_an_unreadable_message_is_left_out_and_said(box, monkeypatch):
 def test_a_name_missed_by_one_reading_keeps_its_uidl(box, monkeypatch):
     box.put(b"1.a:2,")
     box.cache = popcache.format_line(b"1.a", 21, b"migrated")
-    real, calls = directory.list_names, []
+    real, calls = files.list_names, []
 
     def misses_once(fd):
         calls.append(fd)
         return [] if len(calls) == 1 else real(fd)
 
-    monkeypatch.setattr(directory, "list_names", misses_once)
+    monkeypatch.setattr(files, "list_names", misses_once)
     assert shown(box.drop.listing()) == [(b"1.a", 21, b"migrated")]
 
 
@@ -463,7 +463,7 @@ def test_nothing_changed_nothing_written_and_nothing_read(box, monkeypatch):
     listing = box.drop.listing()
     before = os.stat(box.path + b"/popcache")
     assert box.drop.listing() is listing
-    monkeypatch.setattr(directory, "list_names", lambda fd: pytest.fail("listed"))
+    monkeypatch.setattr(files, "list_names", lambda fd: pytest.fail("listed"))
     again = box.again()
     assert shown(again) == shown(listing)
     assert box.drop.read_small(again, 3, 99) == MAIL
@@ -532,7 +532,7 @@ def test_a_popcache_that_is_no_file(box, kind):
 
 def test_popcache_removed_while_waiting_for_its_lock(box, monkeypatch):
     box.put(b"1.a:2,")
-    real, tries = cachefile._try_lock, []
+    real, tries = popcache_file._try_lock, []
 
     def locks_but_it_is_gone(fd):
         tries.append(fd)
@@ -540,7 +540,7 @@ def test_popcache_removed_while_waiting_for_its_lock(box, monkeypatch):
             os.unlink(box.path + b"/popcache")
         return real(fd)
 
-    monkeypatch.setattr(cachefile, "_try_lock", locks_but_it_is_gone)
+    monkeypatch.setattr(popcache_file, "_try_lock", locks_but_it_is_gone)
     assert box.drop.listing().count == 1
     assert len(tries) == 2
     assert popcache.parse(box.cache).names == [b"1.a"]
@@ -889,7 +889,7 @@ def test_a_delivery_does_without_a_popcache_that_is_not_to_be_written_to(box, mo
 def test_a_popcache_replaced_while_its_lock_is_held_is_read_again(box, monkeypatch):
     """What was listed is what the one before said."""
     box.put(b"1.a:2,")
-    real = cachefile.load
+    real = popcache_file.load
 
     def replaced(lock):
         cache = real(lock)
@@ -900,6 +900,6 @@ def test_a_popcache_replaced_while_its_lock_is_held_is_read_again(box, monkeypat
 
     box.age()
     with monkeypatch.context() as patch:
-        patch.setattr(cachefile, "load", replaced)
+        patch.setattr(popcache_file, "load", replaced)
         box.drop.listing()
     assert box.drop.listing().uidl(0) == b"from-afar"

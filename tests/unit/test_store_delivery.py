@@ -7,12 +7,12 @@ import time
 
 import pytest
 from popkernel.actors.maildir.deliveries import Deliveries
-from popkernel.actors.maildir.quota import Quota
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.actors.maildir.storeerror import MovedError
+from popkernel.actors.maildir.store.errors import MovedError
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.quota import Quota
 from popkernel.proto import messages as m
-from popkernel.proto import popcache
-from popkernel.proto.octets import wire_size
+from popkernel.proto.files import popcache
+from popkernel.proto.pop3.octets import wire_size
 
 MAIL = b"Subject: x\n\nhello\n"
 

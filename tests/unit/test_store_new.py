@@ -4,14 +4,15 @@ import errno
 import os
 
 import pytest
-from popkernel.actors.maildir import directory, scan
-from popkernel.actors.maildir.core import Session
-from popkernel.actors.maildir.policy import Policy
-from popkernel.actors.maildir.scan import Scan
-from popkernel.actors.maildir.store import Maildrop
+from popkernel.actors.maildir.session import Session
+from popkernel.actors.maildir.store import files as directory
+from popkernel.actors.maildir.store import scan
+from popkernel.actors.maildir.store.maildrop import Maildrop
+from popkernel.actors.maildir.store.policy import Policy
+from popkernel.actors.maildir.store.scan import Scan
 from popkernel.proto import messages as m
-from popkernel.proto import popcache
-from popkernel.proto.octets import to_wire
+from popkernel.proto.files import popcache
+from popkernel.proto.pop3.octets import to_wire
 
 from tests.unit.test_store import MAIL, Box, rows, shown, text
 

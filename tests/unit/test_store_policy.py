@@ -5,18 +5,18 @@ import os
 import time
 
 import pytest
-from popkernel.actors.maildir import cachefile, directory
-from popkernel.actors.maildir.core import Session
-from popkernel.actors.maildir.migrate import bring
-from popkernel.actors.maildir.policy import Policy, policy_of
-from popkernel.actors.maildir.store import Maildrop, StoreError
-from popkernel.kernel.config import Config
-from popkernel.proto import maildirname, popcache
+from popkernel.actors.maildir.session import Session
+from popkernel.actors.maildir.store import files, popcache_file
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.policy import Policy, policy_of
+from popkernel.actors.maildir.uidl_import import bring
+from popkernel.kernel.config.keys import Config
 from popkernel.proto import messages as m
-from popkernel.proto.octets import wire_size
+from popkernel.proto.files import maildir_names, popcache
+from popkernel.proto.pop3.octets import wire_size
 
 from tests.unit.test_store import MAIL, Box, Locked, shown, text, uidl
-from tests.unit.test_uidlist import COURIER_3, DOVECOT_3
+from tests.unit.test_uid_lists import COURIER_3, DOVECOT_3
 
 DAY = 86400
 
@@ -192,7 +192,7 @@ def test_import_while_another_program_keeps_the_lock(box):
     ],
 )  # fmt: skip
 def test_sizes_in_names(name, sizes):
-    assert maildirname.claimed_sizes(name) == sizes
+    assert maildir_names.claimed_sizes(name) == sizes
 
 
 LARGE = b"a line of no great length\n" * 8000
@@ -205,7 +205,7 @@ def named(data, *, lie=0):
 def test_a_large_message_whose_name_says_its_sizes_is_not_read_to_be_listed(box, monkeypatch):
     box.put(named(LARGE) + b":2,S", LARGE)
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "count", lambda *_: pytest.fail("read"))
+        patch.setattr(files, "count", lambda *_: pytest.fail("read"))
         listing = box.drop.listing()
     assert listing.size(0) == wire_size(LARGE)
     _, answers = talk(box.drop, listing, m.Retrieve(1, 1, 0))
@@ -216,13 +216,13 @@ def test_a_large_message_whose_name_says_its_sizes_is_not_read_to_be_listed(box,
 @pytest.mark.parametrize("lie", [-7, 5, 70000])
 def test_a_name_that_lies_costs_no_octet(box, data, lie):
     name = named(data, lie=lie)
-    if maildirname.claimed_sizes(name) is None:
+    if maildir_names.claimed_sizes(name) is None:
         name = b"1700000001.M1.h,S=%d,W=%d" % (len(data), len(data) + 1)
     box.put(name + b":2,S", data)
     box.put(b"1700000002.other:2,S")
     wire = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     listing = box.drop.listing()
-    assert listing.size(0) == maildirname.claimed_sizes(name)[1] != len(wire)
+    assert listing.size(0) == maildir_names.claimed_sizes(name)[1] != len(wire)
     talk(box.drop, listing, m.Top(1, 0))
     session, answers = talk(box.drop, listing, m.Retrieve(1, 2, 0), m.Retrieve(1, 1, 0), m.Delete(1, 1), m.Reset(), m.Delete(1, 2))
     assert not [a for a, _ in answers if type(a) is m.Missing]
@@ -438,8 +438,8 @@ def test_one_wait_in_vain_is_the_only_one(box, monkeypatch):
     box.put(b"1.a:2,")
     box.open()
     waits = []
-    real = cachefile.acquire
-    monkeypatch.setattr(cachefile, "acquire", lambda root, wait, code: waits.append(wait) or real(root, wait, code))
+    real = popcache_file.acquire
+    monkeypatch.setattr(popcache_file, "acquire", lambda root, wait, code: waits.append(wait) or real(root, wait, code))
     with Locked(box.path):
         for _ in range(3):
             with box.drop.deliver_begin() as delivery:

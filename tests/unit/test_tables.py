@@ -5,8 +5,8 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from popkernel.proto import tables
-from popkernel.proto.tables import Finding, MailUser, damage, parse_auth, parse_users
+from popkernel.proto.files import tables
+from popkernel.proto.files.tables import Finding, MailUser, damage, parse_auth, parse_users
 
 HASH = b"$2b$10$" + b"abcdefghijklmnopqrstu" + b"v" * 32
 OTHER = b"$2y$04$" + b"." * 53

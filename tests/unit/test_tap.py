@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import msgpack
 import pytest
 from popkernel.actors.mda.main import Mda
-from popkernel.kernel import tap as tap_room
-from popkernel.kernel.actor import Boot
-from popkernel.kernel.channel import codec, watch
-from popkernel.kernel.loop import Loop
-from popkernel.kernel.tap import ActorTap, note
-from popkernel.kernel.taps import TapEnd
+from popkernel.kernel.operator.tracing import TapEnd
+from popkernel.kernel.runtime import tap as tap_room
+from popkernel.kernel.runtime.actor import Boot
+from popkernel.kernel.runtime.channel import codec, watch
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.runtime.tap import ActorTap, note
 from popkernel.proto import messages as m
-from popkernel.proto.shown import recut, shown
-from popkernel.proto.typed import harmless, lmtp_commands
-from popkernel.proto.zmtp import Reader
+from popkernel.proto.bus.zmtp import Reader
+from popkernel.proto.trace.client_input import harmless, lmtp_commands
+from popkernel.proto.trace.redaction import recut, shown
 
 
 class FromChannel:

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-from popkernel.kernel.effects import Effects
-from popkernel.kernel.process import Process
-from popkernel.kernel.supervisor import Supervisor
+from popkernel.kernel.processes import Process
+from popkernel.kernel.supervisor.execution import Effects
+from popkernel.kernel.supervisor.main import Supervisor
 from popkernel.proto import messages as m
 
 

@@ -9,11 +9,11 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from popkernel.kernel.channel import Channel
-from popkernel.kernel.loop import Loop
+from popkernel.kernel.runtime.channel import Channel
+from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
+from popkernel.proto.bus.zmtp import PREFACE, Reader, ZmtpError, frame_head, preface
 from popkernel.proto.topology import edge
-from popkernel.proto.zmtp import PREFACE, Reader, ZmtpError, frame_head, preface
 
 LIMIT = 320 * 1024
 

@@ -10,7 +10,7 @@ sys.path.insert(0, HERE)
 
 import wrapper  # noqa: E402
 from popkernel.cli.main import main  # noqa: E402
-from popkernel.kernel import init  # noqa: E402
+from popkernel.kernel.init import main as init  # noqa: E402
 
 
 def complete(plan):

@@ -5,10 +5,10 @@ import socket
 import sys
 
 import msgpack
-from popkernel.kernel.channel import watch
+from popkernel.kernel.runtime.channel import watch
 from popkernel.proto import messages as m
+from popkernel.proto.bus.zmtp import PREFACE, frame_head
 from popkernel.proto.codec import Codec
-from popkernel.proto.zmtp import PREFACE, frame_head
 
 
 def framed(*fields):
@@ -134,7 +134,7 @@ def park(actor, session, state, fd):
 
 
 def without_end(messages):
-    """More than the kernel takes of a maildir actor in a second (kernel/process.py), and again, until somebody puts an end to it."""
+    """More than the kernel takes of a maildir actor in a second (kernel/processes.py), and again, until somebody puts an end to it."""
     def go_on(actor):
         actor.kernel.send_all(messages)
         actor.loop.later(0.05, lambda: go_on(actor))

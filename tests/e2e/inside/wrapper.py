@@ -16,9 +16,12 @@ import threading
 
 import attempts
 import garbage
-from popkernel.kernel import actor as base
-from popkernel.kernel import boot, init, spawner, supervisor
+from popkernel.kernel.init import main as init
+from popkernel.kernel.runtime import actor as base
+from popkernel.kernel.runtime import singleton_boot
 from popkernel.kernel.sandbox import seccomp
+from popkernel.kernel.spawner import main as spawner
+from popkernel.kernel.supervisor import main as supervisor
 from popkernel.proto import messages as m
 from popkernel.proto.topology import kind_of
 
@@ -237,8 +240,8 @@ def install(plan, name):
 
 
 def main(plan):
-    """Instead of popkernel.kernel.boot: patched, and then the very same."""
+    """Instead of popkernel.kernel.runtime.singleton_boot: patched, and then the very same."""
     install(plan, sys.argv[1])
-    close = boot.close_all_but
-    boot.close_all_but = lambda kept: close([*kept, PLACE.fd, *garbage.FILE])
-    boot.main()
+    close = singleton_boot.close_all_but
+    singleton_boot.close_all_but = lambda kept: close([*kept, PLACE.fd, *garbage.FILE])
+    singleton_boot.main()

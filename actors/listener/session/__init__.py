@@ -1,0 +1,1 @@
+"""One POP3 session. Sans I/O."""

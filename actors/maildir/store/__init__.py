@@ -1,0 +1,1 @@
+"""The maildir store: a user's mailbox over plain descriptors."""

@@ -1,0 +1,165 @@
+"""One message of a mailbox: found wherever it is by now, read, and measured before it goes out. See maildrop.py."""
+
+from __future__ import annotations
+
+import os
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from popkernel.actors.maildir.store import files
+from popkernel.actors.maildir.store.errors import CHANGED, GONE, TEMP, UNREADABLE, StoreError, from_os, show
+from popkernel.actors.maildir.store.listing import IN_NEW, Listing
+from popkernel.actors.maildir.store.mailbox import Mailbox
+from popkernel.actors.maildir.store.scan import places
+from popkernel.proto.files import maildir_names, popcache
+from popkernel.proto.pop3.octets import encode, wire_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["NOWHERE", "Reading"]
+
+NOWHERE = b"/"  # an info no file can have: looked for, not there
+_GUESSES = (b":2,", b":2,S", b"")
+
+
+class Reading(Mailbox):
+    """A mailbox whose messages are read."""
+
+    def _candidates(self, listing: Listing, i: int) -> Iterable[tuple[int, bytes]]:
+        """Where the message may be, directory and file name, the likeliest first."""
+        info = listing.infos[listing.check(i)]
+        name = listing.names[i]
+        if info is None:
+            return [(self.cur, name + guess) for guess in _GUESSES]
+        return [(self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)]
+
+    def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
+        """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
+        before = files.stamps(self.cur), files.stamps(self.new)
+        made, looked = self._looked
+        if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, *before):
+            self._looked = int(self._clock() * 1e9), before
+            present = places(self.cur, self.new)
+            if listing.names[i] not in present:
+                present |= places(self.cur, self.new)  # reading a directory may miss a name that is being changed
+            listing.infos = [present.get(name, NOWHERE) for name in listing.names]
+        name, info = listing.names[i], listing.infos[i]
+        if info is not None and info != NOWHERE:
+            return (self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)
+        for there in files.list_names(self.new):
+            if maildir_names.canonical(there) == name:
+                return self.new, there
+        return None
+
+    def open_message(self, listing: Listing, i: int) -> int:
+        """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.
+
+        StoreError SYS/TEMP "message gone" when another program removed it, SYS/PERM when it cannot be read. What is read
+        must come to ``listing.size(i)`` octets of wire form; where it does not, fail and call ``distrust``.
+        """
+        try:
+            fd = self._open(listing, i)
+            if S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
+        self.distrust(listing, i)
+        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more", said=GONE)
+
+    def _open(self, listing: Listing, i: int) -> int:
+        for part, name in self._candidates(listing, i):
+            try:
+                fd = os.open(name, files.READ, dir_fd=part)
+            except FileNotFoundError:
+                continue
+            if listing.infos[i] is None:
+                listing.infos[i] = name[len(listing.names[i]) :]
+            return fd
+        found = self._find(listing, i)
+        if found is not None:
+            try:
+                return os.open(found[1], files.READ, dir_fd=found[0])
+            except FileNotFoundError:
+                found = None
+        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program", said=GONE)
+
+    def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
+
+        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
+        """
+        return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
+
+    def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """As ``read_small``, in wire form (``octets.to_wire``): one pass over the octets less."""
+        info, size = listing.infos[listing.check(i)], listing.sizes[i]
+        if info is not None and size <= limit:  # a message as it should be; whatever is odd goes the long way, which knows what it means
+            try:
+                part, name = (self.new, listing.names[i]) if info == IN_NEW else (self.cur, listing.names[i] + info)
+                fd = os.open(name, files.READ, dir_fd=part)
+                try:
+                    wire, octets = encode(os.read(fd, size + 1))
+                finally:
+                    os.close(fd)
+                if octets == size:
+                    return wire
+            except OSError:
+                pass
+        return self._read_checked(listing, i, limit, encode)
+
+    def _read_checked(
+        self, listing: Listing, i: int, limit: int, form: Callable[[bytes], tuple[bytes, int]]
+    ) -> bytes | None:
+        size = listing.size(i)
+        if size > limit:
+            return None
+        for whole in (False, True):  # one read gives all of a regular file, but for signals and network file systems
+            out, octets = form(self._read(listing, i, size + 1, whole=whole))
+            if octets == size:
+                return out
+        self.distrust(listing, i)
+        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with", said=CHANGED)
+
+    def _read(self, listing: Listing, i: int, most: int, *, whole: bool) -> bytes:
+        try:
+            fd = self._open(listing, i)
+            try:
+                data = os.read(fd, most)
+                while whole and len(data) < most and (more := os.read(fd, most - len(data))):
+                    data += more
+                return data
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
+
+    def _doubts(self, listing: Listing, i: int) -> bool:
+        """Whether the size listed for message ``i`` may be no more than what its name says."""
+        claimed = maildir_names.claimed_sizes(listing.names[i])
+        return claimed is not None and claimed[1] == listing.sizes[i] and listing.names[i] not in self._verified
+
+    def verify(self, listing: Listing, i: int) -> None:
+        """Before a large message goes out: measure it, where nobody has yet, and correct its size. StoreError as ``open_message``."""
+        if not self._doubts(listing, i):
+            return
+        fd = self.open_message(listing, i)
+        try:
+            octets = files.count(fd)
+        except OSError as error:
+            self.distrust(listing, i)
+            raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
+        finally:
+            os.close(fd)
+        self._verified.add(listing.names[i])
+        if octets != listing.sizes[i]:
+            listing.correct(i, octets)
+            self.distrust(listing, i)
+
+    def distrust(self, listing: Listing, i: int) -> None:
+        """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
+        self._doubtful.add(listing.name(i))
+        self._last = None

@@ -1,0 +1,23 @@
+"""Which running server a command is for: --run-dir, or the run_dir of the configuration, or the default."""
+
+import argparse
+import os
+
+from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError, default_run_dir, run_dir_in
+from popkernel.proto.files.tables import Finding
+
+__all__ = ["run_dir_of"]
+
+
+def run_dir_of(options: argparse.Namespace) -> str:
+    """The run directory's absolute path.
+
+    Raises:
+        ConfigError: the file cannot be read, or its run_dir is wrong.
+
+    """
+    if options.run_dir == "":  # of a variable that was not set, most likely: the default would be another server
+        raise ConfigError([Finding(f"{COMMAND_LINE}: --run-dir", 0, "no name", "give one, or leave the flag out")])
+    if options.run_dir:
+        return os.path.abspath(str(options.run_dir))
+    return run_dir_in(options.toml_path) if options.toml_path else default_run_dir()

@@ -1,0 +1,126 @@
+"""What `start` and `check` have in common: the flags that describe a server, and the help on the keys of its TOML file."""
+
+import argparse
+import textwrap
+from typing import Any
+
+from popkernel.cli.parser import FILE, CommandParser, add_config_file, add_run_dir, command, complete
+from popkernel.kernel.config.keys import Config, default_run_dir, keys, load
+
+__all__ = ["add_server_flags", "add_start", "config_from", "run_start"]
+
+
+class StartParser(CommandParser):
+    """The parser of ``start``: its help goes on with the keys of the TOML file."""
+
+    def format_help(self) -> str:
+        return super().format_help() + "\n" + _toml_help()
+
+
+def add_start(commands: Any) -> None:
+    """Add ``start``."""
+    parser = command(
+        commands,
+        "start",
+        "popkernel.cli.server_flags:run_start",
+        "serve maildirs over POP3",
+        "Serve maildirs over POP3, in the foreground unless --daemon. All paths are absolute.",
+        """
+        popkernel start -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -l '[2001:db8::1]' \\
+            -c /etc/ssl/mail.pem -k /etc/ssl/private/mail.key -e Maildir
+        popkernel start -f /etc/popkernel.toml --daemon
+        popkernel start -f /etc/popkernel.toml -vv --log stderr
+        """,
+        "usage data noinput unavailable software oserr cantcreat noperm config",
+        files="""
+        RUN_DIR/control.sock  what `popkernel status`, `stop` and `reload` talk to
+        """,
+        kind=StartParser,
+    )
+    add_server_flags(parser)
+
+
+def run_start(options: argparse.Namespace) -> int:
+    """Run ``popkernel start``."""
+    config = config_from(options)
+    from popkernel.cli.start import run
+
+    # At a reload flags and file are read again.
+    return int(run(config, lambda: config_from(options), options.toml_path))
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what ``start`` and ``check`` have in common: the flags of the original server, and ours."""
+    add = parser.add_argument
+    complete(add("-a", dest="auth_table", metavar="FILE", help="authorization table: name, blank, bcrypt hash"), FILE)
+    complete(add("-u", dest="user_table", metavar="FILE", help="user table: name, blank, uid:gid:maildir"), FILE)
+    add(
+        "-l",
+        dest="listen",
+        metavar="ADDR[:PORT]",
+        action="append",
+        help="numeric address for implicit TLS, port 995 unless given; [ADDR6]:PORT for IPv6; repeatable",
+    )
+    complete(add("-c", dest="cert", metavar="FILE", help="certificate chain, PEM, the server's own first"), FILE)
+    complete(add("-k", dest="key", metavar="FILE", help="private key, PEM"), FILE)
+    add("-e", dest="subdir", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
+    add("-v", dest="verbose", action="count", help="one more step of logging, up to ten; 0 to 2 suffice in daily use")
+    add(
+        "-L",
+        dest="listen_starttls",
+        metavar="ADDR[:PORT]",
+        action="append",
+        help="numeric address for POP3 with STLS, port 110 unless given; repeatable",
+    )
+    add_config_file(parser, "configuration; flags win over it")
+    add_run_dir(parser)
+    add("--listeners", type=int, metavar="N", help="listener processes (default 1)")
+    add("--allow-plaintext", action="store_true", default=None, help="let clients log in without TLS")
+    add("--daemon", action="store_true", default=None, help="detach from the terminal once ready")
+    add("--watch", action="store_true", default=None, help="put changed tables, certificates and keys in force at once")
+    add(
+        "--log",
+        choices=("auto", "syslog", "stderr"),
+        help="where the log goes; auto (the default): standard error on a terminal, else syslog, facility mail",
+    )
+    add("--log-format", choices=("text", "json"), help="for people, or one JSON object a line (default text)")
+    add(
+        "--insecure-no-sandbox",
+        action="store_true",
+        default=None,
+        help="serve although this system cannot lock the actors in",
+    )
+
+
+def config_from(options: argparse.Namespace) -> Config:
+    """Build the configuration from the flags of add_server_flags().
+
+    Raises:
+        ConfigError: as kernel.config.load() does.
+
+    """
+    given = vars(options)
+    return load({key.name: given.get(key.name) for key in keys()}, options.toml_path)
+
+
+def _toml_help() -> str:
+    """Describe every key of the file of ``-f``."""
+    lines = ["keys of the TOML file (flags win; every key is optional where a flag was given):"]
+    for key in keys():
+        rules = key.metadata
+        default = _toml_value(key.default, rules["kind"])
+        if key.name in {"run_dir", "hostname"}:
+            default = f'"{default_run_dir()}"' if key.name == "run_dir" else "the machine's"
+        bounds = f", {rules['low']} to {rules['high']}" if rules["kind"] == "int" else ""
+        bounds = ", " + " or ".join(f'"{c}"' for c in rules["choices"]) if rules["choices"] else bounds
+        said = f"{rules['doc']} ({'default ' + default if default else 'no default'}{bounds})"
+        lines.append(textwrap.fill(said, 100, initial_indent=f"  {key.name:20} ", subsequent_indent=" " * 23))
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any, kind: str) -> str:
+    if kind == "bool":
+        return "true" if value else "false"
+    if kind == "addresses":
+        return ""
+    return str(value) if kind == "int" else value and f'"{value}"'

@@ -1,0 +1,1 @@
+"""The configuration: keys, values, TOML, addresses, user table."""

@@ -1,0 +1,1 @@
+"""What the kernel decides, sans I/O: leases, deliveries, misbehaviour."""

@@ -1,0 +1,1 @@
+"""Init: the process that the operator starts."""

@@ -1,0 +1,1 @@
+"""Replay: play a recorded actor again, and compare what it says."""

@@ -1,0 +1,1 @@
+"""What every process is made of: actor, channel, loop, log, tap."""

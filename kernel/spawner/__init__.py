@@ -1,0 +1,1 @@
+"""The spawner, which forks maildir actors from a warm image."""

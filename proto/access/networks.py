@@ -1,0 +1,134 @@
+"""Networks: a file of them (the block list), a text of one (PROXY's trusted networks), who is in them; and one client's part of an address.
+
+Pure: octets and texts in, no name is ever looked up. A file has one address or network a line (`192.0.2.7`, `198.51.100.0/24`,
+`2001:db8::/32`); blanks around it, blank lines and what follows a `#` are skipped. An IPv4 address inside of IPv6
+(`::ffff:192.0.2.7`) is that IPv4 address, as a socket for both sees it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+
+from popkernel.proto.files.tables import MAX_FINDINGS, Finding
+
+__all__ = ["MAX_NETWORKS", "Network", "Networks", "host_of", "parse_network", "parse_networks", "plain", "prefix_of"]
+
+MAX_NETWORKS = 16 * 1024 * 1024
+"""Octets of a file: half a million networks and more. Whoever reads one reads at most one octet more."""
+Network = IPv4Network | IPv6Network
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def parse_network(text: str) -> Network:
+    """One address or network.
+
+    Raises:
+        ValueError: it is neither; the text is "what; mend", as those of the configuration are.
+
+    """
+    host, slash, bits = text.partition("/")
+    kind: type[IPv4Network | IPv6Network] = IPv6Network if ":" in host else IPv4Network
+    if slash and not (bits.isascii() and bits.isdigit()):
+        raise ValueError(f"{text!r}: what follows the slash is no number of bits; write for example 192.0.2.0/24")
+    try:
+        network = kind(text, strict=False)
+        exact = not slash or network.network_address == type(network.network_address)(host)
+    except (AddressValueError, NetmaskValueError):
+        raise ValueError(f"{text!r} is no address and no network; write for example 192.0.2.7 or 2001:db8::/32") from None
+    if not exact:
+        raise ValueError(f"{text!r} has bits beyond its length; write {network}, or the address alone")
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        return IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+    return network
+
+
+def parse_networks(data: bytes, path: str) -> tuple["Networks", list[Finding]]:
+    """Read a file of networks. Never raises: what can't be taken is a finding with its line."""
+    findings: list[Finding] = []
+    networks: list[Network] = []
+    if len(data) > MAX_NETWORKS:
+        return Networks(()), [Finding(path, 0, f"over {MAX_NETWORKS} octets", "is it the right file? Give a smaller one")]
+    unsaid = 0
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        text = raw.partition(b"#")[0].strip(b" \t\r").decode("ascii", "backslashreplace")
+        if not text:
+            continue
+        try:
+            networks.append(parse_network(text))
+        except ValueError as error:
+            what, _, mend = str(error).partition("; ")
+            if len(findings) < MAX_FINDINGS:
+                findings.append(Finding(path, number, what[:200], mend))
+            else:
+                unsaid += 1
+    if unsaid:
+        findings.append(Finding(path, 0, f"{unsaid} more lines with errors", "mend the ones above first"))
+    return Networks(networks), findings
+
+
+class Networks:
+    """Networks, to be asked for addresses: two sorted lists of ranges, so that a question costs a microsecond or two, however many."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._starts: dict[int, list[int]] = {4: [], 6: []}
+        self._ends: dict[int, list[int]] = {4: [], 6: []}
+        for first, last, version in sorted((int(n.network_address), int(n.broadcast_address), n.version) for n in networks):
+            starts, ends = self._starts[version], self._ends[version]
+            if ends and first <= ends[-1] + 1:  # within the one before, or its neighbour
+                ends[-1] = max(ends[-1], last)
+            else:
+                starts.append(first)
+                ends.append(last)
+
+    def __len__(self) -> int:
+        """Ranges, after neighbours have become one."""
+        return len(self._starts[4]) + len(self._starts[6])
+
+    def contains(self, address: str) -> bool:
+        """Whether an address (no port) is in one of them. What is no address is in none."""
+        found = _address(address)
+        if found is None:
+            return False
+        value = int(found)
+        at = bisect_right(self._starts[found.version], value) - 1
+        return at >= 0 and value <= self._ends[found.version][at]
+
+
+def plain(address: str) -> str:
+    """An address as logs and bans have it: IPv4 inside of IPv6 is IPv4, all else stays as it is."""
+    found = _address(address) if ":" in address else None
+    return str(found) if isinstance(found, IPv4Address) else address
+
+
+@lru_cache(4096)  # the same few addresses come again and again, and each comes four times
+def prefix_of(address: str, ipv6_bits: int = 64) -> str:
+    """What counts as one client: an IPv4 address, or the first bits of an IPv6 one, as text. What is no address is itself."""
+    found = _address(address)
+    if found is None:
+        return address
+    if isinstance(found, IPv4Address) or ipv6_bits >= 128:
+        return str(found)
+    return f"{IPv6Address(int(found) >> (128 - ipv6_bits) << (128 - ipv6_bits))}/{ipv6_bits}"
+
+
+def host_of(address: str) -> str:
+    """The host of `192.0.2.7:995` and `[2001:db8::1]:995`, as listeners write addresses; one without a port is itself."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, _, rest = address.partition(":")
+    return address if ":" in rest else host
+
+
+@lru_cache(4096)  # asked for each connection by the networks of proxies and by the block list: parsing one takes longer than all else there
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address without its scope (`fe80::1%eth0`); IPv4 inside of IPv6 is IPv4."""
+    try:
+        if ":" not in text:
+            return IPv4Address(text)
+        found = IPv6Address(text.partition("%")[0])
+    except AddressValueError:
+        return None
+    return found.ipv4_mapped or found

@@ -1,0 +1,1 @@
+"""LMTP: the server's side of one connection. Pure."""

@@ -1,0 +1,1 @@
+"""Recordings, and what a trace may show. Pure."""

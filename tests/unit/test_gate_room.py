@@ -1,0 +1,41 @@
+"""Room of a gate by the limit of descriptors: where a start says that there is some, each gate has a bound."""
+
+import pytest
+from popkernel.actors.listener.acceptor import Door
+from popkernel.actors.listener.limits import Bounds, Limits
+from popkernel.kernel.config.keys import Config
+from popkernel.kernel.decisions import gate_room
+from popkernel.kernel.supervisor import descriptor_room
+
+
+@pytest.mark.parametrize("gates", [1, 2, 3, 16, 17, 52, 64])
+def test_a_limit_that_is_enough_leaves_each_gate_a_session(monkeypatch, gates):
+    """With 222 descriptors and 60 gates the share of each was 0, which was no bound."""
+    config = Config(listeners=gates, isolation="connection")
+    monkeypatch.setattr(descriptor_room, "hard_limit", lambda _: limit)
+    limit = descriptor_room._needed(config)
+    assert descriptor_room.problem(config) == ""
+    assert gate_room.sessions(limit, gates) >= 1
+    assert gates * gate_room.sessions(limit, gates) >= 16
+    finding, _ = descriptor_room.too_few(config)
+    assert f"leaves room for {gates * gate_room.sessions(limit, gates)} sessions" in finding.what
+    limit -= 1
+    assert f"the limit of {limit} descriptors" in descriptor_room.problem(config)
+
+
+@pytest.mark.parametrize("many", [1, 16, 100])
+@pytest.mark.parametrize("gates", [1, 2, 7, 64])
+def test_the_least_limit_is_the_least(many, gates):
+    least = gate_room.least(many, gates)
+    assert gates * gate_room.sessions(least, gates) >= many
+    assert gate_room.sessions(least - 1, gates) < -(-many // gates)
+
+
+@pytest.mark.parametrize("left", [-24, 0, 1, 5])
+def test_no_room_is_no_bound_never(left):
+    door = Door.__new__(Door)
+    door.most, door.log = 100, lambda *_: None
+    door.boot = type("Boot", (), {"name": "gate.0"})
+    door.limits = Limits(Bounds(sessions=100))
+    door._fit(128, left)
+    assert door.most == door.limits.bounds.sessions == max(1, left)

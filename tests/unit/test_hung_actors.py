@@ -1,0 +1,81 @@
+"""kernel/supervisor/hung_actors.py: who answers lives, who does not is named, once."""
+
+import pytest
+from popkernel.kernel.processes import Process
+from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.supervisor.hung_actors import Hung
+from popkernel.proto import messages as m
+from popkernel.proto.topology import edge
+
+
+class Line:
+    def __init__(self):
+        self.said = []
+
+    def send(self, message):
+        self.said.append(message)
+
+
+def world():
+    loop, named = StageLoop(), []
+    process = Process("maildir.alice", Line(), "spawner")
+    process.hello = m.Hello(1, "", "")
+    return loop, named, process, Hung(loop, lambda process, seconds: named.append((process.name, seconds)))
+
+
+SECONDS = edge("kernel", "maildir.{user}").deadline
+
+
+def test_silent():
+    loop, named, process, hung = world()
+    hung.suspect(process)
+    hung.suspect(process)
+    assert process.channel.said == [m.Report()], "asking twice is asking once"
+    loop.advance(SECONDS - 0.1)
+    assert not named
+    loop.advance(SECONDS + 0.1)
+    assert named == [("maildir.alice", SECONDS)]
+
+
+@pytest.mark.parametrize("counters", [m.Counters(1, 2, 0), m.Counters(0, 0, 0)])
+def test_alive(counters):
+    loop, named, process, hung = world()
+    process.counters = m.Counters(0, 0, 0)
+    hung.suspect(process)
+    process.counters = counters
+    loop.advance(SECONDS + 1)
+    assert not named
+    hung.suspect(process)
+    assert len(process.channel.said) == 2, "the next suspicion is another one"
+    loop.advance(2 * SECONDS + 2)
+    assert len(named) == 1
+
+
+def test_one_that_is_not_yet_there_has_longer():
+    loop, named, process, hung = world()
+    process.hello = None
+    hung.suspect(process)
+    loop.advance(SECONDS + 1)
+    assert not named
+    loop.advance(SECONDS + 21)
+    assert named
+
+
+def test_seconds_of_ones_own():
+    loop, named, process, hung = world()
+    process.hello = None
+    hung.suspect(process, 4)
+    loop.advance(4.1)
+    assert named == [("maildir.alice", 4)]
+
+
+def test_the_kernel_itself_did_not_run():
+    """A machine that was paused had everybody ended by the first timer after it."""
+    loop, named, process, hung = world()
+    hung.suspect(process)
+    loop.advance(1000.0, late=True)
+    assert not named
+    loop.advance(1000.0 + SECONDS / 2 + 0.1)
+    assert not named, "what was late counts for nothing"
+    loop.advance(1000.0 + SECONDS + 0.1)
+    assert named
