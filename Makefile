@@ -49,7 +49,7 @@ check: dev
 
 # Most tests wait, so two processes share them by file; those that bound seconds of the wall come afterwards, alone.
 JOBS := 2
-ALONE := tests/e2e/test_scale.py tests/e2e/test_scale_spawn.py
+ALONE := tests/e2e/scale/test_ten_thousand_users.py tests/e2e/scale/test_spawned_actor.py
 
 # Both are run, whatever the first gives.
 test: dev check

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from benchmarks.peer import in_words_of, program, version
-from tests.service import Service
+from tests.support.service import Service
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOVECOT_PORTS = ("10110", "10995", "10024")  # as the recipe has them; changed to free ones, since another of its kind may run

@@ -5,7 +5,7 @@
 - login of a cold user less login of a warm one (median): all that the spawn adds, as a client sees it;
 - Private_* of /proc/PID/smaps_rollup of every idle actor (median and largest), KiB.
 
-The same measurements serve the test of their bounds (tests/e2e/test_scale_spawn.py).
+The same measurements serve the test of their bounds (tests/e2e/scale/test_spawned_actor.py).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from popkernel.cli.control import ask, memory
 
-from tests.service import Service
+from tests.support.service import Service
 
 WARM_ROUNDS = 5
 

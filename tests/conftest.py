@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tests.service import ROOT, Service
+from tests.support.service import ROOT, Service
 
 _FAILED = pytest.StashKey[bool]()
 

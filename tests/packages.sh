@@ -1,9 +1,9 @@
 #!/bin/sh
-# Other people's POP3 clients for tests/e2e/test_clients.py and tools for test_outside_tools.py, from Debian: installed where they are missing and can be.
+# Other people's POP3 clients for tests/e2e/clients/test_mail_clients.py and tools for test_outside_tools.py, from Debian: installed where they are missing and can be.
 # With the argument `desktop` also those that want a screen, for the tests marked slow.
 # Exit 0 always: a client that is not there is a test that is skipped, and says so. getmail6 comes by pip, with the dev extra.
 
-# The mail servers of tests/e2e/test_mta_*.py and test_migration.py, and swaks.
+# The mail servers of tests/e2e/delivery/test_{opensmtpd,postfix}.py and tests/e2e/maildrop/test_migration.py, and swaks.
 # Postfix can't be installed beside OpenSMTPD: it is fetched and unpacked.
 mail_servers() {
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
@@ -33,7 +33,7 @@ mail_servers() {
 }
 mail_servers
 
-# fail2ban-regex for tests/e2e/test_fail2ban.py: unpacked, for an installed fail2ban would be a service that bans.
+# fail2ban-regex for tests/e2e/login/test_fail2ban.py: unpacked, for an installed fail2ban would be a service that bans.
 fail2ban() {
     unpacked=${POPKERNEL_FAIL2BAN:-/var/tmp/popkernel-tests/fail2ban}
     if command -v fail2ban-regex >/dev/null 2>&1 || [ -e "$unpacked/usr/bin/fail2ban-regex" ]; then

@@ -19,8 +19,10 @@ from typing import NamedTuple
 from popkernel.kernel.client import Watcher
 from popkernel.proto.trace.recording import Recording, end, header, pack, read
 
-from tests.e2e import awkward, clients, supervised
-from tests.service import POPKERNEL, Service, wait_for
+from tests.support import awkward
+from tests.support import mail_clients as clients
+from tests.support import processes as supervised
+from tests.support.service import POPKERNEL, Service, wait_for
 
 HERE = pathlib.Path(__file__).parent
 MAIL = [

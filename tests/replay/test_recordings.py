@@ -14,9 +14,9 @@ from popkernel.kernel.replay.runner import Difference, replay, updated
 from popkernel.proto.trace.recording import RecordingError, end, pack, read
 from popkernel.proto.trace.redaction import recut
 
-from tests.e2e import clients
 from tests.replay import make
-from tests.service import POPKERNEL
+from tests.support import mail_clients as clients
+from tests.support.service import POPKERNEL
 
 HERE = pathlib.Path(__file__).parent
 GOOD = sorted(HERE.glob("*.rec"))

@@ -9,16 +9,16 @@ from popkernel.proto.topology import EDGES
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REPORT = ("kernel/supervisor/hung_actors.py", "tests/unit/test_hung_actors.py::test_silent")
 LISTENER = ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers")
-MDA = ("actors/mda/routing.py", "tests/e2e/test_delivery_hung.py::test_a_maildir_actor_that_hangs")
-INIT = ("kernel/runtime/deadlines.py", "tests/e2e/test_operators_files.py::test_a_kernel_that_hangs_is_ended_by_init")
+MDA = ("actors/mda/routing.py", "tests/e2e/delivery/test_hung_actors.py::test_a_maildir_actor_that_hangs")
+INIT = ("kernel/runtime/deadlines.py", "tests/e2e/reload/test_configured_files.py::test_a_kernel_that_hangs_is_ended_by_init")
 KILLED = ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_end")
 
 # Each question: the file that keeps its deadline, and a test that fails where that is not done.
 KEPT = {
-    ("kernel", "init", "Execute"): ("kernel/supervisor/singletons.py", "tests/e2e/test_stopped.py::test_init"),
+    ("kernel", "init", "Execute"): ("kernel/supervisor/singletons.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
     ("kernel", "init", "Kill"): KILLED,
-    ("kernel", "init", "Signal"): ("kernel/supervisor/reload.py", "tests/e2e/test_stopped.py::test_init"),
-    ("kernel", "init", "Report"): ("kernel/supervisor/liveness.py", "tests/e2e/test_stopped.py::test_init"),
+    ("kernel", "init", "Signal"): ("kernel/supervisor/reload.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
+    ("kernel", "init", "Report"): ("kernel/supervisor/liveness.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
     ("init", "kernel", "Reread"): INIT,
     ("init", "kernel", "Signal"): INIT,
     ("kernel", "spawner", "Spawn"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_never_says_hello"),
@@ -30,12 +30,12 @@ KEPT = {
     ("kernel", "gate", "Kill"): KILLED,
     ("kernel", "mda", "Report"): REPORT,
     ("kernel", "maildir.{user}", "Report"): REPORT,
-    ("kernel", "maildir.{user}", "Open"): ("actors/listener/main.py", "tests/e2e/test_stopped.py::test_a_warm_maildir_actor"),
+    ("kernel", "maildir.{user}", "Open"): ("actors/listener/main.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_warm_maildir_actor"),
     ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_retire"),
-    ("listener", "auth", "Login"): ("actors/listener/main.py", "tests/e2e/test_stopped.py::test_a_singleton"),
+    ("listener", "auth", "Login"): ("actors/listener/main.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_singleton"),
     ("listener", "kernel", "Awaiting"): ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
     **{("listener", "maildir.{user}", asked): LISTENER for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")},
-    ("mda", "kernel", "Recipient"): ("actors/mda/main.py", "tests/e2e/test_delivery_hung.py::test_a_kernel_that_does_not_answer_about_a_recipient"),
+    ("mda", "kernel", "Recipient"): ("actors/mda/main.py", "tests/e2e/delivery/test_hung_actors.py::test_a_kernel_that_does_not_answer_about_a_recipient"),
     **{("mda", "maildir.{user}", asked): MDA for asked in ("Post", "Content", "Commit")},
 }
 

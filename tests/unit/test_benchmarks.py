@@ -115,7 +115,7 @@ def test_control_groups_are_found_the_unified_one_first():
 
 
 def test_the_peer_is_configured_in_the_words_of_its_version():
-    """None of 2.3's is left for 2.4, which refuses what it does not know. A real one is asked in tests/e2e/test_migration.py."""
+    """None of 2.3's is left for 2.4, which refuses what it does not know. A real one is asked in tests/e2e/maildrop/test_migration.py."""
     old = peer.configuration("/site", cert="/c", key="/k", tls=1, plain=2, secure=False) + "pop3_uidl_format = %v-%u\n"
     assert peer.in_words_of("2.3.19.1", old) == old
     new = peer.in_words_of("2.4.1-4", old)

@@ -9,8 +9,8 @@ from popkernel.actors.listener.session.session import Session
 from popkernel.proto import messages as m
 from popkernel.proto.pop3.sasl import MECHANISMS
 
-from tests.capabilities import check, listed
 from tests.fuzz.pop3_session import MESSAGES, SIZES, Maildir
+from tests.support.capabilities import check, listed
 
 POLICIES = st.builds(
     Policy, version=st.just("7"), plaintext=st.booleans(), starttls=st.booleans(), mechanisms=st.sets(st.sampled_from(MECHANISMS), min_size=1).map(sorted),

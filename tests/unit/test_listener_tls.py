@@ -163,7 +163,7 @@ def test_what_does_not_belong_together_or_is_none(written, tmp_path):
 
 
 def test_errors_of_one_connection_are_forgotten_before_the_next():
-    """As CPython 3.13 leaves them: tests/e2e/test_gone_clients.py sees it there."""
+    """As CPython 3.13 leaves them: tests/e2e/protocol/test_clients_gone_mid_answer.py sees it there."""
     library = ctypes.CDLL(_ssl.__file__)
     library.ERR_peek_error.restype = ctypes.c_ulong
     library.ERR_new()

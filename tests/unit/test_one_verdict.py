@@ -15,7 +15,7 @@ from popkernel.cli.main import main
 from popkernel.kernel.config.keys import keys
 from popkernel.kernel.runtime.log import doubt
 
-from tests.ports import free_ports
+from tests.support.ports import free_ports
 
 PEM, PLAIN = serialization.Encoding.PEM, serialization.NoEncryption()
 ROOT_KEY, MIDDLE_KEY, KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))

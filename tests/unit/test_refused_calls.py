@@ -1,4 +1,4 @@
-"""tests/refused_calls.py against the filters that the actors load: no call, actor or promise without a row, every row as it says."""
+"""tests/support/refused_calls.py against the filters that the actors load: no call, actor or promise without a row, every row as it says."""
 
 import errno
 
@@ -6,8 +6,8 @@ import pytest
 from popkernel.kernel.sandbox import bpf, compiler, names, syscalls
 from popkernel.proto.topology import ACTORS
 
-from tests.e2e.inside.attempts import SAME_ON_LINUX
-from tests.refused_calls import FREE, INSIDE, REFUSED
+from tests.support.refused_calls import FREE, INSIDE, REFUSED
+from tests.support.saboteur.attempts import SAME_ON_LINUX
 from tests.unit.test_sandbox_filter import run, strictest
 
 ROWS = {row.name: row for row in ACTORS}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.e2e.scarce import POINTS
+from tests.support.faults.failing_calls import POINTS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = {  # by section of the document; a file that two processes run in stands where it was written for

@@ -1,0 +1,136 @@
+"""Floods on loopback: 10,000 connections that say nothing, 2,000 that send an octet a second, 200 that guess; 20 honest users go on.
+
+Marked load: `pytest -m load tests/e2e/limits/test_floods.py -s` shows the figures. From one address, which the bound of its sessions stops, and
+from a thousand, which no bound of an address does.
+"""
+
+import contextlib
+import resource
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.support.faults.flood import COMMAND
+from tests.support.service import Service
+
+pytestmark = pytest.mark.load
+HONEST = [f"user{n}" for n in range(20)]
+SECONDS = 10.0
+BCRYPT_SECONDS = 0.01  # of cost 4, which the site has: 1 ms alone, more where both cores are busy
+FLOODS = (("silent", 10_000), ("drip", 2_000), ("guess", 200))
+MEMORY = 300 << 20  # octets of the listener with everybody in: 12,200 connections at some 12 KB, and what it had
+
+
+class Honest(threading.Thread):
+    """One user who logs in, looks and leaves, again and again; each time from the first try to the answer to PASS, refusals included."""
+
+    def __init__(self, service, user, end):
+        super().__init__()
+        self.service, self.user, self.end = service, user, end
+        self.took, self.refused, self.failures = [], 0, []
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
+
+    def run(self):
+        while time.monotonic() < self.end:
+            began = time.monotonic()
+            while True:
+                try:
+                    self.visit(began)
+                    break
+                except OSError:
+                    self.refused += 1
+                    if time.monotonic() > self.end + 10:
+                        self.failures.append("never got in")
+                        return
+                    time.sleep(0.05)
+            time.sleep(0.2)
+
+    def visit(self, began):
+        address = self.service.tls
+        with socket.create_connection((address.host, address.port), 10) as raw, self.tls.wrap_socket(raw) as sock, sock.makefile("rwb") as both:
+            for line in (None, f"USER {self.user}", "PASS secret", "STAT", "QUIT"):
+                if line:
+                    both.write(line.encode() + b"\r\n")
+                    both.flush()
+                answer = both.readline()
+                if not answer.startswith(b"+OK"):
+                    raise ConnectionError(answer)
+                if line == "PASS secret":
+                    self.took.append(time.monotonic() - began)
+
+
+def flood(kind, count, addresses, port):
+    return subprocess.Popen(
+        [*COMMAND, kind, str(count), str(addresses), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def resident(service, name):
+    """Octets of all processes of a name."""
+    total = 0
+    for pid in service.pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/statm") as statm:
+            if comm.read().startswith(name):
+                total += int(statm.read().split()[1]) * resource.getpagesize()
+    return total
+
+
+def percentile(values, part):
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
+
+
+def honest_work(service, seconds):
+    end = time.monotonic() + seconds
+    people = [Honest(service, user, end) for user in HONEST]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert not [failure for person in people for failure in person.failures]
+    return [t for person in people for t in person.took], sum(person.refused for person in people)
+
+
+@pytest.mark.parametrize(("addresses", "listeners"), [(1, 1), (1000, 2)])
+def test_honest_users_go_on(addresses, listeners):
+    """From a thousand addresses all get in, as none has many: two listeners, so that each stays below the descriptors it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < 2 * 5000:
+        pytest.skip(f"the hard limit of {hard} descriptors is too low for floods")
+    with Service(users=HONEST, mail=[b"Subject: x\n\nx\n"], allow_plaintext=True, login_seconds=30, verbose=0,
+                 listeners=listeners, max_sessions=15_000) as service:  # fmt: skip
+        calm, _ = honest_work(service, 3.0)
+        before = resident(service, "listener")
+        floods = [flood(kind, count, addresses, (service.tls if kind == "silent" else service.plain).port) for kind, count in FLOODS]
+        stop = threading.Event()
+        drainer = threading.Thread(target=lambda: [service.read_log(0.2) for _ in iter(stop.is_set, True)])
+        drainer.start()
+        try:
+            for process in floods:
+                assert process.stdout.readline().startswith("up"), "a flood did not come up"
+            took, refused = honest_work(service, SECONDS)
+            during = resident(service, "listener")
+        finally:
+            said = []
+            for process in floods:
+                process.stdin.close()
+                said.append(process.stdout.read().strip())
+                process.stdout.close()
+                process.wait(20)
+            stop.set()
+            drainer.join()
+        after, _ = honest_work(service, 2.0)
+        print(
+            f"\nfloods from {addresses} addresses: {said}\n"
+            f"login p50/p99 in ms: calm {percentile(calm, 0.5) * 1e3:.0f}/{percentile(calm, 0.99) * 1e3:.0f},"
+            f" flooded {percentile(took, 0.5) * 1e3:.0f}/{percentile(took, 0.99) * 1e3:.0f} ({len(took)} logins, {refused} refusals),"
+            f" afterwards {percentile(after, 0.5) * 1e3:.0f}/{percentile(after, 0.99) * 1e3:.0f};"
+            f" listener {before >> 20} MiB before, {during >> 20} MiB during"
+        )
+        assert len(took) > 20
+        assert percentile(took, 0.99) < 1.0 + BCRYPT_SECONDS
+        assert during < MEMORY

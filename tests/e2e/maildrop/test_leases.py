@@ -1,0 +1,155 @@
+"""Maildrop leases: one session a maildrop; freed at every end; actors kept warm for a while, and no longer."""
+
+import os
+import signal
+import socket
+import threading
+
+import pytest
+
+from tests.support.processes import Raw, kill, pid_of, serve
+from tests.support.service import wait_for
+
+
+@pytest.fixture(scope="module")
+def service():
+    with serve(mail=[b"Subject: 1\n\nx\n"] * 3, listeners=2, restart_intensity=100, restart_seconds=2) as running:
+        yield running
+
+
+def logs_in(service, user="alice"):
+    with Raw(service) as client:
+        answer = client.login(user)
+        if answer.startswith(b"+OK"):
+            assert client.command("QUIT").startswith(b"+OK")
+        return answer
+
+
+def test_second_session_is_turned_away_by_every_listener(service):
+    with Raw(service) as first:
+        assert first.login().startswith(b"+OK")
+        mine = service.status()["leases"][0]["listener"]
+        seen = set()
+        for _ in range(400):  # the system deals connections out; until one has come to each
+            with Raw(service) as second:
+                assert second.login().startswith(b"-ERR [IN-USE]")
+                seen.add(next(listener_of(service, second)))
+            if len(seen) == 2:
+                break
+        assert len(seen) == 2, seen
+        assert mine.startswith("listener.")
+        assert first.command("STAT").startswith(b"+OK")
+        assert first.command("QUIT").startswith(b"+OK")
+    assert logs_in(service).startswith(b"+OK")
+
+
+def listener_of(service, client):
+    """Whose connection this is: the listener that has the other end of its socket."""
+    local = client.sock.getsockname()[1]
+    with open("/proc/net/tcp") as file:
+        inodes = {row.split()[9] for row in file.readlines()[1:] if row.split()[2].endswith(f":{local:04X}")}
+    for row in service_rows(service):
+        for fd in os.listdir(f"/proc/{row}/fd"):
+            try:
+                if os.readlink(f"/proc/{row}/fd/{fd}").removeprefix("socket:[").rstrip("]") in inodes:
+                    yield row
+            except OSError:
+                continue
+
+
+def service_rows(service):
+    if not hasattr(service, "listener_pids"):
+        service.listener_pids = [a["pid"] for a in service.status()["actors"] if a["name"].startswith("listener.")]
+    return service.listener_pids
+
+
+@pytest.mark.parametrize("end", ["QUIT", "drop", "reset", "kill"])
+def test_freed_at_every_end(service, end):
+    with Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        if end == "QUIT":
+            assert client.command("QUIT").startswith(b"+OK")
+        elif end == "reset":
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.sock.close()
+        elif end == "kill":
+            kill(pid_of(service, "maildir.alice"))
+            client.rest()
+        else:
+            client.sock.close()
+        wait_for(lambda: logs_in(service).startswith(b"+OK"))
+
+
+def test_quit_and_log_in_again_at_once(service):
+    """200 times, never [IN-USE]: the kernel has the new session wait for the old one's end."""
+    for n in range(200):
+        with Raw(service) as client:
+            assert client.login().startswith(b"+OK"), n
+            if n % 10 == 0:
+                client.send("RETR 1")
+                client.line()
+                client.body()
+            assert client.command("QUIT").startswith(b"+OK")
+
+
+def test_log_in_while_the_last_session_is_still_being_closed():
+    """The maildir actor is halted after QUIT's answer is out of the way: the next login waits for it, and then has the maildrop."""
+    with serve(mail=[b"Subject: 1\n\nx\n"], allow_plaintext=True) as service:
+        with Raw(service, tls=False) as first:
+            assert first.login().startswith(b"+OK")
+            pid = pid_of(service, "maildir.alice")
+            os.kill(pid, signal.SIGSTOP)
+        with Raw(service, tls=False) as second, Raw(service, tls=False) as third:
+            assert second.command("USER alice").startswith(b"+OK")
+            wait_for(lambda: status_while_halted(service))  # the listener has told of the first one's end
+            second.send("PASS secret")
+            wait_for(lambda: third.login().startswith(b"-ERR [IN-USE]"))  # one may wait, not two
+            os.kill(pid, signal.SIGCONT)
+            assert second.line().startswith(b"+OK")
+            assert second.command("QUIT").startswith(b"+OK")
+        for _ in range(300):  # without TLS between, a client is as quick as can be
+            with Raw(service, tls=False) as client:
+                assert client.login().startswith(b"+OK")
+                assert client.command("QUIT").startswith(b"+OK")
+
+
+def status_while_halted(service):
+    return service.actor("listener")["pid"] > 1
+
+
+def test_warm_actors_retire():
+    with serve(mail=(), warm_seconds=1, warm_max=2) as service:
+        assert logs_in(service).startswith(b"+OK")
+        pid = pid_of(service, "maildir.alice")
+        assert logs_in(service).startswith(b"+OK")
+        assert pid_of(service, "maildir.alice") == pid  # warm
+        wait_for(lambda: service.actor("maildir.alice") is None)
+        assert not os.path.exists(f"/proc/{pid}")
+        for user in ("alice", "bob", "carol"):  # past warm_max the one that has been idle longest goes
+            assert logs_in(service, user).startswith(b"+OK")
+        wait_for(lambda: service.actor("maildir.alice") is None, seconds=0.9)
+        assert service.actor("maildir.carol")
+        wait_for(lambda: service.actor("maildir.carol") is None and service.actor("maildir.bob") is None)
+
+
+def test_login_racing_with_retirement():
+    """warm_seconds 0 and warm_max 0: every session's end is its actor's end, and the next login meets it. All are served."""
+    with serve(mail=[b"Subject: 1\n\nx\n"], warm_seconds=0, warm_max=0) as service:
+        failures = []
+
+        def one(user):
+            for n in range(25):
+                try:
+                    answer = logs_in(service, user)
+                except (OSError, EOFError) as error:
+                    answer = repr(error).encode()
+                if not answer.startswith(b"+OK"):
+                    failures.append((user, n, answer))
+
+        threads = [threading.Thread(target=one, args=(u,)) for u in ("alice", "bob", "carol")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        wait_for(lambda: not service.status()["leases"])

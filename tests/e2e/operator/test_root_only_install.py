@@ -1,0 +1,115 @@
+"""Installed where only root may enter, as a clone in /root is: nothing is imported or opened once the ids are dropped."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
+
+import popkernel
+import pytest
+
+from tests.support.processes import Raw
+from tests.support.service import Service, wait_for
+
+pytestmark = pytest.mark.root("only root's actors have other ids")
+
+
+def needed(name, found):
+    """That distribution and all that it wants, without extras."""
+    with suppress(PackageNotFoundError):  # it is for another system
+        found[name] = distribution(name)
+        for wanted in found[name].requires or ():
+            other = re.match(r"[\w.-]+", wanted)[0].replace("_", "-").lower()
+            if "extra ==" not in wanted and other not in found:
+                needed(other, found)
+    return found
+
+
+def link_or_copy(source, target):
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy(source, target)
+
+
+@pytest.fixture(scope="module")
+def python():
+    """An interpreter in an environment that holds every package itself, below a directory of mode 0700."""
+    with tempfile.TemporaryDirectory(prefix="pkclosed") as place:
+        assert os.stat(place).st_mode & 0o777 == 0o700
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{place}/v"], check=True)
+        packages = f"{place}/v/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+        for name, one in needed("popkernel", {}).items():
+            for file in one.files if name != "popkernel" else ():
+                target = os.path.normpath(os.path.join(packages, file))
+                if target.startswith(packages) and "__pycache__" not in target:
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    link_or_copy(file.locate(), target)
+        shutil.copytree(popkernel.__path__[0], f"{packages}/popkernel", copy_function=link_or_copy)
+        yield f"{place}/v/bin/python"
+
+
+def messages_in_a_whole_session(service):
+    with Raw(service) as client:
+        answer = client.login()
+        assert answer.startswith(b"+OK"), answer
+        number = int(answer.split()[1])
+        for command in (f"RETR {number}", f"TOP {number} 1", "UIDL", "LIST"):
+            assert client.command(command).startswith(b"+OK")
+            client.body()
+        assert client.command("QUIT").startswith(b"+OK")
+        return number
+
+
+def test_a_session_a_delivery_a_reload_and_a_restart_of_each(python):
+    with Service(command=[python, "-m", "popkernel"], restart_intensity=1000, restart_seconds=2) as service:
+
+        def command(*arguments, data=b""):
+            subprocess.run([python, "-m", "popkernel", *arguments, "--run-dir", service.config.run_dir], input=data, check=True, timeout=60)
+
+        assert messages_in_a_whole_session(service) == 6
+        command("deliver", "-u", "alice", data=b"Subject: new\n\nmail\n")
+        command("deliver", "-u", "bob", data=b"Subject: new\n\nmail\n")  # whose actor is not there yet
+        assert messages_in_a_whole_session(service) == 7
+        command("reload")
+        assert messages_in_a_whole_session(service) == 7
+        for name in ("listener.0", "auth", "mda", "spawner"):
+            before = service.actor(name)["pid"]
+            os.kill(before, signal.SIGKILL)
+            wait_for(lambda: service.actor(name), until=lambda row: row and row["state"] == "serving" and row["pid"] != before)  # noqa: B023
+        command("deliver", "-u", "alice", data=b"Subject: new\n\nmail\n")
+        assert messages_in_a_whole_session(service) == 8
+        assert service.stop() == 0
+        assert "Traceback" not in service.log.decode() and "fault of its own" not in service.log.decode()
+
+
+def test_a_listener_for_each_connection(python):
+    with Service(command=[python, "-m", "popkernel"], isolation="connection") as service:
+        assert messages_in_a_whole_session(service) == 6
+        assert service.stop() == 0
+        assert "Traceback" not in service.log.decode() and "fault of its own" not in service.log.decode()
+
+
+def test_the_demo(python):
+    from popkernel.cli.demo import free_ports
+
+    tls, stls = free_ports()
+    demo = [python, "-m", "popkernel", "demo", "--tls-port", str(tls), "--stls-port", str(stls)]
+    with subprocess.Popen(demo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/") as server:
+        try:
+            for line in server.stderr:
+                if b"ready: " in line:
+                    break
+            reading = f"""import poplib, ssl
+client = poplib.POP3_SSL("127.0.0.1", {tls}, context=ssl._create_unverified_context())
+client.user("alice"); client.pass_("secret"); print(client.stat()[0]); client.quit()"""
+            assert subprocess.run([python, "-c", reading], capture_output=True, check=False, timeout=60).stdout == b"6\n"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.communicate(timeout=20)
+    assert server.returncode == 0

@@ -1,0 +1,84 @@
+"""The system's log as the kernel writes to it, which makes no socket: whoever takes it may be replaced, and may not read."""
+
+import itertools
+import os
+import poplib
+import re
+import socket
+import sys
+
+import pytest
+
+from tests.support.faults.other_syslog import COMMAND
+from tests.support.service import Service, wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a system call of its own elsewhere")
+_numbers = itertools.count()
+
+
+def taker(path):
+    """Whoever takes the log: listens there, and does not wait."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(path)
+    os.chmod(path, 0o666)
+    sock.setblocking(False)
+    return sock
+
+
+def taken(sock):
+    lines = []
+    while True:
+        try:
+            lines.append(sock.recv(65536).decode())
+        except BlockingIOError:
+            return lines
+
+
+def service(path):
+    command = [*COMMAND, path]
+    return Service(command=command, arguments=["--log", "syslog"], verbose=0, users=("alice",), mail=(b"a: b\n\nc\n",), lmtp=False)
+
+
+def failed_login(server):
+    client = server.pop3(login=False)
+    client.user("alice")
+    with pytest.raises(poplib.error_proto):
+        client.pass_(f"wrong {next(_numbers)}")  # the same again is one failure
+    client.close()
+
+
+def test_lines_have_syslog_s_form_and_go_to_who_takes_it_now(tmp_path):
+    """C1 took socket and connect from the kernel: init connects anew for it."""
+    path = str(tmp_path / "log")
+    with taker(path) as first, service(path) as server:
+        (line,) = wait_for(lambda: taken(first))
+        assert re.fullmatch(r"<21>[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d popkernel\[\d+\]: ready: .*", line)
+        first.close()
+        os.unlink(path)
+        failed_login(server)  # lost: nobody is there
+        with taker(path) as second:
+
+            def tried():
+                failed_login(server)
+                return taken(second)
+
+            lines = wait_for(tried, seconds=20)
+            assert re.search(r"warning|: \d+ lines of the log were lost: nobody read them$", lines[0])
+            assert [line for line in lines if "login failed" in line]
+
+
+def test_who_does_not_read_holds_nobody_up(tmp_path):
+    """A datagram socket's queue is short (net.unix.max_dgram_qlen): syslog(3) would wait there, and everybody's mail with it."""
+    path = str(tmp_path / "log")
+    with taker(path) as log, service(path) as server:
+        wait_for(lambda: taken(log))
+        with open("/proc/sys/net/unix/max_dgram_qlen") as file:
+            many = min(int(file.read()), 600) + 20
+        for _ in range(many):
+            failed_login(server)
+        client = server.pop3("alice")
+        assert client.stat()[0] == 1
+        client.quit()
+        assert len(taken(log)) >= 10
+        failed_login(server)
+        assert [line for line in wait_for(lambda: taken(log)) if "lines of the log were lost" in line]

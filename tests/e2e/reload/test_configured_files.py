@@ -1,0 +1,167 @@
+"""Files that an operator names: one that is no regular file, or lies on a disk that hangs, costs a reload, and neither service nor end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.processes import Raw, all_gone, pid_of, serve
+from tests.support.service import POPKERNEL, wait_for
+
+# The service with files that hang where FILE.hangs is there, and deadlines of a second.
+HANGS = """
+import os, sys, time
+def hung(read):
+    def reading(path, *most):
+        while os.path.exists(path + ".hangs"):
+            time.sleep(0.05)
+        return read(path, *most)
+    return reading
+def patch():
+    from popkernel.kernel import regular
+    regular.read_regular = hung(regular.read_regular)
+if __name__ == "__main__":
+    patch()
+    from popkernel.cli.main import main
+    from popkernel.kernel import init, patience, reading, singletons
+    patience._SECONDS = reading.SECONDS = 1
+    singletons._START_PATIENCE = 5
+    reading.read_table = hung(reading.read_table)
+    init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(os.path.dirname(sys.argv[0])) + "); import hangs; hangs.patch()\\n"
+        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """How to start such a service."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    return [sys.executable, str(tmp_path / "hangs.py")]
+
+
+@contextlib.contextmanager
+def hangs(path):
+    with open(f"{path}.hangs", "w"):
+        pass
+    try:
+        yield
+    finally:
+        os.unlink(f"{path}.hangs")
+
+
+@contextlib.contextmanager
+def fifo(path):
+    """A FIFO in the place of a file."""
+    os.rename(path, path + ".away")
+    os.mkfifo(path)
+    try:
+        yield
+    finally:
+        os.rename(path + ".away", path)
+
+
+def works(service):
+    with Raw(service) as client:
+        return client.login().startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+
+
+def test_a_fifo_in_the_place_of_any_file_is_not_waited_for():
+    with serve(mail=()) as service, Raw(service) as client:
+        assert client.login("bob").startswith(b"+OK")
+        block_list, phrase = f"{service.site.directory}/blocked", f"{service.site.directory}/phrase"
+        for path in (block_list, phrase):
+            with open(path, "w") as file:
+                file.write("192.0.2.1\n")
+        with open(service.toml, "a") as file:
+            file.write(f'block_list = "{block_list}"\nkey_passphrase_file = "{phrase}"\n')
+        assert service.command("reload").stdout == "reloaded\n"
+        for path in (service.site.user_table, service.site.auth_table, service.site.cert, service.site.key, block_list, service.toml):
+            with fifo(path):
+                result = service.command("reload", check=False)
+                assert f"{path}: is a FIFO, not a regular file; " in result.stderr and result.returncode in (66, 78), result
+                assert works(service)
+        assert service.command("reload").stdout == "reloaded\n"
+        assert client.command("STAT").startswith(b"+OK")
+
+
+def test_a_fifo_in_the_place_of_a_watched_table():
+    with serve(mail=(), arguments=["--watch"]) as service:
+        with fifo(service.site.user_table):
+            service.wait_log(f"not reloaded, what is in force stays: {service.site.user_table}: is a FIFO, not a regular file")
+            assert works(service)
+        service.wait_log("reloaded: ")
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("which", ["user_table", "auth_table", "cert"])
+def test_a_start_with_a_fifo_says_so_and_ends(which):
+    with serve(mail=()) as service:
+        assert service.stop() == 0
+        path = getattr(service.site, which)
+        with fifo(path):
+            command = [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"]
+            result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+        assert result.returncode == (78 if which == "cert" else 66)
+        assert f"{path}: is a FIFO, not a regular file; " in result.stderr
+        assert "Traceback" not in result.stderr and not os.path.exists(service.config.run_dir)
+
+
+def test_tables_on_a_disk_that_hangs_cost_a_reload(hanging):
+    with serve(mail=(), command=hanging) as service, Raw(service) as client:
+        assert client.login("bob").startswith(b"+OK")
+        for path, why, code in (
+            (service.site.user_table, f"{service.site.user_table} could not be read within 1 s", 74),
+            (service.toml, "the configuration, or a file that it names, could not be read within 1 s", 74),
+            (service.site.auth_table, "auth~2 did not start within 5 s: is it reading auth_table or oauth_jwks?", 75),
+        ):
+            with hangs(path):
+                result = service.command("reload", check=False)
+                assert why in result.stderr and result.returncode == code, result
+                service.wait_log(f"not reloaded, what is in force stays: {why}")
+                assert works(service)
+        with hangs(service.site.user_table):
+            service.signal(signal.SIGHUP)
+            assert service.stop() == 0  # in the middle of it
+        assert not os.path.exists(service.config.run_dir)
+
+
+@pytest.mark.parametrize("told", ["nothing", "SIGTERM"])
+@pytest.mark.parametrize("which", ["user_table", "auth_table"])
+def test_a_start_from_a_disk_that_hangs_ends(hanging, which, told):
+    with serve(mail=()) as service:
+        assert service.stop() == 0
+        path = getattr(service.site, which)
+        with hangs(path), subprocess.Popen([*hanging, "start", "-f", service.toml, "--log", "stderr"], stderr=subprocess.PIPE, text=True) as start:
+            wait_for(lambda: os.path.exists(f"{service.config.run_dir}/lock"))
+            if told == "SIGTERM":
+                start.send_signal(signal.SIGTERM)
+            said = start.stderr.read()
+            assert start.wait(20) == (0 if told == "SIGTERM" else 74 if which == "user_table" else 75), said
+            if told == "nothing":
+                assert f"{path} could not be read within 1 s" in said or "did not start within 5 s: is it reading auth_table" in said
+            assert "Traceback" not in said and not os.path.exists(service.config.run_dir)
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kernel_that_hangs_is_ended_by_init(hanging, asked):
+    with serve(mail=(), command=hanging) as service:
+        pids = service.pids()
+        os.kill(pid_of(service, "kernel"), signal.SIGSTOP)
+        service.signal(asked)
+        assert service.process.wait(20) == 70
+        assert "the kernel is not alive: it has not answered for 1 s; ended" in service.read_log()
+        all_gone(pids)
+        assert not os.path.exists(service.config.run_dir)
+
+
+def test_the_kernel_sees_its_run_directory_and_no_table():
+    with serve(mail=()) as service:
+        assert service.actor("kernel")["unveiled"] == [f"{service.config.run_dir}:rc"]
+        assert service.command("reload").stdout == "reloaded\n"
+        fds = f"/proc/{pid_of(service, 'kernel')}/fd"
+        shown = [os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds)]
+        assert not any(service.site.user_table in path or "memfd" in path for path in shown), shown

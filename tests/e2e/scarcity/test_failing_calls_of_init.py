@@ -1,0 +1,120 @@
+"""Each system call of init's that can fail for want of something fails once: the service goes on, or its start ends with a line.
+
+docs/scarcity.md has the table; failing_calls.py makes the calls fail.
+"""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from popkernel.cli.control import ControlError, ask
+
+from tests.support.faults.failing_calls import COMMAND, FILE, Faults
+from tests.support.processes import Raw, all_gone, serve
+from tests.support.service import wait_for
+
+_MOST = 400  # points of one walk; a walk that does not end is a fault of its own
+
+
+@pytest.fixture
+def faults(tmp_path):
+    return Faults(tmp_path / "faults")
+
+
+def scarce(faults, **site):
+    return serve(mail=(), command=COMMAND, env={**os.environ, FILE: faults.path}, **site)
+
+
+def walk(faults, process="init"):
+    """Numbers of points, until one is beyond the last; the call of each is known afterwards."""
+    for number in range(1, _MOST):
+        faults.ask(process, number)
+        yield number
+        fault = faults.told(process)
+        faults.ask(process, 0)
+        if not fault.call:
+            return
+    raise AssertionError("no end")
+
+
+def reload(service):
+    """Its exit code, and what was said of an error."""
+    while True:
+        try:
+            ask(service.config.run_dir, "reload", 30)
+        except ControlError as error:
+            if "not now" not in str(error):
+                return error.code, str(error)
+        else:
+            return 0, ""
+
+
+@pytest.mark.parametrize("process", ["init", pytest.param("child", marks=pytest.mark.slow)])
+def test_at_a_reload(faults, process):
+    with scarce(faults) as service, Raw(service) as client:
+        assert client.login("bob").startswith(b"+OK")
+        seen = []
+        for number in walk(faults, process):
+            code, said = reload(service)
+            call = faults.told(process).call
+            seen.append(call)
+            assert code in (0, 66, 74, 75, 78), (number, call, said)
+            assert client.command("NOOP").startswith(b"+OK"), (number, call)
+        assert {"fork", "pipe"} <= set(seen) if process == "init" else {"read", "open", "stat", "write"} <= set(seen), seen
+        assert reload(service) == (0, "")
+        with Raw(service) as other:
+            assert other.login().startswith(b"+OK")
+            assert other.command("QUIT").startswith(b"+OK")
+        assert "Traceback" not in service.read_log()
+        wait_for(lambda: sorted(a["name"] for a in service.status()["actors"]), until=lambda names: len(names) <= 8)  # four that serve; of the session listener, spawner, bob; alice is warm
+        assert service.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["auth", "listener"])
+def test_when_one_is_started_again(faults, victim):
+    with scarce(faults, restart_intensity=1000) as service:
+        for number in walk(faults):
+            row = wait_for(lambda: service.actor(victim), until=lambda row: row and row["state"] == "serving")
+            os.kill(row["pid"], signal.SIGKILL)
+            wait_for(lambda row=row: service.actor(victim), until=lambda now, row=row: now and now["state"] == "serving" and now["pid"] != row["pid"], seconds=30)
+            assert service.process.poll() is None, number
+        assert "Traceback" not in service.read_log()
+
+
+@pytest.mark.slow
+def test_at_a_start(faults):
+    """It serves, or says in a line or two what it is short of, and leaves nothing."""
+    with serve(mail=()) as service:
+        assert service.stop() == 0
+        for number in walk(faults):
+            command = [*COMMAND, "start", "-f", service.toml, "--log", "stderr"]
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, FILE: faults.path}) as start:
+                said = ""
+                for line in start.stderr:
+                    said += line
+                    if "ready: " in line:
+                        start.terminate()
+            call = faults.told("init")
+            assert "Traceback" not in said, (number, call, said)
+            assert start.returncode in ((0,) if "ready: " in said else (66, 69, 73, 74, 75, 77)), (number, call, said)
+            assert said.count("\n") <= 8 and said, (number, call, said)
+            assert call == "flock" or not os.path.exists(service.config.run_dir), (number, call, said)
+
+
+@pytest.mark.slow
+def test_at_the_end(faults):
+    """It ends, leaves nothing, and hangs nowhere."""
+    seen = set()
+    for number in range(1, _MOST):
+        with scarce(faults) as service:
+            pids = service.pids()
+            faults.ask("init", number)
+            assert service.stop() == 0, (number, faults.told("init"))
+            assert "Traceback" not in service.read_log()
+            all_gone(pids)
+            assert not os.path.exists(service.config.run_dir), faults.told("init")
+            if not faults.told("init").call:
+                break
+            seen.add(faults.told("init").call)

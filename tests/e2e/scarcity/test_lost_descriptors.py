@@ -1,0 +1,49 @@
+"""A descriptor that comes from init to the kernel, or back, and has no room there: what it was for is not done, and nothing ends."""
+
+import os
+import resource
+import signal
+import sys
+
+import pytest
+
+from tests.support.processes import Raw, pid_of, serve
+from tests.support.service import wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of another process: prlimit(2)")
+
+
+class Full:
+    """A process that can have no further descriptor, until the end of this."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __enter__(self):
+        self.before = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (3, self.before[1]))  # 0 to 2 are taken; those above stay
+
+    def __exit__(self, *_):
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, self.before)
+
+
+def test_the_user_table_in_the_kernel():
+    with serve(mail=()) as service, Raw(service) as client:
+        assert client.login("bob").startswith(b"+OK")
+        with Full(pid_of(service, "kernel")):
+            service.signal(signal.SIGHUP)
+            service.wait_log("not reloaded, what is in force stays: no room for the user table's descriptor: ")
+        assert client.command("STAT").startswith(b"+OK")
+        assert service.command("reload").stdout == "reloaded\n"
+        assert service.stop() == 0
+
+
+def test_the_channel_of_an_actor_in_init():
+    with serve(mail=()) as service, Raw(service) as client:
+        assert client.login("bob").startswith(b"+OK")
+        with Full(service.process.pid):
+            os.kill(pid_of(service, "auth"), signal.SIGKILL)
+            service.wait_log("auth could not be started: no room for its channel in init: ")
+        wait_for(lambda: service.actor("auth"), until=lambda row: row and row["state"] == "serving")
+        assert client.command("STAT").startswith(b"+OK")
+        assert service.stop() == 0

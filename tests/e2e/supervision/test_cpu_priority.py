@@ -1,0 +1,74 @@
+"""Who gets the processors: seen in /proc and by sched(7)'s calls, of a running service."""
+
+import os
+import sys
+
+import pytest
+from popkernel.kernel.runtime.scheduling import processors
+
+from tests.support.processes import Raw, pid_of, serve
+from tests.support.service import POPKERNEL
+
+_CAP_SYS_NICE = 23  # capabilities(7)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH is Linux's")
+
+
+def may():
+    """Whether we, and so what we start, may ask for more: containers often leave root without."""
+    with open("/proc/self/status") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return bool(effective >> _CAP_SYS_NICE & 1)
+
+
+def niceness(service, actor):
+    """Of each of its threads."""
+    pid = pid_of(service, actor)
+    return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
+
+
+def mine():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def slice_of(pid):
+    """Nanoseconds; None where the system does not show it, or takes no other."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12) or not os.path.exists("/proc/self/sched"):
+        return None
+    with open(f"/proc/{pid}/sched") as file:
+        return next((int(line.split()[-1]) for line in file if line.startswith("se.slice")), None)
+
+
+@pytest.mark.skipif(sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER, reason="we were given another policy, which stays")
+def test_nobody_interrupts_others_and_the_listener_gets_more():
+    with serve() as service, Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        pids = service.pids()
+        assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH}
+        assert {slice_of(pid) for pid in pids} in ({10_000_000}, {None})
+        more = may() and processors() > 1 and -15 < mine() <= 0
+        assert niceness(service, "listener.0") == {-15 if more else mine()}
+        for actor in ("kernel", "auth", "spawner", "maildir.alice"):
+            assert niceness(service, actor) == {mine()}, actor
+        assert client.command("QUIT").startswith(b"+OK")
+
+
+@pytest.mark.skipif(sys.platform == "linux" and not may(), reason="only who has CAP_SYS_NICE is given more")
+@pytest.mark.skipif(processors() > 64, reason="more processors than there can be listeners")
+@pytest.mark.parametrize("settings", [{"listener_nice": 0}, {"listeners": min(64, processors())}, {"isolation": "connection"}])
+def test_no_more_for_listeners_where_that_is_not_wanted_or_leaves_nothing_to_others(settings):
+    with serve(**settings) as service, Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in service.pids()} == {mine()}
+        assert client.command("QUIT").startswith(b"+OK")
+
+
+@pytest.mark.parametrize("command", [["nice", "-n", "5"], ["chrt", "--idle", "0"]])
+def test_what_the_operator_chose_stays(command):
+    with serve(command=[*command, *POPKERNEL]) as service, Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        pids = service.pids()
+        if command[0] == "nice":
+            assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {mine() + 5}
+        assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH if command[0] == "nice" else os.SCHED_IDLE}
+        assert client.command("QUIT").startswith(b"+OK")

@@ -1,0 +1,69 @@
+"""Who does not answer in the time the table gives it: the asker gives up, the kernel looks, and who hangs is ended and replaced.
+
+The table's seconds are made short for these tests, in every process, before anything reads them.
+"""
+
+import os
+import signal
+import sys
+
+from tests.support.processes import Raw
+from tests.support.service import Service, wait_for
+
+MAIL = [b"Subject: one\n\none\n", b"Subject: two\n\ntwo\n"]
+SHORTEN = (
+    "from popkernel.proto import topology as t; "
+    "t.EDGES = tuple(e._replace(deadline=min(e.deadline, 20 if e.target == 'init' else 1)) for e in t.EDGES); "
+)
+DRIVER = (
+    f"{SHORTEN}"
+    "from popkernel.kernel import init; "
+    f"init.BOOT = ['-c', \"{SHORTEN} from popkernel.kernel.runtime.singleton_boot import main; main()\"]; "
+    "from popkernel.cli.main import main; raise SystemExit(main())"
+)
+
+
+def serve(**site):
+    return Service(command=[sys.executable, "-c", DRIVER], lmtp=False, **site)
+
+
+def pid_of(service, name):
+    return next((row["pid"] for row in service.status()["actors"] if row["name"] == name), 0)
+
+
+def test_a_maildir_actor_that_hangs():
+    with serve(mail=MAIL) as service, Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        hung = pid_of(service, "maildir.alice")
+        os.kill(hung, signal.SIGSTOP)
+        assert client.command("RETR 1") == b"-ERR [SYS/TEMP] the mailbox is not available now, try again\r\n"
+        service.wait_log("maildir.alice is not alive: it has not answered for 1 s; ended")
+        with Raw(service) as again:
+            assert again.login().startswith(b"+OK")
+            assert again.command("RETR 1").startswith(b"+OK")
+            assert pid_of(service, "maildir.alice") not in (hung, 0)
+
+
+def test_a_maildir_actor_that_only_is_slow_to_a_client_that_does_not_read():
+    """The silence is the client's: nobody is ended."""
+    big = b"From: a\n\n" + b"x" * 70 + b"\n" + b"0123456789\n" * 2_000_000
+    with serve(mail=[big]) as service, Raw(service, buffer=4096) as client:
+        assert client.login().startswith(b"+OK")
+        pid = pid_of(service, "maildir.alice")
+        client.send("RETR 1")
+        client.some(1000)
+        with Raw(service) as other:  # more than three deadlines go by
+            end = service.status()["uptime"] + 3.5
+            wait_for(lambda: service.status()["uptime"] > end, seconds=10)
+            assert other.greeting.startswith(b"+OK")
+        assert pid_of(service, "maildir.alice") == pid
+        client.some(len(big))
+
+
+def test_an_auth_that_hangs():
+    with serve(mail=MAIL) as service, Raw(service) as client:
+        hung = pid_of(service, "auth")
+        os.kill(hung, signal.SIGSTOP)
+        assert client.login() == b"-ERR [SYS/TEMP] can't check passwords now, try again\r\n"
+        service.wait_log("auth is not alive: it has not answered for 1 s; ended")
+        wait_for(lambda: pid_of(service, "auth") not in (hung, 0) and client.login().startswith(b"+OK"))

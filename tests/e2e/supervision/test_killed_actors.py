@@ -1,0 +1,238 @@
+"""Each actor killed with -9 in the middle of a session: what the client sees, that no mail is lost, that the service is whole again."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.processes import BIG, Raw, kill, mail_of, pid_of, serve, wire
+from tests.support.service import wait_for
+
+MAIL = [b"Subject: 1\n\nsmall\n", BIG, b"Subject: 3\n\nlast\n"]
+FATAL = {"maildir.alice", "spawner"}  # the session ends with [SYS/TEMP]; the spawner takes its children with it
+
+
+@pytest.fixture(scope="module")
+def service():
+    with serve(mail={"alice": MAIL, "bob": MAIL[:1] * 300}, restart_intensity=1000, restart_seconds=2) as running:
+        yield running
+
+
+def whole_again(service, victim, restarts_before, mail):
+    """A new login works and has all the mail; status has counted the restart."""
+    def logs_in():
+        try:
+            with Raw(service) as client:
+                answer = client.login()
+                return answer.startswith(b"+OK") and client.command("STAT").startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+        except (OSError, EOFError):
+            return False
+
+    wait_for(logs_in)
+    assert mail_of(service) == mail
+    if victim != "maildir.alice":
+        row = wait_for(lambda: service.actor(victim), until=lambda r: r and r["state"] == "serving")
+        assert row["restarts"] == restarts_before + 1
+
+
+def restarts(service, victim):
+    row = service.actor(victim)
+    return row["restarts"] if row else 0
+
+
+@pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
+@pytest.mark.parametrize("moment", ["idle", "RETR", "DELE"])
+def test_killed_in_a_session(service, victim, moment):
+    mail = mail_of(service)
+    with Raw(service, buffer=65536) as client:
+        assert client.login().startswith(b"+OK")
+        before = restarts(service, victim)
+        pid = pid_of(service, victim)
+        if moment == "DELE":
+            assert client.command("DELE 1").startswith(b"+OK")
+        if moment == "RETR":
+            assert client.command("RETR 2").startswith(b"+OK")
+            client.some(100_000)
+        kill(pid)
+        if victim == "auth":  # who is in stays in
+            if moment == "RETR":
+                assert client.body() == wire(BIG)
+            assert client.command("RSET").startswith(b"+OK")
+            assert client.command("QUIT").startswith(b"+OK")
+        else:
+            said = client.rest()
+            if moment == "RETR":
+                assert not said.endswith(b"\r\n.\r\n") and b"-ERR" not in said  # cut off, and nothing put into the message
+                assert wire(BIG).startswith(said)
+            elif victim in FATAL:
+                assert said.startswith(b"-ERR [SYS/TEMP]") and said.count(b"\n") == 1
+            else:
+                assert said == b""
+    whole_again(service, victim, before, mail)
+
+
+def test_sessions_of_a_killed_listener_are_in_the_log(service):
+    """One line each, of those that had logged in and were not over; whoever of them said QUIT has its own already."""
+    before = len(service.read_log())
+    with Raw(service) as quits, Raw(service) as alice, Raw(service) as bob, Raw(service):
+        assert quits.login().startswith(b"+OK") and quits.command("QUIT").startswith(b"+OK")
+        quits.rest()
+        assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
+        wait_for(lambda: " why=quit user=alice " in service.read_log()[before:])
+        names = {row["user"]: row["session"] for row in service.status()["sessions"]}
+        kill(pid_of(service, "listener"))
+        assert alice.rest() + bob.rest() == b""
+    wait_for(lambda: "listener.0 ended: signal SIGKILL" in service.read_log()[before:])
+    log = service.read_log()[before:]
+    for user in ("alice", "bob"):
+        assert log.count(f"session over: session={names[user]} why=listener user={user} milliseconds=") == 1
+    assert log.count(" why=listener ") == 2
+
+
+@pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
+def test_killed_during_login(service, victim):
+    """The victim is halted first, so that it dies exactly while somebody waits for it."""
+    mail = mail_of(service)
+    with Raw(service) as client:  # warm the actor up, or have it go where the spawner is to be needed
+        assert client.login().startswith(b"+OK")
+        client.command("QUIT")
+    if victim == "spawner":
+        kill(pid_of(service, "maildir.alice"))
+        wait_for(lambda: service.actor("maildir.alice") is None)
+    pid, before = pid_of(service, victim), restarts(service, victim)
+    with Raw(service) as client:
+        assert client.command("USER alice").startswith(b"+OK")
+        os.kill(pid, signal.SIGSTOP)
+        client.send("PASS secret")
+        if victim not in ("listener", "auth"):  # the kernel has taken the lease, so the word of auth is through
+            wait_for(lambda: any(a["name"] == "maildir.alice" for a in kernel_rows(service)))
+        kill(pid)
+        if victim == "auth":
+            assert client.line().startswith(b"+OK")  # it waited for the next one
+            assert client.command("QUIT").startswith(b"+OK")
+        elif victim == "listener":
+            assert client.rest() == b""
+        else:
+            assert client.line().startswith(b"-ERR [SYS/TEMP]")
+            assert client.command("USER alice").startswith(b"+OK")  # the connection is as it was before PASS
+            assert client.command("QUIT").startswith(b"+OK")
+    whole_again(service, victim, before, mail)
+
+
+def test_a_login_waits_for_the_next_auth_however_many_failed_before(service):
+    with Raw(service) as client:
+        for _ in range(3):
+            assert client.login(password="wrong").startswith(b"-ERR [AUTH]")
+        pid = pid_of(service, "auth")
+        client.command("USER alice")
+        os.kill(pid, signal.SIGSTOP)
+        client.send("PASS secret")
+        kill(pid)
+        assert client.line().startswith(b"+OK")
+        assert client.command("QUIT").startswith(b"+OK")
+    wait_for(lambda: service.actor("auth"), until=lambda r: r and r["state"] == "serving")
+
+
+def kernel_rows(service):
+    return service.status()["actors"] if service.status()["leases"] else []
+
+
+@pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
+def test_killed_during_quit(service, victim):
+    """Halted before QUIT: nothing that was marked is removed, and the client is not told that it was."""
+    mail = mail_of(service)
+    with Raw(service) as client:
+        assert client.login().startswith(b"+OK")
+        assert client.command("DELE 2").startswith(b"+OK")
+        if victim == "auth":
+            assert client.command("RSET").startswith(b"+OK")
+        pid, before = pid_of(service, victim), restarts(service, victim)
+        halted = pid_of(service, "maildir.alice") if victim == "spawner" else pid
+        os.kill(halted, signal.SIGSTOP)
+        client.send("QUIT")
+        if victim in FATAL:
+            wait_for(lambda: "update" if service.actor("listener") else "")  # the listener has taken QUIT: it answered a Report after it
+        kill(pid)
+        said = client.rest()
+        if victim == "auth":
+            assert said.startswith(b"+OK")
+        elif victim == "listener":
+            assert said == b""
+        else:
+            assert said.startswith(b"-ERR [SYS/TEMP]") and said.count(b"\n") == 1
+    whole_again(service, victim, before, mail)
+
+
+def test_killed_while_removing(service):
+    """At any point of a QUIT: what is left is whole, and what the next session lists is what is there."""
+    for _ in range(6):
+        with Raw(service) as client:
+            assert client.login("bob").startswith(b"+OK")
+            total = int(client.command("STAT").split()[1])
+            if not total:
+                break
+            before = mail_of(service, "bob")
+            assert len(before) == total
+            many = min(total, 60)
+            client.sock.sendall(b"".join(b"DELE %d\r\n" % n for n in range(1, many + 1)))
+            for _n in range(many):
+                assert client.line().startswith(b"+OK")
+            pid = pid_of(service, "maildir.bob")
+            client.send("QUIT")
+            kill(pid)
+            said = client.rest()
+        after = mail_of(service, "bob")
+        assert after.items() <= before.items() and len(after) >= total - many
+        if said.startswith(b"+OK"):
+            assert len(after) == total - many
+        with Raw(service) as client:
+            wait_for(lambda: client.login("bob").startswith(b"+OK"))  # noqa: B023
+            assert int(client.command("STAT").split()[1]) == len(after)
+
+
+def test_everyone_else_is_served_on(service):
+    """One user's actor dies; another's session does not notice."""
+    with Raw(service) as other, Raw(service) as client:
+        assert other.login("bob").startswith(b"+OK")
+        assert client.login().startswith(b"+OK")
+        kill(pid_of(service, "maildir.alice"))
+        assert client.rest().startswith(b"-ERR [SYS/TEMP]")
+        assert other.command("STAT").startswith(b"+OK")
+        assert other.command("QUIT").startswith(b"+OK")
+
+
+def test_login_while_there_is_no_spawner(service):
+    """A spawner that is dead and not yet due again: [SYS/TEMP], and the maildrop is free as soon as there is one.
+
+    This once locked the user out for good: the actor that nobody would fork kept the lease.
+    """
+    answers = []
+
+    def logs_in():
+        with Raw(service) as client:
+            answers.append(client.login())
+            return answers[-1].startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+
+    for _ in range(4):  # the pauses grow: none, 0.1 s, 0.2 s, 0.4 s
+        kill(wait_for(lambda: (service.actor("spawner") or {"pid": 0})["pid"]))
+        wait_for(logs_in)
+    assert any(a.startswith(b"-ERR [SYS/TEMP]") for a in answers)
+    assert all(a.startswith((b"+OK", b"-ERR [SYS/TEMP]")) for a in answers), answers
+
+
+@pytest.mark.parametrize("victim", ["gate", "listener"])
+def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(victim):
+    """With isolation = "connection": a gate takes all of its listeners along, a listener its one session."""
+    with serve(mail=(), isolation="connection") as service, Raw(service) as alice, Raw(service) as bob:
+        assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
+        names = {row["user"]: (row["session"], row["listener"]) for row in service.status()["sessions"]}
+        kill(pid_of(service, "gate" if victim == "gate" else names["alice"][1]))
+        assert alice.rest() == b""
+        lost = ["alice", "bob"] if victim == "gate" else ["alice"]
+        log = service.wait_log(" why=listener ", count=len(lost))
+        for user in lost:
+            assert log.count(f"session over: session={names[user][0]} why=listener user={user} milliseconds=") == 1
+        if victim == "listener":
+            assert bob.command("QUIT").startswith(b"+OK")
+            log = service.wait_log(" why=quit user=bob ")
+        assert log.count(" why=listener ") == len(lost)

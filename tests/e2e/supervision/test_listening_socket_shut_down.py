@@ -1,0 +1,101 @@
+"""shutdown(2) on a listening socket that several processes share: its port takes connections again, and nobody's session ends."""
+
+import os
+import signal
+import socket
+import sys
+
+import pytest
+
+from tests.support.processes import Raw, serve
+from tests.support.service import wait_for
+
+# The service whose listeners, gates and mda shut down all their listening sockets when they are sent SIGUSR1: as one who was taken over may.
+SHUTS = """
+import os, sys
+HERE = os.path.dirname(os.path.abspath(__file__))
+def patch():
+    import signal, socket
+    from popkernel.kernel.runtime.actor import Actor
+    connect = Actor.connect
+    def connecting(self):
+        def shut(*_):
+            for item in self.listening:
+                (item[0] if isinstance(item, tuple) else item).shutdown(socket.SHUT_RDWR)
+        if hasattr(self, "listening"):
+            signal.signal(signal.SIGUSR1, shut)
+        connect(self)
+    Actor.connect = connecting
+if __name__ == "__main__":
+    from popkernel.cli.main import main
+    from popkernel.kernel import init
+    init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(HERE) + "); import shuts; shuts.patch()\\n"
+        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def shuts(tmp_path):
+    """How to start such a service."""
+    (tmp_path / "shuts.py").write_text(SHUTS)
+    return [sys.executable, str(tmp_path / "shuts.py")]
+
+
+def answers(service, *, tls):
+    try:
+        with Raw(service, tls=tls) as client:
+            return client.greeting.startswith(b"+OK")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("isolation", ["shared", "connection"])
+def test_by_a_listener(shuts, isolation):
+    door = "gate" if isolation == "connection" else "listener"
+    with serve(mail=(), command=shuts, isolation=isolation, listeners=2) as service, Raw(service) as one, Raw(service) as two:
+        assert one.login("alice").startswith(b"+OK")
+        assert two.login("bob").startswith(b"+OK")
+        os.kill(service.actor(f"{door}.0")["pid"], signal.SIGUSR1)
+        log = service.wait_log("takes over", count=2)  # the two share the sockets
+        assert f"{door}.0: a listening socket was shut down, by it or by another listener; {door}.0~2 takes over" in log
+        for tls in (True, False):
+            wait_for(lambda tls=tls: answers(service, tls=tls))
+        for client in (one, two):
+            assert client.command("STAT").startswith(b"+OK")
+            assert client.command("QUIT").startswith(b"+OK")
+        wait_for(lambda: sorted(a["name"] for a in service.status()["actors"] if a["name"] in (f"{door}.{n}" for n in (0, 1))) == [])
+        assert service.command("reload").stdout == "reloaded\n"
+        assert answers(service, tls=True)
+        assert service.stop() == 0
+
+
+def test_again_and_again_is_given_up(shuts):
+    with serve(mail=(), command=shuts, restart_intensity=2, restart_seconds=60) as service:
+        for n in ("", "~2", "~3"):
+            row = wait_for(lambda n=n: service.actor("listener"), until=lambda row, n=n: row and row["name"] == f"listener.0{n}" and row["state"] == "serving")
+            os.kill(row["pid"], signal.SIGUSR1)
+        assert service.process.wait(20) == 70
+        assert "a listening socket was shut down, by it or by another listener, again and again: giving up" in service.read_log()
+
+
+def test_by_the_mda(shuts):
+    """Nobody shares its sockets: it ends, and the next mda has new ones. accept(2) on a unix socket says no more than that nobody is there."""
+    with serve(mail=(), command=shuts, lmtp=True) as service:
+        sockets = [f"{service.config.run_dir}/{name}" for name in ("lmtp.sock", "mta.sock")]
+        mda = service.actor("mda")["pid"]
+        os.kill(mda, signal.SIGUSR1)
+        service.wait_log("a listening socket was shut down; LMTP begins anew")
+        for path in sockets:
+            wait_for(lambda path=path: greets(path))
+        assert answers(service, tls=True)
+
+
+def greets(path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect(path)
+            return sock.recv(100).startswith(b"220 ")
+        except OSError:
+            return False

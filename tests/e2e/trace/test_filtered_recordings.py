@@ -1,0 +1,278 @@
+"""A recording of one user, session or actor replays clean, whatever went on beside it that is not in it."""
+
+import contextlib
+import os
+import socket
+import ssl
+import struct
+import threading
+
+import pytest
+from popkernel.kernel.replay import snapshots
+from popkernel.kernel.replay.runner import replay
+from popkernel.proto.trace.recording import read
+from popkernel.proto.trace.session_names import session_number
+
+from tests.replay.make import asks, follow, has, record, seen, stopped
+from tests.support.awkward import RawClient
+from tests.support.delivery import lmtp
+from tests.support.service import Service, wait_for
+
+MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
+SMALL = b"Subject: new\r\n\r\nDelivered.\r\n"
+root = pytest.mark.root("mail content")
+
+
+def serve(**site):
+    return Service(**{"mail": MAIL, "users": ["alice", "bob"], "listeners": 1, "allow_plaintext": True, **site})
+
+
+@pytest.fixture(scope="module")
+def service():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def recorded(service, tmp_path):
+    return lambda *arguments, **more: recording_of(service, tmp_path, *arguments, **more)
+
+
+def recording_of(service, tmp_path, arguments, act, until):
+    """What was recorded meanwhile, and its replay, which has no differences."""
+    path = tmp_path / "filtered.rec"
+    if arguments[0] == "--session":
+        follow(service, session_number(arguments[1]), act, until, path)
+    else:
+        record(service, arguments, act, until, path)
+    recording = read(path.read_bytes())
+    results = {r.actor: r for r in replay(recording)}
+    text = "\n".join(f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}" for r in results.values() for d in r.differences)
+    assert not text, f"{text}\n{[(r.actor, r.notes) for r in results.values()]}"
+    return recording, results
+
+
+def ended(many=1):
+    """So many sessions were reported to be over, as the listener has it."""
+    return has("Ended", many, actor="listener.")
+
+
+def reset(sock):
+    """Gone at once: it is not only that the client says no more."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def names(recording):
+    return [f.name for f in recording.frames]
+
+
+def session_fails(service, user):
+    with RawClient(service, "", timeout=20) as raw:
+        raw.ask(b"USER " + user.encode())
+        raw.ask(b"PASS wrong")
+
+
+def whole_session(service, user="alice"):
+    pop = service.pop3(user)
+    pop.stat(), pop.retr(1), pop.uidl(), pop.quit()
+
+
+def test_a_session_after_anothers_that_failed(service, recorded):
+    """D13: reports travel together, and the other's begins the time that they wait."""
+
+    def act():
+        session_fails(service, "bob")
+        whole_session(service)
+
+    recording, results = recorded(("--user", "alice", "--with-maildir"), act, ended())
+    assert results["listener.0"].compared > 6
+    assert "bob" not in str(recording.frames)
+
+
+def test_sessions_among_those_of_others(service, recorded):
+    def act():
+        others = [threading.Thread(target=session_fails, args=(service, "bob")) for _ in range(10)]
+        for other in others:
+            other.start()
+        for _ in range(3):
+            whole_session(service)
+        for other in others:
+            other.join()
+
+    recorded(("--user", "alice", "--with-maildir"), act, ended(3))
+
+
+def test_a_login_that_waits_for_its_turn_behind_anothers(tmp_path):
+    with serve(max_logins=1) as service:
+
+        def act():
+            with stopped(service, "auth"):
+                asks(service, "bob", "")
+                seen(service, "")
+                alice = asks(service, "alice", "")
+                seen(service, "")
+            alice.line()
+            alice.ask(b"QUIT")
+
+        recording, results = recording_of(service, tmp_path, ("--user", "alice"), act, ended())
+        assert names(recording).count("Queued") == names(recording).count("Turn") == 1
+        assert results["listener.0"].compared > 5
+
+
+def test_a_login_that_another_left_no_room_for(tmp_path):
+    """Of the same user: the recording is of the second session alone."""
+    with serve(max_logins_user=1) as service:
+
+        def act():
+            with stopped(service, "auth"):
+                asks(service, "alice", "")
+                seen(service, "")
+                second = asks(service, "alice", "")
+                assert b"too many logins" in second.line()
+                second.ask(b"QUIT")
+
+        recording, results = recording_of(service, tmp_path, ("--session", "1.4"), act, ended())
+        assert [f.fields["refused"] for f in recording.frames if f.name == "Queued"] == [
+            "too many logins of this user from your address at once, try again",
+        ]
+        assert results["listener.0"].compared >= 5
+
+
+def test_a_client_that_goes_while_its_login_waits_for_anothers(tmp_path):
+    with serve(max_logins=1) as service:
+
+        def act():
+            with stopped(service, "auth"):
+                asks(service, "bob", "")
+                seen(service, "")
+                second = asks(service, "alice", "")
+                seen(service, "")
+                reset(second.sock)
+                seen(service, "")
+
+        recording, _ = recording_of(service, tmp_path, ("--session", "1.4"), act, ended())
+        assert "Queued" in names(recording)
+        assert "Login" not in names(recording)
+
+
+@pytest.mark.parametrize("lines", [b"CAPA\r\n", b"QUIT\r\n"], ids=["asks", "quits"])
+def test_a_client_that_is_gone_when_it_is_answered(service, recorded, lines):
+    """What was not sent to it is not counted."""
+
+    def act():
+        sock = socket.create_connection((service.plain.host, service.plain.port))
+        sock.recv(100)
+        with stopped(service, "listener.0"):
+            sock.sendall(lines)
+            reset(sock)
+
+    recorded(("listener.0",), act, ended())
+
+
+@root
+def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
+    """They are told the client as one."""
+    folders = [service.site.mail_users[user].maildir + "/new" for user in ("alice", "bob")]
+    before = [len(os.listdir(folder)) for folder in folders]
+    mda = lmtp(service)
+    mda.sendmail("sender@example.org", ["alice"], SMALL)
+    mda.sendmail("sender@example.org", ["bob"], SMALL)
+
+    def delivered():
+        return [len(os.listdir(folder)) for folder in folders]
+
+    wait_for(lambda: delivered() == [b + 1 for b in before])
+
+    def act():
+        with contextlib.ExitStack() as until_both_have_answered:
+            with stopped(service, "maildir.alice", "maildir.bob"):
+                mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob"), mda.docmd("DATA")
+                mda.sock.sendall(SMALL + b".\r\n")
+                other = lmtp(service)
+                other.ehlo(), other.quit()  # it has passed on by now what came before
+                until_both_have_answered.enter_context(stopped(service, "mda"))
+            wait_for(lambda: delivered() == [b + 2 for b in before])
+        assert [mda.getreply()[0] for _ in range(2)] == [250, 250]
+        mda.quit()
+
+    recording, _ = recorded(("mda", "--payload"), act, lambda recording: has("Accepted", 2)(recording) and has("Reply", 6)(recording))
+    assert [b"250 2.0.0 safe\r\n" * 2] in [f.fields["said"] for f in recording.frames if f.name == "Reply"]
+
+
+@root
+def test_a_recipient_that_the_mda_knows_of_a_connection_before_the_recording(service, recorded):
+    def deliver():
+        mda = lmtp(service)
+        mda.sendmail("sender@example.org", ["alice", "alice+list"], SMALL)
+        mda.quit()
+
+    deliver()
+    recording, results = recorded(("--user", "alice", "--with-maildir", "--payload"), deliver, has("Accepted", 2))
+    assert names(recording).count("Known") == 2
+    assert results["mda"].compared >= 5
+
+
+def test_who_watches_one_user_is_told_of_no_other(service, recorded):
+    """Neither by what actors say of themselves in the beginning."""
+    whole_session(service, "bob")
+    mda = lmtp(service)
+    mda.sendmail("sender@example.org", ["bob"], SMALL)
+    open_ = service.pop3("bob")
+
+    def act():
+        whole_session(service)
+        open_.stat(), open_.quit()
+
+    recording, _ = recorded(("--user", "alice", "--with-maildir"), act, ended())
+    assert "bob" not in str(recording.frames)
+    recording, _ = recorded(("--session", next_session(service)), lambda: whole_session(service), ended())
+    assert "bob" not in str(recording.frames)
+
+
+def next_session(service):
+    """The name of the next session; one that is logged in is told by status."""
+    pop = service.pop3("bob")
+    name = next(s["session"] for s in service.status()["sessions"] if s["user"] == "bob")
+    pop.quit()
+    listener, _, count = name.partition(".")
+    return f"{listener}.{int(count) + 1}"
+
+
+@root
+def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_path):
+    """How that one ends is not in the recording; where her mail is given, her maildir actor is replayed all the same."""
+    path = tmp_path / "session.rec"
+    listener, _, count = next_session(service).partition(".")
+    open_ = service.pop3()
+    session = session_number(f"{listener}.{int(count) + 1}")
+
+    def act():
+        open_.stat(), open_.quit()
+        whole_session(service)
+
+    follow(service, session, act, has("Ended"), path)
+    mail = tmp_path / "mail"
+    snapshots.put(snapshots.take(os.fsencode(service.site.mail_users["alice"].maildir)), str(mail))
+    (result,) = replay(read(path.read_bytes()), actor="maildir.alice", maildir=str(mail))
+    assert result.compared > 4
+    assert not result.differences, result.differences
+
+
+def test_a_client_that_said_nothing_to_its_gate_for_long(tmp_path):
+    """What is left of its time to log in is the gate's to say."""
+    with serve(isolation="connection", login_seconds=1, lmtp=False) as service:
+
+        def act():
+            with socket.create_connection((service.tls.host, service.tls.port)) as silent:
+                silent.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    silent.recv(1)
+                silent.settimeout(20)
+                context = ssl.create_default_context(cafile=service.site.cert)
+                context.check_hostname = False
+                with context.wrap_socket(silent) as client:
+                    while client.recv(100):
+                        pass
+
+        recording_of(service, tmp_path, ("listener",), act, ended())

@@ -1,0 +1,122 @@
+"""A service whose actors die on demand in the middle of a delivery: SIGKILL before or after the Nth call that matters.
+
+As a program: `deaths_in_delivery.py ARGUMENTS` is `popkernel ARGUMENTS` with that built in. Who dies, and when, is asked for by the mail:
+a sender `die-N@maildir` or `die-N@mda`, a recipient `USER+die-N@kernel`. N counts calls (and their ends) from the moment the mail is
+seen there. Nothing else is changed.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMAND = [sys.executable, os.path.abspath(__file__)]
+_left = 0
+
+
+def tick():
+    """One step nearer."""
+    global _left
+    if _left:
+        _left -= 1
+        if not _left:
+            signal.raise_signal(signal.SIGKILL)
+
+
+def arm(text, where):
+    """Count from now if that is what the address says."""
+    global _left
+    found = re.search(rf"die-([0-9]+)@{where}$", text)
+    if found:
+        _left = int(found[1])
+
+
+def counted(function):
+    def call(*arguments, **named):
+        tick()
+        result = function(*arguments, **named)
+        tick()
+        return result
+
+    return call
+
+
+def patch_channels():
+    from popkernel.kernel.runtime.channel import Channel
+
+    Channel._write = counted(Channel._write)
+
+
+def patch_maildir():
+    """In the spawner, so in all it forks."""
+    from popkernel.actors.maildir.deliveries import Deliveries
+
+    patch_channels()
+    for name in ("open", "write", "fsync", "link", "unlink", "pwrite", "close", "ftruncate"):
+        setattr(os, name, counted(getattr(os, name)))
+    fcntl.flock = counted(fcntl.flock)
+    take = Deliveries.take
+
+    def taking(self, channel, message):
+        arm(getattr(message, "sender", ""), "maildir")
+        return take(self, channel, message)
+
+    Deliveries.take = taking
+
+
+def patch_mda():
+    from popkernel.actors.mda.main import Mda
+    from popkernel.actors.mda.transaction import Transaction
+
+    patch_channels()
+    add, Mda._flush = Transaction.add, counted(Mda._flush)
+    Transaction.content, Transaction.done = counted(Transaction.content), counted(Transaction.done)
+    Transaction.accepted = counted(Transaction.accepted)
+
+    def adding(self, address, user):
+        arm(self.sender, "mda")
+        return add(self, address, user)
+
+    Transaction.add = adding
+
+
+def patch_kernel():
+    from popkernel.kernel.supervisor import execution
+    from popkernel.kernel.supervisor import main as supervisor
+
+    patch_channels()
+    recipient = supervisor.Supervisor._recipient
+    execution.pair = supervisor.pair = counted(supervisor.pair)
+
+    def asking(self, process, message, fds):
+        arm(message.address, "kernel")
+        return recipient(self, process, message, fds)
+
+    supervisor.Supervisor._recipient = asking
+
+
+def inside():
+    """In a singleton's fresh interpreter, before it becomes that."""
+    name = sys.argv[1].partition("~")[0]
+    if name == "spawner":
+        patch_maildir()
+    elif name == "mda":
+        patch_mda()
+    from popkernel.kernel.runtime import singleton_boot
+
+    singleton_boot.main()
+
+
+def main():
+    from popkernel.cli.main import main as popkernel
+    from popkernel.kernel.init import main as init
+
+    patch_kernel()
+    init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import deaths_in_delivery; deaths_in_delivery.inside()"]
+    return popkernel(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
