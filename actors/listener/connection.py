@@ -69,19 +69,19 @@ class Client:
 
     def ended(self, why: str, now: float) -> m.Ended:
         """What the log is told of it; `why` where the session knows of nothing better."""
-        session = self.session
+        session, transaction = self.session, self.session.transaction
         if session.state == "update":  # nobody has told whether it removed anything
             why = f"{why}, QUIT unanswered"
         return m.Ended(
             session.id,
-            session.user if session.entered else "",
-            session.address,
-            (session.why or why)[:200],
+            session.authorization.user if session.entered else "",
+            session.authorization.address,
+            (session.replies.why or why)[:200],
             session.commands,
             self.octets_in,
             session.octets_sent,
-            session.retrieved,
-            session.marked,
-            session.removed,
+            transaction.retrieved,
+            transaction.marked,
+            transaction.removed,
             int((now - self.started) * 1000),
         )

@@ -62,14 +62,14 @@ class Front(Door):
     def _watch(self, message: m.Watch, fds: list[int]) -> None:
         super()._watch(message, fds)
         for client in self.clients.values():
-            client.session.shown = []
+            client.session.replies.shown = []
 
     def _show(self, session: Session) -> None:
         """What a client is told, for who watches; nobody does any more where there is no tap."""
         if watch.tap is None:
-            session.shown, session.typed = None, []
+            session.replies.shown, session.typed = None, []
             return
-        said = session.take_shown()
+        said = session.replies.take_shown()
         octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
         note(
             "Reply",
@@ -117,7 +117,7 @@ class Front(Door):
             client.host = host
             self.limits.waits(self.serial, host, self.loop.now)
         if watch.tap is not None:
-            client.session.shown = [bytes(part) for part in client.session.out]
+            client.session.replies.shown = [bytes(part) for part in client.session.replies.out]
             note("Connected", self.serial, {"address": where, "tls": tls, "refused": refused}, way="in", peer="client")
         self._arm(client, _GRACE if refused else self.policy.login_seconds)
         if tls:
@@ -185,7 +185,7 @@ class Front(Door):
         self.limits.shaken(client.session.id)
         if watch.tap is not None:
             note("Secured", client.session.id, {"version": sock.version() or ""}, way="in", peer="client")
-        if client.session.starttls:
+        if client.session.authorization.starttls:
             client.session.secured()
         self._progress(client)
 
@@ -246,34 +246,35 @@ class Front(Door):
     def _progress(self, client: Client) -> None:
         """After anything that moved a session: ask, answer, close, as it now wants."""
         session = client.session
+        authorization, replies = session.authorization, session.replies
         while True:
-            if session.login is not None and session.id not in self.awaiting:
-                self._log_in(client, session.login)
+            if authorization.login is not None and session.id not in self.awaiting:
+                self._log_in(client, authorization.login)
             if client.channel is not None:
-                tell = session.take_tell()
-                if tell:
+                requests = session.transaction.take_requests()
+                if requests:
                     client.asked_at = client.asked_at or self.loop.now
-                    client.channel.send_all(tell)
-            if session.out:
-                client.out += session.take_out()
-                if session.shown is not None:
+                    client.channel.send_all(requests)
+            if replies.out:
+                client.out += replies.take_out()
+                if replies.shown is not None:
                     self._show(session)
             if client.out and not self._write(client):
                 return
-            session.out_octets = client.unsent
+            replies.out_octets = client.unsent
             if not session.go_on():
                 break
         if not client.out:
-            if session.starttls and not client.handshake:
+            if authorization.starttls and not client.handshake:
                 self._start_tls(client)
                 return
-            if session.closing:
-                self._over(client, session.why or "connection lost")
+            if replies.closing:
+                self._over(client, replies.why or "connection lost")
                 return
             if client.eof and not session.busy:
                 self._lost(client, "connection lost")
                 return
-        elif session.closing and not client.ending:
+        elif replies.closing and not client.ending:
             client.ending = True
             self._arm(client, self._grace(client))
         self._flow(client)
@@ -282,10 +283,10 @@ class Front(Door):
         """Give credit to the maildir actor, and read from the client or leave it be."""
         session = client.session
         if client.channel is not None:
-            credit = session.credit(client.unsent)
+            credit = session.transaction.credit(client.unsent)
             if credit:
                 client.channel.send(m.Credit(credit))
-        reading = not session.backlog and not session.closing and not client.eof
+        reading = not session.backlog and not session.replies.closing and not client.eof
         self._events(client, (READ if reading else 0) | (WRITE if client.out else 0))
         if not reading and client.sock.fileno() >= 0:
             client.waits = True
@@ -305,7 +306,7 @@ class Front(Door):
         view = memoryview(data)
         sent = 0
         piece = _SLICE if isinstance(client.sock, ssl.SSLSocket) else len(data)
-        last = client.session.closing  # close_notify and the end of TCP come right behind
+        last = client.session.replies.closing  # close_notify and the end of TCP come right behind
         if last or len(data) > _RECORD:
             client.cork(on=True)
         try:
@@ -322,7 +323,7 @@ class Front(Door):
             client.cork(on=False)
         if sent:
             client.session.octets_sent += sent
-            if client.session.closing:
+            if last:
                 client.deadline = self.loop.now + self._grace(client)
             elif client.session.entered:  # before that the time to log in runs, whatever is said
                 client.deadline = self.loop.now + self.policy.idle_seconds
@@ -334,7 +335,7 @@ class Front(Door):
 
     def _grace(self, client: Client) -> float:
         """Seconds without progress after which the last answers are given up: a slow client's mail may stand before them."""
-        return self.policy.idle_seconds if client.session.why == "quit" else _GRACE
+        return self.policy.idle_seconds if client.session.replies.why == "quit" else _GRACE
 
     # -- clients go
     def _arm(self, client: Client, seconds: float) -> None:
@@ -352,7 +353,7 @@ class Front(Door):
         if client.asked_at or listing:
             self._unanswered(client)
         client.session.timed_out()
-        self._over(client, client.session.why)
+        self._over(client, client.session.replies.why)
 
     def _forget(self, client: Client) -> None:
         """Take it out of all counts."""
@@ -386,7 +387,7 @@ class Front(Door):
             client.channel = None
         if client.sock.fileno() >= 0:
             self.loop.remove(client.sock.fileno())
-        if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.why in _CLOSED_WELL:
+        if isinstance(client.sock, ssl.SSLSocket) and not client.handshake and not client.out and session.replies.why in _CLOSED_WELL:
             with contextlib.suppress(OSError, ValueError):  # who does not listen any more need not know
                 client.sock.unwrap()  # close_notify: the client knows that nothing was cut off
         forget_errors()

@@ -73,20 +73,20 @@ class Listener(Front):
         for client in [c for number, c in self.awaiting.items() if number not in unsent]:
             if client.asked >= _ASKS:  # it may be this very login that ends them
                 self._no(client.session.id, "SYS/TEMP", "can't check passwords now, try again")
-            elif client.asked and client.session.login is not None:
-                self._ask(client, client.session.login)
+            elif client.asked and client.session.authorization.login is not None:
+                self._ask(client, client.session.authorization.login)
 
     def _opened(self, message: m.Opened, fds: list[int]) -> None:
         client = self.awaiting.pop(message.session, None)
         if client is None:  # gone meanwhile: closing the channel ends the session at the other end
             os.close(fds[0])
             return
-        client.session.login = None
-        client.session.user = message.user  # as the tables write it
+        client.session.authorization.login = None
+        client.session.authorization.user = message.user  # as the tables write it
         self._login_over(message.session)
         client.asked_at = self.loop.now
         client.channel = Channel(
-            self.loop, adopt(fds[0]), self.boot.name, f"maildir.{client.session.user}",
+            self.loop, adopt(fds[0]), self.boot.name, f"maildir.{message.user}",
             self._on_maildir, self._on_maildir_gone,
         )
         client.channel.tag, client.channel.views = client, True
@@ -105,15 +105,15 @@ class Listener(Front):
         client = self.awaiting.pop(session, None)
         if client is not None:
             self._login_over(session)
-            client.session.login = None
+            client.session.authorization.login = None
             client.asked_at = 0.0
             self._tell_failed(client, why or code, seconds)
             client.session.denied(code, text)
             self._progress(client)
 
     def _tell_failed(self, client: Client, why: str, seconds: int = 0) -> None:
-        session = client.session
-        self.tell(m.LoginFailed(session.id, session.user, session.address, why or "refused", seconds))
+        authorization = client.session.authorization
+        self.tell(m.LoginFailed(authorization.id, authorization.user, authorization.address, why or "refused", seconds))
 
     def _drain(self, message: m.Drain, fds: list[int]) -> None:
         del message, fds
@@ -167,9 +167,9 @@ class Listener(Front):
 
     def _login_over(self, session: int) -> None:
         following = self.awaiting.get(self.limits.logged_in(session) or 0)
-        if following is not None and following.session.login is not None:
+        if following is not None and following.session.authorization.login is not None:
             note("Turn", following.session.id, {"refused": ""})
-            self._ask(following, following.session.login)
+            self._ask(following, following.session.authorization.login)
 
     def _ask(self, client: Client, login: m.Login) -> None:
         client.asked += 1
@@ -196,7 +196,8 @@ class Listener(Front):
 
     def _wanted(self, logins: list[m.Login]) -> list[m.Login]:
         """Those whose clients still wait for them."""
-        return [login for login in logins if login.session in self.awaiting and self.awaiting[login.session].session.login is login]
+        awaiting = self.awaiting
+        return [x for x in logins if x.session in awaiting and awaiting[x.session].session.authorization.login is x]
 
     # -- from a maildir actor
     def _on_maildir(self, channel: Channel, message: Message, fds: list[int]) -> None:
@@ -221,7 +222,7 @@ class Listener(Front):
             except ValueError as error:
                 self._bad_maildir(client, str(error))
                 return
-            client.asked_at = self.loop.now if session.owes else 0.0
+            client.asked_at = self.loop.now if session.replies.pending else 0.0
         self._progress(client)
 
     def _unready(self, client: Client, message: m.Unready) -> None:
@@ -279,7 +280,7 @@ class Listener(Front):
     def _unanswered(self, client: Client) -> None:
         """The kernel looks whether that actor still does anything."""
         if client.session.id not in self.awaiting:
-            self.tell(m.Late(f"maildir.{client.session.user}"))
+            self.tell(m.Late(f"maildir.{client.session.authorization.user}"))
         elif self.auth is not None:
             self.tell(m.Late(self.auth.peer))
 

@@ -91,7 +91,7 @@ class _Listener(main.Listener):
         client.handshake = True
 
     def _show(self, session: Session) -> None:
-        said = session.take_shown()
+        said = session.replies.take_shown()
         form = content if self.stage.payload else (lambda data: cut(len(data)))
         pieces: list[Any] = [form(part[0]) if type(part) is tuple else part for part in said]
         octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
@@ -127,7 +127,7 @@ class _Lone(_Listener, Lone):
 
 def _shown_session(*arguments: Any, **more: Any) -> Session:
     session = Session(*arguments, **more)
-    session.shown = [bytes(part) for part in session.out]
+    session.replies.shown = [bytes(part) for part in session.replies.out]
     return session
 
 
@@ -204,8 +204,8 @@ def _play(stage: Stage, listener: _Listener, frames: Sequence[Frame], frame: Fra
         client = listener.awaiting.get(frame.session)
         if frame.fields["refused"]:
             listener._no(frame.session, "SYS/TEMP", frame.fields["refused"])  # noqa: SLF001
-        elif client is not None and client.session.login is not None:
-            listener._ask(client, client.session.login)  # noqa: SLF001
+        elif client is not None and client.session.authorization.login is not None:
+            listener._ask(client, client.session.authorization.login)  # noqa: SLF001
     elif frame.name == "Ended" and stage.guided:
         listener._send_reports()  # noqa: SLF001  with those of sessions that the recording does not have
     elif frame.name == "Unsent":

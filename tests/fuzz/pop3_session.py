@@ -89,12 +89,12 @@ def one(data):
                 session.received(octets + b"\r\n")
                 lines += octets.count(b"\n") + 2
             case 6 | 7:
-                if session.login is not None and session.state == "login":
-                    session.login = None
+                if session.authorization.login is not None and session.state == "login":
+                    session.authorization.login = None
                     session.ready(m.Ready(MESSAGES, sum(SIZES)))
             case 8:
-                if session.login is not None:
-                    session.login = None
+                if session.authorization.login is not None:
+                    session.authorization.login = None
                     session.denied("AUTH", "wrong name or password")
             case 9 if session.entered and octets:
                 honest = False
@@ -102,7 +102,7 @@ def one(data):
                     session.answered(hostile(octets))
                 except ValueError:
                     return
-            case 10 if session.starttls:
+            case 10 if session.authorization.starttls:
                 session.secured()
             case 11 if event == 11:
                 session.maildir_gone()
@@ -114,22 +114,22 @@ def one(data):
                 session.timed_out()
             case _:
                 pass
-        for message in session.take_tell():
+        for message in session.transaction.take_requests():
             for answer in maildir.answer(message):
                 try:
                     session.answered(answer)
                 except ValueError:
                     assert not honest, "an honest answer was refused"
                     return
-        said += session.take_out()
-        session.out_octets = 0
+        said += session.replies.take_out()
+        session.replies.out_octets = 0
         while session.go_on():
-            said += session.take_out()
-            session.out_octets = 0
-            if session.login is not None or session.tell:
+            said += session.replies.take_out()
+            session.replies.out_octets = 0
+            if session.authorization.login is not None or session.transaction.requests:
                 break
         assert not session.backlog or lines
-        assert session.credit(0) >= 0
+        assert session.transaction.credit(0) >= 0
     if honest:
         check(b"".join(said), session.commands, maildir)
 

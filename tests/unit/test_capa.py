@@ -29,26 +29,26 @@ class Client:
         self.session, self.maildir, self.data = Session(1, policy, "192.0.2.1:1", tls=tls), Maildir(), b""
         for line in before:
             self.feed(line)
-            if self.session.login is not None:
-                self.session.login = None
+            if self.session.authorization.login is not None:
+                self.session.authorization.login = None
                 self.session.denied("AUTH", "wrong name or password")
         if logged_in:
-            self.session.login = None
-            self.session.state = "login"
+            self.session.authorization.login = None
+            self.session.authorization.state = "login"
             self.session.ready(m.Ready(MESSAGES, sum(SIZES)))
         self.drop()
 
     def feed(self, line):
         self.session.received(line + b"\r\n")
-        while tell := self.session.take_tell():
+        while tell := self.session.transaction.take_requests():
             for answer in (answer for message in tell for answer in self.maildir.answer(message)):
                 self.session.answered(answer)
-        self.data += b"".join(self.session.take_out())
-        if self.session.starttls:
+        self.data += b"".join(self.session.replies.take_out())
+        if self.session.authorization.starttls:
             self.session.secured()
 
     def drop(self):
-        self.session.take_out()
+        self.session.replies.take_out()
         self.data = b""
 
     def line(self):

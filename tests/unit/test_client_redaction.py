@@ -32,26 +32,26 @@ EVENTS = st.lists(st.one_of(st.lists(st.sampled_from(LINES), min_size=1, max_siz
 def play(events, policy, *, tls, overheard):
     """Packets of lines and outcomes of logins; what is said, and what was shown of the packets. `overheard`: they are that."""
     session, maildir, said, shown = Session(1, policy, "192.0.2.1:1", tls=tls), Maildir(), [], []
-    session.shown = []
+    session.replies.shown = []
     for event in events:
         if isinstance(event, bool):
-            if session.login is not None and session.state == "login":
-                said.append((session.login.user, session.login.mechanism, bool(session.login.secret)))
-                session.login = None
+            if session.authorization.login is not None and session.state == "login":
+                said.append((session.authorization.login.user, session.authorization.login.mechanism, bool(session.authorization.login.secret)))
+                session.authorization.login = None
                 session.ready(m.Ready(MESSAGES, sum(SIZES))) if event else session.denied("AUTH", "wrong name or password")
         else:
             if overheard:  # as kernel/replay/runner.py does
                 event = [b"x" * AUTH_LINE_LIMIT if line == TOO_LONG else line for line in event]
             session.received(b"".join(line + b"\r\n" for line in event))
             shown.append(session.take_typed())
-        while tell := session.take_tell():
+        while tell := session.transaction.take_requests():
             for message in tell:
                 said.append(message)
                 for answer in maildir.answer(message):
                     session.answered(answer)
-        said.append(b"".join(session.take_out()))
-        session.out_octets = 0
-        if session.starttls:
+        said.append(b"".join(session.replies.take_out()))
+        session.replies.out_octets = 0
+        if session.authorization.starttls:
             session.secured()
     return said, shown
 

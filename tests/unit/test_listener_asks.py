@@ -29,7 +29,7 @@ def listener():
 
 def log_in(listener, session):
     login = m.Login(session, "alice", b"secret", "192.0.2.7:1", "PASS")
-    client = SimpleNamespace(asked=0, asked_at=0.0, session=SimpleNamespace(login=login, id=session))
+    client = SimpleNamespace(asked=0, asked_at=0.0, session=SimpleNamespace(authorization=SimpleNamespace(login=login), id=session))
     listener.awaiting[session] = client
     listener._ask(client, login)
     return client
@@ -97,7 +97,8 @@ class Waiting:
         made.kernel = SimpleNamespace(send=lambda message, fds: self.told.append(message))
         made.auth = SimpleNamespace(peer="auth")
         made.auth_patience, made.maildir_patience, made.listing_patience = 60, 60, 10
-        session = SimpleNamespace(id=7, state=state, user="alice", address="", entered=state != "login", login=None, denied=lambda *_: None)
+        authorization = SimpleNamespace(id=7, user="alice", address="", login=None)
+        session = SimpleNamespace(id=7, state=state, authorization=authorization, entered=state != "login", denied=lambda *_: None)
         session.maildir_gone = lambda: self.over.append("maildir")
         self.client = SimpleNamespace(asked_at=0.001, unsent=0, session=session, channel=SimpleNamespace(close=lambda: None))
         made.clients, made.awaiting = {7: self.client}, {7: self.client} if awaiting else {}

@@ -11,28 +11,28 @@ from popkernel.proto import messages as m
 def session():
     s = Session(1, Policy("0"), "127.0.0.1:1", tls=True)
     s.received(b"USER alice\r\nPASS secret\r\n")
-    s.login = None
+    s.authorization.login = None
     s.ready(m.Ready(9, 900))
     s.received(b"RETR 1\r\n")
-    assert s.take_tell() == [m.Retrieve(1, 1, 0)]
+    assert s.transaction.take_requests() == [m.Retrieve(1, 1, 0)]
     s.answered(m.Mail([1, 3, 3, 1], b"1\r\n"))
-    s.take_out()
+    s.replies.take_out()
     return s
 
 
 def said(s):
-    return b"".join(s.take_out())
+    return b"".join(s.replies.take_out())
 
 
 def test_mail_that_came_ahead_is_not_asked_for_again(session):
     session.received(b"RETR 2\r\n")
-    assert session.take_tell() == [m.Retrieve(2, 1, 64)]
+    assert session.transaction.take_requests() == [m.Retrieve(2, 1, 64)]
     session.answered(m.Mail([2, 3, 3, 1, 3, 3, 3, 2], b"2\r\n3\r\n"))
     assert said(session) == b"+OK 3 octets\r\n2\r\n.\r\n"
     session.received(b"RETR 3\r\n")
-    assert session.take_tell() == []
+    assert session.transaction.take_requests() == []
     assert said(session) == b"+OK 3 octets\r\n3\r\n.\r\n"
-    assert not session.owes
+    assert not session.replies.pending
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_mail_that_came_ahead_is_not_asked_for_again(session):
 def test_a_message_that_changes_between_coming_ahead_and_being_asked_for(session, answers, reply):
     """The client asked for 3 before 2 was answered, with which 3 came along as it was then: the answer to the question counts."""
     session.received(b"RETR 2\r\n")
-    session.take_tell()
+    session.transaction.take_requests()
     session.received(b"RETR 3\r\n")
-    assert session.take_tell() == [m.Retrieve(3, 1, 0)]
+    assert session.transaction.take_requests() == [m.Retrieve(3, 1, 0)]
     session.answered(m.Mail([2, 3, 3, 1, 3, 3, 3, 2], b"2\r\n3\r\n"))
     assert said(session) == b"+OK 3 octets\r\n2\r\n.\r\n"
     for answer in answers:
         session.answered(answer)
     assert said(session) == reply
-    assert not session.owes
+    assert not session.replies.pending
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_message_that_changes_between_coming_ahead_and_being_asked_for(session
 )
 def test_an_answer_to_nothing_that_was_asked(session, answer):
     session.received(b"RETR 2\r\n")
-    session.take_tell()
+    session.transaction.take_requests()
     with pytest.raises(ValueError, match=r"answer|asked|parts"):
         session.answered(answer)
 
@@ -81,7 +81,7 @@ def test_an_answer_to_nothing_that_was_asked(session, answer):
 def test_an_end_before_quit_was_answered_is_said_as_such(session):
     """D10: whether anything was removed, nobody has told."""
     session.received(b"DELE 1\r\n")
-    session.take_tell()
+    session.transaction.take_requests()
     session.answered(m.Deleted(1, 1, [], 8, 800))
     ended = Client(None, session, 0.0).ended("connection lost", 1.0)
     assert (ended.why, ended.marked, ended.removed) == ("connection lost", 1, 0)

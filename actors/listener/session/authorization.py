@@ -1,37 +1,37 @@
-"""The authorization state: TLS, who a client says it is, and what auth and the kernel make of that. Sans I/O.
+"""Authorize a client: TLS, USER and PASS, AUTH (RFC 5034), and what auth and the kernel answer. Sans I/O.
 
-A name and password come by USER and PASS, or by AUTH (RFC 5034), and go to auth the same way, as one Login.
+However a name and password come, they go to auth the same way, as one Login.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 from popkernel.actors.listener.session.policy import Policy
-from popkernel.actors.listener.session.transaction import Maildrop
+from popkernel.actors.listener.session.replies import Replies
 from popkernel.proto import messages as m
-from popkernel.proto.pop3.commands import LINE_LIMIT, capabilities, err, ok
-from popkernel.proto.pop3.sasl import AUTH_LINE_LIMIT, Challenge, Credentials, Exchange, Failure, Step, arguments
+from popkernel.proto.pop3.commands import capabilities, ok
+from popkernel.proto.pop3.sasl import Challenge, Credentials, Exchange, Failure, Step, arguments
 
-__all__ = ["AUTHORIZATION", "EITHER", "Login"]
+__all__ = ["Authorization"]
 
 
-class Login(Maildrop):
-    """A client from its greeting to its maildrop."""
+class Authorization:
+    """The authorization state of one session (RFC 1939 section 4), and the two commands that both states have."""
 
-    __slots__ = ("address", "entered", "exchange", "id", "login", "starttls", "tls", "user", "utf8")
+    __slots__ = ("_policy", "_replies", "address", "exchange", "id", "login", "starttls", "state", "tls", "user", "utf8")
 
-    def __init__(self, session: int, policy: Policy, address: str, *, tls: bool) -> None:
-        super().__init__(policy)
+    def __init__(self, session: int, policy: Policy, replies: Replies, address: str, *, tls: bool) -> None:
+        self.state = "authorization"  # authorization, sasl (AUTH awaits a response), login (auth is asked), transaction
         self.id = session
         self.address = address
         self.tls = tls
         self.user = ""
         self.login: m.Login | None = None  # for auth (and Awaiting for the kernel); the shell takes it away
-        self.starttls = False  # the shell is to start TLS when `out` is gone
-        self.entered = False  # has been logged in
+        self.starttls = False  # the shell is to start TLS when all replies are sent
         self.exchange: Exchange | None = None  # the AUTH under way
         self.utf8 = False
-        self._reader.limit = AUTH_LINE_LIMIT
+        self._policy = policy
+        self._replies = replies
 
     # -- USER and PASS
     def _user(self, rest: bytes) -> None:
@@ -44,40 +44,41 @@ class Login(Maildrop):
         except UnicodeDecodeError:
             user = ""
         if not user or len(user) > 255 or not user.isprintable() or " " in user:
-            self._bad("usage: USER name")
+            self._replies.bad("usage: USER name")
             return
         self.user = user
-        self._say(ok())
+        self._replies.say(ok())
 
     def _may_log_in(self) -> bool:
         if self.tls or self._policy.plaintext:
             return True
-        self._bad("use TLS first (STLS)" if self._policy.starttls else "use TLS")
+        self._replies.bad("use TLS first (STLS)" if self._policy.starttls else "use TLS")
         return False
 
     def _pass(self, rest: bytes) -> None:
         if not self._may_log_in():
             return
         if not self.user:
-            self._bad("USER first")
+            self._replies.bad("USER first")
             return
         self.login = m.Login(self.id, self.user, rest, self.address, "PASS")
         self.state = "login"
 
     # -- AUTH
     def _auth(self, rest: bytes) -> None:
-        """RFC 5034 section 4. A bare AUTH lists the mechanisms: it is no standard's, and what some clients begin with."""
+        """RFC 5034 section 4. A bare AUTH lists the mechanisms: no standard has it, but some clients begin with it."""
         if not self._may_log_in():
             return
         mechanism, initial = arguments(rest)
         if not mechanism:
-            self._say(b"".join([ok("mechanisms follow"), *[b"%b\r\n" % name.encode() for name in self._policy.mechanisms], b".\r\n"]))
+            names = [b"%b\r\n" % name.encode() for name in self._policy.mechanisms]
+            self._replies.say(b"".join([ok("mechanisms follow"), *names, b".\r\n"]))
             return
         self.exchange = Exchange(self._policy.mechanisms, self._policy.scope)
         self._step(self.exchange.begin(mechanism, initial))
 
-    def _sasl(self, line: bytes) -> None:
-        """The client's answer to a challenge."""
+    def respond(self, line: bytes) -> None:
+        """Take the client's answer to a challenge."""
         assert self.exchange is not None
         self._step(self.exchange.respond(line))
 
@@ -85,43 +86,32 @@ class Login(Maildrop):
         match step:
             case Challenge(line):
                 self.state = "sasl"
-                self._say(line)
+                self._replies.say(line)
             case Credentials(mechanism, user, secret):
                 self.user = user
                 self.login = m.Login(self.id, user, secret, self.address, mechanism)
                 self.state = "login"
             case Failure(code, text):
-                self._no_login(code, text)
+                self.fail(text, code)
 
-    def _no_login(self, code: str, text: str) -> None:
+    def fail(self, text: str, code: str = "") -> None:
+        """Refuse this login; the client may try again."""
         self.state = "authorization"
         self.exchange = None
         self.user = ""
-        self._bad(text, code)
+        self._replies.bad(text, code)
 
-    # -- the rest
-    def _capa(self, rest: bytes) -> None:
-        del rest
-        self._end_run()
-        policy, login = self._policy, self.state == "transaction"
-        may = not login and (self.tls or policy.plaintext)
-        self._say(
-            capabilities(
-                starttls=self._may_stls() and not login, user=may, mechanisms=policy.mechanisms if may else (), expire=policy.expire,
-                login_delay=policy.login_delay, version=policy.version,
-            ),
-        )
-
+    # -- STLS, QUIT
     def _may_stls(self) -> bool:
         return self._policy.starttls and not self.tls and not self.utf8
 
     def _stls(self, rest: bytes) -> None:
         if rest.strip(b" "):
-            self._bad("STLS takes no arguments")
+            self._replies.bad("STLS takes no arguments")
         elif not self._may_stls():
-            self._bad("TLS is on already" if self.tls else "no STLS behind UTF8" if self.utf8 else "no STLS here")
+            self._replies.bad("TLS is on already" if self.tls else "no STLS behind UTF8" if self.utf8 else "no STLS here")
         else:
-            self._say(ok("begin TLS"))
+            self._replies.say(ok("begin TLS"))
             self.starttls = True
 
     def secured(self) -> None:
@@ -129,7 +119,23 @@ class Login(Maildrop):
         self.starttls = False
         self.tls = True
         self.user = ""
-        self._reader.clear()
+
+    def _quit(self, rest: bytes) -> None:
+        del rest
+        self._replies.say(ok("bye"))
+        self._replies.close("quit before login")
+
+    # -- in both states
+    def _capa(self, rest: bytes) -> None:
+        del rest
+        policy, login = self._policy, self.state == "transaction"
+        may = not login and (self.tls or policy.plaintext)
+        self._replies.say(
+            capabilities(
+                starttls=self._may_stls() and not login, user=may, mechanisms=policy.mechanisms if may else (), expire=policy.expire,
+                login_delay=policy.login_delay, version=policy.version,
+            ),
+        )
 
     def _utf8(self, rest: bytes) -> None:
         """Answer UTF8 (RFC 6856 section 2), before and after login, for clients send it in both states.
@@ -139,45 +145,25 @@ class Login(Maildrop):
         client which did not say UTF8; this one refuses none for that, and never sends it.
         """
         if rest.strip(b" "):
-            self._bad("UTF8 takes no arguments")
+            self._replies.bad("UTF8 takes no arguments")
             return
-        self._end_run()
         self.utf8 = True
-        self._say(ok("UTF8 it is"))
+        self._replies.say(ok("UTF8 it is"))
 
-    def _quit_early(self, rest: bytes) -> None:
-        del rest
-        self._say(ok("bye"))
-        self._close("quit before login")
-
-    # -- what became of it
-    def refused(self, text: str) -> None:
-        """One connection too many: that is all it is told, in the place of the greeting."""
-        self.out.clear()
-        self._end_with(err(text, "SYS/TEMP"), text)
-
+    # -- what became of the login
     def denied(self, code: str, text: str) -> None:
-        """Auth says no, or could not be asked, or the maildrop can't be had."""
-        if self.state != "login":
-            return
+        """Auth says no, or could not be asked, or there is no maildrop to be had."""
         if self.exchange is not None:
             self._step(self.exchange.denied(code, text))
         else:
-            self._no_login(code, text)
+            self.fail(text, code)
 
-    def ready(self, message: m.Ready) -> None:
+    def granted(self) -> None:
         """The maildrop is open."""
         self.state = "transaction"
-        self.entered = True
         self.exchange = None
-        self._reader.limit = LINE_LIMIT
-        self._errors = 0
-        self.messages = self.total = message.messages
-        self.octets = message.octets
-        self._say(ok(f"{self.messages} messages ({self.octets} octets)"))
 
-
-AUTHORIZATION: dict[bytes, Callable[[Any, bytes], None]] = {
-    b"USER": Login._user, b"PASS": Login._pass, b"AUTH": Login._auth, b"STLS": Login._stls, b"QUIT": Login._quit_early,  # noqa: SLF001
-}
-EITHER: dict[bytes, Callable[[Any, bytes], None]] = {b"CAPA": Login._capa, b"UTF8": Login._utf8}  # noqa: SLF001
+    EITHER: ClassVar[dict[bytes, Callable[["Authorization", bytes], None]]] = {b"CAPA": _capa, b"UTF8": _utf8}
+    COMMANDS: ClassVar[dict[bytes, Callable[["Authorization", bytes], None]]] = {
+        b"USER": _user, b"PASS": _pass, b"AUTH": _auth, b"STLS": _stls, b"QUIT": _quit,
+    }

@@ -1,60 +1,139 @@
-"""What a client is told, in the order of its commands. Sans I/O.
+"""Keep the replies to one client in the order of its commands. Sans I/O.
 
-`_owed` holds what the client waits for: a reply that is ready, or the maildir actor's answer that is still to come; what is ready
-waits behind what is not. The ground floor of a session: transaction.py and session.py stand on it.
+A reply that is ready waits in `pending` behind one that still needs an answer of the maildir actor. The end of the connection has its
+place in the same queue.
 """
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
-from popkernel.actors.listener.session.policy import Policy
 from popkernel.proto.pop3.commands import err
 
-__all__ = ["Replies"]
+__all__ = ["Awaited", "Replies"]
 
-_READY = frozenset(("text", "stat", "close"))  # what is owed and waits for nothing but its turn
+
+class Awaited:
+    """A command whose answer is still to come from the maildir actor."""
+
+    __slots__ = ("begun", "kind", "number")
+
+    def __init__(self, kind: str, number: int = 0) -> None:
+        self.kind = kind  # retr, top, one or all (LIST, UIDL), dele, rset, quit
+        self.number = number
+        self.begun = False  # its first octets are out
+
+
+class _Text:
+    """A reply that is ready. `octets` of it, behind the first `before`, are mail."""
+
+    __slots__ = ("before", "data", "octets")
+
+    def __init__(self, data: bytes, before: int, octets: int) -> None:
+        self.data = data
+        self.before = before
+        self.octets = octets
+
+
+class _Computed:
+    """A reply whose text is known when its turn comes."""
+
+    __slots__ = ("render",)
+
+    def __init__(self, render: Callable[[], bytes]) -> None:
+        self.render = render
+
+
+class _Close:
+    """The end of the connection."""
+
+    __slots__ = ()
 
 
 class Replies:
-    """The answers to one client, and the end of the connection, which has its place among them."""
+    """The answers to one client."""
 
-    __slots__ = (
-        "_errors", "_owed", "_policy", "_run", "closing", "messages", "octets", "out", "out_octets", "shown", "state", "tell", "why",
-    )
+    __slots__ = ("closing", "errors", "most_errors", "out", "out_octets", "over", "pending", "shown", "why")
 
-    def __init__(self, policy: Policy) -> None:
-        self.state = "authorization"  # authorization, sasl, login, transaction, update, over
+    def __init__(self, most_errors: int) -> None:
+        """`most_errors`: bad commands after which the connection is closed."""
         self.out: list[bytes | memoryview] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
-        self.tell: list[tuple[Any, ...]] = []  # for the maildir actor
+        self.pending: deque[Awaited | _Text | _Computed | _Close] = deque()
+        self.errors = 0
+        self.most_errors = most_errors
+        self.over = False  # no more commands are acted on
         self.closing = False  # close when `out` is gone
-        self.why = ""
-        self.messages = self.octets = 0  # undeleted ones
-        self._policy = policy
-        self._owed: deque[tuple[Any, ...]] = deque()
-        self._run: list[int] | None = None  # see transaction.py
-        self._errors = 0
+        self.why = ""  # it ends, for the log
         self.shown: list[bytes | tuple[bytes]] | None = None  # while it is watched: what is said, mail content apart in a tuple
 
     def take_out(self) -> list[bytes | memoryview]:
-        """What is to go to the client now."""
+        """Take what is to go to the client now."""
         out, self.out = self.out, []
         return out
 
     def take_shown(self) -> list[bytes | tuple[bytes]]:
-        """What was said since the last time, for a watcher."""
+        """Take what was said since the last time, for a watcher."""
         shown, self.shown = self.shown or [], []
         return shown
 
-    def _say(self, data: bytes, before: int = 0, octets: int = 0) -> None:
-        """To the client, in its turn. `octets` of it, behind the first `before`, are mail."""
-        if self._owed:
-            self._end_deletes()
-            self._owed.append(("text", data, before, octets))
+    # -- in their turn
+    def say(self, data: bytes, before: int = 0, octets: int = 0) -> None:
+        """Send a reply in its turn. `octets` of it, behind the first `before`, are mail."""
+        if self.pending:
+            self.pending.append(_Text(data, before, octets))
         else:
-            self._put(data, before, octets)
+            self.put(data, before, octets)
 
-    def _put(self, data: bytes, before: int = 0, octets: int = 0) -> None:
+    def say_computed(self, render: Callable[[], bytes]) -> None:
+        """Send what `render` returns when its turn comes."""
+        if self.pending:
+            self.pending.append(_Computed(render))
+        else:
+            self.put(render())
+
+    def bad(self, text: str, code: str = "") -> None:
+        """Refuse a command. Too many of those end the connection."""
+        self.errors += 1
+        self.say(err(text, code))
+        if self.errors > self.most_errors:
+            self.say(err("too many errors"))
+            self.close("too many errors")
+
+    def close(self, why: str) -> None:
+        """Close once everything pending is out."""
+        self.why = self.why or why
+        self.over = True
+        if self.pending:
+            self.pending.append(_Close())
+        else:
+            self.closing = True
+
+    # -- the answer at the head of the queue
+    def expect(self, *kinds: str) -> Awaited:
+        """Return the command that is to be answered next. ValueError if it is none of `kinds`."""
+        first = self.pending[0] if self.pending else None
+        if type(first) is not Awaited or first.kind not in kinds:
+            raise ValueError("an answer to nothing that was asked")
+        return first
+
+    def settle(self) -> None:
+        """Send what has become ready at the head of the queue."""
+        pending = self.pending
+        while pending:
+            first = pending[0]
+            if type(first) is Awaited:
+                return
+            pending.popleft()
+            if type(first) is _Text:
+                self.put(first.data, first.before, first.octets)
+            elif type(first) is _Computed:
+                self.put(first.render())
+            else:
+                self.closing = True
+
+    # -- at once
+    def put(self, data: bytes, before: int = 0, octets: int = 0) -> None:
+        """Send octets now, as `say` does in their turn."""
         self.out.append(data)
         self.out_octets += len(data)
         if self.shown is not None:
@@ -63,50 +142,28 @@ class Replies:
             )
             self.shown += [piece for piece in pieces if piece]
 
-    def _end_deletes(self) -> None:
-        """A run of DELEs is answered in one go, so nothing else may be owed between them."""
-        if self._run is not None and self._run[0]:
-            self._end_run()
-
-    def _end_run(self) -> None:
-        """Ask for what was gathered; transaction.py knows how."""
-        raise NotImplementedError
-
-    def _settle(self) -> None:
-        """Say what has become ready at the head of what is owed."""
-        owed = self._owed
-        while owed and (kind := owed[0][0]) in _READY:
-            if kind == "text":
-                self._put(*owed[0][1:])
-            elif kind == "stat":
-                self._put(b"+OK %d %d\r\n" % (self.messages, self.octets))
-            else:
-                self.closing = True
-            owed.popleft()
-
-    def _bad(self, text: str, code: str = "") -> None:
-        self._errors += 1
-        self._end_run()
-        self._say(err(text, code))
-        if self._errors > self._policy.most_errors:
-            self._say(err("too many errors"))
-            self._close("too many errors")
-
-    def _close(self, why: str) -> None:
-        """Close once everything owed is out."""
-        self.why = self.why or why
-        self.state = "over"
-        if self._owed:
-            self._owed.append(("close",))
+    def put_mail(self, head: bytes, data: memoryview) -> None:
+        """Send a whole message now. The shell joins the pieces, so that nobody copies it before."""
+        if self.shown is None:
+            self.out += (head, data, b".\r\n")
+            self.out_octets += len(head) + len(data) + 3
         else:
-            self.closing = True
+            self.put(b"".join((head, data, b".\r\n")), len(head), len(data))
 
-    def _end_with(self, text: bytes, why: str) -> None:
-        """Close now, whatever is owed; into an answer that is half out no word is put, for the client would take it for mail."""
-        begun = any(len(owed) == 3 for owed in self._owed)
-        self._owed.clear()
+    def put_part(self, view: memoryview) -> None:
+        """Send a part of a large message now: mostly a frame's whole data, which need not be copied."""
+        if self.shown is None:
+            self.out.append(view)
+            self.out_octets += len(view)
+        else:
+            self.put(bytes(view), 0, len(view))
+
+    def end_with(self, text: bytes, why: str) -> None:
+        """Close now, whatever is pending. An answer that is half out gets no text behind it: the client would take it for mail."""
+        begun = any(type(reply) is Awaited and reply.begun for reply in self.pending)
+        self.pending.clear()
         if text and not begun:
-            self._put(text)
-        self.state = "over"
+            self.put(text)
+        self.over = True
         self.closing = True
         self.why = self.why or why
