@@ -4,17 +4,16 @@ An actor that is to go says Leaving on each; the mda then sends nothing new, and
 answered. So nothing that crossed that word is lost, or delivered twice.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from popkernel.actors.maildir.deliveries import Deliveries
-from popkernel.actors.maildir.store.maildrop import StoreError
+from popkernel.actors.maildir.session import Session
+from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
 from popkernel.actors.maildir.store.quota import Quota
+from popkernel.kernel.runtime.actor import Boot
 from popkernel.kernel.runtime.channel import Channel, Message, adopt
-from popkernel.kernel.runtime.loop import Timer
+from popkernel.kernel.runtime.loop import Loop, Timer
 from popkernel.proto import messages as m
-
-if TYPE_CHECKING:
-    from popkernel.actors.maildir.main import MaildirActor
 
 __all__ = ["Reception"]
 
@@ -23,10 +22,42 @@ _SWEEP_AFTER = 1.0  # seconds from the first delivery: nobody waits for the swee
 _MOST_CHANNELS = 4  # an mda has one, and one it is done with; after a reload there are two mdas
 
 
+class Shell(Protocol):
+    """As much of the maildir actor as its delivery side sees."""
+
+    boot: Boot
+    loop: Loop
+    drop: Maildrop | None
+    trouble: StoreError
+    session: Session | None
+    leaving: bool
+    stopping: bool
+    final: bool
+
+    @staticmethod
+    def clock() -> float:
+        """Wall time in seconds."""
+
+    def leave(self) -> None:
+        """Tell the kernel that whoever comes next is for another process."""
+
+    def rest(self) -> None:
+        """Something has ended: go, if that is wanted and nothing is open any more."""
+
+    def tell(self, message: Message) -> None:
+        """Say something to the kernel."""
+
+    def log(self, level: int, text: str) -> None:
+        """A line for the log."""
+
+    def refuse(self, channel: Channel, why: str) -> None:
+        """A peer broke the rules."""
+
+
 class Reception:
     """The delivery side of a maildir actor's shell."""
 
-    def __init__(self, actor: "MaildirActor") -> None:
+    def __init__(self, actor: Shell) -> None:
         self.actor = actor
         self.channels: list[Channel] = []
         self.deliveries: Deliveries | None = None

@@ -315,7 +315,7 @@ class Mda(Actor):
     def _cancel(self, client: Client) -> None:
         transaction, client.transaction = client.transaction, None
         if transaction is not None:
-            routes = {copy.route for copy in transaction.open if copy.route is not None}
+            routes = {copy.route for copy in transaction.open if isinstance(copy.route, Route)}
             for copy in [c for c in transaction.open if c.wanted]:
                 self.routes.withdraw(copy)
             transaction.cancel()

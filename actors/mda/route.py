@@ -6,15 +6,13 @@ hold, and nothing new while it has not taken in what it was sent. What has to wa
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from popkernel.actors.mda.transaction import Copy
+from popkernel.actors.mda.transaction import MOST_STREAMS, Copy
 
-__all__ = ["MOST_POSTS", "MOST_STREAMS", "Route"]
+__all__ = ["MOST_POSTS", "Route"]
 
 MOST_POSTS = 8  # small messages under way; each may wait some seconds for the popcache's lock
-MOST_STREAMS = 16  # large ones: each is an open file there, of 64 descriptors that it has
 
 
 class Route:
@@ -33,12 +31,12 @@ class Route:
         self.doubted = 0.0  # seconds: when the kernel was last asked to see whether the actor is alive
         self.heard = 0.0  # seconds: when the actor last said something, or owed nothing
 
-    def ask(self, copy: "Copy") -> list["Copy"]:
+    def ask(self, copy: Copy) -> list[Copy]:
         """That copy wants to set off; as `go`."""
         self.waiting[copy.transaction.large].append(copy)
         return self.go()
 
-    def go(self) -> list["Copy"]:
+    def go(self) -> list[Copy]:
         """Let set off, in their order, as many as there is room for; those that did."""
         gone: list[Copy] = []
         for queue in self.waiting:
@@ -62,23 +60,23 @@ class Route:
         """Whether the actor is to say something."""
         return self.behind or any(copy.transaction.whole or copy.unwritten > 0 for copy in self.copies.values())
 
-    def take(self, copy: "Copy") -> None:
+    def take(self, copy: Copy) -> None:
         """It is under way."""
         self.copies[copy.number] = copy
         self._count(copy, 1)
 
-    def drop(self, copy: "Copy") -> None:
+    def drop(self, copy: Copy) -> None:
         """It is no more."""
         if self.copies.pop(copy.number, None) is not None:
             self._count(copy, -1)
 
-    def _count(self, copy: "Copy", by: int) -> None:
+    def _count(self, copy: Copy, by: int) -> None:
         if not copy.transaction.large:
             self.posts += by
         else:
             self.streams += by
 
-    def dismiss(self) -> list["Copy"]:
+    def dismiss(self) -> list[Copy]:
         """Those that waited, small ones first: for another route."""
         left = [*self.waiting[0], *self.waiting[1]]
         for queue in self.waiting:

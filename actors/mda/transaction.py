@@ -8,22 +8,34 @@ user too. What a maildir actor is sent, and how, is the shell's business (routin
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from popkernel.actors.mda.route import MOST_STREAMS, Route
 from popkernel.proto import messages as m
 
-__all__ = ["AWAY", "MANY", "SLOW", "SMALL", "Copy", "Transaction"]
+__all__ = ["AWAY", "MANY", "MOST_STREAMS", "SLOW", "SMALL", "Copy", "Transaction"]
 
 SMALL = 128 * 1024  # octets of a message that goes in one
 FRAME = 32 * 1024  # octets of a large message that are worth a frame
 WINDOW = 256 * 1024  # octets of a large message that a maildir actor may have before it and not yet in its files
+MOST_STREAMS = 16  # large messages under way to one actor: each is an open file there, of 64 descriptors that it has
 AT_ONCE = 16  # copies of one small message that are under way together
 _MOST_CHUNKS = 64  # pieces in which content waits
 
 AWAY = "4.3.0 the mailbox is not available now, try again later"
 SLOW = "4.4.1 the mailbox takes too long, try again later"
 MANY = "4.5.3 too many addresses of one mailbox for a large message, send it to the others after this"
+
+
+class Way(Protocol):
+    """A channel to a maildir actor, as a transaction sees it: route.py."""
+
+    send: Callable[[tuple[Any, ...], bytes], None]
+
+    def take(self, copy: "Copy") -> None:
+        """It is under way."""
+
+    def drop(self, copy: "Copy") -> None:
+        """It is no more."""
 
 
 class Copy:
@@ -37,7 +49,7 @@ class Copy:
         self.address = address
         self.user = user
         self.number = 0  # of the delivery, once it is under way
-        self.route: Route | None = None
+        self.route: Way | None = None
         self.unwritten = 0  # octets on their way into the file
         self.window = WINDOW  # octets that may be: the copies for one user share what their actor may have before it
         self.retried = False  # it was refused by an actor that was going
@@ -170,7 +182,7 @@ class Transaction:
                 copy.route.send(m.Abort(copy.number), b"")
 
     # -- the maildir actors
-    def routed(self, copy: Copy, route: Route) -> None:
+    def routed(self, copy: Copy, route: Way) -> None:
         """There is a route for that copy, and room on it: off it goes."""
         if copy not in self.open:
             return

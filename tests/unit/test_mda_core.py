@@ -1,8 +1,8 @@
 """actors/mda/transaction.py: a copy a recipient, credit, answers once each and in whatever order they come."""
 
 import pytest
-from popkernel.actors.mda.route import MOST_POSTS, MOST_STREAMS, Route
-from popkernel.actors.mda.transaction import AT_ONCE, FRAME, SMALL, WINDOW, Transaction
+from popkernel.actors.mda.route import MOST_POSTS, Route
+from popkernel.actors.mda.transaction import AT_ONCE, FRAME, MOST_STREAMS, SMALL, WINDOW, Transaction
 from popkernel.proto import messages as m
 
 

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from popkernel.actors.mda.route import MOST_POSTS, MOST_STREAMS, Route
-from popkernel.actors.mda.transaction import SMALL, Transaction
+from popkernel.actors.mda.route import MOST_POSTS, Route
+from popkernel.actors.mda.transaction import MOST_STREAMS, SMALL, Transaction
 from popkernel.proto import messages as m
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-    from popkernel.actors.maildir.store.maildrop import Maildrop
+    from popkernel.actors.maildir.store.mailbox import Mailbox
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
@@ -43,7 +43,7 @@ class Delivery:
 
     __slots__ = ("_counter", "_drop", "_fd", "_name", "_source")
 
-    def __init__(self, drop: Maildrop) -> None:
+    def __init__(self, drop: Mailbox) -> None:
         self._drop = drop
         self._counter = SizeCounter()
         self._fd = -1
