@@ -1,6 +1,8 @@
 """A service in which nobody waits long: `impatient.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short,
 but for that of a start, for which a busy machine may need some.
 
+Only a start may take as long as ever: on a busy machine it takes more than that.
+
 `impatient.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it, and that
 bob's actor, to which it has none, breaks the rules.
 """
@@ -47,10 +49,14 @@ def inside(seconds, accuses):
 def main():
     seconds = int(sys.argv[1])
     accuses = sys.argv[2] == "accuse"
+    from popkernel.proto.topology import edge
+
+    start = edge("kernel", "init").deadline
     shorten(seconds)
     from popkernel.cli.main import main as popkernel
-    from popkernel.kernel import init
+    from popkernel.kernel import init, singletons
 
+    singletons._START_PATIENCE = start
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import impatient; impatient.inside({seconds}, {accuses})"]
     return popkernel(sys.argv[2 + accuses :])
 
