@@ -1,6 +1,8 @@
 """Options of the whole test suite; what a file's tests leave open is told at its own end; and one that fails takes none along."""
 
 import gc
+import pathlib
+import tempfile
 
 import pytest
 
@@ -52,3 +54,12 @@ def _nothing_left_open():
     """A pipe or socket that is only reachable in a circle is an error of the tests that made it, not of those that run when it is found."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def open_path():
+    """As tmp_path, but every user may enter it. pytest shuts the directories above tmp_path (0700) at its start, also those of a run beside it."""
+    with tempfile.TemporaryDirectory(prefix="pk") as path:
+        opened = pathlib.Path(path)
+        opened.chmod(0o711)
+        yield opened
