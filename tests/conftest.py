@@ -4,9 +4,14 @@ import gc
 import pathlib
 import tempfile
 
+import hypothesis
 import pytest
 
 from tests.service import ROOT, Service
+
+# Its own bounds are seconds of the wall, whoever has the processor: 0.2 for an example, and some for making the first ones.
+hypothesis.settings.register_profile("popkernel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("popkernel")
 
 _FAILED = pytest.StashKey[bool]()
 
