@@ -1,10 +1,17 @@
 """Options of the whole test suite; what a file's tests leave open is told at its own end; and one that fails takes none along."""
 
 import gc
+import pathlib
+import tempfile
 
+import hypothesis
 import pytest
 
 from tests.support.service import ROOT, Service
+
+# Its own bounds are seconds of the wall, whoever has the processor: 0.2 for an example, and some for making the first ones.
+hypothesis.settings.register_profile("popkernel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("popkernel")
 
 _FAILED = pytest.StashKey[bool]()
 
@@ -52,3 +59,12 @@ def _nothing_left_open():
     """A pipe or socket that is only reachable in a circle is an error of the tests that made it, not of those that run when it is found."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def open_path():
+    """As tmp_path, but every user may enter it. pytest shuts the directories above tmp_path (0700) at its start, also those of a run beside it."""
+    with tempfile.TemporaryDirectory(prefix="pk") as path:
+        opened = pathlib.Path(path)
+        opened.chmod(0o711)
+        yield opened

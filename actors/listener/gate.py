@@ -2,8 +2,8 @@
 
 It has the keys in memory and the bounds in force, and takes no octet of a client but a PROXY header. A child closes all that is not
 its own, locks itself in as a listener, and only then speaks with its client (single_listener.py). What it speaks with the kernel and
-auth on was sent ahead, as a *seat* (kernel/supervisor/gates.py); where no seat is left, clients wait for one here, and have their turns by
-address.
+auth on was sent ahead, as a *seat* (kernel/supervisor/gates.py). Clients have their seats by turns of their addresses, a few in a turn of
+the loop; where none is left, they wait for one here.
 
 A client of TLS speaks first: until its first words are whole, it costs a socket here and no process.
 """
@@ -32,6 +32,9 @@ from popkernel.proto.access.fairness import Fair
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.trace.session_names import listener_name, session_number
 
+# Listeners forked in a turn of the loop, which takes 64 connections. A fork takes milliseconds: after more of them the system's queue of
+# connections, in which thousands may wait, would be emptied more slowly than a flood fills it, and an honest client waits at its end.
+_FORKS = 8
 _REFUSING = 64  # connections at a time that are told why they are not served; more are closed without a word
 _GRACE = 5.0  # seconds such a one has
 _END_SECONDS = 10.0  # that a listener may stay when its client's time is over: it says goodbye
@@ -90,8 +93,8 @@ class Gate(Door):
         self.guests: dict[int, Guest] = {}
         self.seated: dict[int, Guest] = {}  # by session
         self.seats: deque[tuple[int, int]] = deque()  # session, and the descriptor of its listener's channel
-        self.asking: list[Guest] = []  # in this turn of the loop, for a listener
-        self.unseated: Fair[int, Guest] = Fair()  # they have spoken, and no seat is left
+        self.seating = False  # whether seats are about to be taken
+        self.unseated: Fair[int, Guest] = Fair()  # they are to have a listener
         self.turned: dict[socket.socket, Turned] = {}
         self.refusing = 0
         self.open = self.draining = False
@@ -179,8 +182,7 @@ class Gate(Door):
     # -- seats
     def _seat(self, message: m.Seat, fds: list[int]) -> None:
         self.seats.append((message.session, fds[0]))
-        while len(self.seats) > len(self.asking) and self.unseated:
-            self._ask_for_seat(self.unseated.take()[1])
+        self._call_to_seats()
         if not self.open and not self.draining:
             self.open = True
             for sock, tls in self.listening:
@@ -193,21 +195,22 @@ class Gate(Door):
             self.tell(m.Exited(listener_name(message.session), os.getpid(), TEMPFAIL << 8))
 
     def _ask_for_seat(self, guest: Guest) -> None:
-        """Give a client its listener at the end of this turn, or when there is a seat."""
-        if not self.asking:
+        """Give a client its listener at the end of this turn, or when it has its turn among those that wait for one."""
+        self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
+        self._call_to_seats()
+
+    def _call_to_seats(self) -> None:
+        if self.seats and self.unseated and not self.seating:
+            self.seating = True
             self.loop.soon(self._take_seats)
-        self.asking.append(guest)
 
     def _take_seats(self) -> None:
-        """For all who asked in this turn: forked one right after the other, for what this process writes to in between, it copies anew."""
-        asking, self.asking = self.asking, []
+        """For some of those that wait: forked one right after the other, for what this process writes to in between, it copies anew."""
+        self.seating = False
         taken: list[tuple[Guest, int, int]] = []
-        for guest in asking:
-            if guest.sock is None or guest.number not in self.guests:
-                continue
-            if not self.seats:
-                self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
-            elif self._may_shake(guest):
+        while self.seats and self.unseated and len(taken) < _FORKS:
+            guest = self.unseated.take()[1]
+            if self._may_shake(guest):
                 taken.append((guest, *self.seats.popleft()))
         begun = []
         for guest, session, channel in taken:
@@ -217,6 +220,8 @@ class Gate(Door):
                 begun.append((guest, guest.sock, session, channel))
         for guest, sock, session, channel in begun:
             self._sits(guest, sock, session, channel)
+        if self.seats and self.unseated:
+            self.loop.later(0.0, self._call_to_seats)  # in the next turn, which takes connections first
 
     def _fork(self, guest: Guest, sock: socket.socket, session: int, channel: int) -> bool:
         try:

@@ -23,13 +23,14 @@ class Watchdog:
     `call`: the call under way, as a tuple of its own with the socket in it, so that no two calls are the same; None between calls.
     """
 
-    __slots__ = ("_before", "_clock", "_seen", "call", "stopped")
+    __slots__ = ("_before", "_clock", "_seen", "_since", "call", "stopped")
 
     def __init__(self) -> None:
         self.call: tuple[socket.socket] | None = None
         self.stopped = 0  # connections
         self._seen: tuple[socket.socket] | None = None
-        self._before = 0.0
+        self._since = 0.0  # processor time of the watched thread when a look first found that call
+        self._before = 0.0  # and at the last look
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def start(self) -> None:
@@ -43,15 +44,18 @@ class Watchdog:
             pause = _LOOK if self.look() else min(2 * pause, _LOOK_IDLE)
 
     def look(self) -> bool:
-        """End the connection of a call that was under way at the last look already, and has computed too much since.
+        """End the connection of a call that has computed too much since a look first found it, however many looks ago.
 
-        True where the thread does anything, so that the next look should be soon.
+        On a busy machine the thread may have little of the processor between two looks. True where it does anything, so that the next look
+        should be soon.
         """
         call, before = self.call, self._before
-        self._before = time.clock_gettime(self._clock)
-        if call is not None and call is self._seen and self._before - before > _MOST:
+        now = self._before = time.clock_gettime(self._clock)
+        if call is not self._seen:
+            self._seen, self._since = call, now
+        elif call is not None and now - self._since > _MOST:
+            self._since = now
             self.stopped += 1
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 socket.socket.shutdown(call[0], socket.SHUT_RDWR)
-        self._seen = call
-        return call is not None or self._before - before > _STILL
+        return call is not None or now - before > _STILL

@@ -25,7 +25,7 @@ def test_what_else_may_come(name):
     one = load(name).one
     change = st.tuples(st.integers(0, 4096), st.integers(0, 12), st.binary(max_size=12))
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(known), st.lists(change, max_size=6))
     def changed(data, changes):
         for at, gone, put in changes:

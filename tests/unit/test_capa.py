@@ -65,7 +65,7 @@ class Client:
         return data
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(policy=POLICIES, tls=st.booleans(), before=BEFORE, logged_in=st.booleans())
 def test_capa_tells_the_truth(policy, tls, before, logged_in):
     check(

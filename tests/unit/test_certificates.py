@@ -35,7 +35,7 @@ def pem(one):
     return one.public_bytes(serialization.Encoding.PEM)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.from_regex(r"\A(\*\.)?[a-zA-Z0-9-]{1,60}(\.[a-z]{1,20}){0,3}\Z"), max_size=20),
     st.datetimes(dt.datetime(1951, 1, 1), dt.datetime(2020, 1, 1)),

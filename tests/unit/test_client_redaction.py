@@ -56,7 +56,7 @@ def play(events, policy, *, tls, overheard):
     return said, shown
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(events=EVENTS, tokens=st.booleans(), tls=st.booleans(), plaintext=st.booleans())
 def test_it_is_answered_as_the_lines_were_and_no_secret_is_in_it(events, tokens, tls, plaintext):
     policy = Policy("0", plaintext=plaintext, starttls=True, mechanisms=MECHANISMS if tokens else MECHANISMS[:2], scope="mail", most_errors=20)

@@ -14,7 +14,7 @@ from popkernel.proto.topology import EDGES
 CODECS = [Codec(e.source, e.target) for e in EDGES]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(CODECS), st.binary(max_size=200))
 def test_random_octets_are_refused_or_make_a_whole_message(codec, data):
     try:
@@ -31,7 +31,7 @@ simple = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(CODECS), st.integers(0, 20), st.lists(simple, max_size=8))
 def test_random_fields_are_refused_or_make_a_whole_message(codec, code, fields):
     try:
@@ -119,7 +119,7 @@ def test_a_view_is_refused_where_a_copy_is(before):
             agree(codec, frame)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(CODECS), st.lists(st.sampled_from([b"\xc6", b"\x93", b"\x03", b"\x90", b"\xc4", b"\0", bulk_head(4096)]), max_size=12))
 def test_views_and_copies_agree_on_random_octets(codec, pieces):
     frame = b"".join(pieces) + bytes(4096)

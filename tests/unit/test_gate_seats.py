@@ -12,17 +12,29 @@ from popkernel.kernel.replay.harness import StageLoop
 from popkernel.proto.access.fairness import Fair
 
 
+class Loop(StageLoop):
+    """What is put off for no time waits for the next turn, as there."""
+
+    def __init__(self):
+        super().__init__()
+        self.put_off = []
+
+    def later(self, seconds, call, session=0):
+        return super().later(seconds, call, session) if seconds else self.put_off.append(call)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     made = object.__new__(Gate)
-    made.loop, made.did, made.told = StageLoop(), [], []
-    made.guests, made.seated, made.seats, made.asking, made.unseated = {}, {}, deque(), [], Fair()
+    made.loop, made.did, made.told = Loop(), [], []
+    made.guests, made.seated, made.seats, made.seating, made.unseated = {}, {}, deque(), False, Fair()
+    made.socks = []
     made.open, made.login_seconds, made.forks = True, 60, 100
     made.limits = SimpleNamespace(bounds=SimpleNamespace(prefix_v6=64), done=lambda *_: None)
     made.children = SimpleNamespace(fork=lambda name: fork(made, name))
     made._room_to_shake = lambda number, host: made.did.append(f"shakes {number}") or True
     made._complain = made.log = lambda *words: made.told.append(words[-1])
-    made._forget = lambda guest: made.guests.pop(guest.number, None)
+    made._forget = lambda guest: (made.guests.pop(guest.number, None), made.unseated.remove(guest.number))
     made._done = lambda: None
     monkeypatch.setattr(gate_module.os, "close", lambda fd: made.did.append(f"closes {fd}"))
     yield made
@@ -39,11 +51,18 @@ def fork(gate, name):
     return 7
 
 
-def come(gate, many):
-    gate.socks = []
-    for number in range(1, many + 1):
+def turn(gate):
+    """The next turn of the loop, in which no connection comes."""
+    calls, gate.loop.put_off = gate.loop.put_off, []
+    for call in calls:
+        call()
+    gate.loop.settle()
+
+
+def come(gate, many, host="192.0.2.1"):
+    for number in range(len(gate.guests) + 1, len(gate.guests) + many + 1):
         gate.socks += socket.socketpair()
-        gate.guests[number] = Guest(number, gate.socks[-1], "192.0.2.1", 7, tls=True, refused="", came=0.0)
+        gate.guests[number] = Guest(number, gate.socks[-1], host, 7, tls=True, refused="", came=0.0)
         gate._ask_for_seat(gate.guests[number])
 
 
@@ -100,3 +119,19 @@ def test_no_room_for_a_process(gate):
     gate.loop.settle()
     assert [guest.number for guest in gate.seated.values()] == [1] and list(gate.seats) == [(2, 1002)] and list(gate.guests) == [1]
     assert gate.told[0].startswith("no more listeners can be forked")
+
+
+def test_a_turn_has_few_forks_and_the_next_one_is_not_for_the_crowd_alone(gate):
+    """A turn that forked for all whom it took was so long that a flood filled the system's queue, and who came behind it waited for seconds."""
+    seats(gate, *range(1, 41))
+    come(gate, 30)
+    gate.loop.settle()
+    assert len(gate.seated) == gate_module._FORKS
+    come(gate, 30)
+    come(gate, 1, "192.0.2.2")
+    turn(gate)
+    turn(gate)
+    assert 61 in {guest.number for guest in gate.seated.values()} and len(gate.seated) == 3 * gate_module._FORKS
+    while gate.seats:
+        turn(gate)
+    assert len(gate.seated) == 40 and len(gate.unseated) == 21

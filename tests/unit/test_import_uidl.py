@@ -9,12 +9,8 @@ from popkernel.cli.demo import make_site
 
 
 @pytest.fixture
-def site(tmp_path):
-    tmp_path.chmod(0o711)
-    for path in tmp_path.parents:
-        if path.owner() == "root" and len(path.parts) > 2:
-            path.chmod(path.stat().st_mode | 0o011)
-    return make_site(str(tmp_path / "s"), mail=(b"a: b\n\nc\n",))
+def site(open_path):
+    return make_site(str(open_path / "s"), mail=(b"a: b\n\nc\n",))
 
 
 def imported(site, *arguments):

@@ -292,7 +292,7 @@ class Service(RuleBasedStateMachine):
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestService.settings = settings(max_examples=200, stateful_step_count=40)
 
 
 def test_a_second_session_is_turned():

@@ -305,7 +305,7 @@ class Whole(RuleBasedStateMachine):
 
 
 TestWhole = Whole.TestCase
-TestWhole.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestWhole.settings = settings(max_examples=50, stateful_step_count=30)
 
 
 @given(st.one_of(st.ip_addresses().map(str)), st.integers(1, 128))

@@ -84,7 +84,7 @@ def slow_decode(wire):
 
 
 @given(BODIES, st.integers(1, 50))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_data_as_a_slow_reader_reads_it(body, size):
     wire = body + b"\r\n.\r\n"
     expected, rest = slow_decode(wire)
@@ -98,7 +98,7 @@ def test_data_as_a_slow_reader_reads_it(body, size):
 
 
 @given(st.binary(max_size=300), st.integers(1, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_makes_it_fail(junk, size):
     owner = Owner()
     owner.feed(HELLO)

@@ -188,20 +188,17 @@ def test_a_subdirectory_of_another_user_is_never_handed_over(tmp_path, monkeypat
 
 
 @needs_root
-def test_a_maildir_inside_of_another_s(tmp_path):
+def test_a_maildir_inside_of_another_s(open_path):
     """It was advised to open the other's maildir to everybody."""
-    for path in (tmp_path, *tmp_path.parents):
-        if path.owner() == "root" and len(path.parts) > 2:
-            path.chmod(path.stat().st_mode | 0o011)
-    theirs = maildir(tmp_path / "theirs", 64202)
+    theirs = maildir(open_path / "theirs", 64202)
     inner = maildir(theirs / ".Inner", 64201)
-    assert said_of(tmp_path, (64201, inner), (64202, theirs)) == {
+    assert said_of(open_path, (64201, inner), (64202, theirs)) == {
         1: [("user user1: theirs/.Inner: this lies in the maildir of user2 (line 2)", OWN, True)]
     }
-    home = tmp_path / "home"
+    home = open_path / "home"
     home.mkdir(mode=0o700)
     os.chown(home, 64202, 64202)
-    ((what, mend, _),) = said_of(tmp_path, (64201, maildir(home / "box", 64201)), (64202, theirs))[1]
+    ((what, mend, _),) = said_of(open_path, (64201, maildir(home / "box", 64201)), (64202, theirs))[1]
     assert (what, mend) == ("user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
 
 

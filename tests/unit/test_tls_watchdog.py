@@ -32,6 +32,22 @@ def test_a_call_that_computes_too_long_finds_the_end_of_its_connection(pair):
     assert pair[1].recv(1) == b""
 
 
+def test_a_call_that_gets_little_of_the_processor_between_two_looks(pair):
+    """Only what it computed since the last look was counted: on a busy machine such a call never ended."""
+    dog = Watchdog()
+    dog.call = (pair[0],)
+    dog.look()
+    compute(0.03)
+    dog.look()
+    assert not dog.stopped
+    compute(0.03)
+    dog.look()
+    assert dog.stopped == 1
+    assert pair[1].recv(1) == b""
+    dog.look()
+    assert dog.stopped == 1, "once for what it computed"
+
+
 def test_many_short_calls_of_one_client_are_none_of_its_business(pair):
     dog = Watchdog()
     for _ in range(3):

@@ -36,7 +36,7 @@ def test_frames_of_every_size(size):
     assert reader().feed(framed(bytes(size))) == [bytes(size)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=700), max_size=6), st.data())
 def test_however_it_is_cut(frames, data):
     stream, found, made = PREFACE + framed(*frames), [], Reader(1000)
@@ -48,7 +48,7 @@ def test_however_it_is_cut(frames, data):
     assert made.empty
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([0, 5, 65535, 65536, 70000, 200000]), max_size=5), st.data())
 def test_large_frames_however_they_come(sizes, data):
     """Some octets by `feed`, some straight into `room`: what a channel does."""
@@ -131,7 +131,7 @@ def test_types_that_fit(kind):
     assert Reader(LIMIT, (b"DEALER", b"REQ")).feed(preface(kind) + framed(b"a")) == [b"a"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300), st.booleans())
 def test_random_octets_never_raise_anything_else(octets, greeted):
     made = reader() if greeted else Reader(LIMIT)

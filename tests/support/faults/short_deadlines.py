@@ -48,10 +48,15 @@ def inside(seconds, accuses):
 def main():
     seconds = int(sys.argv[1])
     accuses = sys.argv[2] == "accuse"
+    from popkernel.proto.topology import edge
+
+    start = edge("kernel", "init").deadline
     shorten(seconds)
     from popkernel.cli.main import main as popkernel
     from popkernel.kernel.init import main as init
+    from popkernel.kernel.supervisor import singletons
 
+    singletons._START_PATIENCE = start
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import short_deadlines; short_deadlines.inside({seconds}, {accuses})"]
     return popkernel(sys.argv[2 + accuses :])
 
