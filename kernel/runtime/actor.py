@@ -258,6 +258,10 @@ class Actor:
         del channel
         return int(getattr(message, "session", 0))
 
+    def told(self) -> dict[str, Any]:
+        """What this actor was told of the configuration and a replay needs; kernel/config/keys.py has which."""
+        return {name: self.boot.config[name] for name in self.boot.config["shown"]}
+
     def settings(self) -> dict[str, Any]:
         """What decides what this actor says, of its configuration and of what is under way: a replay begins with it. Nothing secret."""
         return {}
