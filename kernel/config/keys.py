@@ -1,8 +1,8 @@
-"""The configuration: one frozen object, built from the command line's flags and a TOML file; flags win.
+"""Declare the configuration keys, and build the configuration from flags and a TOML file; flags win.
 
 Every key stands once, as a field of `Config`. The flags of `start` and `check`, the help, the checks of values, what a reload
 puts in force, what each actor is told, the sample configuration and the numbers in the manual are made from these fields
-(tests/key_documents.py writes the last two). Nothing here opens a socket or a table: `popkernel check` looks at what the paths
+(tests/support/key_documents.py writes the last two). Nothing here opens a socket or a table: `popkernel check` looks at what the paths
 hold. What a value may be, by its kind, is in values.py; the line of each fault of the file comes from toml.py.
 """
 
@@ -94,43 +94,43 @@ class Flag(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An actor that is told a key when it is started."""
+    """An actor that gets a key among its settings when it is started."""
 
     actor: str
     setting: str = ""
     """Its name there; empty: the key's."""
     part: Callable[["Config"], Any] | None = None
-    """What it is told instead of the value; several keys may make one setting."""
+    """Compute the setting from the configuration; without it, the setting is the key's value. Several keys may make one setting."""
     made: bool = False
-    """Init makes the setting of the value at each start of the actor: descriptors, uids, a pass phrase."""
+    """Init computes the setting when it starts the actor: descriptors, uids, the pass phrase."""
     shown: bool = False
-    """Recordings of the actor have the setting: a replay needs it."""
+    """Recordings of the actor hold the setting, since a replay needs it."""
 
 
 def _share(config: "Config") -> int:
-    """Of several listeners each takes its part."""
+    """Divide the sessions among the listeners."""
     return max(1, config.max_sessions // config.listeners)
 
 
 def _pairs(config: "Config") -> list[tuple[str, str]]:
-    """Certificate and key, the default one first."""
+    """List certificate and key of each host name, the default first."""
     return [(config.cert, config.key), *config.certs]
 
 
 def _tokens(config: "Config") -> dict[str, str]:
-    """What a token must have; nothing where none are taken."""
+    """Collect what a token must have; nothing if tokens are off."""
     prefix = "oauth_"
     names = [key.name for key in keys() if key.name.startswith(prefix)] if config.oauth_issuer else []
     return {name.removeprefix(prefix): getattr(config, name) for name in names}
 
 
 def _quotas(config: "Config") -> dict[str, str]:
-    """By user."""
+    """Map users to their quotas."""
     return dict(text.rsplit("=", 1) for text in config.quota_users)
 
 
 def _doors(setting: str = "", part: Callable[["Config"], Any] | None = None, *, made: bool = False) -> tuple[Told, ...]:
-    """Those that take clients' connections."""
+    """Name the actors that take clients' connections."""
     return Told("listener", setting, part, made), Told("gate", setting, part, made)
 
 
@@ -161,7 +161,7 @@ def _key(
         choices: of a "choice".
         required: no start without it.
         reload: a reload puts it in force; others wait for the next start.
-        told: which actors are told it. Init and the kernel have the whole configuration: init read it, and forks the kernel.
+        told: the actors that get it. Init and the kernel have the whole configuration: init reads it and forks the kernel.
         flag: on the command line.
         example: a value as in the TOML file, for the sample configuration where the default is no example.
 
@@ -377,29 +377,29 @@ class Config:
 
 
 def keys() -> tuple[Field[Any], ...]:
-    """Every key: its name, its default, and in its metadata the rest of what `_key` was given."""
+    """Return every key; its metadata holds what `_key` was given."""
     return fields(Config)
 
 
 def address_keys() -> list[str]:
-    """The keys that name addresses to listen on, in the order in which they are bound."""
+    """Name the keys that hold addresses to listen on, in the order of binding."""
     return [key.name for key in keys() if key.metadata["kind"] == "addresses"]
 
 
 def key_of(name: str) -> Field[Any]:
-    """The key of that name."""
+    """Find a key by its name."""
     return next(key for key in keys() if key.name == name)
 
 
 def default_of(key: Field[Any]) -> Any:
-    """What a key is where it is not given: some the machine says."""
+    """Return the value of a key that is not given; two depend on the machine."""
     if key.name == "run_dir":
         return default_run_dir()
     return (socket.gethostname() or "localhost") if key.name == "hostname" else key.default
 
 
 def flagged_keys() -> list[Field[Any]]:
-    """The keys that have a flag, as the help of `start` has them in order."""
+    """Return the keys that have a flag, in the order of the help of `start`."""
     flagged = [key for key in keys() if key.metadata["flag"] is not None]
     ordered = [key for key in flagged if not key.metadata["flag"].after]
     for key in flagged:
@@ -409,13 +409,13 @@ def flagged_keys() -> list[Field[Any]]:
 
 
 def flag_of(key: Field[Any]) -> str:
-    """The flag of a key, or what it would be."""
+    """Return the flag of a key, or the one it would have."""
     flag: Flag | None = key.metadata["flag"]
     return (flag.name if flag is not None else "") or "--" + key.name.replace("_", "-")
 
 
 def told(config: Config, actor: str) -> dict[str, Any]:
-    """What an actor is told of the configuration, but for what init makes; `shown` names the settings that its recordings have."""
+    """Return the settings an actor gets, without those that init computes; `shown` names the ones that its recordings hold."""
     rows = [(key.name, row) for key in keys() for row in key.metadata["told"] if row.actor == actor]
     settings = {row.setting or name: row.part(config) if row.part else getattr(config, name) for name, row in rows if not row.made}
     return settings | {"shown": [row.setting or name for name, row in rows if row.shown]}

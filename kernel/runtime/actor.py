@@ -259,7 +259,7 @@ class Actor:
         return int(getattr(message, "session", 0))
 
     def told(self) -> dict[str, Any]:
-        """What this actor was told of the configuration and a replay needs; kernel/config/keys.py has which."""
+        """Return the settings that a replay needs, as kernel/config/keys.py marks them."""
         return {name: self.boot.config[name] for name in self.boot.config["shown"]}
 
     def settings(self) -> dict[str, Any]:

@@ -74,18 +74,20 @@ def settings(config):
     return said | {"maildir": said["spawner"].pop("mail")}
 
 
-def words(*folders):
-    """Every name and every text in the code."""
-    found = set()
+def nodes(*folders):
+    """All code in them."""
     for folder in folders:
         for place, _, files in os.walk(os.path.join(key_documents.ROOT, folder)):
             for name in files:
-                path = os.path.join(place, name)
-                if name.endswith(".py") and not path.endswith("kernel/config/keys.py"):
-                    with open(path, "rb") as file:
-                        for node in ast.walk(ast.parse(file.read())):
-                            found |= {getattr(node, field) for field in ("id", "attr", "value") if isinstance(getattr(node, field, None), str)}
-    return found
+                if name.endswith(".py"):
+                    with open(os.path.join(place, name), "rb") as file:
+                        yield from ast.walk(ast.parse(file.read()))
+
+
+def words(*folders):
+    """Every name and every text in the code."""
+    fields = ("id", "attr", "value")
+    return {getattr(node, field) for node in nodes(*folders) for field in fields if isinstance(getattr(node, field, None), str)}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,21 @@ def test_no_actor_is_told_more():
 def test_an_actor_uses_what_it_is_told(actor):
     used = words(*CODE[actor], "kernel/runtime")
     assert not {row.setting or key.name for key in keys() for row in key.metadata["told"] if row.actor == actor} - used
+
+
+@pytest.mark.parametrize("folder", sorted({folder for folders in CODE.values() for folder in folders}))
+def test_an_actor_reads_what_it_is_told_and_no_more(folder):
+    """`config["name"]`, wherever it stands in an actor's code."""
+    own = {"maildir": {"maildir", "die_with_parent"}, "listener": {"served", "die_with_parent"}}  # from the process that forks it
+    known = set()
+    for actor, folders in CODE.items():
+        known |= settings(BASE)[actor].keys() | own.get(actor, set()) if folder in folders else set()
+    known |= {"mail"} if folder == "kernel/spawner" else set()
+    read = {
+        node.slice.value for node in nodes(folder)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value).split(".")[-1] == "config" and isinstance(node.slice, ast.Constant)
+    }  # fmt: skip
+    assert read and read <= known
 
 
 def test_what_no_actor_is_told_is_used_above_them():
