@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from popkernel.cli.parser import DIRECTORY, FILE, Parser, Version, add_config_file, add_run_dir, command, complete
+from popkernel.cli.parser import DIRECTORY, FILE, Parser, Version, add_config_file, add_key, command, complete
 from popkernel.cli.server_flags import add_server_flags, add_start
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.files.uid_lists import SOURCES
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
 def _add_which_server(parser: argparse.ArgumentParser) -> None:
     """Which running server a command is for; see cli/run_directory.py."""
     add_config_file(parser, "the server's configuration, for its run_dir; --run-dir wins over it")
-    add_run_dir(parser)
+    add_key(parser, "run_dir")
 
 
 def _status(commands: Any) -> None:
@@ -131,8 +131,7 @@ def _passwd(commands: Any) -> None:
         """,
         "usage data noinput nouser cantcreat tempfail noperm",
     )
-    what = "authorization table"
-    complete(parser.add_argument("-a", dest="auth_table", metavar="FILE", required=True, help=what), FILE)
+    add_key(parser, "auth_table", required=True, help="authorization table")
     parser.add_argument("user", metavar="USER", help="name as in the table: no blank, no colon")
     parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
     parser.add_argument("--cost", type=int, metavar="N", help="bcrypt cost, 4 to 18 (default 10); one more doubles the work")
@@ -198,9 +197,8 @@ def _import_uidl(commands: Any) -> None:
         MAILDIR/popcache              popkernel's
         """,
     )
-    what = "user table"
-    complete(parser.add_argument("-u", dest="user_table", metavar="FILE", required=True, help=what), FILE)
-    parser.add_argument("-e", dest="subdir", default="", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
+    add_key(parser, "user_table", required=True, help="user table")
+    add_key(parser, "subdir", default="")
     parser.add_argument("-n", dest="dry", action="store_true", help="write nothing, say what would be done")
     what = "where they come from (default: whose file lies in the maildir)"
     parser.add_argument("--from", dest="source", choices=SOURCES, help=what)
@@ -330,9 +328,8 @@ def _demo(commands: Any) -> None:
     complete(parser.add_argument("--dir", metavar="DIR", help=what), DIRECTORY)
     parser.add_argument("--tls-port", type=int, default=1995, metavar="PORT", help="implicit TLS (default 1995)")
     parser.add_argument("--stls-port", type=int, default=1110, metavar="PORT", help="STLS (default 1110)")
-    parser.add_argument("-v", dest="verbose", action="count", default=1, help="one more step of logging (default 1)")
-    what = "serve although this system cannot lock the actors in"
-    parser.add_argument("--insecure-no-sandbox", action="store_true", help=what)
+    add_key(parser, "verbose", default=1, help="one more step of logging (default 1)")
+    add_key(parser, "insecure_no_sandbox", default=False)
 
 
 def _completion(commands: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from popkernel.cli.check_certificates import check_certificates
 from popkernel.cli.control import ControlError, ask
 from popkernel.kernel.config.addresses import Address
-from popkernel.kernel.config.keys import COMMAND_LINE, Config, ConfigError, gather, keys
+from popkernel.kernel.config.keys import COMMAND_LINE, Config, ConfigError, address_keys, gather, keys
 from popkernel.kernel.config.regular_files import UnreadableError, read_named
 from popkernel.kernel.init import permissions
 from popkernel.kernel.init.binding import BindError, bind
@@ -276,7 +276,7 @@ def _check_ports(config: Config, report: Report) -> None:
     problems: list[BindError] = []
     bound: list[socket.socket] = []
     tried: set[Address] = set()  # what is listed twice has been said, and would be refused here as another program's
-    for key in ("listen", "listen_starttls", "lmtp_listen"):
+    for key in address_keys():
         for address in getattr(config, key):
             if address.port and address in tried:
                 continue

@@ -9,13 +9,15 @@ import sys
 import textwrap
 from typing import Any, NoReturn
 
-from popkernel.kernel.config.keys import default_run_dir
+from popkernel.kernel.config.keys import default_of, flag_of, key_of
 from popkernel.kernel.runtime.exit_codes import EXITS
 
-__all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_run_dir", "command", "complete"]
+__all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_key", "command", "complete"]
 
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+_METAVARS = {"file": "FILE", "directory": "DIR", "subdir": "DIR", "addresses": "ADDR[:PORT]", "int": "N"}
+_COMPLETIONS = {"file": FILE, "directory": DIRECTORY}
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,10 +106,27 @@ def complete(action: argparse.Action, how: dict[str, str]) -> None:
     action.complete = how  # type: ignore[attr-defined]
 
 
-def add_run_dir(parser: argparse.ArgumentParser) -> None:
-    """Add ``--run-dir``."""
-    what = f"directory of the server's sockets (default {default_run_dir()})"
-    complete(parser.add_argument("--run-dir", metavar="DIR", help=what), DIRECTORY)
+def add_key(parser: argparse.ArgumentParser, name: str, **other: Any) -> None:
+    """Add the flag of a configuration key; `other`: what add_argument() is to be given instead of what the key says."""
+    key = key_of(name)
+    rules, flag = key.metadata, key.metadata["flag"]
+    said = flag.help.format(doc=rules["doc"], default=default_of(key), low=rules["low"])
+    options: dict[str, Any] = {"dest": name, "help": said}
+    if flag.counted:
+        options["action"] = "count"
+    elif rules["kind"] == "bool":
+        options |= {"action": "store_true", "default": None}
+    elif rules["kind"] == "choice":
+        options["choices"] = rules["choices"]
+    else:
+        options["metavar"] = _METAVARS[rules["kind"]]
+        if rules["kind"] == "int":
+            options["type"] = int
+        elif rules["kind"] == "addresses":
+            options["action"] = "append"
+    action = parser.add_argument(flag_of(key), **(options | other))
+    if rules["kind"] in _COMPLETIONS:
+        complete(action, _COMPLETIONS[rules["kind"]])
 
 
 def add_config_file(parser: argparse.ArgumentParser, what: str) -> None:

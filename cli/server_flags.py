@@ -4,8 +4,8 @@ import argparse
 import textwrap
 from typing import Any
 
-from popkernel.cli.parser import FILE, CommandParser, add_config_file, add_run_dir, command, complete
-from popkernel.kernel.config.keys import Config, default_run_dir, keys, load
+from popkernel.cli.parser import CommandParser, add_config_file, add_key, command
+from popkernel.kernel.config.keys import Config, default_of, flagged_keys, keys, load
 
 __all__ = ["add_server_flags", "add_start", "config_from", "run_start"]
 
@@ -50,46 +50,15 @@ def run_start(options: argparse.Namespace) -> int:
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what ``start`` and ``check`` have in common: the flags of the original server, and ours."""
-    add = parser.add_argument
-    complete(add("-a", dest="auth_table", metavar="FILE", help="authorization table: name, blank, bcrypt hash"), FILE)
-    complete(add("-u", dest="user_table", metavar="FILE", help="user table: name, blank, uid:gid:maildir"), FILE)
-    add(
-        "-l",
-        dest="listen",
-        metavar="ADDR[:PORT]",
-        action="append",
-        help="numeric address for implicit TLS, port 995 unless given; [ADDR6]:PORT for IPv6; repeatable",
-    )
-    complete(add("-c", dest="cert", metavar="FILE", help="certificate chain, PEM, the server's own first"), FILE)
-    complete(add("-k", dest="key", metavar="FILE", help="private key, PEM"), FILE)
-    add("-e", dest="subdir", metavar="DIR", help="subdirectory of each user's directory that is the maildir")
-    add("-v", dest="verbose", action="count", help="one more step of logging, up to ten; 0 to 2 suffice in daily use")
-    add(
-        "-L",
-        dest="listen_starttls",
-        metavar="ADDR[:PORT]",
-        action="append",
-        help="numeric address for POP3 with STLS, port 110 unless given; repeatable",
-    )
+    """Add what `start` and `check` have in common: the flags of keys, those of one letter first, and -f."""
+    flagged = flagged_keys()
+    for key in flagged:
+        if key.metadata["flag"].name:
+            add_key(parser, key.name)
     add_config_file(parser, "configuration; flags win over it")
-    add_run_dir(parser)
-    add("--listeners", type=int, metavar="N", help="listener processes (default 1)")
-    add("--allow-plaintext", action="store_true", default=None, help="let clients log in without TLS")
-    add("--daemon", action="store_true", default=None, help="detach from the terminal once ready")
-    add("--watch", action="store_true", default=None, help="put changed tables, certificates and keys in force at once")
-    add(
-        "--log",
-        choices=("auto", "syslog", "stderr"),
-        help="where the log goes; auto (the default): standard error on a terminal, else syslog, facility mail",
-    )
-    add("--log-format", choices=("text", "json"), help="for people, or one JSON object a line (default text)")
-    add(
-        "--insecure-no-sandbox",
-        action="store_true",
-        default=None,
-        help="serve although this system cannot lock the actors in",
-    )
+    for key in flagged:
+        if not key.metadata["flag"].name:
+            add_key(parser, key.name)
 
 
 def config_from(options: argparse.Namespace) -> Config:
@@ -108,9 +77,7 @@ def _toml_help() -> str:
     lines = ["keys of the TOML file (flags win; every key is optional where a flag was given):"]
     for key in keys():
         rules = key.metadata
-        default = _toml_value(key.default, rules["kind"])
-        if key.name in {"run_dir", "hostname"}:
-            default = f'"{default_run_dir()}"' if key.name == "run_dir" else "the machine's"
+        default = "the machine's" if key.name == "hostname" else _toml_value(default_of(key), rules["kind"])
         bounds = f", {rules['low']} to {rules['high']}" if rules["kind"] == "int" else ""
         bounds = ", " + " or ".join(f'"{c}"' for c in rules["choices"]) if rules["choices"] else bounds
         said = f"{rules['doc']} ({'default ' + default if default else 'no default'}{bounds})"

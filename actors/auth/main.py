@@ -58,11 +58,11 @@ class Auth(Actor):
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot, many=True)
         self.shut_out: list[tuple[int, str]] = []  # level and line for the log, once there is one
-        self.table = self._read(boot.config["auth_table"], fold=boot.config.get("login_case", "fold") == "fold")
-        self.tokens = self._read_keys(boot.config.get("oauth") or {})
-        self.guard = Guard(int(boot.config.get("penalty_seconds", 0)), int(boot.config.get("ipv6_prefix", 64)))
+        self.table = self._read(boot.config["auth_table"], fold=boot.config["login_case"] == "fold")
+        self.tokens = self._read_keys(boot.config["oauth"])
+        self.guard = Guard(int(boot.config["penalty_seconds"]), int(boot.config["ipv6_prefix"]))
         self.handlers |= {m.Peer: self._peer}
-        self.prefix = int(boot.config.get("ipv6_prefix", 64))
+        self.prefix = int(boot.config["ipv6_prefix"])
         self.queue: Fair[int, Attempt] = Fair()  # by address, what the threads are not given yet
         self.serial = 0
         self.given = 0  # what they are given and have not given back
@@ -75,7 +75,7 @@ class Auth(Actor):
         self.listeners: dict[str, Channel] = {}
         self.granted: list[Message] = []  # in this turn
         self.check = fits
-        self.cache = Verified(int(boot.config.get("cache_seconds", 0)))
+        self.cache = Verified(int(boot.config["auth_cache_seconds"]))
         self.wrong = Wrong()
         self.repeats = Repeats()
         self.complained = -_COMPLAINTS

@@ -31,7 +31,7 @@ class _Auth(main.Auth):
 def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
     """Play the frames of auth, from its Settings on."""
     with stage.set_up(main):
-        auth = _Auth(boot_of(name, {"auth_table": ""}))
+        auth = _Auth(boot_of(name, {"penalty_seconds": 0, "auth_cache_seconds": 0}))
         stage.enter(auth, frames[0].turn / 1e9)
         for listener in settings.get("listeners", ()):
             _join(stage, auth, listener)

@@ -20,21 +20,6 @@ from popkernel.proto.trace.redaction import content, cut
 __all__ = ["play"]
 
 
-_CONFIG = {  # what a listener can't be made without; the recorded settings count
-    **dict.fromkeys(
-        ("version", "oauth_issuer", "oauth_scope", "block_list", "cert", "key", "phrase", "tls_min"), "",
-    ),
-    **dict.fromkeys(
-        (
-            "login_seconds", "idle_seconds", "most_errors", "max_commands", "expire_days", "login_delay", "session_memory", "max_sessions",
-            "max_sessions_address", "ipv6_prefix", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute",
-        ),
-        0,
-    ),
-    "allow_plaintext": False, "listeners": 1, "proxy_networks": (), "pairs": (),
-}
-
-
 class _Nothing(bytes):
     """Octets came, but not yet a line's end: nothing that may be recorded. Not the end of the connection."""
 
@@ -172,7 +157,7 @@ def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _
         auth = settings["auth"]
     except (KeyError, TypeError, AttributeError):
         raise RecordingError("the listener's settings are other ones now: record it anew") from None
-    listener = (_Lone if settings.get("alone") else _Listener)(boot_of(name, _CONFIG))
+    listener = (_Lone if settings.get("alone") else _Listener)(boot_of(name, {"version": ""}))
     listener.policy = policy
     # Who came in is in the recording; whose turn it is to log in is decided again.
     listener.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))

@@ -12,7 +12,7 @@ from popkernel.actors.maildir.session import Session
 from popkernel.actors.maildir.store.errors import IN_USE
 from popkernel.actors.maildir.store.listing import Listing
 from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
-from popkernel.actors.maildir.store.policy import KEYS, policy_of
+from popkernel.actors.maildir.store.policy import policy_of
 from popkernel.kernel.runtime.actor import Actor, Boot
 from popkernel.kernel.runtime.channel import Channel, Message, adopt, watch
 from popkernel.kernel.runtime.loop import Timer
@@ -86,9 +86,8 @@ class MaildirActor(Actor):
         return int(channel.tag or 0) if channel.peer == "listener" else super().session_of(channel, message)
 
     def settings(self) -> dict[str, Any]:
-        names = ("hostname", "quota", "quota_temporary", *KEYS)
         now = self.loop.now
-        return {name: self.boot.config[name] for name in names if name in self.boot.config} | {
+        return self.told() | {
             "wall": time.time(),
             "named": list(self.drop.named) if self.drop is not None else [],
             "leaving": self.leaving,

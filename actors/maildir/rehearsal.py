@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Mapping
 from types import CodeType, FunctionType
 from typing import Any, cast
 
@@ -29,8 +30,11 @@ _ROUNDS = 14  # a function is adapted after some eight calls, a loop sooner
 _MAIL = b"From: a@example.org\nSubject: rehearsal\n\n.a line\n" + b"lines as they come in mail, of no great length\n" * 40
 
 
-def rehearse(directory: str, *, sandboxed: bool) -> None:
-    """Play it through; `directory` must be ours to write in. `sandboxed`: locking in as well, but for what binds."""
+def rehearse(directory: str, settings: Mapping[str, Any], *, sandboxed: bool) -> None:
+    """Play it through; `directory` must be ours to write in. `sandboxed`: locking in as well, but for what binds.
+
+    `settings`: of those that follow. What says what is done with mail is left at its default.
+    """
     path = os.path.join(directory, f"rehearsal-{os.getpid()}")
     os.mkdir(path, 0o700)
     # Nothing here is to last, and no disk is waited for. What stands in for it is called in the same way, or it would be adapted to anew.
@@ -41,7 +45,7 @@ def rehearse(directory: str, *, sandboxed: bool) -> None:
                 sandbox.rehearse([(path, "rwc")])
             if number == 0:
                 sys.setprofile(lambda frame, *_: _ran.add(frame.f_code))
-            _one_life(path, number)
+            _one_life(path, number, settings)
             if number == 0:
                 sys.setprofile(None)
                 _put_together()
@@ -62,11 +66,11 @@ def _put_together() -> None:
             function.__code__ = function.__code__.replace()
 
 
-def _one_life(path: str, life: int) -> None:
+def _one_life(path: str, life: int, settings: Mapping[str, Any]) -> None:
     set_title("spawner")  # its name already
     mine, its = pair()
     maildir = os.fsencode(path)
-    config = {"maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}
+    config = {**settings, "maildir": maildir, "verbose": 0, "hostname": "localhost", "quota": "", "quota_temporary": False}
     config |= Policy()._asdict()
     actor = MaildirActor(Boot("maildir.rehearsal", its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.drop = Maildrop(maildir, hostname="localhost")

@@ -115,13 +115,7 @@ class Mda(Actor):
 
     def settings(self) -> dict[str, Any]:
         now = self.loop.now
-        return {
-            "hostname": self.hostname,
-            "seconds": self.seconds,
-            "most": self.limits.most,
-            "each": self.limits.each,
-            "trusted": sorted(self.limits.trusted),
-            "message_octets": self.message_octets,
+        return self.told() | {
             "number": self.number,
             "routes": list(self.routes.by_user),
             "clients": [

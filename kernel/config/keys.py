@@ -1,14 +1,15 @@
-"""The configuration: one frozen object, built from the command line's flags and a TOML file; flags win.
+"""Declare the configuration keys, and build the configuration from flags and a TOML file; flags win.
 
-Every key stands once, below, with its default, its check and its sentence of documentation; ``popkernel start --help``
-prints the same sentences. Nothing here opens a socket or a table: ``popkernel check`` looks at what the paths hold.
-What a value may be, by its kind, is values.py's; where each fault of the file stands, toml.py's.
+Every key stands once, as a field of `Config`. The flags of `start` and `check`, the help, the checks of values, what a reload
+puts in force, what each actor is told, the sample configuration and the numbers in the manual are made from these fields
+(tests/support/key_documents.py writes the last two). Nothing here opens a socket or a table: `popkernel check` looks at what the paths
+hold. What a value may be, by its kind, is in values.py; the line of each fault of the file comes from toml.py.
 """
 
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -22,29 +23,24 @@ MAX_SOCKET_PATH = 100
 """Octets: sun_path holds 104 on OpenBSD and 108 on Linux, with a NUL; the sockets beside this one have longer names."""
 COMMAND_LINE = "command line"
 """What a finding names as its file when a flag is meant."""
-FLAGS = {
-    "auth_table": "-a",
-    "user_table": "-u",
-    "listen": "-l",
-    "listen_starttls": "-L",
-    "cert": "-c",
-    "key": "-k",
-    "subdir": "-e",
-    "verbose": "-v",
-}
-"""Short flag by key; every other key's flag is its name with dashes."""
-
 
 __all__ = [
     "Address",
     "Config",
     "ConfigError",
+    "Flag",
+    "address_keys",
     "control_path",
+    "default_of",
     "default_run_dir",
+    "flag_of",
+    "flagged_keys",
     "gather",
+    "key_of",
     "keys",
     "load",
     "run_dir_in",
+    "told",
 ]
 
 
@@ -84,88 +80,295 @@ def control_path(run_dir: str) -> str:
     return path
 
 
-def _key(kind: str, default: Any, doc: str, *, low: int = 0, high: int = 0, choices: tuple[str, ...] = ()) -> Any:
-    """Declare one key: what kind of value it takes, between which bounds, and what it is for."""
-    return field(default=default, metadata={"kind": kind, "doc": doc, "low": low, "high": high, "choices": choices})
+class Flag(NamedTuple):
+    """A key's flag on the command line of `start` and `check`."""
+
+    name: str = ""
+    """Empty: the key's, with dashes."""
+    help: str = "{doc}"
+    """`{doc}`, `{default}` and `{low}` are the key's."""
+    after: str = ""
+    """The key whose flag comes before it in the help; by itself a flag stands where its key does among the keys."""
+    counted: bool = False
+    """It takes no value: each one adds 1."""
+
+
+class Told(NamedTuple):
+    """An actor that gets a key among its settings when it is started."""
+
+    actor: str
+    setting: str = ""
+    """Its name there; empty: the key's."""
+    part: Callable[["Config"], Any] | None = None
+    """Compute the setting from the configuration; without it, the setting is the key's value. Several keys may make one setting."""
+    made: bool = False
+    """Init computes the setting when it starts the actor: descriptors, uids, the pass phrase."""
+    shown: bool = False
+    """Recordings of the actor hold the setting, since a replay needs it."""
+
+
+def _share(config: "Config") -> int:
+    """Divide the sessions among the listeners."""
+    return max(1, config.max_sessions // config.listeners)
+
+
+def _pairs(config: "Config") -> list[tuple[str, str]]:
+    """List certificate and key of each host name, the default first."""
+    return [(config.cert, config.key), *config.certs]
+
+
+def _tokens(config: "Config") -> dict[str, str]:
+    """Collect what a token must have; nothing if tokens are off."""
+    prefix = "oauth_"
+    names = [key.name for key in keys() if key.name.startswith(prefix)] if config.oauth_issuer else []
+    return {name.removeprefix(prefix): getattr(config, name) for name in names}
+
+
+def _quotas(config: "Config") -> dict[str, str]:
+    """Map users to their quotas."""
+    return dict(text.rsplit("=", 1) for text in config.quota_users)
+
+
+def _doors(setting: str = "", part: Callable[["Config"], Any] | None = None, *, made: bool = False) -> tuple[Told, ...]:
+    """Name the actors that take clients' connections."""
+    return Told("listener", setting, part, made), Told("gate", setting, part, made)
+
+
+def _mda(setting: str = "", *, made: bool = False, shown: bool = True) -> tuple[Told, ...]:
+    return (Told("mda", setting, None, made, shown),)
+
+
+_AUTH = (Told("auth"),)
+_TOKENS = (Told("auth", "oauth", _tokens),)
+_DOORS = _doors()
+_CERTIFICATES = _doors("pairs", _pairs)
+_MAILDIR = (Told("maildir", shown=True),)
+_EVERYBODY = (*_AUTH, *_DOORS, Told("spawner"), Told("maildir"), Told("mda"))
+
+
+def _key(
+    kind: str, default: Any, doc: str, *, low: int = 0, high: int = 0, choices: tuple[str, ...] = (), required: bool = False,
+    reload: bool = False, told: tuple[Told, ...] = (), flag: Flag | None = None, example: str = "",
+) -> Any:
+    """Declare one key.
+
+    Args:
+        kind: of value; values.py has a check for each.
+        default: where it is not given.
+        doc: what it is for, as the help has it.
+        low: bound of an "int", or the port of "addresses" that name none.
+        high: bound of an "int".
+        choices: of a "choice".
+        required: no start without it.
+        reload: a reload puts it in force; others wait for the next start.
+        told: the actors that get it. Init and the kernel have the whole configuration: init reads it and forks the kernel.
+        flag: on the command line.
+        example: a value as in the TOML file, for the sample configuration where the default is no example.
+
+    """
+    return field(default=default, metadata={
+        "kind": kind, "doc": doc, "low": low, "high": high, "choices": choices, "required": required, "reload": reload, "told": told,
+        "flag": flag, "example": example,
+    })
 
 
 @dataclass(frozen=True)
 class Config:
-    """All that a site can set. The sentences are in each field's metadata, under ``doc``; see ``keys()``."""
+    """All that a site can set: a field is a key, in the order of the help, the manual and the sample configuration."""
 
-    auth_table: str = _key("path", "", "authorization table: name and bcrypt hash")
-    user_table: str = _key("path", "", "user table: name and uid:gid:maildir")
-    listen: tuple[Address, ...] = _key("addresses", (), "addresses for implicit TLS", low=POP3S_PORT)
-    listen_starttls: tuple[Address, ...] = _key("addresses", (), "addresses for POP3 with STLS", low=POP3_PORT)
-    cert: str = _key("path", "", "certificate chain, PEM, the server's own first")
-    key: str = _key("path", "", "private key of the certificate, PEM")
-    certs: tuple[tuple[str, str], ...] = _key("certs", (), "further certificates, for their own host names, as CHAIN:KEY or one file")
-    key_passphrase_file: str = _key("path", "", "file whose first line opens the private keys that have a pass phrase")
-    subdir: str = _key("subdir", "", "subdirectory of every user's directory that is the maildir")
-    verbose: int = _key("int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10)
-    run_dir: str = _key("path", "", "directory for the server's sockets")
-    listeners: int = _key("int", 1, "listener processes", low=1, high=64)
-    listener_nice: int = _key("int", -15, "niceness of listeners where there are fewer of them than processors", low=-20)
+    auth_table: str = _key(
+        "file", "", "authorization table: name and bcrypt hash",
+        required=True, reload=True, told=_AUTH, flag=Flag("-a", "authorization table: name, blank, bcrypt hash"),
+        example='"/etc/popkernel/auth"',
+    )
+    user_table: str = _key(
+        "file", "", "user table: name and uid:gid:maildir",
+        required=True, flag=Flag("-u", "user table: name, blank, uid:gid:maildir"), example='"/etc/popkernel/users"',
+    )
+    listen: tuple[Address, ...] = _key(
+        "addresses", (), "addresses for implicit TLS", low=POP3S_PORT,
+        told=_doors("tls_fds", made=True),
+        flag=Flag("-l", "numeric address for implicit TLS, port {low} unless given; [ADDR6]:PORT for IPv6; repeatable"),
+        example='["192.0.2.1", "[2001:db8::1]:995"]',
+    )
+    listen_starttls: tuple[Address, ...] = _key(
+        "addresses", (), "addresses for POP3 with STLS", low=POP3_PORT,
+        told=_doors("plain_fds", made=True),
+        flag=Flag("-L", "numeric address for POP3 with STLS, port {low} unless given; repeatable", after="verbose"),
+        example='["192.0.2.1:110"]',
+    )
+    cert: str = _key(
+        "file", "", "certificate chain, PEM, the server's own first",
+        required=True, reload=True, told=_CERTIFICATES, flag=Flag("-c"), example='"/etc/ssl/mail.pem"',
+    )
+    key: str = _key(
+        "file", "", "private key of the certificate, PEM",
+        required=True, reload=True, told=_CERTIFICATES, flag=Flag("-k", "private key, PEM"), example='"/etc/ssl/private/mail.key"',
+    )
+    certs: tuple[tuple[str, str], ...] = _key(
+        "certs", (), "further certificates, for their own host names, as CHAIN:KEY or one file",
+        reload=True, told=_CERTIFICATES, example='["/etc/ssl/pop.example.org.pem:/etc/ssl/private/pop.example.org.key"]',
+    )
+    key_passphrase_file: str = _key(
+        "file", "", "file whose first line opens the private keys that have a pass phrase",
+        reload=True, told=_doors("phrase", made=True), example='"/etc/popkernel/passphrase"',
+    )
+    subdir: str = _key(
+        "subdir", "", "subdirectory of every user's directory that is the maildir",
+        flag=Flag("-e", "subdirectory of each user's directory that is the maildir"), example='"Maildir"',
+    )
+    verbose: int = _key(
+        "int", 0, "steps of logging; 0, 1 or 2 suffice in daily use", high=10,
+        told=_EVERYBODY, flag=Flag("-v", "one more step of logging, up to ten; 0 to 2 suffice in daily use", counted=True),
+    )
+    run_dir: str = _key(
+        "directory", "", "directory for the server's sockets",
+        told=(Told("spawner"),), flag=Flag(help="directory of the server's sockets (default {default})"),
+        example='"/run/popkernel"',
+    )
+    listeners: int = _key(
+        "int", 1, "listener processes", low=1, high=64,
+        told=_DOORS, flag=Flag(help="{doc} (default {default})"),
+    )
+    listener_nice: int = _key("int", -15, "niceness of listeners where there are fewer of them than processors", low=-20, told=_DOORS)
     isolation: str = _key(
         "choice", "shared", "whether listeners serve many connections, or each has a process to itself", choices=("shared", "connection"),
     )
-    allow_plaintext: bool = _key("bool", False, "let clients log in without TLS")
-    daemon: bool = _key("bool", False, "detach from the terminal once ready")
-    log: str = _key("choice", "auto", "where the log goes", choices=("auto", "syslog", "stderr"))
-    log_format: str = _key("choice", "text", "how the log's lines are written", choices=("text", "json"))
-    insecure_no_sandbox: bool = _key("bool", False, "serve although this system cannot lock the actors in")
-    listener_user: str = _key("user", "_pop3d", "who faces the network: a user's name, or uid:gid")
-    auth_user: str = _key("user", "_popauth", "who checks passwords: a user's name, or uid:gid")
+    allow_plaintext: bool = _key("bool", False, "let clients log in without TLS", reload=True, told=_DOORS, flag=Flag())
+    daemon: bool = _key("bool", False, "detach from the terminal once ready", flag=Flag())
+    log: str = _key(
+        "choice", "auto", "where the log goes", choices=("auto", "syslog", "stderr"),
+        flag=Flag(help="{doc}; {default} (the default): standard error on a terminal, else syslog, facility mail"),
+    )
+    log_format: str = _key(
+        "choice", "text", "how the log's lines are written", choices=("text", "json"),
+        flag=Flag(help="for people, or one JSON object a line (default {default})"),
+    )
+    insecure_no_sandbox: bool = _key(
+        "bool", False, "serve although this system cannot lock the actors in",
+        flag=Flag(),
+    )
+    listener_user: str = _key("user", "_pop3d", "who faces the network: a user's name, or uid:gid", reload=True)
+    auth_user: str = _key("user", "_popauth", "who checks passwords: a user's name, or uid:gid", reload=True)
     mda_user: str = _key("user", "_popmda", "who takes mail for delivery: a user's name, or uid:gid")
-    login_seconds: int = _key("int", 180, "time a client has to log in", low=1, high=3600)
-    idle_seconds: int = _key("int", 600, "time a client may say nothing once logged in", low=10, high=86400)
-    login_case: str = _key("choice", "fold", "whether alice may log in as Alice", choices=("fold", "exact"))
-    login_delay: int = _key("int", 0, "seconds before a user may log in again; 0: at once", high=86400)
-    session_memory: int = _key("int", 256, "KiB of answers a client may leave untaken before more commands count", low=64, high=65536)
-    max_sessions: int = _key("int", 10000, "sessions at a time, in all", low=1, high=1000000)
-    max_sessions_address: int = _key("int", 2000, "sessions at a time of one address; 0: no bound", high=1000000)
-    connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000)
-    max_handshakes: int = _key("int", 1000, "TLS handshakes at a time; 0: no bound", high=1000000)
-    max_logins: int = _key("int", 100, "logins at a time, twenty times as many waiting; 0: no bound", high=100000)
-    max_logins_user: int = _key("int", 50, "logins of one user from one address at a time; 0: no bound", high=100000)
-    most_errors: int = _key("int", 50, "bad commands before a session is ended", low=1, high=10000)
-    max_commands: int = _key("int", 0, "commands before a session is ended; 0: no bound", high=1000000000)
-    proxy_networks: tuple[str, ...] = _key("networks", (), "who must begin each connection with a PROXY header, and may name the client")
+    login_seconds: int = _key("int", 180, "time a client has to log in", low=1, high=3600, reload=True, told=_DOORS)
+    idle_seconds: int = _key("int", 600, "time a client may say nothing once logged in", low=10, high=86400, reload=True, told=_DOORS)
+    login_case: str = _key("choice", "fold", "whether alice may log in as Alice", choices=("fold", "exact"), reload=True, told=_AUTH)
+    login_delay: int = _key("int", 0, "seconds before a user may log in again; 0: at once", high=86400, told=_DOORS)
+    session_memory: int = _key(
+        "int", 256, "KiB of answers a client may leave untaken before more commands count", low=64, high=65536,
+        reload=True, told=_DOORS,
+    )
+    max_sessions: int = _key(
+        "int", 10000, "sessions at a time, in all", low=1, high=1000000,
+        reload=True, told=_doors("max_sessions", _share),
+    )
+    max_sessions_address: int = _key("int", 2000, "sessions at a time of one address; 0: no bound", high=1000000, reload=True, told=_DOORS)
+    connects_per_minute: int = _key("int", 0, "connections a minute of one address; 0: no bound", high=1000000, reload=True, told=_DOORS)
+    max_handshakes: int = _key("int", 1000, "TLS handshakes at a time; 0: no bound", high=1000000, reload=True, told=_DOORS)
+    max_logins: int = _key("int", 100, "logins at a time, twenty times as many waiting; 0: no bound", high=100000, reload=True, told=_DOORS)
+    max_logins_user: int = _key(
+        "int", 50, "logins of one user from one address at a time; 0: no bound", high=100000,
+        reload=True, told=_DOORS,
+    )
+    most_errors: int = _key("int", 50, "bad commands before a session is ended", low=1, high=10000, reload=True, told=_DOORS)
+    max_commands: int = _key("int", 0, "commands before a session is ended; 0: no bound", high=1000000000, reload=True, told=_DOORS)
+    proxy_networks: tuple[str, ...] = _key(
+        "networks", (), "who must begin each connection with a PROXY header, and may name the client",
+        reload=True, told=_DOORS, example='["192.0.2.10", "2001:db8::/64"]',
+    )
     warm_seconds: int = _key("int", 60, "how long a maildir actor is kept after its last session", high=86400)
     warm_max: int = _key("int", 500, "how many idle maildir actors are kept", high=100000)
     park_seconds: int = _key("int", 30, "silence after which a session gives up its maildir actor's process; 0: never", high=86400)
     crowd: int = _key("int", 1000, "maildir actors beyond which a second of silence is enough for that", high=1000000)
     restart_intensity: int = _key("int", 5, "restarts of one actor within restart_seconds before giving up", high=1000)
     restart_seconds: int = _key("int", 30, "see restart_intensity", low=1, high=86400)
-    tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"))
-    auth_cache_seconds: int = _key("int", 600, "how long a password once found good needs no bcrypt check; 0: never", high=86400)
-    penalty_seconds: int = _key("int", 15, "longest wait that somebody who guesses passwords is made to wait; 0: none", high=20)
-    ipv6_prefix: int = _key("int", 64, "how many bits of an IPv6 address are one client", low=32, high=128)
-    block_list: str = _key("path", "", "file of addresses and networks, one a line, that are not served")
-    oauth_issuer: str = _key("text", "", "who signs the tokens of XOAUTH2 and OAUTHBEARER, as in their iss; empty: no tokens")
-    oauth_audience: str = _key("text", "", "what tokens for this server have in their aud")
-    oauth_jwks: str = _key("path", "", "the issuer's public keys, a JWKS file; needed with oauth_issuer")
-    oauth_user_claim: str = _key("text", "email", "the claim of a token that names the user as the tables do")
-    oauth_scope: str = _key("text", "", "scope that a token must have; empty: none is asked for")
-    watch: bool = _key("bool", False, "put changed tables, certificates and keys in force at once, without a reload")
-    lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory")
-    lmtp_listen: tuple[Address, ...] = _key("addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT)
-    lmtp_seconds: int = _key("int", 300, "time an LMTP client may say nothing", low=5, high=3600)
-    lmtp_connections: int = _key("int", 200, "LMTP connections at a time", low=1, high=4000)
-    lmtp_connections_user: int = _key("int", 50, "LMTP connections of one user who is neither root nor of mta_users", low=1, high=4000)
-    message_octets: int = _key("int", 1 << 28, "largest message taken by LMTP, in octets", low=1 << 16, high=1 << 40)
-    mta_users: tuple[str, ...] = _key("users", (), "who besides root may deliver to everybody: users' names, or uid:gid")
+    tls_min: str = _key("choice", "1.3", "lowest version of TLS", choices=("1.2", "1.3"), reload=True, told=_DOORS)
+    auth_cache_seconds: int = _key(
+        "int", 600, "how long a password once found good needs no bcrypt check; 0: never", high=86400,
+        reload=True, told=_AUTH,
+    )
+    penalty_seconds: int = _key(
+        "int", 15, "longest wait that somebody who guesses passwords is made to wait; 0: none", high=20,
+        reload=True, told=_AUTH,
+    )
+    ipv6_prefix: int = _key(
+        "int", 64, "how many bits of an IPv6 address are one client", low=32, high=128,
+        reload=True, told=(*_AUTH, *_DOORS),
+    )
+    block_list: str = _key(
+        "file", "", "file of addresses and networks, one a line, that are not served",
+        reload=True, told=_DOORS, example='"/etc/popkernel/blocked"',
+    )
+    oauth_issuer: str = _key(
+        "text", "", "who signs the tokens of XOAUTH2 and OAUTHBEARER, as in their iss; empty: no tokens",
+        reload=True, told=(*_TOKENS, *_DOORS), example='"https://login.example.org/realms/mail"',
+    )
+    oauth_audience: str = _key(
+        "text", "", "what tokens for this server have in their aud",
+        reload=True, told=_TOKENS, example='"pop3.example.org"',
+    )
+    oauth_jwks: str = _key(
+        "file", "", "the issuer's public keys, a JWKS file; needed with oauth_issuer",
+        reload=True, told=_TOKENS, example='"/etc/popkernel/jwks.json"',
+    )
+    oauth_user_claim: str = _key("text", "email", "the claim of a token that names the user as the tables do", reload=True, told=_TOKENS)
+    oauth_scope: str = _key(
+        "text", "", "scope that a token must have; empty: none is asked for",
+        reload=True, told=(*_TOKENS, *_DOORS), example='"mail.read"',
+    )
+    watch: bool = _key(
+        "bool", False, "put changed tables, certificates and keys in force at once, without a reload",
+        reload=True, flag=Flag(help="put changed tables, certificates and keys in force at once", after="daemon"),
+    )
+    lmtp: bool = _key("bool", True, "take mail by LMTP on a socket in the run directory", told=_mda("unix_fds", made=True, shown=False))
+    lmtp_listen: tuple[Address, ...] = _key(
+        "addresses", (), "loopback addresses for LMTP too", low=LMTP_PORT,
+        told=_mda("tcp_fds", made=True, shown=False), example='["127.0.0.1:24"]',
+    )
+    lmtp_seconds: int = _key("int", 300, "time an LMTP client may say nothing", low=5, high=3600, told=_mda("seconds"))
+    lmtp_connections: int = _key("int", 200, "LMTP connections at a time", low=1, high=4000, told=_mda("most"))
+    lmtp_connections_user: int = _key(
+        "int", 50, "LMTP connections of one user who is neither root nor of mta_users", low=1, high=4000,
+        told=_mda("each"),
+    )
+    message_octets: int = _key("int", 1 << 28, "largest message taken by LMTP, in octets", low=1 << 16, high=1 << 40, told=_mda())
+    mta_users: tuple[str, ...] = _key(
+        "users", (), "who besides root may deliver to everybody: users' names, or uid:gid",
+        told=_mda("trusted", made=True), example='["_smtpd"]',
+    )
     subaddress: str = _key("separators", "+", "what begins a detail in an address (alice+list@...); empty: nothing does")
     recipient_case: str = _key("choice", "fold", "whether Alice@... is alice", choices=("fold", "exact"))
-    recipient_domains: tuple[str, ...] = _key("domains", (), "domains mail is taken for; none: for whatever the mail server sends")
-    quota: str = _key("quota", "", 'room of each mailbox, as "1G" or "500M,2000C" (messages); empty: no bound')
-    quota_users: tuple[str, ...] = _key("quotas", (), 'room of single mailboxes, as "alice=2G"; "alice=none" for no bound')
-    quota_temporary: bool = _key("bool", False, "let mail for a full mailbox be tried again (4.2.2) instead of sent back (5.2.2)")
-    deletion: str = _key("choice", "unlink", "what deletes: the file goes, or stays with the flag T", choices=("unlink", "trash-flag"))
-    hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see")
-    set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved")
-    expire_days: int = _key("int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500)
-    hostname: str = _key("hostname", "", "name in greetings and in the names of delivered messages")
+    recipient_domains: tuple[str, ...] = _key(
+        "domains", (), "domains mail is taken for; none: for whatever the mail server sends",
+        example='["example.org"]',
+    )
+    quota: str = _key(
+        "quota", "", 'room of each mailbox, as "1G" or "500M,2000C" (messages); empty: no bound',
+        reload=True, told=_MAILDIR, example='"1G"',
+    )
+    quota_users: tuple[str, ...] = _key(
+        "quotas", (), 'room of single mailboxes, as "alice=2G"; "alice=none" for no bound',
+        reload=True, told=(Told("spawner", "quotas", _quotas),), example='["alice=2G", "bob=none"]',
+    )
+    quota_temporary: bool = _key(
+        "bool", False, "let mail for a full mailbox be tried again (4.2.2) instead of sent back (5.2.2)",
+        reload=True, told=_MAILDIR,
+    )
+    deletion: str = _key(
+        "choice", "unlink", "what deletes: the file goes, or stays with the flag T", choices=("unlink", "trash-flag"),
+        reload=True, told=_MAILDIR,
+    )
+    hide_trashed: bool = _key("bool", False, "leave messages with the flag T out of what clients see", reload=True, told=_MAILDIR)
+    set_seen: bool = _key("bool", True, "give the flag S to messages that were retrieved", reload=True, told=_MAILDIR)
+    expire_days: int = _key(
+        "int", -1, "days after which mail goes at a session's end; 0: once retrieved; -1: never", low=-1, high=36500,
+        reload=True, told=(*_DOORS, *_MAILDIR),
+    )
+    hostname: str = _key(
+        "hostname", "", "name in greetings and in the names of delivered messages",
+        reload=True, told=(*_MAILDIR, *_mda()), example='"mail.example.org"',
+    )
 
     @property
     def control(self) -> str:
@@ -174,8 +377,48 @@ class Config:
 
 
 def keys() -> tuple[Field[Any], ...]:
-    """Give every key of the TOML file: name, default, and metadata kind, doc, low, high, choices."""
+    """Return every key; its metadata holds what `_key` was given."""
     return fields(Config)
+
+
+def address_keys() -> list[str]:
+    """Name the keys that hold addresses to listen on, in the order of binding."""
+    return [key.name for key in keys() if key.metadata["kind"] == "addresses"]
+
+
+def key_of(name: str) -> Field[Any]:
+    """Find a key by its name."""
+    return next(key for key in keys() if key.name == name)
+
+
+def default_of(key: Field[Any]) -> Any:
+    """Return the value of a key that is not given; two depend on the machine."""
+    if key.name == "run_dir":
+        return default_run_dir()
+    return (socket.gethostname() or "localhost") if key.name == "hostname" else key.default
+
+
+def flagged_keys() -> list[Field[Any]]:
+    """Return the keys that have a flag, in the order of the help of `start`."""
+    flagged = [key for key in keys() if key.metadata["flag"] is not None]
+    ordered = [key for key in flagged if not key.metadata["flag"].after]
+    for key in flagged:
+        if key.metadata["flag"].after:
+            ordered.insert(1 + [other.name for other in ordered].index(key.metadata["flag"].after), key)
+    return ordered
+
+
+def flag_of(key: Field[Any]) -> str:
+    """Return the flag of a key, or the one it would have."""
+    flag: Flag | None = key.metadata["flag"]
+    return (flag.name if flag is not None else "") or "--" + key.name.replace("_", "-")
+
+
+def told(config: Config, actor: str) -> dict[str, Any]:
+    """Return the settings an actor gets, without those that init computes; `shown` names the ones that its recordings hold."""
+    rows = [(key.name, row) for key in keys() for row in key.metadata["told"] if row.actor == actor]
+    settings = {row.setting or name: row.part(config) if row.part else getattr(config, name) for name, row in rows if not row.made}
+    return settings | {"shown": [row.setting or name for name, row in rows if row.shown]}
 
 
 def load(flags: Mapping[str, Any], toml_path: str | None = None) -> Config:
@@ -212,9 +455,9 @@ def gather(flags: Mapping[str, Any], toml_path: str | None = None) -> tuple[Conf
             _take(known[name], value, where, values, findings)
     for name, value in flags.items():
         if value is not None:
-            _take(known[name], value, (f"{COMMAND_LINE}: {_flag(name)}", 0), values, findings)
-    values.setdefault("run_dir", default_run_dir())
-    values.setdefault("hostname", socket.gethostname() or "localhost")
+            _take(known[name], value, (f"{COMMAND_LINE}: {flag_of(known[name])}", 0), values, findings)
+    for name in ("run_dir", "hostname"):
+        values.setdefault(name, default_of(known[name]))
     if unread:  # it lacks everything, and that is said
         return None, findings
     config = Config(**values)
@@ -232,15 +475,10 @@ def run_dir_in(toml_path: str) -> str:
     text, file_values, findings = read_toml(toml_path)
     values: dict[str, Any] = {"run_dir": default_run_dir()}
     if "run_dir" in file_values:
-        key = next(key for key in keys() if key.name == "run_dir")
-        _take(key, file_values["run_dir"], (toml_path, line_of(text, "run_dir")), values, findings)
+        _take(key_of("run_dir"), file_values["run_dir"], (toml_path, line_of(text, "run_dir")), values, findings)
     if findings:
         raise ConfigError(findings)
     return str(values["run_dir"])
-
-
-def _flag(name: str) -> str:
-    return FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 def _unknown_key(path: str, line: int, name: str, known: list[str]) -> Finding:
@@ -282,17 +520,20 @@ class _Places(NamedTuple):
 def _whole(config: Config, places: _Places, said: set[str]) -> list[Finding]:
     """Check what no single key shows: what is missing, and what does not go together."""
     findings: list[Finding] = []
-    for name in ("auth_table", "user_table", "cert", "key"):
+    for key in keys():
+        if not key.metadata["required"]:
+            continue
+        name = key.name
         given = places.flags.get(name) is not None or name in places.file_values or places.tried(name)
         if not given:
             what = "no " + name.replace("_", " ").replace("auth ", "authorization ")
-            mend = f"give {_flag(name)} FILE, or {name} in the file of -f"
+            mend = f"give {flag_of(key)} FILE, or {name} in the file of -f"
             findings.append(Finding(places.toml_path or COMMAND_LINE, 0, what, mend))
     if not (config.listen or config.listen_starttls or said):
         mend = "give -l ADDR for TLS on port 995, or -L ADDR for STLS on port 110"
         findings.append(Finding(places.toml_path or COMMAND_LINE, 0, "no address to listen on", mend))
     seen: dict[Address, str] = {}
-    for name in ("listen", "listen_starttls", "lmtp_listen"):
+    for name in address_keys():
         for address in getattr(config, name):
             if address.port and address in seen:
                 findings.append(Finding(*places.of(name), f"{address} is listened on twice", "remove one of the two"))

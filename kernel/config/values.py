@@ -178,7 +178,8 @@ def _take_quotas(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
 
 _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "text": _take_text,
-    "path": _take_path,
+    "file": _take_path,
+    "directory": _take_path,
     "subdir": _take_subdir,
     "int": _take_int,
     "bool": _take_bool,

@@ -7,7 +7,7 @@ memory, of which it hands the kernel a descriptor; it looks at no octet of the t
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgpack
@@ -21,17 +21,8 @@ from popkernel.kernel.runtime.deadlines import Deadline
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.kernel.runtime.loop import Loop
 
-__all__ = ["RELOADED", "Read", "Reading", "watched"]
+__all__ = ["Read", "Reading", "watched"]
 
-RELOADED = frozenset({  # keys that a reload puts in force; the others wait for the next start
-    "auth_table", "cert", "key", "tls_min", "allow_plaintext", "login_case", "login_seconds", "idle_seconds", "max_sessions",
-    "auth_cache_seconds",
-    "hostname", "quota", "quota_users", "quota_temporary", "listener_user", "auth_user", "session_memory",
-    "certs", "key_passphrase_file", "max_sessions_address", "connects_per_minute", "max_handshakes", "max_logins",
-    "max_logins_user", "most_errors", "max_commands", "proxy_networks",
-    "penalty_seconds", "ipv6_prefix", "block_list", "oauth_issuer", "oauth_audience", "oauth_jwks", "oauth_user_claim", "oauth_scope",
-    "watch", "deletion", "hide_trashed", "set_seen", "expire_days",
-})
 SECONDS = 20  # that reading may take
 _MOST_SAID = 16 << 20  # octets of what the child says: a configuration of 1 MiB, and what stands around each of its texts
 _CONFIG, _IOERR, _TEMPFAIL = (EXITS[name].code for name in ("config", "ioerr", "tempfail"))
@@ -55,9 +46,8 @@ class Read(NamedTuple):
 
 def watched(config: Config) -> list[str]:
     """The files that a reload reads, but for the configuration itself: its keys are the operator's to put in force."""
-    pairs = [path for pair in config.certs for path in pair]
-    paths = [config.auth_table, config.user_table, config.cert, config.key, *pairs, config.block_list, config.oauth_jwks]
-    return [path for path in (*paths, config.key_passphrase_file) if path]
+    single = [getattr(config, key.name) for key in keys() if key.metadata["kind"] == "file"]
+    return [path for path in (*single, *(path for pair in config.certs for path in pair)) if path]
 
 
 class Reading:
@@ -136,7 +126,7 @@ def _read(pipe: int, table: int, config: Config, again: Callable[[], Config]) ->
         _say(pipe, "the list of the system's users")
         ids = actor_ids(new)
         mta_ids(asked)  # for the next start, which would be refused
-        said |= {"ids": ids, "later": later, "config": {f.name: getattr(new, f.name) for f in fields(Config)}}
+        said |= {"ids": ids, "later": later, "config": {key.name: getattr(new, key.name) for key in keys()}}
         _say(pipe, new.user_table)
         left = memoryview(read_table(new.user_table))
         while left:
@@ -153,7 +143,8 @@ def _read(pipe: int, table: int, config: Config, again: Callable[[], Config]) ->
 
 def _merged(config: Config, new: Config) -> tuple[Config, list[str]]:
     """What a reload would put in force, and the changed keys that wait for the next start."""
-    later = [f.name for f in fields(Config) if getattr(new, f.name) != getattr(config, f.name) and f.name not in RELOADED]
+    waiting = [key.name for key in keys() if not key.metadata["reload"]]
+    later = [name for name in waiting if getattr(new, name) != getattr(config, name)]
     return replace(new, **{name: getattr(config, name) for name in later}), later
 
 

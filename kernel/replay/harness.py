@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from popkernel.kernel.config.keys import Config, told
 from popkernel.kernel.runtime.actor import Actor, Boot
 from popkernel.kernel.runtime.loop import Loop, Timer
 from popkernel.proto import codec
@@ -404,5 +405,6 @@ def _value(value: Any) -> Any:
 
 
 def boot_of(name: str, config: dict[str, Any]) -> Boot:
-    """For an actor on the stage: it is never locked in, for it never serves."""
-    return Boot(name, None, 0, 0, {"verbose": 9, **config}, sandboxed=False)  # type: ignore[arg-type]
+    """For an actor on the stage: it is never locked in, for it never serves. Keys that `config` lacks have their defaults."""
+    keys = told(Config(), kind_of(name).partition(".")[0])
+    return Boot(name, None, 0, 0, {**keys, "verbose": 9, **config}, sandboxed=False)  # type: ignore[arg-type]

@@ -258,6 +258,10 @@ class Actor:
         del channel
         return int(getattr(message, "session", 0))
 
+    def told(self) -> dict[str, Any]:
+        """Return the settings that a replay needs, as kernel/config/keys.py marks them."""
+        return {name: self.boot.config[name] for name in self.boot.config["shown"]}
+
     def settings(self) -> dict[str, Any]:
         """What decides what this actor says, of its configuration and of what is under way: a replay begins with it. Nothing secret."""
         return {}

@@ -36,8 +36,7 @@ class Spawner(Actor):
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
         self.settings_of_all = {  # made once: a child that made it would touch each key, wherever it lies
-            "maildir": b"", "verbose": self.verbose, "hostname": boot.config["hostname"], "quota": boot.config["quota"],
-            "quota_temporary": boot.config["quota_temporary"], **boot.config["mail"], "die_with_parent": self.children.die_with_parent,
+            **boot.config["mail"], "maildir": b"", "die_with_parent": self.children.die_with_parent,
         }
         self.asked: list[tuple[m.Spawn, int]] = []  # in this turn of the loop, each with its channel
         self.complained = -_COMPLAINTS
@@ -63,7 +62,8 @@ class Spawner(Actor):
     def _rehearse(self) -> str:
         """What was in the way, "" for nothing: it saves time, and no more than that may depend on room in the run directory."""
         try:
-            import_module(f"{self.module.__package__}.rehearsal").rehearse(self.boot.config["run_dir"], sandboxed=self.boot.sandboxed)
+            rehearsal = import_module(f"{self.module.__package__}.rehearsal")
+            rehearsal.rehearse(self.boot.config["run_dir"], self.settings_of_all, sandboxed=self.boot.sandboxed)
         except OSError as error:
             return error.strerror or str(error)
         return ""

@@ -52,7 +52,7 @@ def shell(tmp_path, monkeypatch):
     table.write_bytes(b"alice " + HASH + b"\nbob " + HASH + b"\n")
     stage = Stage(payload=False)
     with stage.set_up(main):
-        auth = main.Auth(boot_of("auth", {"auth_table": str(table), "penalty_seconds": 15, "cache_seconds": 600}))
+        auth = main.Auth(boot_of("auth", {"auth_table": str(table), "penalty_seconds": 15, "auth_cache_seconds": 600}))
         stage.enter(auth, 100.0)
         channel = stage.channel(stage.loop, None, "auth", "listener.0", auth._on_login, auth._on_listener_gone)
         auth.listeners["listener.0"] = channel

@@ -151,7 +151,7 @@ def test_a_key_or_a_phrase_that_others_may_read_is_told_of_by_a_start_too(which,
 
 # -- the configuration
 WRONG = {
-    "path": ['""', '"relative"', "3", "[]", '"a\\u0000b"'], "addresses": ['"localhost"', "995", '["[fe80::1]"]', '["1.2.3.4:99999"]', '["224.0.0.1"]', '["[::ffff:1.2.3.4]"]'],
+    **dict.fromkeys(("file", "directory"), ['""', '"relative"', "3", "[]", '"a\\u0000b"']), "addresses": ['"localhost"', "995", '["[fe80::1]"]', '["1.2.3.4:99999"]', '["224.0.0.1"]', '["[::ffff:1.2.3.4]"]'],
     "certs": ["1", '["relative"]'], "subdir": ['"/x"', '"a/../b"', "1"], "int": ['"1"', "true", "-99", "1.5", "99999999999999"], "choice": ['"?"', "1"],
     "bool": ["1", '"yes"'], "user": ['""', '"a b"', '"0:0"', "1"], "text": ["1", '"a b"'], "networks": ["1", '["x"]', '["1.2.3.4/8"]'],
     "users": ["1", '["a b"]'], "separators": ['" "', "1"], "domains": ["1", '["a@b"]'], "quota": ["1", '"x"'], "quotas": ["1", '["x"]', '["a=x"]'], "hostname": ['"a b"', "1"],

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 import pytest
+from popkernel.kernel.config.keys import Config, told
 from popkernel.kernel.runtime.actor import Boot
 from popkernel.kernel.runtime.channel import Channel, pair
 from popkernel.kernel.runtime.child_process import do_and_leave
@@ -19,7 +20,7 @@ import_module(row_of("maildir").module)  # now: the uid below need not be able t
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 _UID = 64123  # nobody's: the limit of processes does not bind root
-_CONFIG = {"hostname": "localhost", "quota": "", "quotas": {}, "quota_temporary": False, "mail": {}}
+_CONFIG = {"quotas": {}, "mail": told(Config(hostname="localhost"), "maildir")}
 _HARD = resource.getrlimit(resource.RLIMIT_NPROC)[1]
 
 

@@ -18,9 +18,6 @@ class Policy(NamedTuple):
         return self.deletion == "trash-flag"
 
 
-KEYS = Policy._fields
-
-
 def policy_of(config: Mapping[str, Any]) -> Policy:
     """Out of an actor's settings; what is not there is as it always was (recordings older than a key)."""
-    return Policy(*map(config.get, KEYS, Policy()))
+    return Policy(*map(config.get, Policy._fields, Policy()))

@@ -21,15 +21,17 @@ def hung(read):
         return read(path, *most)
     return reading
 def patch():
-    from popkernel.kernel import regular
-    regular.read_regular = hung(regular.read_regular)
+    from popkernel.kernel.config import regular_files
+    regular_files.read_regular = hung(regular_files.read_regular)
 if __name__ == "__main__":
     patch()
     from popkernel.cli.main import main
-    from popkernel.kernel import init, patience, reading, singletons
-    patience._SECONDS = reading.SECONDS = 1
+    from popkernel.kernel.init import inputs, main as init
+    from popkernel.kernel.runtime import deadlines
+    from popkernel.kernel.supervisor import singletons
+    deadlines._SECONDS = inputs.SECONDS = 1
     singletons._START_PATIENCE = 5
-    reading.read_table = hung(reading.read_table)
+    inputs.read_table = hung(inputs.read_table)
     init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(os.path.dirname(sys.argv[0])) + "); import hangs; hangs.patch()\\n"
         "from popkernel.kernel.runtime.singleton_boot import main; main()"]
     sys.exit(main(sys.argv[1:]))
