@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 
 import popkernel.kernel
 import pytest
@@ -102,3 +103,15 @@ def test_a_file_says_what_it_is_for(path):
 
 def test_the_package_that_runs_is_the_one_that_is_read():
     assert os.path.realpath(os.path.dirname(popkernel.kernel.__file__)) == os.path.realpath(f"{ROOT}/kernel")
+
+
+@pytest.mark.parametrize("path", [path for path in files("tests", "benchmarks") if path != "tests/unit/test_distribution.py"])  # it makes some
+def test_modules_that_a_text_names_are_there(path):
+    """Tests hand code to other interpreters as text, of which no tool sees that a module has moved."""
+    with open(f"{ROOT}/{path}") as file:
+        found = re.findall(r"from popkernel\.([\w.]+) import (\w[\w, ]*)", file.read())
+    for module, names in found:
+        place = f"{ROOT}/{module.replace('.', '/')}"
+        assert os.path.isfile(f"{place}.py") or os.path.isdir(place), f"{path}: {module}"
+        for name in (item.split()[0] for item in names.split(",") if item.strip() and os.path.isdir(place)):
+            assert os.path.isfile(f"{place}/{name}.py") or os.path.isdir(f"{place}/{name}"), f"{path}: {module}.{name}"

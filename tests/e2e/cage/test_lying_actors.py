@@ -150,7 +150,7 @@ def test_what_a_listener_makes_the_log_hold():
 
 def test_who_ends_her_own_actor_again_and_again_has_a_share_of_the_log():
     """Whatever runs as a mail user may end that user's maildir actor: each end is a line, up to a bound, and nobody else's is lost."""
-    few = "from popkernel.kernel import actorlines; actorlines.MOST, actorlines.WINDOW = 3, 4.0"
+    few = "from popkernel.kernel.decisions import log_quota; log_quota.MOST, log_quota.WINDOW = 3, 4.0"
     command = [sys.executable, "-c", f"{few}; from popkernel.cli.main import main; raise SystemExit(main())"]
     with Service(command=command, mail=MAIL) as service:
         for user in ["alice"] * 6 + ["bob"]:

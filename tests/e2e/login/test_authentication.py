@@ -98,7 +98,7 @@ def test_guessing_waits_and_honest_users_do_not():
 
 
 # One that looks at its files five times a second, not once.
-WATCHFUL = "from popkernel.kernel import watching; watching._SECONDS = 0.2; from popkernel.cli.main import main; raise SystemExit(main())"
+WATCHFUL = "from popkernel.kernel.init import file_watching; file_watching._SECONDS = 0.2; from popkernel.cli.main import main; raise SystemExit(main())"
 
 
 def test_watched_files():

@@ -219,9 +219,9 @@ def test_root_s_run_directory_is_not_another_s(site):
     """Found by check, and by a start: 77, as the table has it."""
     os.mkdir(site.config.run_dir)
     code = (
-        "import sys; from popkernel.kernel import rundir; import os; os.setgroups([]); os.setgid(64198); os.setuid(64198)\n"
-        "print(*rundir.problem(sys.argv[1]), sep='; ')\n"
-        "try: rundir.RunDir(sys.argv[1])\nexcept rundir.StartError as error: print(error.status, error, sep='; ')"
+        "import sys; from popkernel.kernel.init import run_directory; import os; os.setgroups([]); os.setgid(64198); os.setuid(64198)\n"
+        "print(*run_directory.problem(sys.argv[1]), sep='; ')\n"
+        "try: run_directory.RunDir(sys.argv[1])\nexcept run_directory.StartError as error: print(error.status, error, sep='; ')"
     )
     done = subprocess.run([sys.executable, "-c", code, site.config.run_dir], capture_output=True, text=True, timeout=20, check=True)
     what = "belongs to uid 0 and is not yours to write in; give a directory of your own with --run-dir"

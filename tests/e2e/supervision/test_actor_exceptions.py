@@ -10,23 +10,23 @@ from tests.support.processes import Raw, serve
 BREAKS = """
 import sys
 from popkernel.cli.main import main
-from popkernel.kernel import init
+from popkernel.kernel.init import main as init
 init.BOOT = ["-c", {within!r}]
 sys.exit(main())
 """
 AT_THE_LOCK = """
-from popkernel.kernel import boot
+from popkernel.kernel.runtime import singleton_boot
 from popkernel.kernel.sandbox import lock
 def compile_promises(*_, **__):
     raise ImportError("cannot import\\nname 'compiler'")
 lock.compile_promises = compile_promises
-boot.main()
+singleton_boot.main()
 """
 IN_A_SESSION = """
-from popkernel.actors.listener import core
+from popkernel.actors.listener.session import session
 from popkernel.actors.maildir.session import Session
-from popkernel.kernel import boot
-act, top = core.Session._act, Session._top
+from popkernel.kernel.runtime import singleton_boot
+act, top = session.Session._act, Session._top
 def breaks(self, line):
     if line.startswith(b"XBREAK"):
         raise KeyError(line.decode())
@@ -35,8 +35,8 @@ def breaks_too(self, number, lines):
     if lines == 99:
         raise KeyError(f"hunter2 {number}")
     return top(self, number, lines)
-core.Session._act, Session._top = breaks, breaks_too
-boot.main()
+session.Session._act, Session._top = breaks, breaks_too
+singleton_boot.main()
 """
 
 

@@ -17,7 +17,7 @@ SHORTEN = (
 )
 DRIVER = (
     f"{SHORTEN}"
-    "from popkernel.kernel import init; "
+    "from popkernel.kernel.init import main as init; "
     f"init.BOOT = ['-c', \"{SHORTEN} from popkernel.kernel.runtime.singleton_boot import main; main()\"]; "
     "from popkernel.cli.main import main; raise SystemExit(main())"
 )

@@ -28,7 +28,7 @@ def patch():
     Actor.connect = connecting
 if __name__ == "__main__":
     from popkernel.cli.main import main
-    from popkernel.kernel import init
+    from popkernel.kernel.init import main as init
     init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(HERE) + "); import shuts; shuts.patch()\\n"
         "from popkernel.kernel.runtime.singleton_boot import main; main()"]
     sys.exit(main(sys.argv[1:]))
