@@ -1,0 +1,42 @@
+"""docs/style.md: the files and functions that it names are there."""
+
+import ast
+import os
+import re
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+with open(f"{ROOT}/docs/style.md", encoding="utf-8") as _file:
+    TEXT = _file.read()
+STEPS = re.findall(r"`((?:proto|kernel|actors|cli|tests)/[\w/]+\.py): ([\w.]+)`", TEXT)
+PATHS = set(re.findall(r"`((?:proto|kernel|actors|cli|tests|benchmarks)/[\w/.]*)`", TEXT)) - {"actors/NAME/"}
+
+
+def defined(path):
+    """Functions and classes of a file, methods as CLASS.METHOD."""
+    with open(f"{ROOT}/{path}", "rb") as file:
+        tree = ast.parse(file.read())
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return names
+
+
+@pytest.mark.parametrize(("path", "name"), STEPS, ids=[" ".join(step) for step in STEPS])
+def test_a_step_of_a_walk(path, name):
+    assert name in defined(path)
+
+
+def test_the_walks_are_there():
+    assert len(STEPS) > 30
+    for heading in ("**A login**", "**A RETR**", "**A delivery**"):
+        assert heading in TEXT
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_a_place_that_is_named(path):
+    assert os.path.exists(f"{ROOT}/{path}")
