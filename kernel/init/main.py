@@ -20,6 +20,7 @@ from popkernel.kernel.init.pass_phrase import Held
 from popkernel.kernel.init.requirements import give_up_powers, require, require_cage
 from popkernel.kernel.init.run_directory import RunDir, StartError
 from popkernel.kernel.init.service_manager import notify
+from popkernel.kernel.init.singleton_settings import Telling
 from popkernel.kernel.init.singleton_start import Child, no_room, short_of, start, wait_for_children
 from popkernel.kernel.init.sockets import Listening, unix_socket
 from popkernel.kernel.runtime.actor import Boot
@@ -33,7 +34,6 @@ from popkernel.kernel.runtime.scheduling import unhurried
 from popkernel.kernel.runtime.signals import take_signals
 from popkernel.kernel.runtime.system_log import connect_for
 from popkernel.kernel.sandbox import lock as sandbox
-from popkernel.kernel.supervisor.singleton_settings import Telling
 from popkernel.proto import messages as m
 from popkernel.proto.schema import UnsayableError, sayable
 from popkernel.proto.topology import actor as row_of

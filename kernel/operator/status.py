@@ -3,60 +3,69 @@
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from popkernel.kernel.decisions.leases import Key
-from popkernel.kernel.processes import Process
+from popkernel.kernel.decisions.leases import Core, Key
+from popkernel.kernel.processes import Process, Processes
+from popkernel.kernel.runtime.actor import Boot
 from popkernel.kernel.runtime.channel import counts
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.trace.session_names import session_name
 
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
-
 __all__ = ["login_failed", "session_over", "sessions_lost", "status"]
 
 _MOST_LOST = 100  # sessions of a dead listener that are named one by one
 
 
-def status(s: "Supervisor") -> dict[str, Any]:
-    """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks."""
+def status(boot: Boot, unveiled: str, processes: Processes, core: Core, started: float, *, refused: int, broken: int) -> dict[str, Any]:
+    """What `popkernel status --json` shows; the memory of each process is filled in by the one who asks.
+
+    Args:
+        boot: of the kernel itself.
+        unveiled: paths that it sees.
+        processes: all others.
+        core: sessions and leases.
+        started: when, of the monotonic clock.
+        refused: messages that broke the rules, so far.
+        broken: promises that were broken.
+
+    """
     rows = [
-        {"name": "kernel", "pid": os.getpid(), "uid": s.boot.uid, "gid": s.boot.gid, "state": s.state, "restarts": 0,
-         "promises": s.boot.row.promises if s.boot.sandboxed else "", "unveiled": s.unveiled.splitlines(),
+        {"name": "kernel", "pid": os.getpid(), "uid": boot.uid, "gid": boot.gid, "state": processes.phase, "restarts": 0,
+         "promises": boot.row.promises if boot.sandboxed else "", "unveiled": unveiled.splitlines(),
          "messages_in": counts.messages_in, "messages_out": counts.messages_out},
     ]
-    for process in s.processes.values():
+    for process in processes:
         if process.state == "ahead":  # no process yet
             continue
         hello = process.hello
-        uid, gid = _ids(s, process)
+        uid, gid = _ids(boot, process)
         rows.append({
             "name": process.name, "pid": process.pid, "uid": uid, "gid": gid, "state": process.state, "restarts": process.restarts,
             "promises": hello.promises if hello else "", "unveiled": hello.unveiled.splitlines() if hello else [],
             "messages_in": process.counters.messages_in, "messages_out": process.counters.messages_out,
         })
-    now = s.loop.now
+    now = time.monotonic()
     sessions = [
         {"session": session_name(key.session), "listener": key.listener, "user": user, "seconds": round(now - since, 1)}
-        for key, (user, since) in s.core.sessions.items()
+        for key, (user, since) in core.sessions.items()
     ]
-    leases = [{"user": user, "session": session_name(key.session), "listener": key.listener} for user, key in s.core.leases.items()]
+    leases = [{"user": user, "session": session_name(key.session), "listener": key.listener} for user, key in core.leases.items()]
     return {
-        "ok": True, "pid": os.getppid(), "version": s.boot.config["version"], "uptime": round(time.monotonic() - s.started, 1),
-        "addresses": s.boot.config["addresses"], "users": len(s.core.users), "state": s.state, "actors": rows,
-        "sessions": sessions, "leases": leases, "refused_messages": s.refused, "broken_promises": s.broken,
+        "ok": True, "pid": os.getppid(), "version": boot.config["version"], "uptime": round(now - started, 1),
+        "addresses": boot.config["addresses"], "users": len(core.users), "state": processes.phase, "actors": rows,
+        "sessions": sessions, "leases": leases, "refused_messages": refused, "broken_promises": broken,
         "weaknesses": sandbox.weaknesses(),
     }
 
 
-def _ids(s: "Supervisor", process: Process) -> tuple[int, int]:
+def _ids(boot: Boot, process: Process) -> tuple[int, int]:
     """As the system has them: the owner of the process's directory in /proc would be a file; the kernel knows from its table."""
     if process.ids is not None:
         return process.ids
-    return s.boot.config["ids"].get(row_of(process.name).runs_as, (s.boot.uid, s.boot.gid))  # type: ignore[no-any-return]
+    return boot.config["ids"].get(row_of(process.name).runs_as, (boot.uid, boot.gid))  # type: ignore[no-any-return]
 
 
 def session_over(e: m.Ended) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 from popkernel.kernel.decisions import leases
@@ -19,6 +19,7 @@ from popkernel.kernel.decisions.deliveries import Deliveries
 from popkernel.kernel.decisions.recorded_state import freeze
 from popkernel.kernel.operator.control import Client
 from popkernel.kernel.operator.viewers import Viewer, Wish, WishError, named, row_of
+from popkernel.kernel.processes import Exit, Process, Processes
 from popkernel.kernel.runtime.channel import Channel, Message, codec, pair, watch
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
@@ -26,10 +27,6 @@ from popkernel.proto import topology
 from popkernel.proto.bus.zmtp import Reader, ZmtpError
 from popkernel.proto.codec import BadMessageError
 from popkernel.proto.trace.redaction import shown
-
-if TYPE_CHECKING:
-    from popkernel.kernel.processes import Process
-    from popkernel.kernel.supervisor.main import Supervisor
 
 __all__ = ["Taps"]
 
@@ -62,7 +59,7 @@ def _too_deep(value: Any, left: int) -> bool:
 class TapEnd:
     """The kernel's end of one actor's tap."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, process: "Process", taps: "Taps") -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, process: Process, taps: "Taps") -> None:
         self._loop = loop
         self._sock = sock
         self._process = process
@@ -134,13 +131,23 @@ class TapEnd:
 class Taps:
     """All viewers and all taps."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
+    def __init__(
+        self, loop: Loop, processes: Processes, core: leases.Core, deliveries: Deliveries, *, version: str, nofile: int,
+        left: Callable[[], int],
+    ) -> None:
+        """`nofile`: descriptors that the kernel may have; `left`: how many of them it may still take."""
+        self._loop = loop
+        self._processes = processes
+        self._core = core
+        self._deliveries = deliveries
+        self._version = version
+        self._nofile = nofile
+        self._left = left
         self._viewers: list[Viewer] = []
         self._ends: dict[str, TapEnd] = {}
         self._known: dict[int, str] = {}  # session -> user
         self._homes: dict[int, str] = {}  # session -> listener
-        self._decisions = Decisions(supervisor, self)
+        self._decisions = Decisions(core, deliveries, self)
         self._digest = topology.digest()  # now, while what it imports can still be read
 
     def __len__(self) -> int:
@@ -163,16 +170,16 @@ class Taps:
             {
                 "ok": True,
                 "topology": self._digest,
-                "version": self._kernel.boot.config["version"],
+                "version": self._version,
                 "wall": time.time_ns(),
                 "monotonic": time.monotonic_ns(),
                 "watches": wish.asked(),
-                "running": [p.name for p in self._kernel.processes.values() if p.state != "ahead"],
+                "running": [p.name for p in self._processes if p.state != "ahead"],
                 "awaits": self._awaited(wish),
                 **self._maildir(wish),
             }
         )
-        for user, key in self._kernel.core.leases.items():
+        for user, key in self._core.leases.items():
             self._known[key.session] = user
             self._homes[key.session] = key.listener
         self._viewers.append(viewer)
@@ -184,35 +191,35 @@ class Taps:
 
     def _awaited(self, wish: Wish) -> list[str]:
         """Those who will say Settings as soon as they are watched: a viewer that has all of these misses nothing from then on."""
-        serving = [p for p in self._kernel.processes.values() if p.state in ("serving", "draining")]
+        serving = [p for p in self._processes if p.state in ("serving", "draining")]
         return [p.name for p in serving if p.kind in _WATCHED and wish.watches(p.name) and self._concerns(p, wish)]
 
-    def _concerns(self, process: "Process", wish: Wish) -> bool:
+    def _concerns(self, process: Process, wish: Wish) -> bool:
         """Not so where it serves one session alone, and not the one that is asked for."""
         if wish.session and process.kind == "maildir.{user}":  # one's of whom it is not known yet is not shown
-            lease = self._kernel.core.leases.get(process.name.removeprefix("maildir."))
+            lease = self._core.leases.get(process.name.removeprefix("maildir."))
             return lease is not None and lease.session == wish.session
-        lease = self._kernel.core.leases.get(wish.user)
+        lease = self._core.leases.get(wish.user)
         its = wish.session or (lease.session if lease is not None else 0)
         return not process.session or not (wish.session or wish.user) or process.session == its
 
     def _maildir(self, wish: Wish) -> dict[str, bytes]:
         """Where the mail of the one user that is watched lies: a recording may take it along."""
         user = wish.user or (wish.actor.removeprefix("maildir.") if wish.actor.startswith("maildir.") else "")
-        row = self._kernel.core.users.get(user)
+        row = self._core.users.get(user)
         return {} if row is None else {"maildir": os.fsencode(row.maildir)}
 
     def _check(self, wish: Wish) -> None:
         """Refuse what can never be seen, and say what could."""
-        names = ["kernel", "init", *(p.name for p in self._kernel.processes.values() if p.state != "ahead")]
+        names = ["kernel", "init", *(p.name for p in self._processes if p.state != "ahead")]
         if wish.actor and not any(named(wish.actor, name) for name in names):
             user = wish.actor.removeprefix("maildir.")
-            known = user != wish.actor and user in self._kernel.core.users
+            known = user != wish.actor and user in self._core.users
             if user != wish.actor and not known:
                 raise WishError(f"no user {user!r} in the user table, so no actor {wish.actor!r}", "nouser")
             if not known and wish.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
                 raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
-        if wish.user and wish.user not in self._kernel.core.users:
+        if wish.user and wish.user not in self._core.users:
             raise WishError(f"no user {wish.user!r} in the user table", "nouser")
         edges = [*((e.source, e.target) for e in topology.EDGES if e.target != "tap"), *_CLIENTS]
         if wish.edge and not any(wish.on_edge(*edge) for edge in edges):
@@ -220,10 +227,9 @@ class Taps:
 
     def _fits(self, wish: Wish) -> None:
         """A tap is a descriptor for each actor that is watched."""
-        k = self._kernel
-        new = sum(p.kind in _WATCHED and p.name not in self._ends and wish.watches(p.name) for p in k.processes.values())
-        if new > max(0, k.room.left()):
-            text = f"no room to watch {new} actors at once: the kernel may have {k.room.limit} descriptors (RLIMIT_NOFILE); name one"
+        new = sum(p.kind in _WATCHED and p.name not in self._ends and wish.watches(p.name) for p in self._processes)
+        if new > max(0, self._left()):
+            text = f"no room to watch {new} actors at once: the kernel may have {self._nofile} descriptors (RLIMIT_NOFILE); name one"
             raise WishError(text, "tempfail")
 
     def _detach(self, viewer: Viewer) -> None:
@@ -238,13 +244,13 @@ class Taps:
         """Have those actors watch themselves, and only those, that somebody wants to see."""
         watch.tap = self._own if self._viewers else None
         self._decisions.record(on=bool(self._viewers))
-        for process in list(self._kernel.processes.values()):
+        for process in self._processes:
             self.started(process, newcomer)
         if not self._viewers:
             self._known.clear()
             self._homes.clear()
 
-    def started(self, process: "Process", newcomer: Viewer | None = None) -> None:
+    def started(self, process: Process, newcomer: Viewer | None = None) -> None:
         """An actor's channel has just been made (or its viewers have changed): Watch comes before anything else.
 
         For a newcomer it is said once more: what the actor said when others came is no longer so.
@@ -270,7 +276,7 @@ class Taps:
                 viewer.missed()
             return
         if end is None or end.closed:
-            self._ends[process.name] = TapEnd(self._kernel.loop, mine, process, self)
+            self._ends[process.name] = TapEnd(self._loop, mine, process, self)
         else:
             mine.close()  # the actor keeps the tap it has
         with contextlib.suppress(OSError), its:  # no room for what has to wait: its end is the tap's
@@ -278,21 +284,21 @@ class Taps:
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:
         """Actors come first: a tap is none of those that have a place in reserve."""
-        if self._kernel.room.left() <= 0:
+        if self._left() <= 0:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return pair()
 
-    def gone(self, process: "Process", how: str) -> None:
+    def on_exit(self, process: Process, end: Exit) -> None:
         """A process is no more: what it still had to show is read."""
-        end = self._ends.pop(process.name, None)
-        if end is not None:
-            end.read(1 << 30)
-            end.close()
-        self.note("Ended", process.name, how=how)
+        tap = self._ends.pop(process.name, None)
+        if tap is not None:
+            tap.read(1 << 30)
+            tap.close()
+        self.note("Ended", process.name, how=end.how)
 
-    def bad_tap(self, process: "Process", why: str) -> None:
+    def bad_tap(self, process: Process, why: str) -> None:
         """An actor does not keep to the rules on its tap."""
-        self._kernel._on_actor_gone(process.channel, f"{why} (on its tap)")  # noqa: SLF001  one room, two names
+        self._processes.on_gone(process.channel, f"{why} (on its tap)")
 
     # -- frames
     def _own(self, way: str, channel: Channel, message: Message) -> None:
@@ -304,7 +310,7 @@ class Taps:
         else:
             (fields, octets), name = shown(message, payload=False), type(message).__name__
         self.pass_on({
-            "time": time.monotonic_ns(), "turn": round(self._kernel.loop.now * 1e9), "actor": "kernel",
+            "time": time.monotonic_ns(), "turn": round(self._loop.now * 1e9), "actor": "kernel",
             "way": "in" if way == "gone" else way, "peer": channel.peer, "name": name,
             "session": int(getattr(message, "session", 0)), "octets": octets, "fields": fields,
         })
@@ -317,7 +323,7 @@ class Taps:
     def _note(self, what: str, about: str, session: int, fields: dict[str, Any]) -> dict[str, Any]:
         return {
             "time": time.monotonic_ns(),
-            "turn": round(self._kernel.loop.now * 1e9),
+            "turn": round(self._loop.now * 1e9),
             "actor": "kernel",
             "way": "note",
             "peer": about,
@@ -365,16 +371,16 @@ class Taps:
 
     def _state(self, viewer: Viewer) -> None:
         """What the kernel knows when a recording of it begins."""
-        k = self._kernel
-        state = {"core": freeze(k.core, (type(k.taps),)), "deliveries": freeze(k.deliveries, (leases.Core,))}
+        state = {"core": freeze(self._core), "deliveries": freeze(self._deliveries, (leases.Core,))}
         viewer.push(self._note("State", "", 0, state))
 
 
 class Decisions:
     """Watches the pure rooms of the kernel while somebody records: each outermost call, and what it decided; and who has which lease."""
 
-    def __init__(self, supervisor: "Supervisor", taps: Taps) -> None:
-        self._kernel = supervisor
+    def __init__(self, core: leases.Core, deliveries: Deliveries, taps: Taps) -> None:
+        self._core = core
+        self._deliveries = deliveries
         self._taps = taps
         self._on = False
         self._deep = 0
@@ -385,8 +391,8 @@ class Decisions:
         if on == self._on:
             return
         self._on = on
-        self._users = self._kernel.core.users
-        for room in (self._kernel.core, self._kernel.deliveries):
+        self._users = self._core.users
+        for room in (self._core, self._deliveries):
             for name in _DECISIONS[type(room)]:
                 if on:
                     setattr(room, name, self._wrapped(type(room).__name__, name, getattr(room, name)))
@@ -406,20 +412,20 @@ class Decisions:
         return call
 
     def _decide(self, room: str, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        kernel = self._kernel.core
-        before = dict(kernel.leases)
+        core = self._core
+        before = dict(core.leases)
         fields = {"room": room, "method": name, "arguments": freeze(list(arguments))}
-        if kernel.users is not self._users:
-            self._users = kernel.users
-            fields["users"] = freeze(kernel.users)
+        if core.users is not self._users:
+            self._users = core.users
+            fields["users"] = freeze(core.users)
         result = method(*arguments)
         fields["effects"] = freeze(result)
         self._taps.decided(fields)
-        if before != kernel.leases:
+        if before != core.leases:
             for user, key in before.items():
-                if kernel.leases.get(user) != key:
+                if core.leases.get(user) != key:
                     self._taps.note("LeaseOver", f"maildir.{user}", key.session, user=user, listener=key.listener)
-            for user, key in kernel.leases.items():
+            for user, key in core.leases.items():
                 if before.get(user) != key:
                     self._taps.note("Lease", f"maildir.{user}", key.session, user=user, listener=key.listener)
         return result

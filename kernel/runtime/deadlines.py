@@ -7,11 +7,11 @@ to blame.
 from collections.abc import Callable
 
 from popkernel.kernel.runtime.loop import Loop, Timer
-from popkernel.kernel.supervisor.hung_actors import LATE
 from popkernel.proto.topology import edge
 
-__all__ = ["Deadline", "Patience"]
+__all__ = ["LATE", "Deadline", "Patience"]
 
+LATE = 1.0  # seconds a timer may be late; after more this process itself did not run
 _SECONDS = edge("init", "kernel").deadline  # that it may say nothing
 _PARTS = 4  # of a deadline, each to begin anew where this process did not run
 

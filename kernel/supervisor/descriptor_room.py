@@ -5,18 +5,17 @@ What is kept in reserve is for channels that are just being made and handed over
 """
 
 import resource
-from typing import TYPE_CHECKING
+from collections.abc import Sized
 
 from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions import gate_room
+from popkernel.kernel.decisions.leases import Core
 from popkernel.kernel.runtime.actor import MORE_DESCRIPTORS, hard_limit
 from popkernel.kernel.runtime.channel import counts
-from popkernel.kernel.runtime.log import ERROR, INFO, WARNING
+from popkernel.kernel.runtime.log import ERROR, INFO, WARNING, Log
+from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto.files.tables import Finding
 from popkernel.proto.topology import actor as row_of
-
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
 
 __all__ = ["Room", "problem", "too_few"]
 
@@ -61,41 +60,41 @@ def too_few(config: Config) -> tuple[Finding, bool] | None:
 class Room:
     """What is left, and what is done where that is little."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
+    def __init__(self, loop: Loop, core: Core, log: Log, config: Config) -> None:
+        self._loop = loop
+        self._core = core
+        self._log = log
+        self._config = config
+        self.holders: list[Sized] = []  # who holds a descriptor for each that its len() counts
         self.limit = min(row_of("kernel").nofile, hard_limit(resource.RLIMIT_NOFILE))
         self._little = min(512, max(_USERS, self.limit // 8))  # idle actors go where no more than that is left
         self._said = -_COMPLAINTS
 
     def left(self) -> int:
         """How many more may be kept for long; the reserve is there besides."""
-        k = self._kernel
-        used = len(k.processes) + len(k.spawning) + len(k.parking) + len(k.taps) + len(k.control.clients) + counts.held
+        used = sum(map(len, self.holders)) + counts.held
         return self.limit - _OWN - _RESERVE - used
 
     def look(self) -> None:
         """Tell the leases (kernel/decisions) how much room there is, before something is decided that may need one more actor."""
-        core = self._kernel.core
         left = self.left()
         if left < self._little:
-            core.short(left)
-        elif core.room is not None:
-            core.short(None)
+            self._core.short(left)
+        elif self._core.room is not None:
+            self._core.short(None)
 
     def full(self, user: str) -> None:
         """A user could not have an actor for want of room."""
-        k = self._kernel
-        if k.loop.now - self._said >= _COMPLAINTS:
-            self._said = k.loop.now
-            k.log_line(
-                ERROR, f"no room for {user} and others: {len(k.core.maildirs)} mailboxes are open, and the kernel may have {self.limit}"
+        if self._loop.now - self._said >= _COMPLAINTS:
+            self._said = self._loop.now
+            self._log(
+                ERROR, f"no room for {user} and others: {len(self._core.maildirs)} mailboxes are open, and the kernel may have {self.limit}"
                 f" descriptors (RLIMIT_NOFILE); logins hear [SYS/TEMP], mail waits; {MORE_DESCRIPTORS}",
             )
 
     def ready(self) -> None:
         """Once, at the start: whether as many sessions as were asked for could be had."""
-        k = self._kernel
-        found = too_few(k.config)
+        found = too_few(self._config)
         if found is not None:
             finding, asked = found
-            k.log_line(WARNING if asked else INFO, str(finding))
+            self._log(WARNING if asked else INFO, str(finding))

@@ -9,18 +9,18 @@ Time counts in which the kernel itself ran: where all stood still, a virtual mac
 from collections.abc import Callable
 
 from popkernel.kernel.processes import Process
+from popkernel.kernel.runtime.deadlines import LATE
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
-__all__ = ["LATE", "START_SECONDS", "Hung"]
+__all__ = ["START_SECONDS", "HungActors"]
 
 START_SECONDS = 20  # more, for one that has not yet said hello
-LATE = 1.0  # seconds a timer of the kernel may be late; after more the kernel itself did not run
 _PARTS = 2  # of the time, each to begin anew where the kernel did not run
 
 
-class Hung:
+class HungActors:
     """The actors under suspicion. `hangs(process, seconds)` is called for one that has said nothing for so long."""
 
     def __init__(self, loop: Loop, hangs: Callable[[Process, int], None]) -> None:

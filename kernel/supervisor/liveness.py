@@ -6,29 +6,33 @@ said, and all that needs no new process goes on.
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
-from popkernel.kernel.processes import Process
-from popkernel.kernel.runtime.deadlines import Deadline
-from popkernel.kernel.runtime.log import ERROR, NOTICE
-from popkernel.kernel.supervisor.hung_actors import LATE, START_SECONDS
+from popkernel.kernel.decisions.leases import Core
+from popkernel.kernel.decisions.log_quota import ActorLines
+from popkernel.kernel.processes import Process, Processes
+from popkernel.kernel.runtime.deadlines import LATE, Deadline
+from popkernel.kernel.runtime.log import ERROR, NOTICE, Log
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.supervisor.hung_actors import START_SECONDS, HungActors
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.topology import edge
 
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
-
-__all__ = ["Pulse"]
+__all__ = ["Liveness"]
 
 _LOOK_SECONDS = 1.0  # from one look to the next whether an actor that goes still has a session
 
 
-class Pulse:
+class Liveness:
     """Who is asked now and then, and who is waited for."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
+    def __init__(self, loop: Loop, processes: Processes, core: Core, log: Log, lines: ActorLines, hung: HungActors) -> None:
+        self._loop = loop
+        self._processes = processes
+        self._core = core
+        self._log = log
+        self._lines = lines
+        self._hung = hung
         self._seconds = edge("kernel", "auth").deadline  # from one question to the next, and to the verdict
         self._asked = False  # init has a question that it has not answered
         self._silent = 0  # turns for which it has not
@@ -42,116 +46,113 @@ class Pulse:
     # -- now and then
     def begin(self) -> None:
         """From now on."""
-        timer = self._kernel.loop.later(self._seconds, lambda: self._beat(timer.due))
+        timer = self._loop.later(self._seconds, lambda: self._beat(timer.due))
 
     def _beat(self, due: float) -> None:
-        k = self._kernel
         self.begin()
-        if k.state == "stopping":
+        if self._processes.phase == "stopping":
             return
         if not self._asked:
             self._asked = True
-            k.tell_init(m.Report())
-        elif k.loop.now - due <= LATE:
+            self._processes.tell_init(m.Report())
+        elif self._loop.now - due <= LATE:
             self._silent += 1
             if self._silent == 2:  # one whole turn, at the least
                 pid = os.getppid()
-                k.log_line(
+                self._log(
                     ERROR,
                     f"init (process {pid}) has not answered for {self._seconds} s: no actor can be started or ended until it goes on, and"
                     f" nothing reloaded; if it is stopped, kill -CONT {pid}",
                 )
-        for process in list(k.processes.values()):
+        for process in self._processes:
             if process.parent == "init" and process.hello is not None:
-                k.hung.suspect(process)
+                self._hung.suspect(process)
 
     def init_answers(self) -> None:
         """Its counters have come."""
         if self._silent > 1:
-            self._kernel.log_line(NOTICE, "init answers again")
+            self._log(NOTICE, "init answers again")
         self._asked, self._silent = False, 0
 
     # -- forked, told to go
     def forked(self, process: Process) -> None:
         """The spawner was told of a maildir actor: by and by it says hello."""
         name = process.name  # not the process: thousands may come and go in that time
-        self._kernel.loop.later(self._seconds, lambda: self._not_yet(name))
+        self._loop.later(self._seconds, lambda: self._not_yet(name))
 
     def _not_yet(self, name: str) -> None:
-        process = self._kernel.processes.get(name)
+        process = self._processes.get(name)
         if process is not None and process.hello is None:
-            self._kernel.hung.suspect(process, START_SECONDS)
+            self._hung.suspect(process, START_SECONDS)
 
     def retires(self, name: str) -> None:
         """A maildir actor was told to go: it does, or says that it stays."""
-        self._kernel.loop.later(self._seconds, lambda: self._still(name))
+        self._loop.later(self._seconds, lambda: self._still(name))
         self.goes(name)
 
     def _still(self, name: str) -> None:
-        process = self._kernel.processes.get(name)
-        maildir = self._kernel.core.maildirs.get(name.removeprefix("maildir."))
+        process = self._processes.get(name)
+        maildir = self._core.maildirs.get(name.removeprefix("maildir."))
         if process is not None and maildir is not None and maildir.retiring:
-            self._kernel.hung.suspect(process)
+            self._hung.suspect(process)
 
     def goes(self, name: str) -> None:
         """A maildir actor goes, says itself or the kernel. Who wants that maildrop waits for its end, so it has a deadline.
 
         It runs while no session is open: that one's client is served. Busy ends it.
         """
-        process = self._kernel.processes.get(name)
+        process = self._processes.get(name)
         if process is not None and not process.goes:
             self._await_end(process)
 
     def _await_end(self, process: Process) -> None:
-        k, name = self._kernel, process.name
-        maildir = k.core.maildirs.get(name.removeprefix("maildir."))
+        name = process.name
+        maildir = self._core.maildirs.get(name.removeprefix("maildir."))
         free = maildir is not None and maildir.key is None
         seconds = row_of(name).shutdown if free else _LOOK_SECONDS
-        due = process.goes = k.loop.now + seconds
-        k.loop.later(seconds, lambda: self._overstays(name, due, free=free))
+        due = process.goes = self._loop.now + seconds
+        self._loop.later(seconds, lambda: self._overstays(name, due, free=free))
 
     def _overstays(self, name: str, due: float, *, free: bool) -> None:
-        k = self._kernel
-        process, maildir = k.processes.get(name), k.core.maildirs.get(name.removeprefix("maildir."))
-        if process is None or process.goes != due or maildir is None or k.state == "stopping":
+        process, maildir = self._processes.get(name), self._core.maildirs.get(name.removeprefix("maildir."))
+        if process is None or process.goes != due or maildir is None or self._processes.phase == "stopping":
             return
         if not maildir.retiring:
             process.goes = 0.0
-        elif free and maildir.key is None and process.parent and k.loop.now - due <= LATE:
+        elif free and maildir.key is None and process.parent and self._loop.now - due <= LATE:
             text = f"{name} was to go and has not gone in {row_of(name).shutdown} s; ended"
-            k.actor_line.end(name, ERROR, text)
-            k.kill(process)
+            self._lines.end(name, ERROR, text)
+            self._processes.kill(process)
         else:
             self._await_end(process)
 
     def leaves(self, process: Process, seconds: int) -> None:
         """A singleton that another has taken the place of was told to go within so many seconds: it is ended where it has not."""
-        self._kernel.loop.later(seconds + self._seconds, lambda: self._ends(process))
+        self._loop.later(seconds + self._seconds, lambda: self._ends(process))
 
     def _ends(self, process: Process) -> None:
-        if self._there(process):
-            self._kernel.kill(process)
+        if self._processes.has(process):
+            self._processes.kill(process)
 
     # -- ended
     def killed(self, process: Process) -> None:
         """Its parent was told to end it."""
         name, pid = process.name, process.pid
-        Deadline(self._kernel.loop, START_SECONDS, lambda: self._unkilled(name, pid))
+        Deadline(self._loop, START_SECONDS, lambda: self._unkilled(name, pid))
 
     def _unkilled(self, name: str, pid: int) -> None:
         """It waits for a disk that hangs, most likely: such a process has no end. Somebody takes its place where that can be done."""
-        k = self._kernel
-        process = k.processes.get(name)
-        if process is None or process.pid != pid or k.state == "stopping":
+        process = self._processes.get(name)
+        if process is None or process.pid != pid or self._processes.phase == "stopping":
             return
-        k.actor_line.end(
-            process.parent if process.session else process.name, ERROR,
+        self._lines.end(
+            process.whose, ERROR,
             f"{process.name} (process {process.pid or '?'}) has not ended for {START_SECONDS} s though {process.parent} was told to end it:"
             f" it waits for a disk, or {process.parent} is stopped or may not (CAP_KILL)",
         )
         if process.parent == "init" and self.init_lives and process.pid:
             self._written_off.add(process.pid)
-            k.gone(m.Exited(process.name, process.pid, int(signal.SIGKILL)))
+            self._processes.gone(m.Exited(process.name, process.pid, int(signal.SIGKILL)))
 
     def late_end(self, pid: int) -> bool:
         """Whether that process's end is no news: its place was given to another."""
@@ -159,6 +160,3 @@ class Pulse:
             return False
         self._written_off.discard(pid)
         return True
-
-    def _there(self, process: Process) -> bool:
-        return self._kernel.processes.get(process.name) is process

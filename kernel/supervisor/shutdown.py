@@ -1,20 +1,21 @@
 """The end of the service: in reverse of the start, each stage when the one before has gone; then init is told why, and with what code."""
 
 import os
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
-from popkernel.kernel.processes import Process
+from popkernel.kernel.decisions.deliveries import Deliveries
+from popkernel.kernel.decisions.leases import Core
+from popkernel.kernel.processes import Exit, Process, Processes
 from popkernel.kernel.runtime.deadlines import Deadline
-from popkernel.kernel.runtime.log import ERROR, NOTICE
-from popkernel.kernel.supervisor.hung_actors import Hung
+from popkernel.kernel.runtime.log import ERROR, NOTICE, Log
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.proto import messages as m
 from popkernel.proto.schema import sayable
 from popkernel.proto.topology import actor as row_of
 
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
-
-__all__ = ["Stopping"]
+__all__ = ["Shutdown"]
 
 _STAGES = (("mda",), ("gate", "listener"), ("maildir.{user}",), ("auth",), ("spawner",))
 _SECONDS = 10  # for a stage, where its row does not give it less
@@ -22,54 +23,63 @@ _GIVEN_UP_SECONDS = 2
 _SILENT_SECONDS = 4  # within which who stops must say that it lives
 
 
-class Stopping:
+class Shutdown:
     """One stop, asked for or forced; whatever asks for it again changes nothing."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
+    def __init__(
+        self, loop: Loop, processes: Processes, core: Core, deliveries: Deliveries, log: Log,
+        hangs: Callable[[Process, int], None], on_begin: Callable[[], None],
+    ) -> None:
+        """`hangs`: as for HungActors. `on_begin`: called once, before anybody is told to stop."""
+        self._loop = loop
+        self._processes = processes
+        self._core = core
+        self._deliveries = deliveries
+        self._log = log
+        self._on_begin = on_begin
         self._status, self._text = 0, ""  # what init leaves with, and says
         self.early = False  # before it was ready, for a fault that init tells of
         self._seconds = _SECONDS
         self._stages = list(_STAGES)  # those to come
         self._awaited: set[str] = set()  # those whose end the next stage waits for
-        self._silent = Hung(supervisor.loop, supervisor.hangs)
+        self._silent = HungActors(loop, hangs)
 
     def give_up(self, status: int, text: str) -> None:
         """The service can't go on: say why, end everyone, leave with that code. What keeps it from starting init says, as its last word."""
-        k = self._kernel
-        if k.state == "stopping":  # for what was said first; what follows is its consequence, or another's who failed at the same moment
+        phase = self._processes.phase
+        if phase == "stopping":  # for what was said first; what follows is its consequence, or another's who failed at the same moment
             return
-        if k.state == "starting" and not k.log_line.seen:
-            k.log_line(ERROR, text)
+        if phase == "starting" and not self._log.seen:
+            self._log(ERROR, text)
         self._status, self._text = status, text
         self.begin(_GIVEN_UP_SECONDS)
 
     def begin(self, seconds: int = _SECONDS) -> None:
         """Stop; `seconds` for each stage at most."""
-        k = self._kernel
-        if k.state == "stopping":
+        if self._processes.phase == "stopping":
             return
-        self.early = k.state == "starting" and self._status != 0
+        self.early = self._processes.phase == "starting" and self._status != 0
         if not self.early:
-            k.log_line(NOTICE, "stopping")
-        k.state = "stopping"
-        k.reloads.stop()
+            self._log(NOTICE, "stopping")
+        self._processes.phase = "stopping"
+        self._on_begin()
         self._seconds = seconds
-        self._ask_alive(list(k.processes.values()))
+        self._ask_alive(self._processes)
         self._next()
 
-    def gone(self, name: str) -> None:
-        """A process has ended, during the stop."""
-        self._awaited.discard(name)
-        self._next()
+    def on_exit(self, process: Process, end: Exit) -> None:
+        """During the stop: the next stage may begin."""
+        del end
+        if self._processes.phase == "stopping":
+            self._awaited.discard(process.name)
+            self._next()
 
     def _next(self) -> None:
-        k = self._kernel
         while not self._awaited:
             if not self._stages:
                 self._over()
             kinds = self._stages.pop(0)
-            told = [p for p in k.processes.values() if p.kind in kinds]
+            told = self._processes.of_kind(*kinds)
             stage = [p for p in told if p.state != "ahead"]  # those wait for a client to come: their gate's end is theirs
             seconds = min(self._seconds, row_of(kinds[0]).shutdown)
             self._ask_alive(stage)  # before it is told to stop: that may keep it busy for a while
@@ -79,15 +89,15 @@ class Stopping:
                 process.state = "stopping"
             self._awaited = {process.name for process in stage}
             if stage:
-                Deadline(k.loop, seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
+                Deadline(self._loop, seconds + 1, lambda stage=stage: self._hurry(stage))  # type: ignore[misc]
 
-    def _ask_alive(self, processes: list[Process]) -> None:
+    def _ask_alive(self, processes: Iterable[Process]) -> None:
         """Who ends politely answers meanwhile; who says nothing is not waited for to the end of its time.
 
         But a maildir actor that has a session or a delivery may be at its QUIT, or wait for the disk or a lock, and sees nothing else until
         then; and whose end is its children's is not ended before they had theirs.
         """
-        parents = {p.parent for p in self._kernel.processes.values() if self._serves(p)}
+        parents = {p.parent for p in self._processes if self._serves(p)}
         for process in processes:
             maildir = process.kind == "maildir.{user}"
             if process.hello is not None and process.name not in parents and not (maildir and self._serves(process)):
@@ -98,20 +108,18 @@ class Stopping:
         if process.kind != "maildir.{user}":
             return bool(process.session) and process.state != "ahead"
         user = process.name.removeprefix("maildir.")
-        maildir = self._kernel.core.maildirs.get(user)
-        return user in self._kernel.deliveries.holders or (maildir is not None and maildir.key is not None)
+        maildir = self._core.maildirs.get(user)
+        return user in self._deliveries.holders or (maildir is not None and maildir.key is not None)
 
     def _hurry(self, stage: list[Process]) -> None:
-        k = self._kernel
         for process in stage:
-            if k.processes.get(process.name) is process:
-                k.kill(process)
-                if process.parent in k.processes:  # who is stopped itself ends nobody, and tells of no end
-                    self._silent.suspect(k.processes[process.parent], _SILENT_SECONDS)
+            if self._processes.has(process):
+                self._processes.kill(process)
+                if process.parent in self._processes:  # who is stopped itself ends nobody, and tells of no end
+                    self._silent.suspect(self._processes[process.parent], _SILENT_SECONDS)
 
     def _over(self) -> NoReturn:
-        k = self._kernel
-        k.tell_init(m.Ending(self._status, sayable(self._text)))
+        self._processes.tell_init(m.Ending(self._status, sayable(self._text)))
         if not self.early:
-            k.log_line(NOTICE, "stopped")
+            self._log(NOTICE, "stopped")
         os._exit(0)

@@ -1,25 +1,26 @@
 """The singletons: who is in force, how each is named and started, who meets whom, and what follows when one ends unasked."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from popkernel.kernel.config.keys import Config
 from popkernel.kernel.config.user_table import roots_of
 from popkernel.kernel.decisions import leases
-from popkernel.kernel.processes import Process, how_ended, plain
+from popkernel.kernel.operator.tracing import Taps
+from popkernel.kernel.processes import Exit, Process, Processes, plain
 from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL
 from popkernel.kernel.runtime.deadlines import Deadline
-from popkernel.kernel.runtime.log import ERROR
+from popkernel.kernel.runtime.log import ERROR, Log
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.supervisor.gates import Gates
+from popkernel.kernel.supervisor.shutdown import Shutdown
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
-
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
 
 __all__ = ["Singletons"]
 
 _AGAIN_SECONDS = 1.0  # until one is tried again for which there was no room
 _START_PATIENCE = edge("kernel", "init").deadline  # seconds an actor may take to say hello
 _LONGEST_PAUSE = 30.0  # seconds between two tries where the system has no room
-_NO_ROOM = "no room for its memory, descriptors or threads"
 _READS = {  # what each reads before it says hello, by the keys that name it
     "auth": "auth_table or oauth_jwks", "listener": "a certificate, a key, key_passphrase_file or block_list",
 }
@@ -28,9 +29,20 @@ _READS = {  # what each reads before it says hello, by the keys that name it
 class Singletons:
     """Those that init starts. As in OTP: in the table's order, again with back-off, and past an intensity no more."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
-        self.door = "gate" if supervisor.config.isolation == "connection" else "listener"  # who takes connections
+    def __init__(
+        self, loop: Loop, processes: Processes, core: leases.Core, log: Log, taps: Taps, gates: Gates, shutdown: Shutdown, config: Config,
+        do: Callable[[list[leases.Effect]], None],
+    ) -> None:
+        self._loop = loop
+        self._processes = processes
+        self._core = core
+        self._log = log
+        self._taps = taps
+        self._gates = gates
+        self._shutdown = shutdown
+        self._config = config
+        self._do = do
+        self.door = "gate" if config.isolation == "connection" else "listener"  # who takes connections
         self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
         self._restarts: dict[str, int] = {}
@@ -40,17 +52,16 @@ class Singletons:
     # -- started
     def begin(self) -> None:
         """Start everyone, for the first time."""
-        k = self._kernel
         try:
-            self.put_in_force(self.launch(roots_of(dict(k.core.users))))
-            if k.config.lmtp or k.config.lmtp_listen:
+            self.put_in_force(self.launch(roots_of(dict(self._core.users))))
+            if self._config.lmtp or self._config.lmtp_listen:
                 self.mda = self._launch("mda", self._new_name("mda"))
         except OSError as error:
-            k.stopping.give_up(TEMPFAIL, f"no room to start all that serves: {error.strerror}")
+            self._shutdown.give_up(TEMPFAIL, f"no room to start all that serves: {error.strerror}")
 
     def launch(self, roots: list[bytes]) -> list[str]:
         """Start new ones of all that a reload replaces, under new names: the spawner, auth, those at the door. OSError: no room for all."""
-        doors = [f"{self.door}.{n}" for n in range(self._kernel.config.listeners)]
+        doors = [f"{self.door}.{n}" for n in range(self._config.listeners)]
         kinds = {"spawner": "spawner", "auth": "auth", **dict.fromkeys(doors, self.door)}
         names: list[str] = []
         try:
@@ -63,14 +74,14 @@ class Singletons:
 
     def launch_spawner(self) -> str:
         """Start one alone, under a new name, which is returned. OSError: no room."""
-        return self._launch("spawner", self._new_name("spawner"), roots_of(dict(self._kernel.core.users)))
+        return self._launch("spawner", self._new_name("spawner"), roots_of(dict(self._core.users)))
 
     def give_up(self, names: list[str]) -> None:
         """End those that launch() started."""
-        k = self._kernel
-        for process in [k.processes[name] for name in names if name in k.processes]:
+        for process in [self._processes[name] for name in names if name in self._processes]:
+            process.on_hello = process.on_failed = None
             process.state = "stopping"
-            k.kill(process)
+            self._processes.kill(process)
 
     def put_in_force(self, names: list[str]) -> None:
         """From now on these are meant, of launch()."""
@@ -86,118 +97,109 @@ class Singletons:
 
     def _launch(self, kind: str, name: str, roots: list[bytes] | None = None) -> str:
         """Have init start one; its name. What it sends before it serves waits in its channel."""
-        k = self._kernel
-        process, its = k.enrol(name, "init")
+        process, its = self._processes.enrol(name, "init")
         process.restarts = self._restarts.get(plain(name), 0)
-        k.taps.started(process)
+        self._taps.started(process)
         try:
-            k.tell_init(m.Execute(kind, name, roots or []), [its.fileno()])
+            self._processes.tell_init(m.Execute(kind, name, roots or []), [its.fileno()])
         except OSError:
-            del k.processes[name]
-            process.channel.close()
+            self._processes.withdraw(process)
             raise
         finally:
             its.close()
-        Deadline(k.loop, _START_PATIENCE, lambda: self._too_slow(process))
+        Deadline(self._loop, _START_PATIENCE, lambda: self._too_slow(process))
         return name
 
     def _too_slow(self, process: Process) -> None:
-        k = self._kernel
-        if process.state != "starting" or k.processes.get(process.name) is not process:
+        if process.state != "starting" or not self._processes.has(process):
             return
         reads = _READS.get(process.kind.replace("gate", "listener"), "")
         why = f"{process.name} did not start within {_START_PATIENCE} s" + (f": is it reading {reads}?" if reads else "")
-        if not process.pid and k.state == "running" and not k.reloads.concerned(process.name):
-            k.log_line(ERROR, f"{why}: init has not started it")  # and will when it goes on: nothing is gained by asking it for another
-            k.loop.later(_START_PATIENCE, lambda: self._too_slow(process))
+        if not process.pid and self._processes.phase == "running" and process.on_failed is None:
+            self._log(ERROR, f"{why}: init has not started it")  # and will when it goes on: nothing is gained by asking it for another
+            self._loop.later(_START_PATIENCE, lambda: self._too_slow(process))
             return
-        k.kill(process)
-        reload = k.reloads.concerned(process.name)
-        if reload is not None:  # it may hang in the system, where no signal reaches it: nobody waits for its end
-            reload.fail(why, TEMPFAIL)
-        elif k.state == "starting":
-            k.stopping.give_up(TEMPFAIL, why)
+        self._processes.kill(process)
+        if process.on_failed is not None:  # it may hang in the system, where no signal reaches it: nobody waits for its end
+            process.on_failed(why, TEMPFAIL)
+        elif self._processes.phase == "starting":
+            self._shutdown.give_up(TEMPFAIL, why)
         else:
-            k.log_line(ERROR, why)
+            self._log(ERROR, why)
 
     # -- joined
     def wire(self, process: Process) -> None:
         """Join a new auth with every listener, a new listener with auth, once both serve; a gate opens when there is an auth."""
-        k = self._kernel
-        auth = k.processes.get(self.auth)
+        auth = self._processes.get(self.auth)
         if auth is None or auth.state != "serving":
             return
-        for other in list(k.processes.values()) if process.name == self.auth else [process]:
+        for other in self._processes if process.name == self.auth else [process]:
             if other.kind == "listener" and other.state in ("serving", "draining", "ahead"):
-                k.do([leases.Join(self.auth, m.Peer(other.name), other.name, m.Peer(self.auth))])
+                self._do([leases.Join(self.auth, m.Peer(other.name), other.name, m.Peer(self.auth))])
             elif other.kind == "gate" and other.state in ("serving", "draining"):
-                k.gates.opens(other)
+                self._gates.opens(other)
 
     # -- ended
-    def unstarted(self, process: Process, status: int, why: str = "") -> tuple[str, int]:
-        """What to say of one that ended before it served, and the code (sysexits(3)). `why`: what init says there was no room for."""
-        if why:
-            return f"{process.name} could not be started: {why}", TEMPFAIL
-        if status == TEMPFAIL << 8:
-            return f"{process.name} could not be started: {_NO_ROOM}", TEMPFAIL
-        return f"{process.name} ended before it served: {how_ended(status)}", SOFTWARE
+    def on_exit(self, process: Process, end: Exit) -> None:
+        """Who waits for it to serve hears that it does not; one in force that nobody had asked to go is started again."""
+        if process.on_failed is not None:
+            process.on_failed(*end.unstarted(process.name))
+        elif not end.expected and process.name in (*self.in_force(), self.mda):
+            self._ended(process, end)
 
-    def ended(self, process: Process, status: int, why: str = "") -> None:
-        """One is no more, and nobody had asked for it."""
-        k = self._kernel
-        if k.state == "starting":
-            text, code = self.unstarted(process, status, why)
-            k.stopping.give_up(code, text)
+    def _ended(self, process: Process, end: Exit) -> None:
+        if self._processes.phase == "starting":
+            text, code = end.unstarted(process.name)
+            self._shutdown.give_up(code, text)
             return
-        name, how = plain(process.name), how_ended(status)
+        name, how = plain(process.name), end.how
         if process.hello is None:  # most likely for want of something; for others the service goes on, so it is tried for ever
             tries = self._unstarted[name] = self._unstarted.get(name, 0) + 1
-            self._later(process, self.unstarted(process, status, why)[0], min(0.1 * 2 ** min(tries, 16), _LONGEST_PAUSE))
+            self._later(process, end.unstarted(process.name)[0], min(0.1 * 2 ** min(tries, 16), _LONGEST_PAUSE))
             return
-        verdict = k.core.died(name, k.loop.now)
+        verdict = self._core.died(name, self._loop.now)
         if verdict.seconds < 0:
-            k.log_line(ERROR, f"{process.name} ended again and again ({how}): giving up")
-            k.stopping.give_up(SOFTWARE, f"{process.name} ended again and again, last: {how}")
+            self._log(ERROR, f"{process.name} ended again and again ({how}): giving up")
+            self._shutdown.give_up(SOFTWARE, f"{process.name} ended again and again, last: {how}")
             return
         self._later(process, f"{process.name} ended: {how}", verdict.seconds)
 
-    def deaf(self, process: Process) -> None:
+    def deaf(self, process: Process, message: m.Deaf, fds: list[int]) -> None:
         """One at the door has no listening socket any more: another takes over, on sockets that init makes; old sessions go on."""
-        k = self._kernel
+        del message, fds
         if process.name not in self.listeners or process.state != "serving":
             return
         why = f"{process.name}: a listening socket was shut down, by it or by another listener"
-        verdict = k.core.died(plain(process.name), k.loop.now)
+        verdict = self._core.died(plain(process.name), self._loop.now)
         if verdict.seconds < 0:
-            k.log_line(ERROR, f"{why}, again and again: giving up")
-            k.stopping.give_up(SOFTWARE, why)
+            self._log(ERROR, f"{why}, again and again: giving up")
+            self._shutdown.give_up(SOFTWARE, why)
             return
         process.state = "draining"
         process.channel.send(m.Drain())
         name = self._new_name(plain(process.name))
         self.listeners[self.listeners.index(process.name)] = name
-        k.log_line(ERROR, f"{why}; {name} takes over")
-        k.loop.later(verdict.seconds, lambda: self._again(name, process.kind))
+        self._log(ERROR, f"{why}; {name} takes over")
+        self._loop.later(verdict.seconds, lambda: self._again(name, process.kind))
 
     def _later(self, process: Process, why: str, seconds: float) -> None:
-        k, name = self._kernel, plain(process.name)
-        k.log_line(ERROR, f"{why}; again in {seconds:.1f} s")
-        k.taps.note("Restart", process.name, seconds=seconds)
+        name = plain(process.name)
+        self._log(ERROR, f"{why}; again in {seconds:.1f} s")
+        self._taps.note("Restart", process.name, seconds=seconds)
         self._restarts[name] = self._restarts.get(name, 0) + 1
-        k.loop.later(seconds, lambda: self._again(process.name, process.kind))
+        self._loop.later(seconds, lambda: self._again(process.name, process.kind))
 
     def serves(self, name: str) -> None:
         """It has said hello."""
         self._unstarted.pop(plain(name), None)
 
     def _again(self, name: str, kind: str) -> None:
-        k = self._kernel
-        if k.state != "running":
+        if self._processes.phase != "running":
             return
-        if name not in (*self.in_force(), self.mda) or name in k.processes:  # a reload has put another in its place meanwhile
+        if name not in (*self.in_force(), self.mda) or name in self._processes:  # a reload has put another in its place meanwhile
             return
         try:
-            self._launch(kind, name, roots_of(dict(k.core.users)) if kind == "spawner" else None)
+            self._launch(kind, name, roots_of(dict(self._core.users)) if kind == "spawner" else None)
         except OSError as error:
-            k.log_line(ERROR, f"{name} cannot be started: {error.strerror}; again in {_AGAIN_SECONDS:.0f} s")
-            k.loop.later(_AGAIN_SECONDS, lambda: self._again(name, kind))
+            self._log(ERROR, f"{name} cannot be started: {error.strerror}; again in {_AGAIN_SECONDS:.0f} s")
+            self._loop.later(_AGAIN_SECONDS, lambda: self._again(name, kind))

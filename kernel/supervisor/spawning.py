@@ -8,14 +8,16 @@ import os
 import signal
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from popkernel.kernel.processes import Process
+from popkernel.kernel.operator.tracing import Taps
+from popkernel.kernel.processes import Exit, Process, Processes
+from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.supervisor.descriptor_room import Room
+from popkernel.kernel.supervisor.liveness import Liveness
+from popkernel.kernel.supervisor.singletons import Singletons
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
-
-if TYPE_CHECKING:
-    from popkernel.kernel.supervisor.main import Supervisor
 
 __all__ = ["Spawning"]
 
@@ -26,8 +28,22 @@ _MOST = 2 * _LOT  # it may have been told of without having said so: a second or
 class Spawning:
     """Those that wait, and how many the spawner has been told of. `len()`: descriptors that are held for them."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
-        self._kernel = supervisor
+    def __init__(
+        self, loop: Loop, processes: Processes, taps: Taps, room: Room, liveness: Liveness, singletons: Singletons,
+        wake_next: Callable[[], bool], never: Callable[[str], None],
+    ) -> None:
+        """`wake_next`: wakes a session that sleeps and waits for its turn; whether there was one.
+
+        `never`: called where there was no room for that actor's channel.
+        """
+        self._loop = loop
+        self._processes = processes
+        self._taps = taps
+        self._room = room
+        self._liveness = liveness
+        self._singletons = singletons
+        self._wake_next = wake_next
+        self._never_enrolled = never
         self._waiting: dict[str, tuple[Process, socket.socket, MailUser]] = {}
         self._spawner: Process | None = None  # what follows is said of this one
         self._told = 0  # of so many, and it has not said yet that it took them
@@ -43,8 +59,7 @@ class Spawning:
         return self._in_force() is not None and not self._waiting and self._told < _MOST
 
     def _in_force(self) -> Process | None:
-        k = self._kernel
-        spawner = k.processes.get(k.singletons.spawner)
+        spawner = self._processes.get(self._singletons.spawner)
         if spawner is not self._spawner:
             self._spawner, self._told, self._since = spawner, 0, 0
             self._asked.clear()
@@ -52,15 +67,15 @@ class Spawning:
 
     def spawn(self, name: str, row: MailUser) -> None:
         """Have an actor forked, now or in its turn."""
-        k = self._kernel
         try:
-            process, its = k.enrol(name, "")
+            process, its = self._processes.enrol(name, "")
         except OSError:
-            k.room.full(name.removeprefix("maildir."))
-            k.loop.soon(lambda: k.maildir_gone(name))
+            self._room.full(name.removeprefix("maildir."))
+            self._loop.soon(lambda: self._never_enrolled(name))
             return
         process.ids = (row.uid, row.gid)
-        k.taps.started(process)
+        process.call_off = lambda: self._forget(process)
+        self._taps.started(process)
         self._waiting[name] = process, its, row
         self._tell()
 
@@ -73,8 +88,8 @@ class Spawning:
                 self._tell_of(process, its, row, spawner)
 
     def _tell_of(self, process: Process, its: socket.socket, row: MailUser, spawner: Process | None) -> None:
-        process.parent = self._kernel.singletons.spawner
-        self._kernel.pulse.forked(process)
+        process.parent, process.call_off = self._singletons.spawner, None
+        self._liveness.forked(process)
         try:
             if spawner is None:  # it died, and the next one is not due yet
                 raise BlockingIOError
@@ -90,12 +105,11 @@ class Spawning:
 
     def _never(self, process: Process) -> None:
         """No process will be of that name."""
-        self._kernel.loop.soon(lambda: self._over(process))
+        self._loop.soon(lambda: self._over(process))
 
     def _over(self, process: Process) -> None:
-        k = self._kernel
-        if k.processes.get(process.name) is process:
-            k.gone(m.Exited(process.name, 1, int(signal.SIGKILL)))
+        if self._processes.has(process):
+            self._processes.gone(m.Exited(process.name, 1, int(signal.SIGKILL)))
 
     def counters(self, process: Process) -> None:
         """An actor has answered: where it is the spawner, it may have taken a lot."""
@@ -111,19 +125,21 @@ class Spawning:
 
         Up to `many` sessions that sleep get into the queue, however long it is: logins without end would keep them out.
         """
-        parking = self._kernel.parking
-        while many and parking.wake_next():
+        while many and self._wake_next():
             many -= 1
         self._tell()
-        while self.free and parking.wake_next():
+        while self.free and self._wake_next():
             pass
 
-    def forget(self, process: Process) -> bool:
-        """It is to be ended: where it waits, it will not begin. False where the spawner was told of it."""
-        there = self._waiting.get(process.name)
-        if there is None or there[0] is not process:
-            return False
-        del self._waiting[process.name]
-        there[1].close()
+    def on_exit(self, process: Process, end: Exit) -> None:
+        """A spawner's children go with it, and those that wait hear that there is none, or are for the next one."""
+        del end
+        if process.kind == "spawner":
+            self._processes.orphaned(process.name)
+            self.go_on()
+
+    def _forget(self, process: Process) -> None:
+        """It is to be ended before the spawner was told of it."""
+        self._waiting.pop(process.name)[1].close()
+        process.call_off = None
         self._never(process)
-        return True

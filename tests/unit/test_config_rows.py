@@ -16,7 +16,7 @@ from popkernel.kernel.config import keys as config_keys
 from popkernel.kernel.config.keys import Address, Config, ConfigError, flag_of, flagged_keys, key_of, keys, load, told
 from popkernel.kernel.decisions.leases import Settings
 from popkernel.kernel.init.inputs import _merged, watched
-from popkernel.kernel.supervisor.singleton_settings import Telling
+from popkernel.kernel.init.singleton_settings import Telling
 from popkernel.proto import messages as m
 from popkernel.proto.topology import actor as row_of
 

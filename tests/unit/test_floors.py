@@ -14,6 +14,9 @@ ACTORS = sorted(name for name in os.listdir(f"{ROOT}/actors") if os.path.isfile(
 # What proto may have of the standard library: nothing that reads, waits, or is not the same each time.
 PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "string",
         "struct", "typing", "types", "bisect", "heapq", "copy", "dataclasses", "json"}
+# Of kernel/, lowest first: none imports one that stands behind it.
+ROOMS = ("sandbox", "runtime", "config", "decisions", "processes", "spawner", "operator", "supervisor", "init", "replay", "client")
+LARGEST_FOLDER = 16  # modules
 LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway
 
 
@@ -48,6 +51,65 @@ def floors(path):
     """The parts of popkernel that a file imports: {"proto", "kernel", "actors.listener", ...}."""
     ours = [name.split(".")[1:] for name in imports(path) if name.startswith("popkernel.")]
     return {f"actors.{name[1]}" if name[0] == "actors" and len(name) > 1 else name[0] for name in ours}
+
+
+def module(path):
+    return "popkernel." + path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def room(name):
+    """Of a module of kernel/; -1 of another."""
+    parts = name.split(".")
+    return ROOMS.index(parts[2]) if parts[:2] == ["popkernel", "kernel"] and len(parts) > 2 else -1
+
+
+def circles(graph):
+    """Sets of modules each of which leads to every other (Tarjan's strongly connected components), those of one left out."""
+    number, lowest, stack, out = {}, {}, [], []
+
+    def visit(name):
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                out.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return out
+
+
+def test_no_circle_of_modules():
+    """Imports within functions and for the type checker alone are imports."""
+    modules = {module(path): path for path in files(*FLOORS)}
+    graph = {name: sorted(imports(path) & set(modules) - {name}) for name, path in modules.items()}
+    assert circles(graph) == []
+
+
+def test_circles_are_found():
+    graph = {"a": ["b"], "b": ["c", "d"], "c": ["a"], "d": ["e"], "e": ["d"], "f": ["a"], "g": []}
+    assert circles(graph) == [["d", "e"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("path", files("kernel"))
+def test_no_room_of_the_kernel_imports_a_higher_one(path):
+    if path != "kernel/__init__.py":
+        assert all(room(name) <= room(module(path)) for name in imports(path)), path
+
+
+@pytest.mark.parametrize("folder", sorted({os.path.dirname(path) for path in files("proto", "kernel", "actors")}))
+def test_no_folder_is_too_large_to_look_through(folder):
+    modules = [name for name in os.listdir(f"{ROOT}/{folder}") if name.endswith(".py") and name != "__init__.py"]
+    assert len(modules) <= LARGEST_FOLDER
 
 
 @pytest.mark.parametrize("path", files("proto"))

@@ -1,26 +1,18 @@
 """kernel/supervisor/hung_actors.py: who answers lives, who does not is named, once."""
 
 import pytest
-from popkernel.kernel.processes import Process
 from popkernel.kernel.replay.harness import StageLoop
-from popkernel.kernel.supervisor.hung_actors import Hung
+from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
 
-
-class Line:
-    def __init__(self):
-        self.said = []
-
-    def send(self, message):
-        self.said.append(message)
+from tests.support.registry import Registry
 
 
 def world():
     loop, named = StageLoop(), []
-    process = Process("maildir.alice", Line(), "spawner")
-    process.hello = m.Hello(1, "", "")
-    return loop, named, process, Hung(loop, lambda process, seconds: named.append((process.name, seconds)))
+    process = Registry(loop).comes("maildir.alice")
+    return loop, named, process, HungActors(loop, lambda process, seconds: named.append((process.name, seconds)))
 
 
 SECONDS = edge("kernel", "maildir.{user}").deadline
@@ -30,7 +22,7 @@ def test_silent():
     loop, named, process, hung = world()
     hung.suspect(process)
     hung.suspect(process)
-    assert process.channel.said == [m.Report()], "asking twice is asking once"
+    assert list(process.channel.said) == [m.Report()], "asking twice is asking once"
     loop.advance(SECONDS - 0.1)
     assert not named
     loop.advance(SECONDS + 0.1)

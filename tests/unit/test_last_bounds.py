@@ -7,9 +7,13 @@ from types import SimpleNamespace
 import pytest
 from popkernel.actors.maildir import replay
 from popkernel.cli import replay_bounds
-from popkernel.kernel.supervisor import sessions as ledger
-from popkernel.kernel.supervisor import shutdown
+from popkernel.kernel.decisions.leases import Core, Key, Settings
+from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.supervisor import sessions
+from popkernel.kernel.supervisor.shutdown import Shutdown
 from popkernel.proto.trace.recording import RecordingError
+
+from tests.support.registry import Registry, Said
 
 
 def test_what_a_replay_writes_has_an_end(tmp_path):
@@ -34,40 +38,37 @@ def test_who_waits_for_a_disk_is_not_waited_for_for_ever(monkeypatch):
 
 
 def test_a_listener_that_never_says_what_is_over_holds_no_more_than_so_much(monkeypatch):
-    monkeypatch.setattr(ledger, "_MOST_OPENED", 3)
-    sessions = {number: ("alice", float(number)) for number in range(9)}
-    made = ledger.Ledger(SimpleNamespace(core=SimpleNamespace(sessions=sessions)))
-    for number in sessions:
-        made.opened(number)
-    assert list(made._opened) == [6, 7, 8]
+    monkeypatch.setattr(sessions, "_MOST_OPENED", 3)
+    core = Core({}, Settings())
+    core.sessions = {Key("listener.0", number): ("alice", float(number)) for number in range(9)}
+    made = sessions.Sessions(None, None, core, None, None, None, None, None, None)
+    for key in core.sessions:
+        made.opened(key)
+    assert [key.session for key in made._opened] == [6, 7, 8]
+
+
+def shutdown(maildirs=None, holders=None):
+    """One that is about to begin, and its registry; who is asked whether it lives."""
+    loop, asked = StageLoop(), []
+    processes, core = Registry(loop), SimpleNamespace(maildirs=maildirs or {})
+    made = Shutdown(loop, processes, core, SimpleNamespace(holders=holders or {}), Said(), None, lambda: None)
+    made._silent = SimpleNamespace(suspect=lambda process, seconds: asked.append(process.name))
+    return made, processes, asked
 
 
 def test_who_may_be_at_a_quit_or_a_delivery_is_given_its_time():
-    def process(name, kind="maildir.{user}"):
-        return SimpleNamespace(name=name, kind=kind, parent="spawner", hello=1, session=0, state="stopping")
-
-    there = {name: process(f"maildir.{name}") for name in ("reads", "idle", "gets")} | {"auth": process("auth", "auth")}
     maildirs = {"reads": SimpleNamespace(key=1), "idle": SimpleNamespace(key=None), "gets": SimpleNamespace(key=None)}
-    kernel = SimpleNamespace(
-        processes=there, loop=None, hangs=None, core=SimpleNamespace(maildirs=maildirs), deliveries=SimpleNamespace(holders={"gets": "mda"}),
-    )
-    stop = shutdown.Stopping(kernel)
-    asked = []
-    stop._silent = SimpleNamespace(suspect=lambda process, seconds: asked.append(process.name))
-    stop._ask_alive(list(there.values()))
+    stop, processes, asked = shutdown(maildirs, {"gets": "mda"})
+    for name in maildirs:
+        processes.comes(f"maildir.{name}")
+    processes.comes("auth", "init")
+    stop._ask_alive(processes)
     assert asked == ["maildir.idle", "auth"]
 
 
 def test_it_is_asked_whether_it_lives_before_it_is_told_to_stop():
-    said = []
-    mda = SimpleNamespace(
-        name="mda", kind="mda", parent="init", hello=1, session=0, state="serving", channel=SimpleNamespace(send=lambda message: said.append(type(message).__name__)),
-    )
-    kernel = SimpleNamespace(
-        processes={"mda": mda}, hangs=None, state="running", log_line=lambda *_: None, loop=SimpleNamespace(later=lambda *_: None),
-        core=SimpleNamespace(maildirs={}), deliveries=SimpleNamespace(holders={}), reloads=SimpleNamespace(stop=lambda: None),
-    )
-    stop = shutdown.Stopping(kernel)
-    stop._ask_alive = lambda stage: said.append("asked") if stage else None
+    stop, processes, asked = shutdown()
+    mda = processes.comes("mda", "init")
+    mda.channel.send = lambda message: asked.append(type(message).__name__)
     stop.begin()
-    assert said[-2:] == ["asked", "Stop"] and mda.state == "stopping"
+    assert asked[-2:] == ["mda", "Stop"] and mda.state == "stopping"

@@ -4,7 +4,6 @@ import os
 import select
 import sys
 import time
-import types
 
 import pytest
 from popkernel.kernel.init import mailbox_check as look_module
@@ -107,8 +106,7 @@ def test_it_keeps_no_descriptor_of_init_s(finished):
 def test_a_reload_is_answered_without_it(monkeypatch):
     monkeypatch.setattr(reload_module, "_LOOK_SECONDS", 0.01)
     loop, answers, log = Loop(), [], []
-    supervisor = types.SimpleNamespace(loop=loop, log_line=lambda *line: log.append(line))
-    asker = Asker(supervisor, answers.append, ["listeners"])
+    asker = Asker(loop, lambda *line: log.append(line), answers.append, ["listeners"])
     asker.wait()
     asker.looked("start", "user a: of the start")  # an earlier look's word
     asker.looked("start", "")

@@ -5,76 +5,46 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
+from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions import leases
-from popkernel.kernel.processes import Process
+from popkernel.kernel.operator.tracing import Taps
 from popkernel.kernel.replay.harness import StageLoop
-from popkernel.kernel.runtime.channel import pair
-from popkernel.kernel.supervisor.execution import Effects
-from popkernel.kernel.supervisor.hung_actors import Hung
-from popkernel.kernel.supervisor.liveness import Pulse
+from popkernel.kernel.supervisor.descriptor_room import Room
+from popkernel.kernel.supervisor.hung_actors import HungActors
+from popkernel.kernel.supervisor.liveness import Liveness
 from popkernel.kernel.supervisor.spawning import _MOST as MOST
 from popkernel.kernel.supervisor.spawning import Spawning
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
 from popkernel.proto.topology import edge
 
+from tests.support.registry import Registry, Said
+
 ALIVE = edge("kernel", "spawner").deadline
 ROW = MailUser(1000, 1000, "/mail/someone")
 
 
-class Line:
-    """A channel to an actor that takes what it is told in order."""
-
-    def __init__(self):
-        self.said, self.gone = deque(), False
-
-    def send(self, message, fds=()):
-        self.said.append(message)
-
-    def read(self):
-        pass
-
-    def close(self):
-        self.gone = True
-
-
 class Kernel:
-    """As much of the supervisor as there must be."""
+    """What has actors forked, and what that needs; sessions that sleep are names."""
 
     def __init__(self):
-        self.loop, self.state, self.hang, self.ended, self.ends = StageLoop(), "running", [], [], []
-        self.processes, self.sleepers, self.woken = {}, deque(), []
-        self.core = leases.Core({}, leases.Settings())
+        self.loop, self.log, self.hang, self.never = StageLoop(), Said(), [], []
+        self.processes, self.sleepers, self.woken = Registry(self.loop), deque(), []
+        core = leases.Core({}, leases.Settings())
         self.singletons = SimpleNamespace(spawner="spawner")
-        self.taps = SimpleNamespace(started=lambda process: None)
-        self.hung = Hung(self.loop, lambda process, seconds: self.hang.append(process.name))
-        self.pulse = Pulse(self)
-        self.spawning = Spawning(self)
-        self.parking = SimpleNamespace(wake_next=self.wake_next)
-        self.do = Effects(self).do
-        self.spawner = self.has("spawner")
+        self.hung = HungActors(self.loop, lambda process, seconds: self.hang.append(process.name))
+        self.liveness = Liveness(self.loop, self.processes, core, self.log, self.log, self.hung)
+        taps = Taps(self.loop, self.processes, core, None, version="", nofile=0, left=None)
+        self.spawning = Spawning(
+            self.loop, self.processes, taps, Room(self.loop, core, self.log, Config()), self.liveness, self.singletons,
+            lambda: self.wake_next(), self.never.append,
+        )
+        self.processes.on_exit += [self.spawning.on_exit]
+        self.spawner = self.processes.comes("spawner", "init")
 
-    def has(self, name):
-        process = self.processes[name] = Process(name, Line(), "init")
-        process.hello = m.Hello(7, "", "")
-        return process
-
-    def tell_init(self, message):
-        pass
-
-    def log_line(self, level, text):
-        pass
-
-    def enrol(self, name, parent):
-        mine, its = pair()
-        mine.close()
-        self.ends.append(its)
-        process = self.processes[name] = Process(name, Line(), parent)
-        return process, its
-
-    def gone(self, message):
-        self.ended.append(message.name)
-        del self.processes[message.name]
+    @property
+    def ended(self):
+        return [name for name, _ in self.processes.ended]
 
     def wake_next(self):
         if not self.sleepers:
@@ -84,7 +54,8 @@ class Kernel:
         return True
 
     def spawn(self, *names):
-        self.do([leases.Spawn(f"maildir.{name}", ROW) for name in names])
+        for name in names:
+            self.spawning.spawn(f"maildir.{name}", ROW)
 
     def takes(self, seconds_a_fork):
         """The spawner takes one message more: the name of the actor that it forks, or it answers."""
@@ -109,23 +80,23 @@ class Kernel:
 def kernel():
     made = Kernel()
     yield made
-    for end in made.ends:
+    for end in made.processes.its:
         end.close()
 
 
 def test_a_spawner_that_has_much_to_do_is_not_ended(kernel):
     """Of ten thousand sessions that woke together four thousand were lost: it came to the question whether it lives after 10 s."""
     many = [f"u{n}" for n in range(2000)]
-    kernel.pulse.begin()
+    kernel.liveness.begin()
     kernel.spawn(*many)
     assert kernel.takes_all(0.02) == many, "each in its turn"
     assert kernel.loop.now > 3 * ALIVE
     assert not kernel.hang, "nor is an actor ended for being late that nobody was told to fork"
-    assert not len(kernel.spawning) and all(end.fileno() < 0 for end in kernel.ends)
+    assert not len(kernel.spawning) and all(end.fileno() < 0 for end in kernel.processes.its)
 
 
 def test_one_that_does_nothing_is_ended_all_the_same(kernel):
-    kernel.pulse.begin()
+    kernel.liveness.begin()
     kernel.spawn(*[f"u{n}" for n in range(2 * MOST)])
     kernel.loop.advance(2 * ALIVE + 1)
     assert "spawner" in kernel.hang
@@ -148,7 +119,7 @@ def test_sessions_that_sleep_are_all_woken_though_some_need_no_process(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST)])
     assert not kernel.spawning.free
     left = deque(range(500))
-    kernel.parking.wake_next = lambda: bool(left) and left.popleft() is not None
+    kernel.wake_next = lambda: bool(left) and left.popleft() is not None
     kernel.takes_all()
     assert not left
 
@@ -158,15 +129,17 @@ def test_one_that_is_ended_while_it_waits_is_never_forked(kernel):
     last = kernel.processes[f"maildir.u{MOST + 35}"]
     kernel.hung.suspect(last)
     assert not last.channel.said, "whoever waits for it waits for the spawner"
-    assert kernel.spawning.forget(last) and not kernel.spawning.forget(kernel.processes["maildir.u0"])
+    kernel.processes.kill(last)
+    kernel.processes.kill(kernel.processes["maildir.u0"])
+    assert kernel.processes.killed == ["maildir.u0"] and kernel.spawner.channel.said.pop() == m.Kill("maildir.u0")
     kernel.loop.settle()
-    assert kernel.ended == [last.name] and kernel.ends[-1].fileno() < 0
+    assert kernel.ended == [last.name] and kernel.processes.its[-1].fileno() < 0
     assert kernel.takes_all() == [f"u{n}" for n in range(MOST + 35)]
 
 
 def test_another_spawner_is_told_of_those_that_wait(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
-    old, kernel.spawner = kernel.spawner, kernel.has("spawner~2")
+    old, kernel.spawner = kernel.spawner, kernel.processes.comes("spawner~2", "init")
     kernel.singletons.spawner = "spawner~2"
     kernel.spawning.go_on()
     assert kernel.takes_all() == [f"u{n}" for n in range(MOST, MOST + 36)]
@@ -180,25 +153,21 @@ def test_another_spawner_is_told_of_those_that_wait(kernel):
 def test_without_a_spawner_those_that_wait_hear_so_and_those_that_sleep_sleep_on(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     kernel.sleepers.append("sleeper")
-    del kernel.processes["spawner"]
-    kernel.spawning.go_on()
+    kernel.processes.gone(m.Exited("spawner", 7, 9))
+    assert kernel.ended == ["spawner", *(f"maildir.u{n}" for n in range(MOST))], "those that it had forked end with it"
     kernel.loop.settle()
-    assert kernel.ended == [f"maildir.u{n}" for n in range(MOST, MOST + 36)] and not kernel.woken
-    assert all(end.fileno() < 0 for end in kernel.ends)
-    kernel.spawner = kernel.has("spawner")
+    assert kernel.ended[MOST + 1 :] == [f"maildir.u{n}" for n in range(MOST, MOST + 36)] and not kernel.woken
+    assert all(end.fileno() < 0 for end in kernel.processes.its)
+    kernel.spawner = kernel.processes.comes("spawner", "init")
     kernel.spawning.go_on()
     assert kernel.takes_all() == ["sleeper"]
 
 
 def test_no_room_for_a_channel(kernel):
-    full, gone = [], []
-    kernel.room = SimpleNamespace(full=full.append)
-    kernel.maildir_gone = gone.append
-
     def enrol(name, parent):
         raise OSError(24, os.strerror(24))
 
-    kernel.enrol = enrol
+    kernel.loop.now, kernel.processes.enrol = 60.0, enrol
     kernel.spawn("alice")
     kernel.loop.settle()
-    assert full == ["alice"] and gone == ["maildir.alice"]
+    assert kernel.log[0].startswith("no room for alice and others") and kernel.never == ["maildir.alice"]

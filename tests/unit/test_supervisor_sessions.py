@@ -1,40 +1,32 @@
 """kernel/supervisor/sessions.py: who has to wait for a maildrop is answered by the kernel, in time."""
 
-from types import SimpleNamespace
-
 import pytest
+from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions.leases import Core, Settings
-from popkernel.kernel.processes import Process
 from popkernel.kernel.replay.harness import StageLoop
-from popkernel.kernel.supervisor.sessions import _MOST_WAIT, Ledger
+from popkernel.kernel.supervisor.descriptor_room import Room
+from popkernel.kernel.supervisor.sessions import _MOST_WAIT, Sessions
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
 from popkernel.proto.topology import edge
 
+from tests.support.registry import Registry, Said
+
 
 class Kernel:
-    """As much of the supervisor as there must be."""
+    """What follows the sessions, and what that needs."""
 
     def __init__(self):
-        self.loop, self.said, self.log = StageLoop(), [], []
+        self.loop, self.log = StageLoop(), Said()
         self.core = Core({"alice": MailUser(1000, 1000, "/mail/alice")}, Settings())
-        self.room = SimpleNamespace(look=lambda: None)
-        self.processes = {"listener.0": Process("listener.0", SimpleNamespace(gone=False, read=lambda: None), "init")}
-        self.ledger = Ledger(self)
-
-    def do(self, effects, about=""):
-        del effects, about
-
-    def send(self, to, message):
-        self.said.append((to, message))
-
-    def actor_line(self, name, level, text, about=""):
-        del level, about
-        self.log.append((name, text))
+        self.processes = Registry(self.loop)
+        self.said = self.processes.comes("listener.0", "init").channel.said
+        room = Room(self.loop, self.core, self.log, Config())
+        self.sessions = Sessions(self.loop, self.processes, self.core, self.log, self.log, room, None, None, lambda effects, about: None)
 
     def log_in(self, session):
         self.core.awaits("listener.0", m.Awaiting(session))
-        self.ledger.granted(None, m.Granted("listener.0", session, "alice"), [])
+        self.sessions.granted(None, m.Granted("listener.0", session, "alice"), [])
 
 
 @pytest.fixture
@@ -51,8 +43,8 @@ def test_a_login_that_waits_for_its_maildrop_in_vain_hears_that(kernel):
     kernel.loop.advance(_MOST_WAIT - 1)
     assert not kernel.said
     kernel.loop.advance(_MOST_WAIT)
-    assert kernel.said == [("listener.0", m.Turned(1, "SYS/TEMP", "the mailbox is not available now, try again"))]
-    assert kernel.log == [("maildir.alice", f"alice: a login waited {_MOST_WAIT:.0f} s for the mailbox, in vain")]
+    assert list(kernel.said) == [m.Turned(1, "SYS/TEMP", "the mailbox is not available now, try again")]
+    assert kernel.log == [f"alice: a login waited {_MOST_WAIT:.0f} s for the mailbox, in vain"]
     assert not kernel.core.waiting and kernel.core.maildirs["alice"].waiting is None
     assert edge("listener", "auth").deadline > _MOST_WAIT
 

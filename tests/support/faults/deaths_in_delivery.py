@@ -83,18 +83,19 @@ def patch_mda():
 
 
 def patch_kernel():
+    from popkernel.kernel import processes
     from popkernel.kernel.supervisor import execution
-    from popkernel.kernel.supervisor import main as supervisor
+    from popkernel.kernel.supervisor.maildirs import Maildirs
 
     patch_channels()
-    recipient = supervisor.Supervisor._recipient
-    execution.pair = supervisor.pair = counted(supervisor.pair)
+    recipient = Maildirs.recipient
+    execution.pair = processes.pair = counted(processes.pair)
 
     def asking(self, process, message, fds):
         arm(message.address, "kernel")
         return recipient(self, process, message, fds)
 
-    supervisor.Supervisor._recipient = asking
+    Maildirs.recipient = asking
 
 
 def inside():
