@@ -199,7 +199,7 @@ def install(actor, plan, first):
         def on_ask(client, login):
             if login.user.startswith("evil-maildir."):
                 user, _, kind = login.user[13:].partition("-")
-                pour(next(c.channel for c in actor.clients.values() if c.channel and c.session.user == user), kind.replace("-", " "))
+                pour(next(c.channel for c in actor.clients.values() if c.channel and c.session.authorization.user == user), kind.replace("-", " "))
             elif login.user.startswith("evil-"):
                 actor.evil = login
                 actor.tell(m.Awaiting(login.session))
