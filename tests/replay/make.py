@@ -19,10 +19,10 @@ from typing import NamedTuple
 from popkernel.kernel.client import Watcher
 from popkernel.proto.trace.recording import Recording, end, header, pack, read
 
-from tests.support import awkward
-from tests.support import mail_clients as clients
-from tests.support import processes as supervised
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support import mail_clients, processes
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 HERE = pathlib.Path(__file__).parent
 MAIL = [
@@ -53,7 +53,7 @@ def ends(many=1):
 
 def asks(service, user, tls="tls"):
     """A client whose password is being looked at, or waits for that."""
-    raw = service.keep(awkward.RawClient(service, tls, timeout=20))
+    raw = service.keep(RawPop3(service, tls, timeout=20))
     raw.ask(b"USER " + user.encode())
     raw.send(b"PASS secret\r\n")
     return raw
@@ -62,12 +62,12 @@ def asks(service, user, tls="tls"):
 def seen(service, tls="tls"):
     """A listener has read what was sent before: it has served others since."""
     for _ in range(2):
-        with awkward.RawClient(service, tls, timeout=20) as other:
+        with RawPop3(service, tls, timeout=20) as other:
             other.ask(b"CAPA")
 
 
 def client(name):
-    return Scenario(lambda service, tmp: getattr(clients, name)(service, "alice", "tls", tmp, len(MAIL)), until=ends(), needs=name)
+    return Scenario(lambda service, tmp: getattr(mail_clients, name)(service, "alice", "tls", tmp, len(MAIL)), until=ends(), needs=name)
 
 
 def with_poplib(service, tmp):
@@ -84,7 +84,7 @@ def with_poplib(service, tmp):
 
 
 def pipelined(service, tmp):
-    with awkward.RawClient(service, "tls", user="alice", timeout=20) as raw:
+    with RawPop3(service, "tls", user="alice", timeout=20) as raw:
         raw.send(b"STAT\r\nRETR 1\r\nRETR 2\r\nDELE 1\r\nDELE 2\r\nDELE 2\r\nSTAT\r\nLIST\r\nRSET\r\nDELE 3\r\nQUIT\r\n")
         raw.end()
 
@@ -148,7 +148,7 @@ def killed(service, tmp):
 
 def attack(service, tmp):
     """Garbage before and after login, guesses, endless lines, commands out of their place."""
-    with awkward.RawClient(service, "tls", timeout=20) as raw:
+    with RawPop3(service, "tls", timeout=20) as raw:
         raw.send(b"RETR 1\r\n\xff\xfe\x00garbage\r\nPASS first\r\nUSER alice\r\nPASS guess\r\n")
         raw.line(), raw.line(), raw.line(), raw.line(), raw.line()
         raw.send(b"USER " + b"a" * 5000 + b"\r\nuser alice secret\r\nUSER alice\r\nPASS\tsecret\r\npass secret\r\n")
@@ -175,17 +175,17 @@ def sasl(service, tmp):
         ("tls", [b"AUTH", b"AUTH PLAIN", b"*", b"AUTH PLAIN =", b"AUTH PLAIN !", b"AUTH CRAM-MD5", b"AUTH LOGIN", b64(b"bob"), b64(b"wrong"),
                  b"AUTH PLAIN " + b64(b"bob\0alice\0secret"), b"AUTH PLAIN " + b"A" * 13000, b"AUTH LOGIN", b64(b"alice"), b64(b"secret"), b"NOOP"]),
     ):
-        with awkward.RawClient(service, tls, timeout=20) as raw:
+        with RawPop3(service, tls, timeout=20) as raw:
             for line in lines:
                 raw.ask(line)
                 if line in (b"AUTH", b"RETR 1"):
                     raw.rest()
             raw.ask(b"QUIT")
-    with awkward.RawClient(service, "tls", timeout=20) as raw:  # all in one packet, and one that hangs up in an exchange
+    with RawPop3(service, "tls", timeout=20) as raw:  # all in one packet, and one that hangs up in an exchange
         raw.send(b"AUTH PLAIN\r\n" + b64(b"\0alice\0wrong") + b"\r\nUTF8\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret")
                  + b"\r\nSTAT\r\nDELE 9\r\nDELE 1\r\nRSET\r\nQUIT\r\n")
         raw.end()
-    with awkward.RawClient(service, "tls", timeout=20) as raw:
+    with RawPop3(service, "tls", timeout=20) as raw:
         raw.ask(b"AUTH PLAIN")
 
 
@@ -257,7 +257,7 @@ def restarts(service, tmp):
 
 def timeouts(service, tmp):
     """Who says nothing, who says half a line, who logs in too slowly; and one who hurries."""
-    silent, half, slow = (service.keep(awkward.RawClient(service, how, timeout=20)) for how in ("", "stls", "tls"))
+    silent, half, slow = (service.keep(RawPop3(service, how, timeout=20)) for how in ("", "stls", "tls"))
     half.send(b"USER al")
     slow.send(b"USER alice\r\n")
     slow.line()
@@ -270,7 +270,7 @@ def timeouts(service, tmp):
 
 def stopped(service, *names):
     """Those actors do nothing meanwhile."""
-    return supervised.stopped(*(service.actor(name)["pid"] for name in names))
+    return processes.stopped(*(service.actor(name)["pid"] for name in names))
 
 
 def others(service, tmp):

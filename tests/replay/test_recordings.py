@@ -15,7 +15,7 @@ from popkernel.proto.trace.recording import RecordingError, end, pack, read
 from popkernel.proto.trace.redaction import recut
 
 from tests.replay import make
-from tests.support import mail_clients as clients
+from tests.support import mail_clients
 from tests.support.service import POPKERNEL
 
 HERE = pathlib.Path(__file__).parent
@@ -43,7 +43,7 @@ def remade(request):
             scenario = make.SCENARIOS.get(path.stem)
             if scenario is None:
                 assert main(["replay", str(path), "--update"]) == 0
-            elif not clients.missing(scenario.needs):
+            elif not mail_clients.missing(scenario.needs):
                 make.make(path.stem)
         make.make_bad()
 

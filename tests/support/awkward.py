@@ -1,13 +1,8 @@
-"""Awkward messages, and what POP3 must give for each: worked out here line by line, with nothing of popkernel's own.
-
-Also a client that shows the octets as they came: a socket, TLS on it at once or by STLS, and no opinion about anything.
-"""
-
-import socket
-import ssl
+"""Awkward messages, and what POP3 must give for each: worked out here line by line, with nothing of popkernel's own."""
 
 _HEAD = b"From: a@example.org\nTo: alice@localhost\nSubject: %s\n\n"
 _CHUNKS = (65536, 131072, 262144 - 32768, 262144)  # octets: what the actors read, send and stream at a time
+BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000))  # 20.6 MB
 
 
 def head(name: str) -> bytes:
@@ -96,113 +91,3 @@ def top(raw: bytes, count: int) -> bytes:
         else:
             left -= 1
     return on_the_wire(b"".join(shown))
-
-
-class RawClient:
-    """POP3 as octets. `tls`: "tls" at once, "stls" by STLS, "" not at all. `source`: the address to come from; `before`: to say first of all."""
-
-    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b""):
-        where = service.tls if tls == "tls" else service.plain
-        self.sock = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
-        self.sock.settimeout(timeout)
-        if source:
-            self.sock.bind((source, 0))
-        if buffer:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.data = bytearray()
-        self.cafile = service.site.cert
-        try:
-            self.sock.connect((where.host, where.port))
-            self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)  # in one segment with the ClientHello
-            self._begin(tls, user, password)
-        except BaseException:
-            self.close()
-            raise
-
-    def _begin(self, tls, user, password):
-        if tls == "tls":
-            self.secure()
-        self.greeting = self.line()
-        if tls == "stls":
-            assert self.ask(b"STLS").startswith(b"+OK")
-            self.secure()
-        if user:
-            assert self.ask(b"USER " + user.encode()) == b"+OK\r\n"
-            answer = self.ask(b"PASS " + password.encode())
-            assert answer.startswith(b"+OK"), answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def secure(self):
-        """TLS from here on."""
-        context = ssl.create_default_context(cafile=self.cafile)
-        context.check_hostname = False
-        self.sock = context.wrap_socket(self.sock)
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def more(self) -> bool:
-        """Take what comes next; False at the end of the connection."""
-        try:
-            data = self.sock.recv(1 << 18)
-        except (ConnectionResetError, ssl.SSLEOFError):
-            data = b""
-        self.data += data
-        return bool(data)
-
-    def take(self, octets: int) -> bytes:
-        """Exactly so many octets."""
-        while len(self.data) < octets:
-            if not self.more():
-                raise EOFError(bytes(self.data[-200:]))
-        data = bytes(self.data[:octets])
-        del self.data[:octets]
-        return data
-
-    def line(self) -> bytes:
-        """A line with its CR LF."""
-        start = 0
-        while (at := self.data.find(b"\n", start)) < 0:
-            start = len(self.data)
-            if not self.more():
-                raise EOFError(bytes(self.data[-200:]))
-        return self.take(at + 1)
-
-    def ask(self, command: bytes) -> bytes:
-        """Send a line, give the first line of the reply."""
-        self.send(command + b"\r\n")
-        return self.line()
-
-    def rest(self) -> bytes:
-        """What follows the first line of a reply of many lines, as it came, the closing dot with it."""
-        start = 0
-        while True:
-            if self.data.startswith(b".\r\n"):
-                return self.take(3)
-            at = self.data.find(b"\r\n.\r\n", max(0, start - 4))
-            if at >= 0:
-                return self.take(at + 5)
-            start = len(self.data)
-            if not self.more():
-                raise EOFError(bytes(self.data[-200:]))
-
-    def many(self, command: bytes) -> bytes:
-        """A command whose reply has many lines; those after the first, which must be +OK."""
-        answer = self.ask(command)
-        assert answer.startswith(b"+OK"), answer
-        return self.rest()
-
-    def end(self) -> bytes:
-        """All that still comes until the server closes."""
-        while self.more():
-            continue
-        data, self.data = bytes(self.data), bytearray()
-        return data
-
-    def close(self):
-        self.sock.close()

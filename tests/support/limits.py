@@ -4,7 +4,7 @@ import socket
 import struct
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
+from tests.support.pop3 import RawPop3
 from tests.support.service import Service
 
 MAIL = [awkward.head("one") + b"body\n"]
@@ -21,7 +21,7 @@ def serve(**settings):
 def greeting(service, tls="tls", **options):
     """What a connection is told first; it is closed at once. b"" where that is nothing."""
     try:
-        with RawClient(service, tls, **options) as client:
+        with RawPop3(service, tls, **options) as client:
             first = client.greeting
             if first.startswith(b"-ERR"):
                 assert client.end() == b""

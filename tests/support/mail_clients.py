@@ -19,6 +19,7 @@ import termios
 import threading
 
 from tests.support import awkward
+from tests.support.pop3 import RawPop3
 
 LINE = 1 << 21  # octets: poplib refuses lines over 2048 unless told
 _FETCHMAIL_LINE = 8000
@@ -86,7 +87,7 @@ _FOLDER_OF = {"inbox": "inbox", "outbox": "sent", "draft": "draft", "queue": "qu
 
 def raw(service, user, mode, _tmp, count):
     """A socket."""
-    with awkward.RawClient(service, mode, user=user, timeout=60) as client:
+    with RawPop3(service, mode, user=user, timeout=60) as client:
         found = [client.many(b"RETR %d" % n) for n in range(1, count + 1)]
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
         assert client.end() == b""

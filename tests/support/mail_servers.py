@@ -15,7 +15,8 @@ import time
 import pytest
 
 from tests.support.ports import free_ports
-from tests.support.service import ROOT, wait_for
+from tests.support.service import ROOT
+from tests.support.waiting import wait_for
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT_OF_TREE = os.path.dirname(os.path.dirname(HERE))

@@ -12,8 +12,9 @@ from popkernel.kernel.client import Watcher
 from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import end, header, pack, read
 
-from tests.support import awkward
-from tests.support.service import POPKERNEL, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL
+from tests.support.waiting import wait_for
 
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n" + b"line\r\n" * 20
 LARGE = b"Subject: large\r\n\r\n" + b"a line of mail, of which there are many\r\n" * 2500
@@ -145,7 +146,7 @@ def _fails(service, user, luck):
 
 
 def _vanishes(service, user, luck):
-    with awkward.RawClient(service, "tls" if luck < 0.5 else "stls", timeout=60) as raw:
+    with RawPop3(service, "tls" if luck < 0.5 else "stls", timeout=60) as raw:
         raw.send(b"USER %s\r\nPASS %s\r\n" % (user.encode(), service.site.passwords[user].encode()))
         if luck < 0.5:
             raw.line()
@@ -154,7 +155,7 @@ def _vanishes(service, user, luck):
 
 def _pipelines(service, user, luck):
     del luck
-    with awkward.RawClient(service, "tls", user=user, timeout=60) as raw:
+    with RawPop3(service, "tls", user=user, timeout=60) as raw:
         raw.send(b"STAT\r\nUIDL\r\nRETR 1\r\nRETR 2\r\nDELE 2\r\nRSET\r\nLIST\r\nQUIT\r\n")
         raw.end()
 

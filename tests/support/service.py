@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import poplib
 import select
 import signal
 import socket
@@ -13,43 +12,17 @@ import tempfile
 import time
 
 import msgpack
-from popkernel.actors.listener.tls import forget_errors
 from popkernel.cli.demo import make_site
 from popkernel.proto.bus.zmtp import Reader, frame_head, preface
 
+from tests.support.faults import short_deadlines
+from tests.support.pop3 import Pop3
 from tests.support.ports import free_ports
+from tests.support.waiting import wait_for
 
 POPKERNEL = [sys.executable, "-m", "popkernel"]
 ROOT = os.geteuid() == 0
-
-
-def wait_for(what, *, seconds=15.0, until=None):
-    """Wait until `what()` is true (or `until(what())`), looking often; its last value. Fails with what it was."""
-    end = time.monotonic() + seconds
-    while True:
-        value = what()
-        if until(value) if until else value:
-            return value
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s; last: {value!r}")
-        time.sleep(0.005)
-
-
-class Pop3(poplib.POP3_SSL):
-    """As poplib has it, but nothing is left open where no greeting comes."""
-
-    sock = file = None
-
-    def __init__(self, *arguments, **options):
-        try:
-            super().__init__(*arguments, **options)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self):
-        super().close()
-        forget_errors()  # else the broken pipe of this one may be taken for the next one's: tests/e2e/protocol/test_clients_gone_mid_answer.py
+IMPATIENT_SECONDS = 2
 
 
 class Service:
@@ -236,3 +209,13 @@ class Service:
         self.temporary.cleanup()
         if self in Service.opened:
             Service.opened.remove(self)
+
+
+def serve(**site):
+    """A service without delivery."""
+    return Service(**{"lmtp": False, **site})
+
+
+def impatient(*more, **site):
+    """A service in which nobody waits long, with delivery."""
+    return Service(command=[*short_deadlines.COMMAND, str(IMPATIENT_SECONDS), *more], mail=(), restart_intensity=1000, restart_seconds=1, **site)

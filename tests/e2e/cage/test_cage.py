@@ -8,7 +8,8 @@ from popkernel.proto.topology import ACTORS, kind_of
 
 from tests.support.saboteur.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking, reported
 from tests.support.saboteur.service import PROMISES, Sabotaged, needs_cage
-from tests.support.service import ROOT, Service, wait_for
+from tests.support.service import ROOT, Service
+from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
 ROWS = [row.name for row in ACTORS if row.name != "gate"]  # which is in test_connection_isolation_cage.py, in a service that has one

@@ -9,7 +9,7 @@ from popkernel.kernel.decisions.log_quota import MOST
 
 from tests.support.saboteur.garbage import KINDS, SAYINGS
 from tests.support.saboteur.service import Sabotaged, needs_cage
-from tests.support.service import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
 MAIL = (b"a: b\n\nc\n",)

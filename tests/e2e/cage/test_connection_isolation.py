@@ -13,11 +13,13 @@ import sys
 import pytest
 from popkernel.kernel.sandbox import lock
 
-from tests.support.awkward import RawClient
 from tests.support.limits import TOO_FAST, TOO_MANY_ADDRESS, greeting, resets
-from tests.support.processes import Raw, kill, mail_of, pid_of, running
-from tests.support.service import ROOT, Service, wait_for
+from tests.support.maildirs import mail_of
+from tests.support.pop3 import RawPop3
+from tests.support.processes import kill, pid_of, running
+from tests.support.service import ROOT, Service
 from tests.support.trace_command import Trace, session
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 4)]
 USERS = ("alice", "bob", "carol")
@@ -58,7 +60,7 @@ def cut_off(client):
 def test_a_process_for_each_connection_and_none_afterwards(service):
     none_left(service)
     clients = [service.pop3(user) for user in USERS]
-    plain = service.keep(RawClient(service, "stls"))
+    plain = service.keep(RawPop3(service, "stls"))
     found = listeners(service)
     assert len(found) == len(set(found.values())) == 4
     names = {s["session"]: s["listener"] for s in service.status()["sessions"]}
@@ -76,11 +78,11 @@ def test_a_process_for_each_connection_and_none_afterwards(service):
 
 @pytest.mark.parametrize("tls", ["tls", "stls", ""])
 def test_the_ways_in(service, tls):
-    with RawClient(service, tls, user="alice") as client:
+    with RawPop3(service, tls, user="alice") as client:
         assert client.ask(b"STAT").startswith(b"+OK 3 ")
         assert client.ask(b"QUIT").startswith(b"+OK")
         assert client.end() == b""
-    with RawClient(service, tls) as client:
+    with RawPop3(service, tls) as client:
         client.ask(b"USER alice")
         assert client.ask(b"PASS wrong").startswith(b"-ERR [AUTH]")
         client.ask(b"USER alice")
@@ -180,7 +182,7 @@ def test_who_says_nothing_costs_no_process(service):
 def test_a_silent_client_is_cut_off_in_time():
     with serve(login_seconds=1) as service:
         silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
-        with RawClient(service, "tls") as slow, RawClient(service, "") as plain:
+        with RawPop3(service, "tls") as slow, RawPop3(service, "") as plain:
             assert silent.recv(1) == b""
             assert slow.end() == plain.end() == b""
         none_left(service)
@@ -191,13 +193,13 @@ def test_a_silent_client_is_cut_off_in_time():
 
 def test_sessions_of_one_address_and_a_place_that_is_free_again():
     with serve(max_sessions_address=2, users=("alice", "bob")) as service:
-        with RawClient(service, user="alice") as one, RawClient(service, "", user="bob") as two:
+        with RawPop3(service, user="alice") as one, RawPop3(service, "", user="bob") as two:
             assert greeting(service) == greeting(service, "") == TOO_MANY_ADDRESS
             assert greeting(service, source="127.0.0.2").startswith(b"+OK")
             assert one.ask(b"NOOP").startswith(b"+OK") and two.ask(b"NOOP").startswith(b"+OK")
-        for leave in (lambda c: c.ask(b"QUIT"), RawClient.close, lambda c: resets(service, c)):
+        for leave in (lambda c: c.ask(b"QUIT"), RawPop3.close, lambda c: resets(service, c)):
             for _ in range(5):  # the very next connection is not met by the last one's process
-                with RawClient(service) as one, RawClient(service, "") as two:
+                with RawPop3(service) as one, RawPop3(service, "") as two:
                     assert one.greeting.startswith(b"+OK") and two.greeting.startswith(b"+OK")
                     leave(one)
                     leave(two)
@@ -205,7 +207,7 @@ def test_sessions_of_one_address_and_a_place_that_is_free_again():
 
 def test_who_has_not_logged_in_makes_room():
     with serve(max_sessions=2, login_seconds=60) as service:
-        with RawClient(service, user="alice") as served, RawClient(service, "") as idle:
+        with RawPop3(service, user="alice") as served, RawPop3(service, "") as idle:
             assert greeting(service).startswith(b"+OK")
             service.wait_log('why="made room for another"')
             assert idle.end() == b""
@@ -218,8 +220,8 @@ def test_handshakes_at_a_time():
     """A client counts from when it wants a process until it has logged in; who has not said all of its first words wants none."""
     with serve(max_handshakes=2, login_seconds=60) as service:
         address = (service.tls.host, service.tls.port)
-        with RawClient(service, user="alice") as served, socket.create_connection(address) as one, socket.create_connection(address) as two, \
-                RawClient(service, "") as oldest, RawClient(service, ""):
+        with RawPop3(service, user="alice") as served, socket.create_connection(address) as one, socket.create_connection(address) as two, \
+                RawPop3(service, "") as oldest, RawPop3(service, ""):
             one.send(b"\x16")
             two.send(b"\x16\x03\x01\x02\x00\x01\x00")
             for _ in range(3):  # the oldest makes room at once
@@ -296,20 +298,20 @@ def test_a_gate_killed_takes_its_listeners_along_and_another_takes_over(service)
 def test_auth_killed_while_a_login_waits_for_it(service):
     bob = service.pop3("bob")
     pid = pid_of(service, "auth")
-    with Raw(service) as client:
-        assert client.command("USER alice").startswith(b"+OK")
+    with RawPop3(service) as client:
+        assert client.ask(b"USER alice").startswith(b"+OK")
         os.kill(pid, signal.SIGSTOP)
-        client.send("PASS secret")
+        client.send(b"PASS secret\r\n")
         kill(pid)
         assert client.line().startswith(b"+OK")  # it waited for the next one
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
     assert bob.stat()[0] == 3
     bob.quit()
 
 
 def test_reload_with_open_sessions():
     with serve(login_seconds=60) as service:
-        alice, early = service.pop3("alice"), service.keep(Raw(service))
+        alice, early = service.pop3("alice"), service.keep(RawPop3(service))
         before = {a["name"]: a["pid"] for a in service.status()["actors"]}
         service.command("reload")
         gates = {a["state"]: a for a in service.status()["actors"] if a["name"].startswith("gate")}
@@ -321,7 +323,7 @@ def test_reload_with_open_sessions():
         assert alice.stat()[0] == 3  # served on, by its old listener
         assert early.login("carol").startswith(b"+OK 3 ")  # it asks the new auth
         alice.quit()
-        assert early.command("QUIT").startswith(b"+OK")
+        assert early.ask(b"QUIT").startswith(b"+OK")
         early.close()
         wait_for(lambda: not running([before["gate.0"], *(p for n, p in before.items() if n.startswith("listener"))]))
         assert bob.stat()[0] == 3
@@ -352,13 +354,13 @@ def test_a_reload_that_fails_changes_nothing(service):
 
 def test_stop_with_open_sessions():
     with serve() as service:
-        alice, plain = service.keep(Raw(service)), service.keep(RawClient(service, ""))
+        alice, plain = service.keep(RawPop3(service)), service.keep(RawPop3(service, ""))
         silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
         assert alice.login().startswith(b"+OK")
-        assert alice.command("DELE 1").startswith(b"+OK")
+        assert alice.ask(b"DELE 1").startswith(b"+OK")
         pids = service.pids()
         assert service.stop() == 0
-        assert b"-ERR [SYS/TEMP] the server is going down" in alice.rest()
+        assert b"-ERR [SYS/TEMP] the server is going down" in alice.end()
         assert b"-ERR [SYS/TEMP] the server is going down" in plain.end()
         assert silent.recv(1) == b""
         for one in (alice, silent, plain):

@@ -7,7 +7,8 @@ from popkernel.proto.topology import kind_of
 from tests.e2e.cage.test_cage import check_deaths, expected_soft, ids, one_a_promise
 from tests.support.saboteur.attempts import DEADLY, SAME_ON_LINUX, SOFT, lacking, reported
 from tests.support.saboteur.service import PROMISES, Sabotaged, needs_cage
-from tests.support.service import ROOT, wait_for
+from tests.support.service import ROOT
+from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
 MAIL = (b"a: b\n\nc\n",)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.e2e.cage.test_channel_violations import MAIL, sessions_on_both
 from tests.support.saboteur.service import Sabotaged, needs_cage
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
 ENDS_IT = {

@@ -14,9 +14,12 @@ import time
 import pytest
 from popkernel.actors.mda.route import MOST_STREAMS
 
-from tests.support.delivery import Lmtp, Raw, bodies, connected_as, left_in_tmp, lmtp, messages, peak, rss, socket_path
+from tests.support.lmtp import Lmtp, RawLmtp, connected_as, lmtp, socket_path
+from tests.support.maildirs import bodies, left_in_tmp, messages
 from tests.support.ports import free_ports
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.processes import peak, rss
+from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 LINE = b"a line of a large message, of which there are many\r\n"
 LARGE = b"Subject: large\r\n\r\n" + LINE * (300 * 1024 // len(LINE))
@@ -37,7 +40,7 @@ def pids(service):
 
 def test_a_large_message_for_a_thousand_addresses_of_one_user():
     """Of those as many as are under way to a mailbox at once; the mail server sends to the others afterwards."""
-    with Service(mail=()) as service, Raw(service) as raw:
+    with Service(mail=()) as service, RawLmtp(service) as raw:
         assert raw.deliver(MAIL[:-2], "alice", "bob") != []
         before = {name: peak(pid) for name, pid in pids(service).items()}
         left = [f"alice+{i}{domain}" for i in range(500) for domain in ("", "@example.org")]
@@ -65,7 +68,7 @@ def test_a_large_message_for_a_thousand_addresses_of_one_user():
 def test_many_large_messages_for_one_mailbox_at_once(many):
     """More than its actor could hold open: the others wait for their turn, and small ones do not wait for them."""
     with Service(mail=()) as service, contextlib.ExitStack() as stack:
-        raws = [stack.enter_context(Raw(service)) for _ in range(many)]
+        raws = [stack.enter_context(RawLmtp(service)) for _ in range(many)]
         failures = []
         half = LARGE[: len(LARGE) // 2]
         begun = threading.Barrier(many + 1)
@@ -125,7 +128,7 @@ def test_large_messages_to_the_same_users_in_different_order():
 
 def test_quota_in_the_middle_of_the_copies():
     """As many as have room are taken; the others may try again, and hear then that there is none."""
-    with Service(mail=(), quota_users=[f"alice={len(unix(LARGE)) * 3 + 1000}"]) as service, Raw(service) as raw:
+    with Service(mail=(), quota_users=[f"alice={len(unix(LARGE)) * 3 + 1000}"]) as service, RawLmtp(service) as raw:
         for taken, refused in ((4, b"452 4.2.2"), (1, b"552 5.2.2")):
             raw.envelope(*[f"alice+{i}" for i in range(10)], "bob")
             raw.say(b"DATA\r\n", b"354")
@@ -145,7 +148,7 @@ def test_memory_is_given_back():
         pid = service.actor("mda")["pid"]
         before = rss(pid)
         with contextlib.ExitStack() as stack:
-            raws = [stack.enter_context(Raw(service)) for _ in range(150)]
+            raws = [stack.enter_context(RawLmtp(service)) for _ in range(150)]
             for raw in raws:
                 raw.envelope("alice")
                 raw.say(b"DATA\r\n", b"354")
@@ -195,7 +198,7 @@ def test_one_user_can_not_have_all_connections():
         assert fill(lambda: connected_as(path, alice), 4).startswith(refused)
         assert fill(lambda: connected_as(path, bob), 1)[:3] == b"220", "another one has his own"
         assert fill(by_tcp, 10).startswith(refused)
-        with Raw(service, uid=64777) as raw:
+        with RawLmtp(service, uid=64777) as raw:
             assert raw.deliver(MAIL[:-2], "alice")[0].startswith(b"250"), "the mail server always gets in"
         with lmtp(service) as client:
             assert client.sendmail("a@b", ["bob"], MAIL) == {}
@@ -214,7 +217,7 @@ def test_who_stops_her_own_mailbox_stops_nobody_elses(mail):
             assert client.sendmail("a@b", ["alice"], MAIL) == {}
         pid = pids(service)["maildir.alice"]
         os.kill(pid, signal.SIGSTOP)
-        raws = [stack.enter_context(Raw(service)) for _ in range(200)]
+        raws = [stack.enter_context(RawLmtp(service)) for _ in range(200)]
         for raw in raws:
             raw.send(b"LHLO t\r\nMAIL FROM:<s@x>\r\nRCPT TO:<alice>\r\nDATA\r\n" + mail + b".\r\n")
 
@@ -270,10 +273,10 @@ def test_who_connects_without_end_does_not_keep_the_mail_server_out():
             for process in flood:
                 process.stdout.readline()
             for number in range(100):
-                with Raw(service, uid=2525 if number % 10 == 0 else None, path=own[0]) as raw:
+                with RawLmtp(service, uid=2525 if number % 10 == 0 else None, path=own[0]) as raw:
                     (answer,) = raw.deliver(MAIL[:-2], "bob")
                     assert answer[:3] == b"250", (number, answer)
-            with Raw(service, uid=2526, path=own[1]) as raw:
+            with RawLmtp(service, uid=2526, path=own[1]) as raw:
                 assert raw.deliver(MAIL[:-2], "bob")[0][:3] == b"250"
             done = subprocess.run([*POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", "bob"], input=MAIL, timeout=60, check=False)
             assert done.returncode == 0, "root has the mail server's own queue too"
@@ -287,10 +290,10 @@ def test_who_connects_without_end_does_not_keep_the_mail_server_out():
 def test_a_connection_that_says_nothing_makes_room():
     with Service(mail=(), lmtp_connections=4) as service, contextlib.ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(Raw(service))
+            stack.enter_context(RawLmtp(service))
 
         def delivered():
-            with contextlib.suppress(AssertionError), Raw(service) as raw:
+            with contextlib.suppress(AssertionError), RawLmtp(service) as raw:
                 return raw.deliver(MAIL[:-2], "alice")[0][:3] == b"250"
 
         wait_for(delivered, seconds=10)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support.delivery import bodies, messages
+from tests.support.maildirs import bodies, messages
 from tests.support.service import POPKERNEL, Service
 
 MAIL = b"Subject: piped\n\n.\n..dot\n8-bit \xff\nlast line without an end"

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.support.delivery import lmtp, messages, pop_all
+from tests.support.lmtp import lmtp
+from tests.support.maildirs import messages, pop_all
 from tests.support.service import Service
 
 ID = re.compile(rb"^Message-ID: <([0-9]+)@load>\r?$", re.MULTILINE)

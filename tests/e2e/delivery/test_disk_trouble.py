@@ -8,15 +8,17 @@ import time
 
 import pytest
 
-from tests.support.delivery import MAIL, Raw, deliver, left_in_tmp, messages, on_file_system, pop_all
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import MAIL, RawLmtp, deliver
+from tests.support.maildirs import left_in_tmp, messages, on_file_system, pop_all
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 root_only = pytest.mark.root("only root can mount a file system")
 
 
 def refusal(service, user="alice", mail=MAIL):
     """The answer for that recipient; others are served meanwhile."""
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.envelope(user, "bob")
         raw.say(b"DATA\r\n", b"354")
         raw.send(mail + b".\r\n")
@@ -147,7 +149,7 @@ def test_many_wait_for_a_locked_popcache():
     """A queue of small ones, each of which waits for the lock, is answered one by one; nobody takes the actor for dead."""
     with Service(mail=()) as service:
         assert accepted(service)
-        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file, Raw(service) as raw:
+        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file, RawLmtp(service) as raw:
             fcntl.flock(file, fcntl.LOCK_EX)
             raw.envelope(*[f"alice+{i}" for i in range(6)])
             raw.say(b"DATA\r\n", b"354")
@@ -242,19 +244,19 @@ def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
     """Ten senders who never end: each has room alone, and not all of them. Who is left without may try again; who is too large may not."""
     with Service(mail=(), quota="1000000", message_octets=20_000_000) as service, contextlib.ExitStack() as stack:
         for _ in range(10):
-            raw = stack.enter_context(Raw(service))
+            raw = stack.enter_context(RawLmtp(service))
             raw.envelope("alice")
             raw.say(b"DATA\r\n", b"354")
             raw.send(MAIL + b"x" * 300_000)
         wait_for(lambda: in_tmp(service) > 600_000)
-        raw = stack.enter_context(Raw(service))  # what it sends is behind what they sent: so it has all been looked at
+        raw = stack.enter_context(RawLmtp(service))  # what it sends is behind what they sent: so it has all been looked at
         answer = raw.deliver(MAIL + b"y" * 500_000, "alice")[0]
         assert answer.startswith(b"452 4.2.2 "), answer
         assert 600_000 < in_tmp(service) <= 1_000_000
         assert accepted(service), "a small one is through at once"
         stack.close()
         wait_for(lambda: left_in_tmp(service, "alice") == [])
-        with Raw(service) as endless:
+        with RawLmtp(service) as endless:
             endless.envelope("alice")
             endless.say(b"DATA\r\n", b"354")
             for _ in range(30):
@@ -267,7 +269,7 @@ def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
 
 def test_announced_size_and_quota():
     """Who announces what can never fit, twice the quota and more, is refused before an octet of it is written, whatever comes then."""
-    with Service(mail=(), quota="1000000", quota_users=["bob=none"]) as service, Raw(service) as raw:
+    with Service(mail=(), quota="1000000", quota_users=["bob=none"]) as service, RawLmtp(service) as raw:
         raw.say(b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=2100000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n", *[b"250"] * 4)
         raw.say(b"DATA\r\n", b"354")
         raw.send(MAIL + b"x" * 500_000)

@@ -6,10 +6,12 @@ import time
 
 import pytest
 
-from tests.support.delivery import MAIL, Raw, deliver, lmtp, messages, pop_all, rss
-from tests.support.processes import IMPATIENT_SECONDS as SECONDS
-from tests.support.processes import gone, impatient, stopped
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import MAIL, RawLmtp, deliver, lmtp
+from tests.support.maildirs import messages, pop_all
+from tests.support.processes import gone, rss, stopped
+from tests.support.service import IMPATIENT_SECONDS as SECONDS
+from tests.support.service import Service, impatient
+from tests.support.waiting import wait_for
 
 LARGE = MAIL + b"a line of a large message\r\n" * 40000
 
@@ -38,7 +40,7 @@ def test_many_copies_for_one_that_hangs():
     with impatient() as service:
         assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
-        with stopped(pid), Raw(service) as raw:
+        with stopped(pid), RawLmtp(service) as raw:
             raw.envelope(*[f"alice+{i}" for i in range(100)], "bob")
             raw.say(b"DATA\r\n", b"354")
             raw.send(MAIL + b".\r\n")
@@ -52,7 +54,7 @@ def test_many_copies_for_one_that_hangs():
 
 def test_an_idle_one_that_hangs_and_is_to_go():
     """It was told to retire and never will: who waits for its end gets it ended."""
-    with impatient(warm_seconds=0) as service, Raw(service) as raw:
+    with impatient(warm_seconds=0) as service, RawLmtp(service) as raw:
         raw.envelope("alice")
         raw.say(b"DATA\r\n", b"354")
         raw.send(LARGE)
@@ -85,7 +87,7 @@ def test_an_mda_that_accuses_the_living():
 
 
 def test_a_kernel_that_does_not_answer_about_a_recipient():
-    with impatient() as service, Raw(service) as raw:
+    with impatient() as service, RawLmtp(service) as raw:
         raw.say(b"LHLO x\r\nMAIL FROM:<>\r\n", b"250", b"250")
         kernel = service.actor("kernel")["pid"]
         with stopped(kernel):
@@ -142,7 +144,7 @@ def test_who_stops_his_own_actor_and_comes_and_goes():
         before = rss(mda)
         with stopped(pid):
             for _ in range(150):
-                with Raw(service) as raw:
+                with RawLmtp(service) as raw:
                     raw.say(b"LHLO t\r\nMAIL FROM:<>\r\n", b"250", b"250")
                     raw.send(b"RCPT TO:<alice+x>\r\n" * 200 + b"RCPT TO:<bob>\r\nDATA\r\n")
                     raw.expect(*[b"250"] * 201, b"354")
@@ -150,7 +152,7 @@ def test_who_stops_his_own_actor_and_comes_and_goes():
                     with contextlib.suppress(TimeoutError):
                         raw.send(LARGE[:200000])
             for _ in range(150):
-                with Raw(service) as raw:
+                with RawLmtp(service) as raw:
                     raw.envelope("alice")
                     raw.say(b"DATA\r\n", b"354")
                     raw.send(LARGE[:100000] + b"\r\n.\r\n")

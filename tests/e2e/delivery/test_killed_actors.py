@@ -13,9 +13,11 @@ import time
 
 import pytest
 
-from tests.support.delivery import Lmtp, messages, pop_all, socket_path, without_trace
 from tests.support.faults.deaths_in_delivery import COMMAND
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import Lmtp, socket_path
+from tests.support.maildirs import messages, pop_all, without_trace
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 SMALL, LARGE = b"a line of a small message\r\n" * 300, b"a line of a large message\r\n" * 12000
 MOST_POINTS = 400

@@ -8,9 +8,12 @@ import time
 
 import pytest
 
-from tests.support.delivery import Lmtp, Raw, bodies, left_in_tmp, lmtp, messages, peak, pop_all, rss, without_trace
+from tests.support.lmtp import Lmtp, RawLmtp, lmtp
+from tests.support.maildirs import bodies, left_in_tmp, messages, pop_all, without_trace
 from tests.support.ports import free_ports
-from tests.support.service import Service, wait_for
+from tests.support.processes import peak, rss
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = b"From: a@example.org\r\nSubject: hello\r\n\r\nbody\r\n"
 
@@ -41,7 +44,7 @@ def test_one_message_to_several(service):
 
 
 def test_each_recipient_has_an_answer_of_its_own(service):
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.say(b"LHLO x\r\n", b"250")
         raw.send(b"MAIL FROM:<>\r\nRCPT TO:<alice>\r\nRCPT TO:<nobody>\r\nRCPT TO:<carol>\r\nRCPT TO:<alice+2>\r\nDATA\r\n")
         answers = raw.expect(b"250", b"250", b"550", b"250", b"250", b"354")
@@ -67,7 +70,7 @@ AWKWARD = {
 def test_awkward_octets(service, name):
     mail = AWKWARD[name]
     stuffed = (b"\r\n" + mail).replace(b"\r\n.", b"\r\n..")[2:]
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.envelope("alice")
         raw.say(b"DATA\r\n", b"354")
         raw.send(stuffed + b".\r\n")
@@ -144,7 +147,7 @@ def test_large_message_bounded_memory(fresh):
         before = {name: peak(pid) for name, pid in pids.items()}
     line = b"0123456789" * 7 + b"\r\n"
     chunk = line * 10000
-    with Raw(fresh) as raw:
+    with RawLmtp(fresh) as raw:
         raw.envelope("alice", "bob", "alice+again")
         raw.say(b"DATA\r\n", b"354")
         raw.send(b"Subject: large\r\n\r\n")
@@ -159,7 +162,7 @@ def test_large_message_bounded_memory(fresh):
 
 
 def test_too_large(service):
-    with Service(mail=(), message_octets=1 << 20) as small, Raw(small) as raw:
+    with Service(mail=(), message_octets=1 << 20) as small, RawLmtp(small) as raw:
         raw.say(b"LHLO x\r\nMAIL FROM:<a> SIZE=2000000\r\n", b"250", b"552")
         raw.envelope("alice", "bob")
         raw.say(b"DATA\r\n", b"354")
@@ -173,7 +176,7 @@ def test_too_large(service):
 
 def test_sender_goes_before_the_dot(fresh):
     for body in (b"half a small one", b"half a large one\r\n" * 50000):
-        with Raw(fresh) as raw:
+        with RawLmtp(fresh) as raw:
             raw.envelope("alice", "bob")
             raw.say(b"DATA\r\n", b"354")
             raw.send(body)
@@ -186,7 +189,7 @@ def test_sender_goes_before_the_dot(fresh):
 
 
 def test_sender_stalls_in_data():
-    with Service(mail=(), lmtp_seconds=5) as service, Raw(service) as raw, Raw(service) as large:
+    with Service(mail=(), lmtp_seconds=5) as service, RawLmtp(service) as raw, RawLmtp(service) as large:
         raw.envelope("alice")
         raw.say(b"DATA\r\n", b"354")
         raw.send(b"and then nothing")
@@ -204,7 +207,7 @@ def test_sender_stalls_in_data():
 
 
 def test_a_reader_that_does_not_read_its_answers(service):
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.send(b"LHLO x\r\n")
         raw.sock.settimeout(1)
         with pytest.raises(TimeoutError):
@@ -218,7 +221,7 @@ def test_a_reader_that_does_not_read_its_answers(service):
 def test_many_connections(fresh):
     """The most that may be, and one more."""
     with Service(mail=(), lmtp_connections=3) as few:
-        raws = [few.keep(Raw(few)) for _ in range(3)]
+        raws = [few.keep(RawLmtp(few)) for _ in range(3)]
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(f"{few.config.run_dir}/lmtp.sock")
             assert sock.recv(100).startswith(b"421 4.3.2 ")
@@ -294,7 +297,7 @@ def test_warm_actors_retire_under_deliveries():
 
 
 def test_a_large_delivery_keeps_its_actor():
-    with Service(mail=(), warm_seconds=0) as service, Raw(service) as raw:
+    with Service(mail=(), warm_seconds=0) as service, RawLmtp(service) as raw:
         raw.envelope("alice")
         raw.say(b"DATA\r\n", b"354")
         raw.send(b"large\r\n" * 50000)
@@ -341,24 +344,24 @@ def test_over_loopback_tcp():
 def test_who_may_deliver_to_whom():
     with Service(mail=(), mta_users=["64777:64777"]) as service:
         alice = service.site.mail_users["alice"].uid
-        with Raw(service, uid=alice) as raw:
+        with RawLmtp(service, uid=alice) as raw:
             raw.envelope("alice")
             raw.say(b"DATA\r\n", b"354")
             raw.say(b"own\r\n.\r\n", b"250")
-        with Raw(service, uid=alice) as raw:
+        with RawLmtp(service, uid=alice) as raw:
             raw.say(b"LHLO x\r\nMAIL FROM:<root@localhost>\r\n", b"250", b"250")
             own, other, none = raw.say(b"RCPT TO:<alice>\r\nRCPT TO:<bob>\r\nRCPT TO:<nobody>\r\n", b"250", b"550", b"550")
             assert other.startswith(b"550 5.7.1 ")
             assert other == none, "who may not deliver learns nothing about who there is"
-        with Raw(service, uid=64777) as raw:
+        with RawLmtp(service, uid=64777) as raw:
             assert raw.deliver(b"mta", "alice", "bob")[1].startswith(b"250")
-        with Raw(service, uid=64778) as raw:
+        with RawLmtp(service, uid=64778) as raw:
             raw.say(b"LHLO x\r\nMAIL FROM:<>\r\n", b"250", b"250")
             raw.say(b"RCPT TO:<alice>\r\n", b"550")
     # the kernel's cache of recipients is one a sender: root's knowledge is nobody else's
     with Service(mail=()) as service:
-        with Raw(service) as raw:
+        with RawLmtp(service) as raw:
             raw.deliver(b"x", "bob")
-        with Raw(service, uid=service.site.mail_users["alice"].uid) as raw:
+        with RawLmtp(service, uid=service.site.mail_users["alice"].uid) as raw:
             raw.say(b"LHLO x\r\nMAIL FROM:<>\r\n", b"250", b"250")
             raw.say(b"RCPT TO:<bob>\r\n", b"550")

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from tests.support.delivery import messages, pop_all
 from tests.support.mail_servers import leftovers, opensmtpd, passable_directory, reachable_popkernel, settled, swaks
+from tests.support.maildirs import messages, pop_all
 from tests.support.service import Service
 
 MAIL = b"""From: sender@example.net

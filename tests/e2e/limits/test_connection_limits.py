@@ -10,11 +10,11 @@ import pytest
 
 from tests.e2e.login.test_fail2ban import has_ipv6
 from tests.e2e.reload.test_reload import write
-from tests.support.awkward import RawClient
 from tests.support.limits import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, USERS, greeting, hangs_up, refused_and_served, resets, serve
+from tests.support.pop3 import RawPop3
 from tests.support.ports import free_ports
 from tests.support.processes import pid_of
-from tests.support.service import wait_for
+from tests.support.waiting import wait_for
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
 
@@ -26,10 +26,10 @@ def three():
 
 
 def test_sessions_in_all(three):
-    with RawClient(three, user="alice") as one, RawClient(three, "stls", user="bob") as two, RawClient(three, "", user="carol") as last:
+    with RawPop3(three, user="alice") as one, RawPop3(three, "stls", user="bob") as two, RawPop3(three, "", user="carol") as last:
         refused_and_served(three, [one, two, last], TOO_MANY)
         assert last.ask(b"QUIT") == b"+OK bye\r\n"
-        with RawClient(three, user="carol") as again:
+        with RawPop3(three, user="carol") as again:
             refused_and_served(three, [one, two, again], TOO_MANY)
     wait_for(lambda: "too many connections" in three.read_log())
 
@@ -82,7 +82,7 @@ ENDS = (
 @contextlib.contextmanager
 def two_of_three(service):
     """Two sessions that stay, so that there is room for one."""
-    with RawClient(service, user="alice") as one, RawClient(service, user="bob") as two:
+    with RawPop3(service, user="alice") as one, RawPop3(service, user="bob") as two:
         yield
         assert one.ask(b"STAT").startswith(b"+OK 1 ") and two.ask(b"STAT").startswith(b"+OK 1 ")
         one.ask(b"QUIT"), two.ask(b"QUIT")
@@ -94,7 +94,7 @@ def room_for_one(service):
     wait_for(lambda: service.status()["sessions"], until=lambda there: len(there) == 2)
 
     def one_and_no_second():
-        with contextlib.suppress(EOFError, OSError), RawClient(service, user="carol") as client:
+        with contextlib.suppress(EOFError, OSError), RawPop3(service, user="carol") as client:
             return (greeting(service), greeting(service, "")) == (TOO_MANY, TOO_MANY) and client.ask(b"QUIT")
         return False
 
@@ -104,7 +104,7 @@ def room_for_one(service):
 @pytest.mark.parametrize(("end", "tls"), [*((end, "tls") for end in ENDS if end is not half_closes), *((end, "") for end in ENDS)])
 def test_every_end_frees_its_place(three, end, tls):
     with two_of_three(three):
-        with RawClient(three, tls) as client:
+        with RawPop3(three, tls) as client:
             assert client.greeting.startswith(b"+OK")
             end(three, client)
         room_for_one(three)
@@ -127,7 +127,7 @@ def test_every_end_of_a_handshake_frees_its_place(three, data):
 def test_who_is_silent_makes_room():
     """When all places are taken: who has not logged in, at once; and of an address that has all it may, one of its own."""
     for bound in ("max_sessions", "max_sessions_address"):
-        with serve(**{bound: 2}, login_seconds=60) as service, RawClient(service, user="alice") as one, RawClient(service) as silent:
+        with serve(**{bound: 2}, login_seconds=60) as service, RawPop3(service, user="alice") as one, RawPop3(service) as silent:
             assert greeting(service).startswith(b"+OK")
             assert silent.end() == b""
             assert one.ask(b"STAT").startswith(b"+OK 1 ")
@@ -136,12 +136,12 @@ def test_who_is_silent_makes_room():
 
 
 def test_idle_sessions_end_and_free_their_place():
-    with serve(max_sessions=1, idle_seconds=10) as service, RawClient(service, user="alice") as client:
+    with serve(max_sessions=1, idle_seconds=10) as service, RawPop3(service, user="alice") as client:
         assert client.ask(b"DELE 1").startswith(b"+OK")
         assert greeting(service) == TOO_MANY
         assert client.end() == b""
         service.wait_log('why="idle too long"')
-        with RawClient(service, user="alice") as again:
+        with RawPop3(service, user="alice") as again:
             assert again.ask(b"STAT").startswith(b"+OK 1 ")  # nothing was removed
 
 
@@ -150,12 +150,12 @@ def test_idle_sessions_end_and_free_their_place():
 
 def test_sessions_of_one_address():
     with serve(max_sessions_address=2) as service:
-        with RawClient(service, user="alice") as one, RawClient(service, "", user="bob") as two, RawClient(service, user="carol", source="127.0.0.2") as other:
+        with RawPop3(service, user="alice") as one, RawPop3(service, "", user="bob") as two, RawPop3(service, user="carol", source="127.0.0.2") as other:
             refused_and_served(service, [one, two, other], TOO_MANY_ADDRESS)
             assert greeting(service, source="127.0.0.2").startswith(b"+OK")
             resets(service, two)
             wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"))
-            with RawClient(service, user="bob"):
+            with RawPop3(service, user="bob"):
                 refused_and_served(service, [one, other], TOO_MANY_ADDRESS)
         line = "warning: listener.0: 127.0.0.1: refused: max_sessions_address is met (2 in this process)"
         assert service.read_log().count(line) == 1  # a minute
@@ -167,14 +167,14 @@ def test_sessions_of_one_address_of_ipv6():
     ports = free_ports(4)
     with serve(max_sessions_address=1, listen=[f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}"], listen_starttls=[f"[::1]:{ports[2]}"]) as service:
         six = types.SimpleNamespace(tls=service.config.listen[1], plain=service.config.listen_starttls[0], site=service.site)
-        with RawClient(six, user="alice") as one, RawClient(service, user="bob") as other:
+        with RawPop3(six, user="alice") as one, RawPop3(service, user="bob") as other:
             refused_and_served(six, [one, other], TOO_MANY_ADDRESS)
             assert greeting(service) == TOO_MANY_ADDRESS
         service.wait_log("address=[::1]:")
 
 
 def test_connections_a_minute():
-    with serve(connects_per_minute=4, listeners=1) as service, RawClient(service, user="alice") as client:
+    with serve(connects_per_minute=4, listeners=1) as service, RawPop3(service, user="alice") as client:
         assert [greeting(service, tls)[:3] for tls in ("tls", "", "tls")] == [b"+OK"] * 3
         refused_and_served(service, [client], TOO_FAST)
         assert greeting(service, source="127.0.0.2").startswith(b"+OK")
@@ -200,7 +200,7 @@ def test_two_listeners_share():
 
 
 def kept(service, others):
-    client = service.keep(RawClient(service))
+    client = service.keep(RawPop3(service))
     if client.greeting.startswith(b"+OK"):
         assert client.ask(b"USER " + USERS[len(others)].encode()) == b"+OK\r\n"
         assert client.ask(b"PASS secret").startswith(b"+OK")
@@ -220,7 +220,7 @@ def test_block_list_at_the_start_and_after_a_reload(tmp_path):
     path = str(tmp_path / "blocked")
     with open(path, "wb") as file:
         file.write(b"# spammers\n192.0.2.0/24\n127.0.0.2  # one\n")
-    with serve(block_list=path) as service, RawClient(service, user="alice") as client:
+    with serve(block_list=path) as service, RawPop3(service, user="alice") as client:
         for tls in ("tls", ""):
             assert greeting(service, tls, source="127.0.0.2") == b""
             assert greeting(service, tls).startswith(b"+OK")

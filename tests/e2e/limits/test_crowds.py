@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from tests.support.awkward import RawClient
 from tests.support.limits import MAIL, USERS, serve
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
 from tests.support.trace_command import frames_of, watcher
+from tests.support.waiting import wait_for
 
 OFFICE = [f"user{n}" for n in range(300)]
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
@@ -20,7 +21,7 @@ COST = 7  # a check takes some 7 ms
 
 def come_in_at_once(service, users, password="secret", **options):
     """Each connects, then all log in at the same moment; what each is told, and when the last was."""
-    clients = [RawClient(service, **options) for _ in users]
+    clients = [RawPop3(service, **options) for _ in users]
     try:
         for client, user in zip(clients, users, strict=True):
             assert client.ask(b"USER " + user.encode()) == b"+OK\r\n"
@@ -69,10 +70,10 @@ def test_who_guesses_all_at_once_is_not_looked_at_all_at_once():
 def test_a_name_in_another_case_logs_in():
     """D15: by every way, and what the log, the trace of that user and the lease say is the table's name."""
     with serve() as service, watcher(service, user="alice") as viewer:
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             assert client.ask(b"USER Alice") == b"+OK\r\n" and client.ask(b"PASS secret").startswith(b"+OK 1 ")
             assert [lease["user"] for lease in service.status()["leases"]] == ["alice"]
-            with RawClient(service) as other:
+            with RawPop3(service) as other:
                 assert other.ask(b"USER aLICE") == b"+OK\r\n"
                 assert other.ask(b"PASS secret").startswith(b"-ERR [IN-USE]")
             assert client.ask(b"QUIT") == b"+OK bye\r\n"
@@ -80,7 +81,7 @@ def test_a_name_in_another_case_logs_in():
         frames = frames_of(viewer, lambda frame: frame.name == "Ended" and frame.fields["why"] == "quit")
         mine = [frame.name for frame in frames if frame.session == frames[-1].session]
         assert mine[0] == "Connected" and {"Login", "Granted", "Opened", "Typed"} <= set(mine)
-    with serve(login_case="exact") as service, RawClient(service) as client:
+    with serve(login_case="exact") as service, RawPop3(service) as client:
         assert client.ask(b"USER Alice") == b"+OK\r\n" and client.ask(b"PASS secret").startswith(b"-ERR [AUTH]")
 
 
@@ -89,7 +90,7 @@ def test_names_that_differ_in_case_only():
     users = {"alice": "one", "Alice": "two", "bob": "three"}
     with serve(users=users) as service:
         for name, password, good in (("alice", "one", True), ("Alice", "two", True), ("ALICE", "one", False), ("ALICE", "two", False), ("BOB", "three", True)):
-            with RawClient(service) as client:
+            with RawPop3(service) as client:
                 client.ask(b"USER " + name.encode())
                 assert client.ask(b"PASS " + password.encode()).startswith(b"+OK" if good else b"-ERR [AUTH]"), name
                 client.ask(b"QUIT")
@@ -106,7 +107,7 @@ def test_a_session_lost_says_what_was_marked_and_what_was_removed():
     """D10."""
     with serve(users=["alice"], mail=MAIL * 3) as service:
         for quits, said in ((False, "marked=2 removed=0"), (True, "marked=1 removed=1")):
-            with RawClient(service, user="alice") as client:
+            with RawPop3(service, user="alice") as client:
                 assert client.ask(b"DELE 1") == client.ask(b"DELE 2") == b"+OK marked\r\n"
                 if quits:
                     client.ask(b"RSET"), client.ask(b"DELE 1"), client.ask(b"QUIT")
@@ -120,7 +121,7 @@ def test_who_has_a_right_password_and_no_mailbox_is_no_failed_guess():
         with open(service.config.user_table, "w") as file:
             file.writelines(line for line in lines if not line.startswith("bob"))
         service.command("reload")
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             client.ask(b"USER bob")
             assert client.ask(b"PASS secret") == b"-ERR [AUTH] wrong name or password\r\n"
         assert "why=AUTH" not in service.wait_log("why=nomailbox user=bob")
@@ -129,7 +130,7 @@ def test_who_has_a_right_password_and_no_mailbox_is_no_failed_guess():
 def test_one_mistyped_password_is_one_failure_in_the_log():
     """E9: as a client tries it that knows PLAIN, LOGIN and PASS."""
     with serve(users=["alice"], verbose=0) as service:
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             for attempt in (b"AUTH PLAIN AGFsaWNlAHR5cG8=", b"AUTH LOGIN YWxpY2U=", b"USER alice"):
                 said = client.ask(attempt)
                 if not said.startswith(b"-ERR"):
@@ -139,7 +140,7 @@ def test_one_mistyped_password_is_one_failure_in_the_log():
             assert client.ask(b"PASS another") == b"-ERR [AUTH] wrong name or password\r\n"
         log = service.wait_log("login failed", count=2)
         assert log.count("login failed") == log.count("why=AUTH user=alice") == 2
-        with RawClient(service, user="alice") as client:
+        with RawPop3(service, user="alice") as client:
             assert client.ask(b"NOOP") == b"+OK\r\n"
 
 
@@ -181,7 +182,7 @@ def test_a_flood_of_clients_that_never_log_in_makes_room(isolation, port, data):
         try:
             wait_for(lambda: flood.made > 120, seconds=60)
             for n in range(3):
-                with RawClient(service, port, user="alice") as client:
+                with RawPop3(service, port, user="alice") as client:
                     assert client.ask(b"STAT").startswith(b"+OK 1 "), n
                     client.ask(b"QUIT")
         finally:

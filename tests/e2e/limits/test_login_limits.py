@@ -11,10 +11,10 @@ import pytest
 from popkernel.kernel.client import Watcher
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
 from tests.support.limits import MAIL, USERS, greeting, hangs_up, resets, serve
+from tests.support.pop3 import RawPop3
 from tests.support.processes import pid_of
-from tests.support.service import wait_for
+from tests.support.waiting import wait_for
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
 
@@ -26,7 +26,7 @@ def beginning(service, data=HELLO):
 
 
 def test_handshakes():
-    with serve(max_handshakes=2, login_seconds=60) as service, RawClient(service, user="alice") as client, contextlib.ExitStack() as stack:
+    with serve(max_handshakes=2, login_seconds=60) as service, RawPop3(service, user="alice") as client, contextlib.ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(socket.create_connection((service.tls.host, service.tls.port), 20))  # who says nothing is no handshake
         assert greeting(service).startswith(b"+OK")
@@ -39,7 +39,7 @@ def test_handshakes():
         service.wait_log('why="made room for another handshake"')
         service.wait_log("another made room: max_handshakes is met (2 in this process)")
         assert client.ask(b"STAT").startswith(b"+OK 1 ")
-        with RawClient(service, "") as plain:
+        with RawPop3(service, "") as plain:
             assert plain.greeting.startswith(b"+OK")
 
 
@@ -47,7 +47,7 @@ def test_handshakes():
 
 
 def asking(service, user, password="secret", tls="tls", **options):
-    client = service.keep(RawClient(service, tls, **options))
+    client = service.keep(RawPop3(service, tls, **options))
     client.ask(b"USER " + user.encode())
     client.send(b"PASS " + password.encode() + b"\r\n")
     return client
@@ -56,7 +56,7 @@ def asking(service, user, password="secret", tls="tls", **options):
 def test_logins_at_a_time():
     """One is asked of auth, twenty wait, one more is refused; and all get their answer in the end."""
     with serve(max_logins=1, login_seconds=60) as service, contextlib.ExitStack() as stack:
-        with RawClient(service, user="frank") as client:
+        with RawPop3(service, user="frank") as client:
             os.kill(pid_of(service, "auth"), signal.SIGSTOP)
             waiting = [stack.enter_context(asking(service, user)) for user in USERS[:5]]
             ghosts = [stack.enter_context(asking(service, f"ghost{n}")) for n in range(16)]
@@ -82,7 +82,7 @@ def test_logins_at_a_time():
 @pytest.mark.parametrize("tls", ["tls", ""])
 def test_who_goes_while_a_login_waits_is_gone(end, tls):
     """And costs nothing: what was told of the end again and again, and not heard, once kept the listener busy until auth answered."""
-    with serve(login_seconds=60) as service, RawClient(service, user="frank") as client:
+    with serve(login_seconds=60) as service, RawPop3(service, user="frank") as client:
         listener = pid_of(service, "listener.0")
         os.kill(pid_of(service, "auth"), signal.SIGSTOP)
         with asking(service, "alice", tls=tls) as going:
@@ -148,20 +148,20 @@ def test_logins_of_one_user():
 
 def test_login_delay():
     with serve(login_delay=3) as service:
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             assert b"LOGIN-DELAY 3\r\n" in client.many(b"CAPA")
             assert client.ask(b"USER alice") and client.ask(b"PASS wrong").startswith(b"-ERR [AUTH]")
             assert client.ask(b"USER alice") and client.ask(b"PASS secret").startswith(b"+OK")
             assert b"LOGIN-DELAY 3\r\n" in client.many(b"CAPA")
             assert client.ask(b"QUIT") == b"+OK bye\r\n"
             in_at = service.status()["uptime"]
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             for _ in range(3):  # a refusal begins the time not anew
                 client.ask(b"USER alice")
                 assert client.ask(b"PASS secret") == b"-ERR [LOGIN-DELAY] only one login in 3 seconds\r\n"
             client.ask(b"USER alice")
             assert client.ask(b"PASS wrong").startswith(b"-ERR [AUTH]")  # nothing is told to who does not know the password
-            with RawClient(service, user="bob"):
+            with RawPop3(service, user="bob"):
                 pass
             wait_for(lambda: client.ask(b"USER alice") and client.ask(b"PASS secret").startswith(b"+OK"))
             assert 2.5 < service.status()["uptime"] - in_at < 6
@@ -173,7 +173,7 @@ def test_login_delay():
 @pytest.mark.parametrize("memory", [64, 65536])
 def test_answers_that_are_not_taken(memory):
     """With much memory the last of the commands reaches the maildir actor before any answer is taken, with little only then; none is lost."""
-    with serve(session_memory=memory) as service, RawClient(service, user="alice", buffer=4096) as client:
+    with serve(session_memory=memory) as service, RawPop3(service, user="alice", buffer=4096) as client:
 
         answer = b"+OK capabilities follow\r\n" + client.many(b"CAPA")
         many = 3_000_000 // len(answer)

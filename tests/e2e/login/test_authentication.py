@@ -10,26 +10,25 @@ import pytest
 from popkernel.cli.demo import make_certificate
 
 from tests.e2e.reload.test_reload import rewrite, write
-from tests.support.awkward import RawClient
 from tests.support.bearer_tokens import EC, RESPONSES, RSA, SCOPE, key_set, settings, token
-from tests.support.processes import Raw, serve
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service, serve
+from tests.support.waiting import wait_for
 
 AUTH = b"-ERR [AUTH] wrong name or password\r\n"
 
 
 def answer(service, secret, user="alice"):
-    with Raw(service) as client:
-        client.command(f"USER {user}")
-        said = client.command("PASS " + secret.decode())
+    with RawPop3(service) as client:
+        said = client.login(user, secret.decode())
         if said.startswith(b"+OK"):
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         return said
 
 
 def answer_to_token(service, secret, user="alice", mechanism=b"XOAUTH2"):
     """With the token in an initial response, and the answer to the challenge that tells why it failed."""
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         said = client.ask(b"AUTH " + mechanism + b" " + RESPONSES[mechanism](secret, user))
         if said.startswith(b"+ "):
             assert json.loads(base64.b64decode(said[2:]))["scope"] == SCOPE
@@ -86,9 +85,9 @@ def test_guessing_waits_and_honest_users_do_not():
         waits = [timed(service, b"guess", f"user{n}") for n in range(9)]
         assert {said for said, _ in waits} == {AUTH}
         assert max(wait for _, wait in waits[:5]) < 1 < 1.9 < waits[-1][1] < 4
-        clients = [service.keep(Raw(service)) for _ in range(12)]  # who hangs up is no better off
+        clients = [service.keep(RawPop3(service)) for _ in range(12)]  # who hangs up is no better off
         for n, client in enumerate(clients):
-            client.sock.sendall(b"USER user%d\r\nPASS guess\r\n" % (100 + n))
+            client.send(b"USER user%d\r\nPASS guess\r\n" % (100 + n))
         said = [(client.line(), client.line())[1] for client in clients[1:]]
         assert sum(line.startswith(b"-ERR [SYS/TEMP]") for line in said) >= 10
         for client in clients:

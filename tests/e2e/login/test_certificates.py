@@ -13,8 +13,9 @@ from popkernel.cli.demo import make_site
 from popkernel.cli.sample_site import make_certificate
 
 from tests.e2e.reload.test_reload import write
-from tests.support.awkward import RawClient
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 PHRASE = b"open sesame 4711"
 
@@ -200,7 +201,7 @@ def test_renewed_certificates_come_in_force_and_no_session_is_dropped(tmp_path):
                 assert asked(service.tls, other) == (own, b"+OK POP3 ready\r\n")
 
         all_right()
-        with RawClient(service, user="alice") as reading, RawClient(service) as typing, RawClient(service, "") as plain:
+        with RawPop3(service, user="alice") as reading, RawPop3(service) as typing, RawPop3(service, "") as plain:
             typing.ask(b"USER bob")
             for change in (lambda: renew(paths[0], "one.example"), lambda: renew(paths[1], "two.example", "*.two.example"), lambda: renew(paths[0], "one.example", "pop.one.example")):
                 change()

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
+from tests.support.pop3 import RawPop3
 from tests.support.ports import free_ports
-from tests.support.processes import Raw
 from tests.support.service import Service
 
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "..", "packaging", "fail2ban")
@@ -60,7 +60,7 @@ def log_of(form):
             guess(service.config.listen[0], name)
         if has_ipv6():
             guess(service.config.listen[1], "nobody")
-        with Raw(service) as one, Raw(service) as other:
+        with RawPop3(service) as one, RawPop3(service) as other:
             assert one.login().startswith(b"+OK")
             assert other.login().startswith(b"-ERR [IN-USE]")
             service.wait_log("IN-USE")

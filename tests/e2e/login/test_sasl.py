@@ -7,8 +7,8 @@ import pytest
 from popkernel.proto.pop3.sasl import AUTH_LINE_LIMIT
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
 from tests.support.bearer_tokens import RESPONSES, SCOPE, key_set, settings, token
+from tests.support.pop3 import RawPop3
 from tests.support.service import Service
 
 MAIL = [awkward.head("one") + b"body\n", awkward.head("two") + b"body\n"]
@@ -52,20 +52,20 @@ def well(client):
 
 @pytest.mark.parametrize("tls", ["tls", "stls"])
 def test_plain_with_and_without_an_initial_response(service, tls):
-    with RawClient(service, tls) as client:
+    with RawPop3(service, tls) as client:
         well(client)
-    with RawClient(service, tls) as client:
+    with RawPop3(service, tls) as client:
         assert client.ask(b"auth plain") == b"+ \r\n"
         assert client.ask(plain(other=b"alice")).startswith(IN)
         assert service.status()["leases"][-1]["user"] == "alice"
 
 
 def test_login(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"AUTH LOGIN") == b"+ " + b64(b"Username:") + b"\r\n"
         assert client.ask(b64(b"alice")) == b"+ " + b64(b"Password:") + b"\r\n"
         assert client.ask(b64(b"secret")).startswith(IN)
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"AUTH login " + b64(b"alice")) == b"+ " + b64(b"Password:") + b"\r\n"
         assert client.ask(b64(b"secret")).startswith(IN)
 
@@ -75,7 +75,7 @@ def test_login(service):
 )
 def test_names_and_passwords_come_as_they_are(service, user, password):
     for first, second in ((plain(user.encode(), password.encode()), b""), (None, b64(password.encode()))):
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             if first:
                 assert client.ask(b"AUTH PLAIN " + first).startswith(IN)
             else:
@@ -84,7 +84,7 @@ def test_names_and_passwords_come_as_they_are(service, user, password):
 
 
 def test_pipelined_auth_and_response_in_one_packet(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.send(b"CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret") + b"\r\nSTAT\r\nDELE 9\r\nQUIT\r\n")
         said = client.end().split(b".\r\n", 1)[1].split(b"\r\n")
     assert said[:3] == [b"+ ", b"-ERR authentication cancelled", b"+ " + b64(b"Username:")]
@@ -93,7 +93,7 @@ def test_pipelined_auth_and_response_in_one_packet(service):
 
 def test_split_at_every_octet(service):
     whole = b"AUTH PLAIN\r\n" + plain() + b"\r\nQUIT\r\n"
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         for octet in whole:
             client.send(bytes([octet]))
         assert client.end().endswith(b"+OK bye\r\n")
@@ -129,7 +129,7 @@ FAILURES = {
 @pytest.mark.parametrize("title", FAILURES)
 def test_a_failure_is_one_and_the_session_goes_on(service, title):
     lines, answer = FAILURES[title]
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER bob")
         for line in lines[:-1]:
             assert client.ask(line).startswith(b"+ "), line
@@ -139,7 +139,7 @@ def test_a_failure_is_one_and_the_session_goes_on(service, title):
 
 
 def test_the_second_attempt_knows_nothing_of_the_first(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"AUTH LOGIN " + b64(b"bob"))
         client.ask(b"*")
         assert client.ask(b"AUTH LOGIN") == b"+ " + b64(b"Username:") + b"\r\n"
@@ -154,7 +154,7 @@ def test_lines_of_12_kib_and_beyond(service, command):
     """The longest that is read whole is malformed, for no password is so long; one octet more is too long, and not an octet of it a command."""
     inline = command.endswith(b" ")
     for longer, answer in ((0, MALFORMED if command else b"-ERR line too long\r\n"), (1, b"-ERR line too long\r\n")):
-        with RawClient(service) as client:
+        with RawPop3(service) as client:
             if command and not inline:
                 assert client.ask(command) == b"+ \r\n"
             head = command if inline else b""
@@ -165,7 +165,7 @@ def test_lines_of_12_kib_and_beyond(service, command):
 
 
 def test_an_endless_response_takes_no_memory_and_ends_the_exchange(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"AUTH PLAIN")
         pid = service.actor("listener")["pid"]
         before = resident(pid)
@@ -183,36 +183,36 @@ def resident(pid):
 
 
 def test_other_lines_stay_at_255_octets(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER alice")
         assert client.ask(b"PASS " + b"x" * 300) == b"-ERR line too long\r\n"
         well(client)
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         assert client.ask(b"AUTH PLAIN " + b"A" * 300) == b"-ERR line too long\r\n"
         assert client.ask(b"STAT").startswith(b"+OK 2 ")
 
 
 def test_bare_auth_lists_what_capa_does(service, without):
     for running, names in ((service, [b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER"]), (without, [b"PLAIN", b"LOGIN"])):
-        with RawClient(running) as client:
+        with RawPop3(running) as client:
             assert client.many(b"AUTH") == b"\r\n".join([*names, b".\r\n"])
             assert b"SASL " + b" ".join(names) in client.many(b"CAPA").split(b"\r\n")
             well(client)
 
 
 def test_before_tls(service, without):
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         assert b"SASL" not in client.many(b"CAPA")
         for line in (b"AUTH", b"AUTH PLAIN", b"AUTH PLAIN " + plain(), b"AUTH LOGIN", b"AUTH CRAM-MD5"):
             assert client.ask(line) == b"-ERR use TLS first (STLS)\r\n"
         assert client.ask(plain()) == b"-ERR unknown command\r\n"
-    with RawClient(without, "") as client:  # the operator allows it
+    with RawPop3(without, "") as client:  # the operator allows it
         assert b"SASL PLAIN LOGIN\r\n" in client.many(b"CAPA")
         well(client)
 
 
 def test_stls_in_an_exchange_is_an_answer_and_no_command(without):
-    with RawClient(without, "") as client:
+    with RawPop3(without, "") as client:
         client.ask(b"AUTH PLAIN")
         assert client.ask(b"STLS") == MALFORMED
         client.ask(b"AUTH LOGIN " + b64(b"alice"))
@@ -225,13 +225,13 @@ def test_stls_in_an_exchange_is_an_answer_and_no_command(without):
 
 
 def test_failures_are_counted(without):
-    with RawClient(without) as client:
+    with RawPop3(without) as client:
         client.send(b"AUTH PLAIN !\r\n" * 60)
         assert client.end().endswith(MALFORMED + b"-ERR too many errors\r\n")
 
 
 def test_in_use(service):
-    with RawClient(service, user="alice"), RawClient(service) as second:
+    with RawPop3(service, user="alice"), RawPop3(service) as second:
         assert second.ask(b"AUTH PLAIN " + plain()) == b"-ERR [IN-USE] another session has this mailbox open\r\n"
         assert second.ask(b"AUTH XOAUTH2 " + RESPONSES[b"XOAUTH2"](token())) == b"-ERR [IN-USE] another session has this mailbox open\r\n"
         assert second.ask(b"AUTH PLAIN " + plain(b"bob")).startswith(IN)
@@ -244,7 +244,7 @@ def test_in_use(service):
 @pytest.mark.parametrize("initial", [True, False])
 def test_a_good_token(service, mechanism, initial):
     response = RESPONSES[mechanism](token())
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         if initial:
             said = client.ask(b"AUTH " + mechanism + b" " + response)
         else:
@@ -258,7 +258,7 @@ def test_a_good_token(service, mechanism, initial):
 @pytest.mark.parametrize("dummy", [b"", b"AQ==", b"*", b"anything"])
 def test_a_bad_token_is_told_why_and_the_dummy_answer_ends_it(service, mechanism, dummy):
     """RFC 7628 section 3.2.3: whatever the client answers, the exchange has failed."""
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         said = client.ask(b"AUTH " + mechanism + b" " + RESPONSES[mechanism](token(email="bob")))
         why = json.loads(base64.b64decode(said.removeprefix(b"+ ")))
         assert why["status"] == ("401" if mechanism == b"XOAUTH2" else "invalid_token") and why["scope"] == SCOPE
@@ -269,7 +269,7 @@ def test_a_bad_token_is_told_why_and_the_dummy_answer_ends_it(service, mechanism
 
 def test_no_token_is_a_question(service):
     """RFC 7628 section 4.3: which scope is wanted."""
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         said = client.ask(b"AUTH OAUTHBEARER " + b64(b"n,a=alice,\1auth=\1\1"))
         assert json.loads(base64.b64decode(said.removeprefix(b"+ "))) == {"status": "invalid_request", "scope": SCOPE}
         assert client.ask(b"AQ==") == b"-ERR [AUTH] a token is needed\r\n"
@@ -278,7 +278,7 @@ def test_no_token_is_a_question(service):
 
 def test_a_token_is_no_password_and_a_password_no_token(service):
     good = token()
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"AUTH PLAIN " + plain(password=good)) == WRONG
         said = client.ask(b"AUTH XOAUTH2 " + RESPONSES[b"XOAUTH2"](b"secret"))
         assert said.startswith(b"+ ") and client.ask(b"") == WRONG
@@ -286,7 +286,7 @@ def test_a_token_is_no_password_and_a_password_no_token(service):
 
 
 def test_tokens_of_a_service_without_them(without):
-    with RawClient(without) as client:
+    with RawPop3(without) as client:
         for mechanism, response in RESPONSES.items():
             assert client.ask(b"AUTH " + mechanism + b" " + response(token())) == b"-ERR unknown mechanism\r\n"
         well(client)

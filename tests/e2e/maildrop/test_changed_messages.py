@@ -9,7 +9,8 @@ import shutil
 
 import pytest
 
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 SMALL = b"Subject: a message\n\nof forty-two octets\n"
 MEDIUM = b"Subject: one read\n\n" + b"a line of thirty octets or so\n" * 6700  # some 200,000 octets

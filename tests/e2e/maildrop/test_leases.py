@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
-from tests.support.processes import Raw, kill, pid_of, serve
-from tests.support.service import wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.processes import kill, pid_of
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +20,28 @@ def service():
 
 
 def logs_in(service, user="alice"):
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         answer = client.login(user)
         if answer.startswith(b"+OK"):
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         return answer
 
 
 def test_second_session_is_turned_away_by_every_listener(service):
-    with Raw(service) as first:
+    with RawPop3(service) as first:
         assert first.login().startswith(b"+OK")
         mine = service.status()["leases"][0]["listener"]
         seen = set()
         for _ in range(400):  # the system deals connections out; until one has come to each
-            with Raw(service) as second:
+            with RawPop3(service) as second:
                 assert second.login().startswith(b"-ERR [IN-USE]")
                 seen.add(next(listener_of(service, second)))
             if len(seen) == 2:
                 break
         assert len(seen) == 2, seen
         assert mine.startswith("listener.")
-        assert first.command("STAT").startswith(b"+OK")
-        assert first.command("QUIT").startswith(b"+OK")
+        assert first.ask(b"STAT").startswith(b"+OK")
+        assert first.ask(b"QUIT").startswith(b"+OK")
     assert logs_in(service).startswith(b"+OK")
 
 
@@ -65,16 +67,16 @@ def service_rows(service):
 
 @pytest.mark.parametrize("end", ["QUIT", "drop", "reset", "kill"])
 def test_freed_at_every_end(service, end):
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         if end == "QUIT":
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         elif end == "reset":
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sock.close()
         elif end == "kill":
             kill(pid_of(service, "maildir.alice"))
-            client.rest()
+            client.end()
         else:
             client.sock.close()
         wait_for(lambda: logs_in(service).startswith(b"+OK"))
@@ -83,34 +85,34 @@ def test_freed_at_every_end(service, end):
 def test_quit_and_log_in_again_at_once(service):
     """200 times, never [IN-USE]: the kernel has the new session wait for the old one's end."""
     for n in range(200):
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK"), n
             if n % 10 == 0:
-                client.send("RETR 1")
+                client.send(b"RETR 1\r\n")
                 client.line()
-                client.body()
-            assert client.command("QUIT").startswith(b"+OK")
+                client.message()
+            assert client.ask(b"QUIT").startswith(b"+OK")
 
 
 def test_log_in_while_the_last_session_is_still_being_closed():
     """The maildir actor is halted after QUIT's answer is out of the way: the next login waits for it, and then has the maildrop."""
     with serve(mail=[b"Subject: 1\n\nx\n"], allow_plaintext=True) as service:
-        with Raw(service, tls=False) as first:
+        with RawPop3(service, tls="") as first:
             assert first.login().startswith(b"+OK")
             pid = pid_of(service, "maildir.alice")
             os.kill(pid, signal.SIGSTOP)
-        with Raw(service, tls=False) as second, Raw(service, tls=False) as third:
-            assert second.command("USER alice").startswith(b"+OK")
+        with RawPop3(service, tls="") as second, RawPop3(service, tls="") as third:
+            assert second.ask(b"USER alice").startswith(b"+OK")
             wait_for(lambda: status_while_halted(service))  # the listener has told of the first one's end
-            second.send("PASS secret")
+            second.send(b"PASS secret\r\n")
             wait_for(lambda: third.login().startswith(b"-ERR [IN-USE]"))  # one may wait, not two
             os.kill(pid, signal.SIGCONT)
             assert second.line().startswith(b"+OK")
-            assert second.command("QUIT").startswith(b"+OK")
+            assert second.ask(b"QUIT").startswith(b"+OK")
         for _ in range(300):  # without TLS between, a client is as quick as can be
-            with Raw(service, tls=False) as client:
+            with RawPop3(service, tls="") as client:
                 assert client.login().startswith(b"+OK")
-                assert client.command("QUIT").startswith(b"+OK")
+                assert client.ask(b"QUIT").startswith(b"+OK")
 
 
 def status_while_halted(service):

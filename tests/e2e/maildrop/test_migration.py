@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks import peer
 from tests.support.ports import free_ports
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: number %d\n\nbody %d\n" % (n, n) for n in range(12)]
 DAY = 86400

@@ -4,8 +4,8 @@ import os
 import poplib
 import ssl
 
-from tests.support.processes import serve
-from tests.support.service import wait_for
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nbody %d\n" % (i, i) for i in range(400)]
 

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 7)]
 

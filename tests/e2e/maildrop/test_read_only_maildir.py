@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.support.delivery import deliver, on_file_system
+from tests.support.lmtp import deliver
+from tests.support.maildirs import on_file_system
 from tests.support.service import Service
 
 pytestmark = pytest.mark.root("only root can mount, and give files away")

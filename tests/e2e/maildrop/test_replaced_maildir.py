@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 
-from tests.support.delivery import MAIL, Raw, deliver, on_file_system, own, stat
-from tests.support.service import ROOT, Service, wait_for
+from tests.support.lmtp import MAIL, RawLmtp, deliver
+from tests.support.maildirs import on_file_system, own, stat
+from tests.support.service import ROOT, Service
+from tests.support.waiting import wait_for
 
 ONE = b"From: one@example.org\nSubject: one\n\nhello\n"
 root_only = pytest.mark.root("only root can mount, and give files away")
@@ -50,7 +52,7 @@ def swap(service, user, *mail):
 @contextlib.contextmanager
 def large(service, user):
     """A large message that comes in and is not whole."""
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.envelope(user)
         raw.say(b"DATA\r\n", b"354")
         raw.send(MAIL + b"x" * 300_000)

@@ -9,8 +9,10 @@ import subprocess
 
 import pytest
 
-from tests.support.delivery import deliver, own, stat
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import deliver
+from tests.support.maildirs import own, stat
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 
 @contextlib.contextmanager

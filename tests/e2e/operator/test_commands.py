@@ -11,9 +11,9 @@ import tempfile
 import pytest
 from popkernel.cli.demo import make_site
 
+from tests.support.pop3 import RawPop3
 from tests.support.ports import free_ports
-from tests.support.processes import Raw, serve
-from tests.support.service import POPKERNEL, ROOT, Service
+from tests.support.service import POPKERNEL, ROOT, Service, serve
 
 USERS = [f"user{n:02d}" for n in range(15)]
 
@@ -68,7 +68,7 @@ def test_a_reload_names_broken_mailboxes():
         assert last in checked.stdout.splitlines()
         service.wait_log(f"popkernel: {last}")
         service.wait_log("popkernel: warning: user user01: ")
-        with Raw(service) as client:  # the others are served
+        with RawPop3(service) as client:  # the others are served
             assert client.login("user05").startswith(b"+OK")
 
 
@@ -292,7 +292,7 @@ def test_created_directories_go_with_the_service(site):
 
 # -- sessions
 def test_a_session_has_one_name():
-    with Service(mail=[b"Subject: 1\n\nx\n"], lmtp=False) as service, Raw(service) as client:
+    with Service(mail=[b"Subject: 1\n\nx\n"], lmtp=False) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         status = service.status()
         name = status["sessions"][0]["session"]
@@ -303,7 +303,7 @@ def test_a_session_has_one_name():
         ) as trace:
             try:
                 assert "attached" in trace.stderr.readline()
-                assert client.command("QUIT").startswith(b"+OK")
+                assert client.ask(b"QUIT").startswith(b"+OK")
                 log = service.wait_log("session over: ")
                 seen = [json.loads(trace.stdout.readline()) for _ in range(4)]
             finally:

@@ -13,7 +13,8 @@ import sys
 import pytest
 from popkernel.cli.demo import free_ports
 
-from tests.support.service import POPKERNEL, wait_for
+from tests.support.service import POPKERNEL
+from tests.support.waiting import wait_for
 
 BEGIN = """
 import fcntl, os, resource, signal, sys, termios

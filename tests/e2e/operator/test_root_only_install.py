@@ -13,8 +13,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 import popkernel
 import pytest
 
-from tests.support.processes import Raw
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.root("only root's actors have other ids")
 
@@ -55,14 +56,13 @@ def python():
 
 
 def messages_in_a_whole_session(service):
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         answer = client.login()
         assert answer.startswith(b"+OK"), answer
         number = int(answer.split()[1])
-        for command in (f"RETR {number}", f"TOP {number} 1", "UIDL", "LIST"):
-            assert client.command(command).startswith(b"+OK")
-            client.body()
-        assert client.command("QUIT").startswith(b"+OK")
+        for command in (b"RETR %d" % number, b"TOP %d 1" % number, b"UIDL", b"LIST"):
+            client.many(command)
+        assert client.ask(b"QUIT").startswith(b"+OK")
         return number
 
 

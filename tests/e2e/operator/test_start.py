@@ -16,9 +16,11 @@ import pytest
 from popkernel.cli.demo import make_site
 from popkernel.kernel.config.keys import keys
 
+from tests.support.pop3 import RawPop3
 from tests.support.ports import free_ports
-from tests.support.processes import Raw, all_gone, serve
-from tests.support.service import POPKERNEL, wait_for
+from tests.support.processes import all_gone
+from tests.support.service import POPKERNEL, serve
+from tests.support.waiting import wait_for
 
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "..", "packaging")
 
@@ -50,7 +52,7 @@ def test_second_start_on_the_same_run_directory():
         assert f"a popkernel (process {service.process.pid}) already runs on {service.config.run_dir}" in result.stderr
         assert "--run-dir" in result.stderr
         assert service.pids() == before and service.command("status").returncode == 0
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK")
 
 
@@ -140,11 +142,11 @@ def test_daemon(site, log):
     try:
         assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd") == "/"
         assert [os.readlink(f"/proc/{pid}/fd/{n}") for n in (0, 1)] == ["/dev/null"] * 2
-        with Raw(served(site)) as client:
+        with RawPop3(served(site), verify=False) as client:
             assert client.login().startswith(b"+OK")
             reload = subprocess.run([*POPKERNEL, "reload", "--run-dir", site.config.run_dir], capture_output=True, text=True, check=False)
             assert reload.stdout == "reloaded\n", reload
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
     finally:
         stopped = subprocess.run([*POPKERNEL, "stop", "--run-dir", site.config.run_dir], capture_output=True, text=True, check=False)
     assert stopped.returncode == 0, stopped
@@ -153,7 +155,7 @@ def test_daemon(site, log):
 
 
 class served:
-    """What Raw needs to know of a site."""
+    """What RawPop3 needs to know of a site."""
 
     def __init__(self, site):
         self.tls = site.config.listen[0]
@@ -247,11 +249,11 @@ def serve_as_ordinary_user(python, directory):
         else:
             raise AssertionError(process.wait())
         config = load_site(directory)
-        with Raw(served(config)) as client:
+        with RawPop3(served(config), verify=False) as client:
             assert client.login().startswith(b"+OK 6 ")
-            assert client.command("RETR 1").startswith(b"+OK")
-            assert b"Welcome" in client.body()
-            assert client.command("DELE 1").startswith(b"+OK")
+            assert client.ask(b"RETR 1").startswith(b"+OK")
+            assert b"Welcome" in client.message()
+            assert client.ask(b"DELE 1").startswith(b"+OK")
             rows = ask_status(config)["actors"]
             assert {a["name"].partition(".")[0] for a in rows} == {"kernel", "spawner", "auth", "listener", "maildir"}
             for row in rows:
@@ -259,8 +261,8 @@ def serve_as_ordinary_user(python, directory):
                 with open(f"/proc/{row['pid']}/status") as file:
                     ids = [line.split()[1:] for line in file if line.startswith(("Uid:", "Gid:"))]
                 assert ids == [["65534"] * 4] * 2
-            assert client.command("QUIT").startswith(b"+OK")
-        with Raw(served(config)) as client:
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        with RawPop3(served(config), verify=False) as client:
             assert client.login().startswith(b"+OK 5 ")
         process.terminate()
         process.stderr.read()
@@ -319,13 +321,13 @@ def test_the_units_capabilities_suffice():
             effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
         assert effective.bit_count() == kept.count("+")
         assert service.command("reload").stdout == "reloaded\n"
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK")
-            assert client.command("DELE 1").startswith(b"+OK")
-            assert client.command("QUIT").startswith(b"+OK")
-        with Raw(service) as client:
+            assert client.ask(b"DELE 1").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK 5 ")
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         before = len(service.pids())
         os.rename(service.site.cert, service.site.cert + ".away")
         assert service.command("reload", check=False).returncode == 78

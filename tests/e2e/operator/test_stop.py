@@ -6,7 +6,8 @@ import signal
 import sys
 import time
 
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nx\n" % n for n in range(3)]
 SILENT = "is not alive: it has not answered for 4 s; ended"

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from tests.support.faults.other_syslog import COMMAND
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a system call of its own elsewhere")
 _numbers = itertools.count()

@@ -13,8 +13,9 @@ from popkernel.kernel.init import requirements as needs_module
 from popkernel.kernel.runtime import scheduling
 from popkernel.kernel.sandbox import syscalls
 
-from tests.support.processes import Raw, serve
-from tests.support.service import POPKERNEL, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL, serve
+from tests.support.waiting import wait_for
 
 MENDS = {
     "ulimit -n 12; exec": (71, "limits: the limit of 12 descriptors (RLIMIT_NOFILE) leaves no room to serve: with one listener 104 are the least; raise it: Limit"),
@@ -135,9 +136,9 @@ def test_less_memory_than_asked_for_is_kept_to_and_warned_of():
         assert "warning: limits: each process may have 585 MiB of address space (RLIMIT_AS); with many sessions listener uses 4096; raise" in log
         with open(f"/proc/{service.actor('auth')['pid']}/limits") as file:
             assert f" {600000 * 1024} " in next(line for line in file if line.startswith("Max address space"))
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK")
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         check = run("ulimit -v 600000; exec", "check", "-f", service.toml)
         assert "warning: limits: each process may have 585 MiB" in check.stdout
 
@@ -147,14 +148,14 @@ def test_less_memory_than_asked_for_is_kept_to_and_warned_of():
 def test_without_cap_kill_it_serves_reloads_and_ends_who_hangs():
     """Root may then end no process of another uid, but that uid's own processes may."""
     command = ["setpriv", "--bounding-set=-all,+setuid,+setgid,+net_bind_service,+dac_read_search", *POPKERNEL]
-    with serve(mail=(), command=command) as service, Raw(service) as client:
+    with serve(mail=(), command=command) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         with broken(service.site.cert):
             result = service.command("reload", check=False)  # the new actors are ended by init
             assert result.returncode == 78, result
         wait_for(lambda: not any("~2" in a["name"] for a in service.status()["actors"]))
         assert service.command("reload").stdout == "reloaded\n"
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
         auth = service.actor("auth")["pid"]
         os.kill(auth, 19)  # SIGSTOP: it goes only if it is ended
         assert service.stop(40) == 0

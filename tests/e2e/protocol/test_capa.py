@@ -3,10 +3,11 @@
 import pytest
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
 from tests.support.bearer_tokens import key_set, settings
 from tests.support.capabilities import check, listed
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [awkward.head("one") + b"body\n"]
 CONFIGURATIONS = {
@@ -32,7 +33,7 @@ def service(request, tmp_path_factory):
 def test_capa_tells_the_truth(service, tls, logged_in):
     config = service.config
     if logged_in and not tls and not config.allow_plaintext:
-        with RawClient(service, "") as client:
+        with RawPop3(service, "") as client:
             assert not {b"USER", b"SASL"} & set(listed(client))
         return
     clients = []
@@ -44,7 +45,7 @@ def test_capa_tells_the_truth(service, tls, logged_in):
         if logged_in:  # whoever goes without QUIT is there until the listener has seen it: another listener may be quicker with the next
             wait_for(lambda: service.status(), until=lambda status: not status["leases"])
         user = f"user{next(service.used)}" if logged_in and config.login_delay else "user0" if logged_in else ""
-        clients.append(RawClient(service, tls, user=user))
+        clients.append(RawPop3(service, tls, user=user))
         return clients[-1]
 
     try:

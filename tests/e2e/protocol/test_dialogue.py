@@ -12,7 +12,7 @@ import pytest
 from popkernel.kernel.config.keys import ConfigError, load
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
+from tests.support.pop3 import RawPop3
 from tests.support.service import Service
 
 MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
@@ -46,7 +46,7 @@ def _memory(service, name):
 
 
 def test_commands_before_login(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         for command in (b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL", b"XYZZY", b"AUTH SCRAM-SHA-256", b"APOP a b"):
             assert client.ask(command).startswith(b"-ERR "), command
         for command in (b"CAPA", b"capa", b"CaPa", b"CAPA "):
@@ -56,7 +56,7 @@ def test_commands_before_login(service):
 
 
 def test_commands_after_login(service):
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         for command in (b"USER bob", b"PASS secret", b"STLS", b"XYZZY", b"STAT 1", b"RSET 1", b"NOOP 1", b"RETR1", b"\tSTAT"):
             assert client.ask(command).startswith(b"-ERR "), command
         assert client.ask(b"noop") == b"+OK\r\n"
@@ -74,7 +74,7 @@ def _capa(client):
 
 def test_capa_is_true_in_each_state(service, quick):
     for running in (service, quick):
-        with RawClient(running, "") as client:
+        with RawPop3(running, "") as client:
             said = _capa(client)
             assert set(EVERYONE) <= set(said) and "STLS" in said
             assert ("USER" in said) == (running is quick)
@@ -84,7 +84,7 @@ def test_capa_is_true_in_each_state(service, quick):
             said = _capa(client)
             assert set(EVERYONE) <= set(said) and "USER" in said and "STLS" not in said
             assert client.ask(b"STLS").startswith(b"-ERR")
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         said = _capa(client)
         assert set(EVERYONE) <= set(said) and not {"USER", "STLS"} & set(said)
         assert any(line.startswith("IMPLEMENTATION popkernel-") for line in said)
@@ -95,13 +95,13 @@ def test_capa_is_true_in_each_state(service, quick):
 
 
 def test_code_auth(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER alice")
         assert client.ask(b"PASS wrong") == b"-ERR [AUTH] wrong name or password\r\n"
 
 
 def test_code_in_use(service):
-    with RawClient(service, user="alice"), RawClient(service) as second:
+    with RawPop3(service, user="alice"), RawPop3(service) as second:
         second.ask(b"USER alice")
         assert second.ask(b"PASS secret").startswith(b"-ERR [IN-USE] ")
         second.ask(b"USER bob")
@@ -109,18 +109,18 @@ def test_code_in_use(service):
 
 
 def test_code_sys_temp_when_the_maildir_actor_dies(service):
-    with RawClient(service, user="carol") as client:
+    with RawPop3(service, user="carol") as client:
         assert client.ask(b"DELE 1").startswith(b"+OK")
         os.kill(service.actor("maildir.carol")["pid"], signal.SIGKILL)
         assert client.line().startswith(b"-ERR [SYS/TEMP] ")
         assert client.end() == b""
-    with RawClient(service, user="carol") as client:
+    with RawPop3(service, user="carol") as client:
         assert client.ask(b"STAT").startswith(b"+OK 8 ")
 
 
 def test_code_sys_perm_when_the_mailbox_must_be_mended(service):
     maildir = service.site.mail_users["dave"].maildir
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         os.rename(maildir, maildir + ".away")
         try:
             with open(maildir, "wb"):
@@ -140,7 +140,7 @@ def test_code_sys_perm_when_the_mailbox_must_be_mended(service):
 
 
 def test_pass_keeps_blanks_and_8_bit(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER spaced")
         assert client.ask(b"PASS " + SPACED.strip().encode()).startswith(b"-ERR [AUTH]")
         client.ask(b"USER spaced")
@@ -149,7 +149,7 @@ def test_pass_keeps_blanks_and_8_bit(service):
 
 
 def test_pass_of_more_than_72_octets_is_not_its_beginning(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER long")
         assert client.ask(b"PASS " + b"p" * 73).startswith(b"-ERR [AUTH]")
         client.ask(b"USER long")
@@ -157,7 +157,7 @@ def test_pass_of_more_than_72_octets_is_not_its_beginning(service):
 
 
 def test_pass_is_valid_behind_user_only(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"PASS secret").startswith(b"-ERR")
         for between in (b"STAT", b"XYZZY", b"", b"USER", b"USER a b", b"PASS wrong", b"Z" * 300, b"AUTH PLAIN x"):
             client.ask(b"USER alice")
@@ -171,7 +171,7 @@ def test_pass_is_valid_behind_user_only(service):
 
 def test_user_is_kept_over_what_changes_nothing(service):
     """D2: CAPA, and NOOP, though it is an error there."""
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"USER  alice ") == b"+OK\r\n"
         client.many(b"CAPA")
         assert client.ask(b"NOOP").startswith(b"-ERR") and client.ask(b"UTF8").startswith(b"+OK")
@@ -180,7 +180,7 @@ def test_user_is_kept_over_what_changes_nothing(service):
 
 def test_blanks_between_words_are_forgiven(service):
     """D1, D2."""
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0wrong")).startswith(b"-ERR [AUTH]")
         assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0secret")).startswith(b"+OK")
         for one, two in ((b"RETR 1", b"RETR  1"), (b"TOP 1 0", b"TOP   1   0 ")):
@@ -194,7 +194,7 @@ def test_blanks_between_words_are_forgiven(service):
 def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
     times = {b"alice": [], b"nobody-here": []}
     answers = set()
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         for n in range(12):  # another each time: the same one again costs nobody a check
             for name, took in times.items():
                 client.ask(b"USER " + name)
@@ -211,10 +211,10 @@ def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
 
 
 def test_plain_text_is_refused_before_tls(service, quick):
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         assert client.ask(b"USER alice") == b"-ERR use TLS first (STLS)\r\n"
         assert client.ask(b"PASS secret") == b"-ERR use TLS first (STLS)\r\n"
-    with RawClient(quick, "", user="alice") as client:  # the operator allows it
+    with RawPop3(quick, "", user="alice") as client:  # the operator allows it
         assert client.ask(b"STAT").startswith(b"+OK 8 ")
 
 
@@ -224,7 +224,7 @@ def test_plain_text_is_refused_before_tls(service, quick):
 @pytest.mark.parametrize("injected", [b"USER alice\r\nPASS secret\r\nDELE 1\r\n", b"USER al", b"CAPA\r\nQUIT\r\n", b"\0" * 1000])
 def test_stls_throws_away_what_was_said_before(service, injected):
     """CVE-2011-0411 and its family, in one packet with STLS."""
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         client.send(b"STLS\r\n" + injected)
         assert client.line() == b"+OK begin TLS\r\n"
         client.secure()
@@ -234,7 +234,7 @@ def test_stls_throws_away_what_was_said_before(service, injected):
 
 
 def test_stls_forgets_user(quick):
-    with RawClient(quick, "") as client:
+    with RawPop3(quick, "") as client:
         assert client.ask(b"USER alice") == b"+OK\r\n"
         assert client.ask(b"STLS") == b"+OK begin TLS\r\n"
         client.secure()
@@ -242,7 +242,7 @@ def test_stls_forgets_user(quick):
 
 
 def test_stls_takes_no_arguments(service):
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         assert client.ask(b"STLS now").startswith(b"-ERR")
         assert client.ask(b"STLS ") == b"+OK begin TLS\r\n"
 
@@ -251,7 +251,7 @@ def test_stls_takes_no_arguments(service):
 
 
 def test_lines_up_to_255_octets(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER alice")
         assert client.ask(b"PASS " + b"x" * 248) == b"-ERR [AUTH] wrong name or password\r\n"  # 255 octets with CR LF
         client.ask(b"USER alice")
@@ -261,7 +261,7 @@ def test_lines_up_to_255_octets(service):
 
 
 def test_first_reply_lines_are_short(service):
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         for command in (b"\xff" * 250, b"RETR " + b"9" * 245, b"USER " + b"x" * 240):
             assert len(client.ask(command)) <= 512
 
@@ -269,7 +269,7 @@ def test_first_reply_lines_are_short(service):
 @pytest.mark.parametrize("line", [b"", b":", b"\0", b" ", b"\0" * 100, b"\r", b"\xff\xfe", b"STAT\0", b"%s%n", b"\x1b[2J", b"." * 100])
 def test_odd_lines_are_errors_and_no_more(service, line):
     for user in ("", "bob"):
-        with RawClient(service, user=user) as client:
+        with RawPop3(service, user=user) as client:
             assert client.ask(line).startswith(b"-ERR "), line
             client.send(b"CAPA\n")  # LF alone is forgiven
             assert client.line().startswith(b"+OK")
@@ -278,7 +278,7 @@ def test_odd_lines_are_errors_and_no_more(service, line):
 
 
 def test_too_many_errors_end_the_connection(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.send(b"\r\n" * 60)
         said = client.end()
     assert said.count(b"-ERR ") == 52 and said.endswith(b"-ERR too many errors\r\n")
@@ -286,7 +286,7 @@ def test_too_many_errors_end_the_connection(service):
 
 def test_endless_line_takes_no_memory(service):
     for user in ("", "dave"):
-        with RawClient(service, user=user) as client:
+        with RawPop3(service, user=user) as client:
             before = _memory(service, "listener")
             for _ in range(64):
                 client.send(b"A" * 262144)
@@ -302,7 +302,7 @@ def test_endless_line_takes_no_memory(service):
 def test_timer_for_login_cannot_be_stretched(quick):
     """Whatever a client says, it has login_seconds to log in."""
     begin = time.monotonic()
-    with RawClient(quick, "") as silent, RawClient(quick) as secured, RawClient(quick) as busy:
+    with RawPop3(quick, "") as silent, RawPop3(quick) as secured, RawPop3(quick) as busy:
         try:
             while time.monotonic() < begin + 8:
                 busy.many(b"CAPA")
@@ -316,8 +316,8 @@ def test_timer_for_login_cannot_be_stretched(quick):
 def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
     begin = time.monotonic()
     with (
-        RawClient(quick, user="bob", timeout=30) as idle, RawClient(quick, user="alice", timeout=30) as active,
-        RawClient(quick, user="slow", timeout=30, buffer=4096) as slow,
+        RawPop3(quick, user="bob", timeout=30) as idle, RawPop3(quick, user="alice", timeout=30) as active,
+        RawPop3(quick, user="slow", timeout=30, buffer=4096) as slow,
     ):
         slow.send(b"RETR 1\r\nQUIT\r\n")
         assert idle.ask(b"DELE 1").startswith(b"+OK")
@@ -341,7 +341,7 @@ def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
                 continue
         slow.sock.settimeout(30)
         assert slow.end() == b"+OK %d octets\r\n" % len(awkward.sent(SLOW)) + awkward.on_the_wire(SLOW) + b"+OK bye\r\n"
-    with RawClient(quick, user="bob") as again:
+    with RawPop3(quick, user="bob") as again:
         assert again.ask(b"STAT").startswith(b"+OK 8 ")
 
 
@@ -364,8 +364,8 @@ def _all_of_it():
 
 def test_what_was_typed_before_a_half_close_is_answered(quick):
     """`printf ... | nc -N`: all that was asked is answered, then the connection ends."""
-    with RawClient(quick, "") as client:
-        client.sock.sendall(HALF)
+    with RawPop3(quick, "") as client:
+        client.send(HALF)
         client.sock.shutdown(socket.SHUT_WR)
         said = b""
         while part := client.sock.recv(65536):
@@ -409,10 +409,10 @@ def test_what_was_typed_before_a_close_notify_is_answered(service):
 
 
 def test_a_half_close_without_quit_removes_nothing(quick):
-    with RawClient(quick, "", user="bob") as client:
-        client.sock.sendall(b"DELE 1\r\n")
+    with RawPop3(quick, "", user="bob") as client:
+        client.send(b"DELE 1\r\n")
         client.sock.shutdown(socket.SHUT_WR)
         assert client.sock.recv(100).startswith(b"+OK")
         assert client.sock.recv(100) == b""
-    with RawClient(quick, user="bob") as client:
+    with RawPop3(quick, user="bob") as client:
         assert client.ask(b"STAT") == b"+OK 8 %d\r\n" % TOTAL

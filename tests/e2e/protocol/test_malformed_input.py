@@ -8,8 +8,9 @@ import time
 import pytest
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [awkward.head(f"number {n}") + b"body\n" for n in range(1, 5)]
 WIRE = [awkward.on_the_wire(m) for m in MAIL]
@@ -53,7 +54,7 @@ def _memory(service, name, what="VmRSS"):
 def _served(service, seconds=5.0):
     """Someone else logs in and reads, within so many seconds."""
     begin = time.monotonic()
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         assert [client.many(b"RETR %d" % n) for n in range(1, 5)] == WIRE
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
     assert time.monotonic() - begin < seconds
@@ -133,7 +134,7 @@ def test_garbage_instead_of_tls(service, garbage):
 
 
 def test_tls_hello_on_the_plain_port(service):
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         client.send(b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3" + os.urandom(500) + b"\r\n")
         assert client.line().startswith(b"-ERR")
     _served(service)
@@ -141,7 +142,7 @@ def test_tls_hello_on_the_plain_port(service):
 
 def test_client_that_stops_reading_in_a_large_message(fresh):
     service = fresh
-    with RawClient(service, user="erin", buffer=4096) as client:
+    with RawPop3(service, user="erin", buffer=4096) as client:
         before = {name: _memory(service, name) for name in ("listener", "maildir.erin")}
         client.send(b"RETR 1\r\n" * 50)
         assert client.line() == b"+OK %d octets\r\n" % len(awkward.sent(BIG))
@@ -156,7 +157,7 @@ def test_client_that_stops_reading_in_a_large_message(fresh):
 @pytest.mark.parametrize("command", [b"CAPA\r\n", b"NOOP\r\n", b"LIST\r\n", b"TOP 5 9999\r\n", b"RETR 1\r\n", b"XYZZY\r\nNOOP\r\n"])
 def test_client_that_only_asks_and_never_reads(flooded, command):
     service, before = flooded
-    with RawClient(service, user="dave", buffer=4096) as client:
+    with RawPop3(service, user="dave", buffer=4096) as client:
         client.sock.setblocking(False)
         sent, end = 0, time.monotonic() + 0.5
         block = command * 4000
@@ -171,7 +172,7 @@ def test_client_that_only_asks_and_never_reads(flooded, command):
 
 def test_pre_login_client_that_only_asks_and_never_reads(flooded):
     service, before = flooded
-    with RawClient(service, "", buffer=4096) as client:
+    with RawPop3(service, "", buffer=4096) as client:
         client.sock.setblocking(False)
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
@@ -192,7 +193,7 @@ def test_2_gigabytes_to_a_slow_client():
         with open(path, "wb") as file:
             file.truncate(size)
         os.chown(path, row.uid, row.gid)
-        with RawClient(service, user="frank", timeout=120, buffer=65536) as client:
+        with RawPop3(service, user="frank", timeout=120, buffer=65536) as client:
             names = ("listener", "maildir.frank", "kernel")
             before = {name: _memory(service, name) for name in names}
             client.send(b"RETR 5\r\n")
@@ -223,7 +224,7 @@ class Changing:
         self.user = user
         self.row = service.site.mail_users[user]
         self.cur = f"{self.row.maildir}/cur"
-        self.client = service.keep(RawClient(service, user=user))
+        self.client = service.keep(RawPop3(service, user=user))
         self.names = sorted(os.listdir(self.cur))
         self.wire = [awkward.on_the_wire(m) for m in CAROL]
 
@@ -310,20 +311,20 @@ def test_replaced_message(carol, number, other):
         carol.client.ask(b"QUIT")
     else:  # it was on its way before it could be known: no end of the message, but an end of the connection
         assert not carol.client.end().endswith(b"\r\n.\r\n+OK\r\n")
-    with RawClient(carol.service, user=carol.user) as again:
+    with RawPop3(carol.service, user=carol.user) as again:
         assert again.ask(b"LIST %d" % number) == b"+OK %d %d\r\n" % (number, len(awkward.sent(other)))
         assert again.many(b"RETR %d" % number) == awkward.on_the_wire(other)
 
 
 def test_message_cut_short_while_it_is_sent(service):
-    with RawClient(service, user="bob", buffer=4096) as client:
+    with RawPop3(service, user="bob", buffer=4096) as client:
         client.send(b"RETR 1\r\nNOOP\r\n")
         assert client.line().startswith(b"+OK ")
         cur = f"{service.site.mail_users['bob'].maildir}/cur"
         os.truncate(f"{cur}/{os.listdir(cur)[0]}", 20_000_000)
         said = client.end()
         assert b"\r\n.\r\n" not in said[-100:] and awkward.on_the_wire(BIG).startswith(said)
-    with RawClient(service, user="bob") as client:
+    with RawPop3(service, user="bob") as client:
         assert client.many(b"RETR 1") == awkward.on_the_wire(BIG[:20_000_000])
 
 
@@ -331,7 +332,7 @@ def test_pipelined_messages_of_awkward_sizes_fit_their_frames():
     """127, 127 and 159 KB in one go once made a frame larger than its edge allows, and ended the listener."""
     mail = [b"Subject: %d\n\n" % n + b"x" * 70 * size + b"\n" for n, size in enumerate((1857, 1857, 2325))]
     with Service(mail=mail, lmtp=False) as service:
-        with RawClient(service, "tls", user="alice") as client:
+        with RawPop3(service, "tls", user="alice") as client:
             client.send(b"RETR 1\r\nRETR 2\r\nRETR 3\r\nNOOP\r\n")
             for raw in mail:
                 assert client.line().startswith(b"+OK")

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
+from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL, Service
 
 MAIL = [
@@ -38,13 +38,13 @@ def user():
 
 @pytest.fixture
 def client(service, user):
-    with RawClient(service, user=user) as made:
+    with RawPop3(service, user=user) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def alice(service):
-    with RawClient(service, user="alice") as made:
+    with RawPop3(service, user="alice") as made:
         yield made
 
 
@@ -78,7 +78,7 @@ def test_octets_of_more_than_4_gib_are_right(service):
             file.write(f"{name} {(1 << 31) - 5} {hashlib.sha256(name.encode()).hexdigest()}\n")
     os.chown(f"{directory}/popcache", service.site.mail_users["user29"].uid, service.site.mail_users["user29"].gid)
     total = 3 * ((1 << 31) - 5) + sum(len(awkward.sent(m)) for m in MAIL)
-    with RawClient(service, user="user29", timeout=60) as client:
+    with RawPop3(service, user="user29", timeout=60) as client:
         assert client.ask(b"STAT") == b"+OK %d %d\r\n" % (len(MAIL) + 3, total)
         assert client.ask(b"LIST 8") == b"+OK 8 %d\r\n" % ((1 << 31) - 5)
 
@@ -148,7 +148,7 @@ def test_dele_of_a_message_read_ahead(client):
 
 
 def test_uidl_shape_and_stability(service, user):
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         before = _listed(client, b"UIDL")
         assert client.ask(b"UIDL 1") == b"+OK 1 " + before[1] + b"\r\n"
         client.many(b"RETR 1")
@@ -160,17 +160,17 @@ def test_uidl_shape_and_stability(service, user):
     assert before == {n: hashlib.sha256(name.split(":")[0].encode()).hexdigest().encode() for n, name in enumerate(names, 1)}
     for name, flags in zip(names, ("S", "FRS", "", "T", "RS"), strict=True):
         os.rename(f"{cur}/{name}", f"{cur}/{name.split(':')[0]}:2,{flags}")
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert _listed(client, b"UIDL") == before
         client.ask(b"DELE 1")
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert _listed(client, b"UIDL") == {n - 1: uid for n, uid in before.items() if n > 1}
 
 
 def test_uidl_survives_a_restart():
     with Service(mail={"alice": MAIL}, lmtp=False) as service:
-        with RawClient(service, user="alice") as client:
+        with RawPop3(service, user="alice") as client:
             before = _listed(client, b"UIDL")
         assert service.stop() == 0
         again = subprocess.Popen(
@@ -180,7 +180,7 @@ def test_uidl_survives_a_restart():
             try:
                 while b"ready" not in (line := again.stderr.readline()):
                     assert line, "ended before it was ready"
-                with RawClient(service, user="alice") as client:
+                with RawPop3(service, user="alice") as client:
                     assert _listed(client, b"UIDL") == before
             finally:
                 again.terminate()
@@ -189,7 +189,7 @@ def test_uidl_survives_a_restart():
 
 def test_quit_removes_and_then_answers(service, user):
     cur = f"{service.site.mail_users[user].maildir}/cur"
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         names = sorted(os.listdir(cur))
         client.ask(b"DELE 1")
         client.ask(b"DELE 5")
@@ -197,7 +197,7 @@ def test_quit_removes_and_then_answers(service, user):
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
         assert sorted(os.listdir(cur)) == names[1:4]
         assert client.end() == b""
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert client.many(b"RETR 1") == awkward.on_the_wire(MAIL[1])
         assert client.ask(b"STAT").startswith(b"+OK 3 ")
 
@@ -206,7 +206,7 @@ def test_quit_reports_what_it_could_not_remove(service, user):
     maildir = service.site.mail_users[user].maildir
     if os.geteuid() != 0:
         pytest.skip("needs root, to take the maildir's cur from its user")
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         client.ask(b"DELE 1")
         client.ask(b"DELE 2")
         os.chown(f"{maildir}/cur", 0, 0)
@@ -217,7 +217,7 @@ def test_quit_reports_what_it_could_not_remove(service, user):
 
 def test_quit_counts_a_message_another_program_removed_as_removed(service, user):
     cur = f"{service.site.mail_users[user].maildir}/cur"
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         client.ask(b"DELE 1")
         os.unlink(f"{cur}/{sorted(os.listdir(cur))[0]}")
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
@@ -226,13 +226,13 @@ def test_quit_counts_a_message_another_program_removed_as_removed(service, user)
 
 def test_no_quit_removes_nothing(service, user):
     for ending in ("close", "half a QUIT", "reset"):
-        client = service.keep(RawClient(service, user=user))
+        client = service.keep(RawPop3(service, user=user))
         assert client.ask(b"DELE 1").startswith(b"+OK")
         if ending == "half a QUIT":
             client.send(b"QUIT")
         if ending == "reset":
             client.sock.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SOL_SOCKET, SO_LINGER: on, 0 seconds
         client.close()
-        with RawClient(service, user=user) as again:
+        with RawPop3(service, user=user) as again:
             assert again.ask(b"STAT").startswith(b"+OK 5 "), ending
             again.ask(b"QUIT")

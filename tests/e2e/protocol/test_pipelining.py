@@ -5,8 +5,9 @@ import random
 import pytest
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
 
@@ -42,7 +43,7 @@ def _script():
 
 def test_pipelining_hundreds_of_commands_in_one_packet(service):
     commands, answers = _script()
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         client.send(commands * 20)
         assert client.take(len(answers) * 20) == answers * 20
         client.send(b"NOOP\r\n" * 5000 + b"QUIT\r\n")
@@ -52,7 +53,7 @@ def test_pipelining_hundreds_of_commands_in_one_packet(service):
 @pytest.mark.parametrize("login", [True, False])
 def test_pipelining_thousands_of_questions_that_cannot_be_joined(service, login):
     """More than sendmsg(2) takes pieces (IOV_MAX), all on their way to the maildir actor at once; the first ever said to it too."""
-    with RawClient(service, user="alice" if login else "") as client:
+    with RawPop3(service, user="alice" if login else "") as client:
         begin = b"" if login else b"USER alice\r\nPASS secret\r\n"
         client.send(begin + b"TOP 8 0\r\nLIST 2\r\n" * 1500)
         if not login:
@@ -63,7 +64,7 @@ def test_pipelining_thousands_of_questions_that_cannot_be_joined(service, login)
 
 def test_pipelining_with_login_in_one_packet(service):
     commands, answers = _script()
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.send(b"USER erin\r\nPASS secret\r\n" + commands + b"QUIT\r\n")
         assert client.line() == b"+OK\r\n"
         assert client.line().startswith(b"+OK 8 ")
@@ -72,7 +73,7 @@ def test_pipelining_with_login_in_one_packet(service):
 
 def test_pipelining_split_at_every_octet(service):
     commands, answers = _script()
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         for at in range(1, len(commands)):
             client.send(commands[:at])
             client.send(commands[at:])
@@ -86,7 +87,7 @@ def test_pipelining_split_at_every_octet(service):
 def test_pipelining_at_random(service):
     """Commands in any order and grouping, judged by a model of one's own."""
     chance = random.Random(1939)
-    with RawClient(service, user="frank") as client:
+    with RawPop3(service, user="frank") as client:
         for _ in range(40):
             packet, wanted = b"RSET\r\n", None
             deleted = set()
@@ -115,7 +116,7 @@ def test_pipelining_at_random(service):
 
 def test_quit_ends_what_was_pipelined_behind_it(service):
     """Nobody logs in anew behind a QUIT, and nothing is deleted."""
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         client.send(b"DELE 99\r\nQUIT\r\nUSER bob\r\nPASS secret\r\nDELE 1\r\n")
         assert client.end() == b"-ERR no such message\r\n+OK bye\r\n"
     wait_for(lambda: service.status()["sessions"], until=lambda s: s == [])

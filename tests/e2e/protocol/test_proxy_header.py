@@ -8,9 +8,9 @@ from popkernel.kernel.client import Watcher
 
 from tests.e2e.reload.test_reload import rewrite
 from tests.support import awkward
-from tests.support.awkward import RawClient
 from tests.support.limits import MAIL, TOO_MANY_ADDRESS, greeting, refused_and_served, serve
-from tests.support.service import wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.waiting import wait_for
 from tests.unit.test_proxy_header import checked, tcp4, tcp6, tlv, v2
 
 PROXY, ELSEWHERE = "127.0.0.1", "127.0.0.2"
@@ -63,7 +63,7 @@ def test_the_address_is_the_client_s(service, title, tls):
     header, address = HEADERS[title]
     failed, over = (service.read_log().count(f"{what}: address={address} ") for what in ("login failed", "session over"))
     with Watcher(service.config.run_dir, types=["Connected"]) as watched:
-        with RawClient(service, tls, before=header) as client:
+        with RawPop3(service, tls, before=header) as client:
             use(client)
         assert wait_for(lambda: watched.next_frame(1), until=lambda f: f.name == "Connected").fields["address"] == address
     service.wait_log(f"login failed: address={address} ", count=failed + 1)
@@ -74,7 +74,7 @@ def test_the_address_is_the_client_s(service, title, tls):
 @pytest.mark.parametrize("title", OWN)
 def test_a_proxy_s_own_connection_is_its_own(service, title, tls):
     before = service.read_log().count(f"session over: address={PROXY}:")
-    with RawClient(service, tls, before=OWN[title]) as client:
+    with RawPop3(service, tls, before=OWN[title]) as client:
         use(client)
     service.wait_log(f"session over: address={PROXY}:", count=before + 1)
 
@@ -98,7 +98,7 @@ def test_octet_by_octet(service, title):
 
 @pytest.mark.parametrize("title", GARBAGE)
 def test_what_is_no_header_ends_the_connection_without_a_word(service, title):
-    with RawClient(service, before=HEADERS["version 1, IPv4"][0], user="bob") as other:
+    with RawPop3(service, before=HEADERS["version 1, IPv4"][0], user="bob") as other:
         count = service.read_log().count(f"warning: listener.0: {PROXY}: connection closed: ")
         for where in (service.tls, service.plain):
             with socket.create_connection((where.host, where.port), 20) as sock:
@@ -120,19 +120,19 @@ def test_a_header_that_does_not_come(service):
                 if not waits:
                     sock.shutdown(socket.SHUT_WR)
             assert [sock.recv(100) for sock in socks] == [b""] * len(HALVES)
-    with RawClient(service, before=HEADERS["version 2, IPv4"][0]) as client:
+    with RawPop3(service, before=HEADERS["version 2, IPv4"][0]) as client:
         use(client)
 
 
 def test_a_header_from_elsewhere_is_an_unknown_command(service):
     for header in (HEADERS["version 1, IPv4"][0], HEADERS["version 2, IPv4"][0]):
-        with RawClient(service, "", source=ELSEWHERE, before=header + b"\r\n") as client:
+        with RawPop3(service, "", source=ELSEWHERE, before=header + b"\r\n") as client:
             assert client.greeting.startswith(b"+OK")
             assert client.line() == b"-ERR unknown command\r\n"
             client.send(b"QUIT\r\n")
             assert client.end().endswith(b"+OK bye\r\n")
         assert greeting(service, source=ELSEWHERE, before=header) == b""  # and no TLS
-    with RawClient(service, source=ELSEWHERE) as client:  # who needs none gives none
+    with RawPop3(service, source=ELSEWHERE) as client:  # who needs none gives none
         use(client)
     log = service.wait_log(f"session over: address={ELSEWHERE}:")
     assert f"login failed: address={ELSEWHERE}:" in log
@@ -140,7 +140,7 @@ def test_a_header_from_elsewhere_is_an_unknown_command(service):
 
 def test_two_headers_are_one_too_many(service):
     header = HEADERS["version 1, IPv4"][0]
-    with RawClient(service, "", before=header + header) as client:
+    with RawPop3(service, "", before=header + header) as client:
         assert client.line() == b"-ERR unknown command\r\n"
 
 
@@ -150,7 +150,7 @@ def test_bounds_and_bans_go_by_the_client_s_address(tmp_path):
     path.write_bytes(b"203.0.113.0/24\n2001:db8:bad::/48\n")
     with serve(proxy_networks=[PROXY], max_sessions_address=2, block_list=str(path)) as service, contextlib.ExitStack() as stack:
         def come(address, tls="", user=""):
-            return stack.enter_context(RawClient(service, tls, before=client1(address), user=user))
+            return stack.enter_context(RawPop3(service, tls, before=client1(address), user=user))
 
         served = [come(b"192.0.2.7", user="alice"), come(b"::ffff:192.0.2.7", "tls", "bob"), come(b"192.0.2.8", user="carol")]
         refused_and_served(service, served, TOO_MANY_ADDRESS, before=client1(b"192.0.2.7"))
@@ -166,7 +166,7 @@ def test_bounds_and_bans_go_by_the_client_s_address(tmp_path):
 
 def test_connections_whose_client_is_not_known_are_bounded():
     with serve(proxy_networks=[PROXY], max_sessions=3) as service, contextlib.ExitStack() as stack:
-        with RawClient(service, before=client1(b"192.0.2.7"), user="alice") as client:
+        with RawPop3(service, before=client1(b"192.0.2.7"), user="alice") as client:
             for _ in range(2):
                 stack.enter_context(socket.create_connection((service.plain.host, service.plain.port), 20))
             assert greeting(service, before=client1(b"192.0.2.8")) == b""
@@ -177,10 +177,10 @@ def test_connections_whose_client_is_not_known_are_bounded():
 
 def test_networks_change_with_a_reload():
     with serve(proxy_networks=[PROXY, "::1"]) as running:
-        with RawClient(running, "", before=HEADERS["version 1, IPv4"][0]) as held:
+        with RawPop3(running, "", before=HEADERS["version 1, IPv4"][0]) as held:
             rewrite(running.toml, lambda text: text.replace(f'"{PROXY}", ', f'"{ELSEWHERE}", '))
             running.command("reload")
             assert greeting(running).startswith(b"+OK")
-            with RawClient(running, source=ELSEWHERE, before=HEADERS["version 1, IPv4"][0]) as client:
+            with RawPop3(running, source=ELSEWHERE, before=HEADERS["version 1, IPv4"][0]) as client:
                 use(client)
             use(held)  # who was there before stays

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
+from tests.support.pop3 import RawPop3
 from tests.support.service import Service
 
 UMLAUTS = "Subject: Grüße\nFrom: josé@exämple.org\n\nPřílohy, 你好\n".encode()
@@ -19,7 +19,7 @@ def service():
 
 @pytest.mark.parametrize("tls", ["tls", "stls", ""])
 def test_utf8_before_and_after_login(service, tls):
-    with RawClient(service, tls) as client:
+    with RawPop3(service, tls) as client:
         assert b"UTF8 USER\r\n" in client.many(b"CAPA")
         assert client.ask(b"UTF8") == b"+OK UTF8 it is\r\n"
         assert client.ask(b"UTF8 now") == b"-ERR UTF8 takes no arguments\r\n"
@@ -32,17 +32,17 @@ def test_utf8_before_and_after_login(service, tls):
 
 
 def test_without_utf8_mail_and_names_are_the_same(service):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         assert client.ask("USER josé".encode()) == b"+OK\r\n"
         assert client.ask("PASS pässwörd".encode()).startswith(b"+OK 2 ")
         assert client.many(b"RETR 1") == awkward.on_the_wire(UMLAUTS)
-    with RawClient(service) as client:  # the name as Latin-1 is no UTF-8
+    with RawPop3(service) as client:  # the name as Latin-1 is no UTF-8
         assert client.ask("USER josé".encode("latin-1")) == b"-ERR usage: USER name\r\n"
 
 
 def test_no_stls_behind_utf8(service):
     """RFC 6856 section 2.1; and CAPA says so."""
-    with RawClient(service, "") as client:
+    with RawPop3(service, "") as client:
         assert b"STLS\r\n" in client.many(b"CAPA")
         client.ask(b"UTF8")
         assert b"STLS\r\n" not in client.many(b"CAPA")

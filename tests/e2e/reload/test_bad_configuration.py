@@ -9,8 +9,9 @@ import pytest
 from popkernel.cli.sample_site import make_certificate
 
 from tests.support import awkward
-from tests.support.awkward import RawClient
-from tests.support.service import ROOT, Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import ROOT, Service
+from tests.support.waiting import wait_for
 
 MAIL = [awkward.head(f"number {n}") + b"body\n" for n in range(1, 4)]
 WIRE = [awkward.on_the_wire(m) for m in MAIL]
@@ -85,7 +86,7 @@ def test_table_that_is_empty_lets_nobody_in_or_says_so(which):
     with Broken(lambda site: _write(getattr(site, which), b"")) as broken:
         wait_for(lambda: "ready" in broken.read_log(0.05) or broken.process.poll() is not None)
         if broken.process.poll() is None:
-            with RawClient(broken) as client:
+            with RawPop3(broken) as client:
                 client.ask(b"USER alice")
                 assert client.ask(b"PASS secret").startswith(b"-ERR [AUTH]")
         else:
@@ -159,12 +160,12 @@ def user(service, request):
     names = [item for item in dir(request.module) if item.startswith("test_maildir")]
     name = f"user{names.index(request.node.originalname):02}"
     yield name
-    with RawClient(service, user="alice") as client:
+    with RawPop3(service, user="alice") as client:
         assert client.many(b"RETR 1") == WIRE[0]
 
 
 def _refused(service, user):
-    with RawClient(service) as client:
+    with RawPop3(service) as client:
         client.ask(b"USER " + user.encode())
         return client.ask(b"PASS secret")
 
@@ -209,7 +210,7 @@ def test_maildir_with_links_that_lead_out(service, user):
             link = f"{path}/{part}/180000000{number}.{part}.localhost"
             os.symlink(target, link)
             _own(service, link, user)
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert client.ask(b"STAT").startswith(b"+OK 3 ")
         assert [client.many(b"RETR %d" % n) for n in (1, 2, 3)] == WIRE
 
@@ -227,7 +228,7 @@ def test_maildir_with_directories_and_fifos_for_messages(service, user):
     os.mkdir(f"{path}/cur/1800000000.dir.localhost")
     os.mkfifo(f"{path}/new/1800000001.fifo.localhost", 0o666)
     _own(service, f"{path}/new/1800000001.fifo.localhost", user)
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert client.ask(b"STAT").startswith(b"+OK 3 ")
 
 
@@ -238,14 +239,14 @@ def test_maildir_with_odd_names(service, user):
         _write(os.fsencode(path) + b"/cur/" + name, b"Subject: %d\n\n%d\n" % (number, number))
         _own(service, os.fsencode(path) + b"/cur/" + name, user)
     for _ in range(2):
-        with RawClient(service, user=user) as client:
+        with RawPop3(service, user=user) as client:
             assert client.ask(b"STAT").startswith(b"+OK 9 ")
             rows = client.many(b"UIDL").split(b"\r\n")[:-2]
             assert len({row.split()[1] for row in rows}) == 9 and all(len(row) == 66 for row in rows)
             for number in range(6):
                 assert client.many(b"RETR %d" % (4 + number)) == b"Subject: %d\r\n\r\n%d\r\n.\r\n" % (number, number)
             assert client.ask(b"QUIT") == b"+OK bye\r\n"
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         client.send(b"".join(b"DELE %d\r\n" % n for n in range(4, 10)) + b"QUIT\r\n")
         assert client.end() == b"+OK marked\r\n" * 6 + b"+OK bye\r\n"
     assert len(os.listdir(f"{path}/cur")) == 3
@@ -255,19 +256,19 @@ def test_maildir_with_a_message_that_is_not_readable(service, user):
     path = _maildir(service, user)
     name = sorted(os.listdir(f"{path}/new"))[1]
     os.chmod(f"{path}/new/{name}", 0)
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert client.ask(b"STAT").startswith(b"+OK 2 ")
         assert [client.many(b"RETR %d" % n) for n in (1, 2)] == [WIRE[0], WIRE[2]]
         client.ask(b"DELE 1")
         assert client.ask(b"QUIT") == b"+OK bye\r\n"
     service.wait_log(f"cur/{name}:2,: Permission denied")
     os.chmod(f"{path}/cur/{name}:2,", 0o600)
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         assert client.many(b"RETR 1") == WIRE[1]
 
 
 def test_maildir_with_a_message_that_turns_unreadable(service, user):
-    with RawClient(service, user=user) as client:
+    with RawPop3(service, user=user) as client:
         cur = f"{_maildir(service, user)}/cur"
         os.chmod(f"{cur}/{sorted(os.listdir(cur))[1]}", 0)
         assert client.many(b"RETR 1") == WIRE[0]
@@ -281,7 +282,7 @@ def test_maildir_with_a_popcache_that_is_garbage(service, user):
     for garbage in (b"", b"\0" * 10000, b"x\n" * 1000, os.urandom(5000), b"1.a 99999999999999999999 x\n", b"1.a -1 x\n"):
         _write(path, garbage, 0o600)
         _own(service, path, user)
-        with RawClient(service, user=user) as client:
+        with RawPop3(service, user=user) as client:
             assert [client.many(b"RETR %d" % n) for n in (1, 2, 3)] == WIRE
             client.ask(b"QUIT")
     os.unlink(path)

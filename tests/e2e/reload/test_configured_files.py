@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from tests.support.processes import Raw, all_gone, pid_of, serve
-from tests.support.service import POPKERNEL, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.processes import all_gone, pid_of
+from tests.support.service import POPKERNEL, serve
+from tests.support.waiting import wait_for
 
 # The service with files that hang where FILE.hangs is there, and deadlines of a second.
 HANGS = """
@@ -67,12 +69,12 @@ def fifo(path):
 
 
 def works(service):
-    with Raw(service) as client:
-        return client.login().startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+    with RawPop3(service) as client:
+        return client.login().startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
 
 
 def test_a_fifo_in_the_place_of_any_file_is_not_waited_for():
-    with serve(mail=()) as service, Raw(service) as client:
+    with serve(mail=()) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         block_list, phrase = f"{service.site.directory}/blocked", f"{service.site.directory}/phrase"
         for path in (block_list, phrase):
@@ -87,7 +89,7 @@ def test_a_fifo_in_the_place_of_any_file_is_not_waited_for():
                 assert f"{path}: is a FIFO, not a regular file; " in result.stderr and result.returncode in (66, 78), result
                 assert works(service)
         assert service.command("reload").stdout == "reloaded\n"
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
 
 
 def test_a_fifo_in_the_place_of_a_watched_table():
@@ -113,7 +115,7 @@ def test_a_start_with_a_fifo_says_so_and_ends(which):
 
 
 def test_tables_on_a_disk_that_hangs_cost_a_reload(hanging):
-    with serve(mail=(), command=hanging) as service, Raw(service) as client:
+    with serve(mail=(), command=hanging) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         for path, why, code in (
             (service.site.user_table, f"{service.site.user_table} could not be read within 1 s", 74),

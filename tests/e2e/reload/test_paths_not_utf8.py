@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.support.processes import Raw, serve
-from tests.support.service import POPKERNEL
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL, serve
 
 FILES = {"-f": "popkernel.toml", "-u": "user_table", "-a": "auth_table", "-c": "cert"}
 NAME = b"x\xff"
@@ -58,7 +58,7 @@ def test_a_file_that_is_bad(option):
         path = renamed(service, option)
         service.start()
         service.wait_ready()
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login("bob").startswith(b"+OK")
             for number, how in enumerate(("away", "nonsense"), 1):
                 spoil(path, how)
@@ -69,7 +69,7 @@ def test_a_file_that_is_bad(option):
                 assert SHOWN in answer.stderr, answer
                 service.wait_log(SHOWN, count=2 * number)
                 mend(path)
-            assert client.command("STAT").startswith(b"+OK")
+            assert client.ask(b"STAT").startswith(b"+OK")
         assert ask("reload", service.config.run_dir).stdout == "reloaded\n"
         assert service.stop() == 0
         assert "ended before it served" not in service.read_log()
@@ -91,7 +91,7 @@ def test_a_run_directory():
         assert SHOWN not in ask("reload", run_dir).stderr
         service.wait_log("reloaded: ")
         assert "bob" not in ask("status", run_dir).stdout
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login("bob").startswith(b"+OK")
             status = ask("status", run_dir)
             assert status.returncode == 0, status
@@ -115,9 +115,9 @@ def test_a_maildir_of_such_a_name_that_is_watched(tmp_path):
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as trace:
             try:
                 assert "attached" in trace.stderr.readline()
-                with Raw(service) as client:
+                with RawPop3(service) as client:
                     assert client.login("alice").startswith(b"+OK")
-                    assert client.command("QUIT").startswith(b"+OK")
+                    assert client.ask(b"QUIT").startswith(b"+OK")
                 service.command("reload")
             finally:
                 trace.send_signal(signal.SIGINT)

@@ -11,8 +11,12 @@ import bcrypt
 from popkernel.cli.control import ask
 from popkernel.cli.demo import make_certificate
 
-from tests.support.processes import BIG, Raw, all_gone, mail_of, serve, wire
-from tests.support.service import ROOT, wait_for
+from tests.support.awkward import BIG, sent
+from tests.support.maildirs import mail_of
+from tests.support.pop3 import RawPop3
+from tests.support.processes import all_gone
+from tests.support.service import ROOT, serve
+from tests.support.waiting import wait_for
 
 USERS = [f"user{n:02d}" for n in range(50)]
 HASH = bcrypt.hashpw(b"changed", bcrypt.gensalt(4)).decode()
@@ -40,11 +44,11 @@ def new_certificate(service):
 
 
 def answer_of(service, user, password="secret"):
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         answer = client.login(user, password)
         if answer.startswith(b"+OK"):
-            stat = client.command("STAT")
-            assert client.command("QUIT").startswith(b"+OK")
+            stat = client.ask(b"STAT")
+            assert client.ask(b"QUIT").startswith(b"+OK")
             return stat
         return answer
 
@@ -52,11 +56,11 @@ def answer_of(service, user, password="secret"):
 def test_under_fifty_sessions():
     mail = {"user00": [BIG], **dict.fromkeys(USERS[1:], [b"Subject: 1\n\nx\n"] * 2)}
     with serve(users=USERS, mail=mail) as service, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Raw(service, buffer=65536 if n == 0 else 0)) for n in range(50)]
+        clients = [stack.enter_context(RawPop3(service, buffer=65536 if n == 0 else 0)) for n in range(50)]
         for user, client in zip(USERS, clients, strict=True):
             assert client.login(user).startswith(b"+OK")
         before = clients[0].certificate()
-        assert clients[0].command("RETR 1").startswith(b"+OK")
+        assert clients[0].ask(b"RETR 1").startswith(b"+OK")
         clients[0].some(100_000)
         move_users(service)
         wanted = new_certificate(service)
@@ -64,19 +68,19 @@ def test_under_fifty_sessions():
         service.signal(signal.SIGHUP)  # the tests below use the command
         service.wait_log("reloaded: 51 users")
         clients[0].some(300_000)
-        with Raw(service) as new:
+        with RawPop3(service) as new:
             assert new.certificate() == wanted != before
         assert answer_of(service, "added").startswith(b"+OK 1 ")
         assert answer_of(service, "user01").startswith(b"-ERR [AUTH]")  # the old password
         assert answer_of(service, "user01", "changed").startswith(b"-ERR [IN-USE]")  # right, but the old session goes on
         for client in clients[1:]:
-            assert client.command("STAT") == b"+OK 2 34\r\n"
-            assert client.command("RETR 2").startswith(b"+OK")
-            assert client.body() == b"Subject: 1\r\n\r\nx\r\n"
-            assert client.command("DELE 1").startswith(b"+OK")
-            assert client.command("QUIT").startswith(b"+OK")
-        assert clients[0].body() == wire(BIG)
-        assert clients[0].command("QUIT").startswith(b"+OK")
+            assert client.ask(b"STAT") == b"+OK 2 34\r\n"
+            assert client.ask(b"RETR 2").startswith(b"+OK")
+            assert client.message() == b"Subject: 1\r\n\r\nx\r\n"
+            assert client.ask(b"DELE 1").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        assert clients[0].message() == sent(BIG)
+        assert clients[0].ask(b"QUIT").startswith(b"+OK")
         assert answer_of(service, "user01", "changed").startswith(b"+OK 1 ")
         assert answer_of(service, "user02").startswith(b"-ERR [AUTH]")  # removed
         assert answer_of(service, "user03").startswith(b"+OK 3 ")  # moved, though its old actor was in use during the reload
@@ -143,7 +147,7 @@ CODES = {what: 66 if what.endswith("gone") else 65 for what, (which, _) in BAD.i
 
 
 def test_bad_files_change_nothing():
-    with serve(mail=[b"Subject: 1\n\nx\n"]) as service, Raw(service) as client:
+    with serve(mail=[b"Subject: 1\n\nx\n"]) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         certificate = client.certificate()
         pids = sorted(service.pids())
@@ -161,17 +165,17 @@ def test_bad_files_change_nothing():
             service.signal(signal.SIGHUP)
             log = service.wait_log("not reloaded, what is in force stays", count=2 * count)
             assert path in log
-            with Raw(service) as new:
+            with RawPop3(service, verify=False) as new:
                 assert new.certificate() == certificate, what
                 assert new.login().startswith(b"+OK"), what
-                assert new.command("QUIT").startswith(b"+OK")
+                assert new.ask(b"QUIT").startswith(b"+OK")
             if change is None:
                 os.rename(path + ".away", path)
             else:
                 write(path, good)
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
         assert service.command("reload").stdout == "reloaded\n"
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
         wait_for(lambda: len(service.pids()) <= len(pids))
 
 

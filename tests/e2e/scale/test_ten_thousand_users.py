@@ -6,8 +6,8 @@ import subprocess
 import threading
 import time
 
-from tests.support.processes import Raw, serve
-from tests.support.service import POPKERNEL, ROOT
+from tests.support.pop3 import RawPop3
+from tests.support.service import POPKERNEL, ROOT, serve
 
 USERS = [f"user{n:04d}" for n in range(10_000)]
 READERS = USERS[::50]
@@ -28,7 +28,7 @@ class Readers:
 
     def read(self, user):
         try:
-            with Raw(self.service, timeout=60) as client:
+            with RawPop3(self.service, timeout=60) as client:
                 self._read(user, client)
         except Exception as error:
             self.failures.append((user, repr(error)))
@@ -38,14 +38,12 @@ class Readers:
         answer = client.login(user)
         assert answer.startswith(b"+OK 10 "), answer
         self.barrier.wait(60)
-        client.sock.sendall(b"".join(b"RETR %d\r\n" % n for n in range(1, 11)))
+        client.send(b"".join(b"RETR %d\r\n" % n for n in range(1, 11)))
         want = b"".join(
             b"+OK %d octets\r\n%b.\r\n" % (len(w), w) for w in (m.replace(b"\n", b"\r\n") for m in mail_for(user))
         )
-        client.some(len(want))
-        assert client.held == want
-        client.held = b""
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.take(len(want)) == want
+        assert client.ask(b"QUIT").startswith(b"+OK")
 
     def run(self):
         threads = [threading.Thread(target=self.read, args=(user,)) for user in READERS]

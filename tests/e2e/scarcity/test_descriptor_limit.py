@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from tests.support.delivery import Raw, deliver
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.lmtp import RawLmtp, deliver
+from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 LIMIT = 160
 USERS = [f"user{n:03}" for n in range(140)]
@@ -30,7 +31,7 @@ def refused(service, user, held):
 
 def answered(service, user):
     """The answer to RCPT TO, or to the mail."""
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         raw.say(b"LHLO t\r\nMAIL FROM:<>\r\n", b"250", b"250")
         raw.send(b"RCPT TO:<%b>\r\n" % user.encode())
         return raw.answer()

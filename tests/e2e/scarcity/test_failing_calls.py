@@ -10,9 +10,10 @@ import signal
 
 import pytest
 
-from tests.support.delivery import deliver
 from tests.support.faults.failing_calls import COMMAND, FILE, Faults
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import deliver
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 LOST = (OSError, EOFError, poplib.error_proto, AssertionError)  # what a client may see of it
 

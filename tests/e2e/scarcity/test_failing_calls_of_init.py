@@ -11,8 +11,10 @@ import pytest
 from popkernel.cli.control import ControlError, ask
 
 from tests.support.faults.failing_calls import COMMAND, FILE, Faults
-from tests.support.processes import Raw, all_gone, serve
-from tests.support.service import wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.processes import all_gone
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 _MOST = 400  # points of one walk; a walk that does not end is a fault of its own
 
@@ -52,7 +54,7 @@ def reload(service):
 
 @pytest.mark.parametrize("process", ["init", pytest.param("child", marks=pytest.mark.slow)])
 def test_at_a_reload(faults, process):
-    with scarce(faults) as service, Raw(service) as client:
+    with scarce(faults) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         seen = []
         for number in walk(faults, process):
@@ -60,12 +62,12 @@ def test_at_a_reload(faults, process):
             call = faults.told(process).call
             seen.append(call)
             assert code in (0, 66, 74, 75, 78), (number, call, said)
-            assert client.command("NOOP").startswith(b"+OK"), (number, call)
+            assert client.ask(b"NOOP").startswith(b"+OK"), (number, call)
         assert {"fork", "pipe"} <= set(seen) if process == "init" else {"read", "open", "stat", "write"} <= set(seen), seen
         assert reload(service) == (0, "")
-        with Raw(service) as other:
+        with RawPop3(service) as other:
             assert other.login().startswith(b"+OK")
-            assert other.command("QUIT").startswith(b"+OK")
+            assert other.ask(b"QUIT").startswith(b"+OK")
         assert "Traceback" not in service.read_log()
         wait_for(lambda: sorted(a["name"] for a in service.status()["actors"]), until=lambda names: len(names) <= 8)  # four that serve; of the session listener, spawner, bob; alice is warm
         assert service.stop() == 0

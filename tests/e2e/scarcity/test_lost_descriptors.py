@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from tests.support.processes import Raw, pid_of, serve
-from tests.support.service import wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.processes import pid_of
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of another process: prlimit(2)")
 
@@ -28,22 +30,22 @@ class Full:
 
 
 def test_the_user_table_in_the_kernel():
-    with serve(mail=()) as service, Raw(service) as client:
+    with serve(mail=()) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         with Full(pid_of(service, "kernel")):
             service.signal(signal.SIGHUP)
             service.wait_log("not reloaded, what is in force stays: no room for the user table's descriptor: ")
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
         assert service.command("reload").stdout == "reloaded\n"
         assert service.stop() == 0
 
 
 def test_the_channel_of_an_actor_in_init():
-    with serve(mail=()) as service, Raw(service) as client:
+    with serve(mail=()) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         with Full(service.process.pid):
             os.kill(pid_of(service, "auth"), signal.SIGKILL)
             service.wait_log("auth could not be started: no room for its channel in init: ")
         wait_for(lambda: service.actor("auth"), until=lambda row: row and row["state"] == "serving")
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
         assert service.stop() == 0

@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 
-from tests.support.processes import Raw, serve
-from tests.support.service import wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 # The service whose init can fork nothing while that file is there.
 FULL = """
@@ -26,17 +27,17 @@ def test_for_as_long_as_it_lasts(tmp_path):
     full = tmp_path / "full"
     (tmp_path / "service.py").write_text(FULL)
     command = [sys.executable, str(tmp_path / "service.py"), str(full)]
-    with serve(mail=(), command=command, restart_intensity=2, restart_seconds=60) as service, Raw(service) as client:
+    with serve(mail=(), command=command, restart_intensity=2, restart_seconds=60) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         full.touch()
         result = service.command("reload", check=False)
         assert result.returncode == 75 and "no room for a process: Resource temporarily unavailable" in result.stderr, result
         os.kill(service.actor("auth")["pid"], signal.SIGKILL)
         service.wait_log("auth could not be started: no room for a process: Resource temporarily unavailable; again in", count=4)
-        assert client.command("STAT").startswith(b"+OK")
+        assert client.ask(b"STAT").startswith(b"+OK")
         full.unlink()
         wait_for(lambda: service.actor("auth"), until=lambda row: row and row["state"] == "serving", seconds=30)
-        with Raw(service) as other:
+        with RawPop3(service) as other:
             assert other.login().startswith(b"+OK")
         assert service.command("reload").stdout == "reloaded\n"
         assert service.stop() == 0

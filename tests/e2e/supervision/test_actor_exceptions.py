@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.support.processes import Raw, serve
+from tests.support.pop3 import RawPop3
+from tests.support.service import serve
 
 BREAKS = """
 import sys
@@ -61,14 +62,14 @@ def test_several_that_fail_at_the_start_give_one_line(verbose):
 @pytest.mark.parametrize("isolation", ["shared", "connection"])
 def test_what_a_client_said_is_in_no_line(isolation):
     with broken(IN_A_SESSION, isolation=isolation) as service:
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login().startswith(b"+OK")
-            client.send("TOP 1 99")
+            client.send(b"TOP 1 99\r\n")
             assert client.line().startswith(b"-ERR [SYS/TEMP]")
         log = service.wait_log("maildir.alice failed by a fault of its own: KeyError (")
-        with Raw(service) as client:
-            client.send("XBREAK hunter2")
-            assert client.rest() == b""
+        with RawPop3(service) as client:
+            client.send(b"XBREAK hunter2\r\n")
+            assert client.end() == b""
         log = service.wait_log("failed by a fault of its own: KeyError (", count=2)
         assert " breaks); -vv shows" in log and " breaks_too); -vv shows" in log
         assert service.stop() == 0

@@ -6,8 +6,9 @@ import sys
 import pytest
 from popkernel.kernel.runtime.scheduling import processors
 
-from tests.support.processes import Raw, pid_of, serve
-from tests.support.service import POPKERNEL
+from tests.support.pop3 import RawPop3
+from tests.support.processes import pid_of
+from tests.support.service import POPKERNEL, serve
 
 _CAP_SYS_NICE = 23  # capabilities(7)
 
@@ -41,7 +42,7 @@ def slice_of(pid):
 
 @pytest.mark.skipif(sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER, reason="we were given another policy, which stays")
 def test_nobody_interrupts_others_and_the_listener_gets_more():
-    with serve() as service, Raw(service) as client:
+    with serve() as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         pids = service.pids()
         assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH}
@@ -50,25 +51,25 @@ def test_nobody_interrupts_others_and_the_listener_gets_more():
         assert niceness(service, "listener.0") == {-15 if more else mine()}
         for actor in ("kernel", "auth", "spawner", "maildir.alice"):
             assert niceness(service, actor) == {mine()}, actor
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
 
 
 @pytest.mark.skipif(sys.platform == "linux" and not may(), reason="only who has CAP_SYS_NICE is given more")
 @pytest.mark.skipif(processors() > 64, reason="more processors than there can be listeners")
 @pytest.mark.parametrize("settings", [{"listener_nice": 0}, {"listeners": min(64, processors())}, {"isolation": "connection"}])
 def test_no_more_for_listeners_where_that_is_not_wanted_or_leaves_nothing_to_others(settings):
-    with serve(**settings) as service, Raw(service) as client:
+    with serve(**settings) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in service.pids()} == {mine()}
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
 
 
 @pytest.mark.parametrize("command", [["nice", "-n", "5"], ["chrt", "--idle", "0"]])
 def test_what_the_operator_chose_stays(command):
-    with serve(command=[*command, *POPKERNEL]) as service, Raw(service) as client:
+    with serve(command=[*command, *POPKERNEL]) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         pids = service.pids()
         if command[0] == "nice":
             assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {mine() + 5}
         assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH if command[0] == "nice" else os.SCHED_IDLE}
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")

@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 
-from tests.support.processes import Raw
-from tests.support.service import Service, wait_for
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: one\n\none\n", b"Subject: two\n\ntwo\n"]
 SHORTEN = (
@@ -32,27 +33,27 @@ def pid_of(service, name):
 
 
 def test_a_maildir_actor_that_hangs():
-    with serve(mail=MAIL) as service, Raw(service) as client:
+    with serve(mail=MAIL) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         hung = pid_of(service, "maildir.alice")
         os.kill(hung, signal.SIGSTOP)
-        assert client.command("RETR 1") == b"-ERR [SYS/TEMP] the mailbox is not available now, try again\r\n"
+        assert client.ask(b"RETR 1") == b"-ERR [SYS/TEMP] the mailbox is not available now, try again\r\n"
         service.wait_log("maildir.alice is not alive: it has not answered for 1 s; ended")
-        with Raw(service) as again:
+        with RawPop3(service) as again:
             assert again.login().startswith(b"+OK")
-            assert again.command("RETR 1").startswith(b"+OK")
+            assert again.ask(b"RETR 1").startswith(b"+OK")
             assert pid_of(service, "maildir.alice") not in (hung, 0)
 
 
 def test_a_maildir_actor_that_only_is_slow_to_a_client_that_does_not_read():
     """The silence is the client's: nobody is ended."""
     big = b"From: a\n\n" + b"x" * 70 + b"\n" + b"0123456789\n" * 2_000_000
-    with serve(mail=[big]) as service, Raw(service, buffer=4096) as client:
+    with serve(mail=[big]) as service, RawPop3(service, buffer=4096) as client:
         assert client.login().startswith(b"+OK")
         pid = pid_of(service, "maildir.alice")
-        client.send("RETR 1")
+        client.send(b"RETR 1\r\n")
         client.some(1000)
-        with Raw(service) as other:  # more than three deadlines go by
+        with RawPop3(service) as other:  # more than three deadlines go by
             end = service.status()["uptime"] + 3.5
             wait_for(lambda: service.status()["uptime"] > end, seconds=10)
             assert other.greeting.startswith(b"+OK")
@@ -61,7 +62,7 @@ def test_a_maildir_actor_that_only_is_slow_to_a_client_that_does_not_read():
 
 
 def test_an_auth_that_hangs():
-    with serve(mail=MAIL) as service, Raw(service) as client:
+    with serve(mail=MAIL) as service, RawPop3(service) as client:
         hung = pid_of(service, "auth")
         os.kill(hung, signal.SIGSTOP)
         assert client.login() == b"-ERR [SYS/TEMP] can't check passwords now, try again\r\n"

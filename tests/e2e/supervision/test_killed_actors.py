@@ -5,8 +5,12 @@ import signal
 
 import pytest
 
-from tests.support.processes import BIG, Raw, kill, mail_of, pid_of, serve, wire
-from tests.support.service import wait_for
+from tests.support.awkward import BIG, sent
+from tests.support.maildirs import mail_of
+from tests.support.pop3 import RawPop3
+from tests.support.processes import kill, pid_of
+from tests.support.service import serve
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: 1\n\nsmall\n", BIG, b"Subject: 3\n\nlast\n"]
 FATAL = {"maildir.alice", "spawner"}  # the session ends with [SYS/TEMP]; the spawner takes its children with it
@@ -22,9 +26,9 @@ def whole_again(service, victim, restarts_before, mail):
     """A new login works and has all the mail; status has counted the restart."""
     def logs_in():
         try:
-            with Raw(service) as client:
+            with RawPop3(service) as client:
                 answer = client.login()
-                return answer.startswith(b"+OK") and client.command("STAT").startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+                return answer.startswith(b"+OK") and client.ask(b"STAT").startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
         except (OSError, EOFError):
             return False
 
@@ -44,26 +48,26 @@ def restarts(service, victim):
 @pytest.mark.parametrize("moment", ["idle", "RETR", "DELE"])
 def test_killed_in_a_session(service, victim, moment):
     mail = mail_of(service)
-    with Raw(service, buffer=65536) as client:
+    with RawPop3(service, buffer=65536) as client:
         assert client.login().startswith(b"+OK")
         before = restarts(service, victim)
         pid = pid_of(service, victim)
         if moment == "DELE":
-            assert client.command("DELE 1").startswith(b"+OK")
+            assert client.ask(b"DELE 1").startswith(b"+OK")
         if moment == "RETR":
-            assert client.command("RETR 2").startswith(b"+OK")
+            assert client.ask(b"RETR 2").startswith(b"+OK")
             client.some(100_000)
         kill(pid)
         if victim == "auth":  # who is in stays in
             if moment == "RETR":
-                assert client.body() == wire(BIG)
-            assert client.command("RSET").startswith(b"+OK")
-            assert client.command("QUIT").startswith(b"+OK")
+                assert client.message() == sent(BIG)
+            assert client.ask(b"RSET").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         else:
-            said = client.rest()
+            said = client.end()
             if moment == "RETR":
                 assert not said.endswith(b"\r\n.\r\n") and b"-ERR" not in said  # cut off, and nothing put into the message
-                assert wire(BIG).startswith(said)
+                assert sent(BIG).startswith(said)
             elif victim in FATAL:
                 assert said.startswith(b"-ERR [SYS/TEMP]") and said.count(b"\n") == 1
             else:
@@ -74,14 +78,14 @@ def test_killed_in_a_session(service, victim, moment):
 def test_sessions_of_a_killed_listener_are_in_the_log(service):
     """One line each, of those that had logged in and were not over; whoever of them said QUIT has its own already."""
     before = len(service.read_log())
-    with Raw(service) as quits, Raw(service) as alice, Raw(service) as bob, Raw(service):
-        assert quits.login().startswith(b"+OK") and quits.command("QUIT").startswith(b"+OK")
-        quits.rest()
+    with RawPop3(service) as quits, RawPop3(service) as alice, RawPop3(service) as bob, RawPop3(service):
+        assert quits.login().startswith(b"+OK") and quits.ask(b"QUIT").startswith(b"+OK")
+        quits.end()
         assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
         wait_for(lambda: " why=quit user=alice " in service.read_log()[before:])
         names = {row["user"]: row["session"] for row in service.status()["sessions"]}
         kill(pid_of(service, "listener"))
-        assert alice.rest() + bob.rest() == b""
+        assert alice.end() + bob.end() == b""
     wait_for(lambda: "listener.0 ended: signal SIGKILL" in service.read_log()[before:])
     log = service.read_log()[before:]
     for user in ("alice", "bob"):
@@ -93,43 +97,43 @@ def test_sessions_of_a_killed_listener_are_in_the_log(service):
 def test_killed_during_login(service, victim):
     """The victim is halted first, so that it dies exactly while somebody waits for it."""
     mail = mail_of(service)
-    with Raw(service) as client:  # warm the actor up, or have it go where the spawner is to be needed
+    with RawPop3(service) as client:  # warm the actor up, or have it go where the spawner is to be needed
         assert client.login().startswith(b"+OK")
-        client.command("QUIT")
+        client.ask(b"QUIT")
     if victim == "spawner":
         kill(pid_of(service, "maildir.alice"))
         wait_for(lambda: service.actor("maildir.alice") is None)
     pid, before = pid_of(service, victim), restarts(service, victim)
-    with Raw(service) as client:
-        assert client.command("USER alice").startswith(b"+OK")
+    with RawPop3(service) as client:
+        assert client.ask(b"USER alice").startswith(b"+OK")
         os.kill(pid, signal.SIGSTOP)
-        client.send("PASS secret")
+        client.send(b"PASS secret\r\n")
         if victim not in ("listener", "auth"):  # the kernel has taken the lease, so the word of auth is through
             wait_for(lambda: any(a["name"] == "maildir.alice" for a in kernel_rows(service)))
         kill(pid)
         if victim == "auth":
             assert client.line().startswith(b"+OK")  # it waited for the next one
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         elif victim == "listener":
-            assert client.rest() == b""
+            assert client.end() == b""
         else:
             assert client.line().startswith(b"-ERR [SYS/TEMP]")
-            assert client.command("USER alice").startswith(b"+OK")  # the connection is as it was before PASS
-            assert client.command("QUIT").startswith(b"+OK")
+            assert client.ask(b"USER alice").startswith(b"+OK")  # the connection is as it was before PASS
+            assert client.ask(b"QUIT").startswith(b"+OK")
     whole_again(service, victim, before, mail)
 
 
 def test_a_login_waits_for_the_next_auth_however_many_failed_before(service):
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         for _ in range(3):
             assert client.login(password="wrong").startswith(b"-ERR [AUTH]")
         pid = pid_of(service, "auth")
-        client.command("USER alice")
+        client.ask(b"USER alice")
         os.kill(pid, signal.SIGSTOP)
-        client.send("PASS secret")
+        client.send(b"PASS secret\r\n")
         kill(pid)
         assert client.line().startswith(b"+OK")
-        assert client.command("QUIT").startswith(b"+OK")
+        assert client.ask(b"QUIT").startswith(b"+OK")
     wait_for(lambda: service.actor("auth"), until=lambda r: r and r["state"] == "serving")
 
 
@@ -141,19 +145,19 @@ def kernel_rows(service):
 def test_killed_during_quit(service, victim):
     """Halted before QUIT: nothing that was marked is removed, and the client is not told that it was."""
     mail = mail_of(service)
-    with Raw(service) as client:
+    with RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
-        assert client.command("DELE 2").startswith(b"+OK")
+        assert client.ask(b"DELE 2").startswith(b"+OK")
         if victim == "auth":
-            assert client.command("RSET").startswith(b"+OK")
+            assert client.ask(b"RSET").startswith(b"+OK")
         pid, before = pid_of(service, victim), restarts(service, victim)
         halted = pid_of(service, "maildir.alice") if victim == "spawner" else pid
         os.kill(halted, signal.SIGSTOP)
-        client.send("QUIT")
+        client.send(b"QUIT\r\n")
         if victim in FATAL:
             wait_for(lambda: "update" if service.actor("listener") else "")  # the listener has taken QUIT: it answered a Report after it
         kill(pid)
-        said = client.rest()
+        said = client.end()
         if victim == "auth":
             assert said.startswith(b"+OK")
         elif victim == "listener":
@@ -166,39 +170,39 @@ def test_killed_during_quit(service, victim):
 def test_killed_while_removing(service):
     """At any point of a QUIT: what is left is whole, and what the next session lists is what is there."""
     for _ in range(6):
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             assert client.login("bob").startswith(b"+OK")
-            total = int(client.command("STAT").split()[1])
+            total = int(client.ask(b"STAT").split()[1])
             if not total:
                 break
             before = mail_of(service, "bob")
             assert len(before) == total
             many = min(total, 60)
-            client.sock.sendall(b"".join(b"DELE %d\r\n" % n for n in range(1, many + 1)))
+            client.send(b"".join(b"DELE %d\r\n" % n for n in range(1, many + 1)))
             for _n in range(many):
                 assert client.line().startswith(b"+OK")
             pid = pid_of(service, "maildir.bob")
-            client.send("QUIT")
+            client.send(b"QUIT\r\n")
             kill(pid)
-            said = client.rest()
+            said = client.end()
         after = mail_of(service, "bob")
         assert after.items() <= before.items() and len(after) >= total - many
         if said.startswith(b"+OK"):
             assert len(after) == total - many
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             wait_for(lambda: client.login("bob").startswith(b"+OK"))  # noqa: B023
-            assert int(client.command("STAT").split()[1]) == len(after)
+            assert int(client.ask(b"STAT").split()[1]) == len(after)
 
 
 def test_everyone_else_is_served_on(service):
     """One user's actor dies; another's session does not notice."""
-    with Raw(service) as other, Raw(service) as client:
+    with RawPop3(service) as other, RawPop3(service) as client:
         assert other.login("bob").startswith(b"+OK")
         assert client.login().startswith(b"+OK")
         kill(pid_of(service, "maildir.alice"))
-        assert client.rest().startswith(b"-ERR [SYS/TEMP]")
-        assert other.command("STAT").startswith(b"+OK")
-        assert other.command("QUIT").startswith(b"+OK")
+        assert client.end().startswith(b"-ERR [SYS/TEMP]")
+        assert other.ask(b"STAT").startswith(b"+OK")
+        assert other.ask(b"QUIT").startswith(b"+OK")
 
 
 def test_login_while_there_is_no_spawner(service):
@@ -209,9 +213,9 @@ def test_login_while_there_is_no_spawner(service):
     answers = []
 
     def logs_in():
-        with Raw(service) as client:
+        with RawPop3(service) as client:
             answers.append(client.login())
-            return answers[-1].startswith(b"+OK") and client.command("QUIT").startswith(b"+OK")
+            return answers[-1].startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
 
     for _ in range(4):  # the pauses grow: none, 0.1 s, 0.2 s, 0.4 s
         kill(wait_for(lambda: (service.actor("spawner") or {"pid": 0})["pid"]))
@@ -223,16 +227,16 @@ def test_login_while_there_is_no_spawner(service):
 @pytest.mark.parametrize("victim", ["gate", "listener"])
 def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(victim):
     """With isolation = "connection": a gate takes all of its listeners along, a listener its one session."""
-    with serve(mail=(), isolation="connection") as service, Raw(service) as alice, Raw(service) as bob:
+    with serve(mail=(), isolation="connection") as service, RawPop3(service) as alice, RawPop3(service) as bob:
         assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
         names = {row["user"]: (row["session"], row["listener"]) for row in service.status()["sessions"]}
         kill(pid_of(service, "gate" if victim == "gate" else names["alice"][1]))
-        assert alice.rest() == b""
+        assert alice.end() == b""
         lost = ["alice", "bob"] if victim == "gate" else ["alice"]
         log = service.wait_log(" why=listener ", count=len(lost))
         for user in lost:
             assert log.count(f"session over: session={names[user][0]} why=listener user={user} milliseconds=") == 1
         if victim == "listener":
-            assert bob.command("QUIT").startswith(b"+OK")
+            assert bob.ask(b"QUIT").startswith(b"+OK")
             log = service.wait_log(" why=quit user=bob ")
         assert log.count(" why=listener ") == len(lost)

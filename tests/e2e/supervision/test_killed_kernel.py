@@ -6,8 +6,12 @@ import subprocess
 
 import pytest
 
-from tests.support.processes import BIG, Raw, all_gone, kill, mail_of, pid_of, serve, wire
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.awkward import BIG, sent
+from tests.support.maildirs import mail_of
+from tests.support.pop3 import RawPop3
+from tests.support.processes import all_gone, kill, pid_of
+from tests.support.service import POPKERNEL, Service, serve
+from tests.support.waiting import wait_for
 
 MAIL = {"alice": [b"Subject: 1\n\nsmall\n", BIG]}
 
@@ -15,20 +19,20 @@ MAIL = {"alice": [b"Subject: 1\n\nsmall\n", BIG]}
 @pytest.mark.parametrize("moment", ["RETR", "DELE"])
 @pytest.mark.parametrize("victims", [("kernel",), ("init",), ("init", "kernel")])
 def test_killed(victims, moment):
-    with serve(mail=MAIL, expect_ready=True) as service, Raw(service, buffer=65536) as client:
+    with serve(mail=MAIL, expect_ready=True) as service, RawPop3(service, buffer=65536) as client:
         mail = mail_of(service)
         assert client.login().startswith(b"+OK")
         if moment == "DELE":
-            assert client.command("DELE 1").startswith(b"+OK")
+            assert client.ask(b"DELE 1").startswith(b"+OK")
         if moment == "RETR":
-            assert client.command("RETR 2").startswith(b"+OK")
+            assert client.ask(b"RETR 2").startswith(b"+OK")
             client.some(100_000)
         pids = service.pids()
         assert len(pids) >= 6  # init, kernel, spawner, auth, listener, alice's
         targets = [service.process.pid if v == "init" else pid_of(service, v) for v in victims]
         for pid in targets:
             kill(pid)
-        said = client.rest()
+        said = client.end()
         if moment == "RETR":
             assert b"-ERR" not in said and not said.endswith(b"\r\n.\r\n")
         else:  # whether the listener sees first that its kernel has gone, or that the maildir actor has
@@ -53,9 +57,9 @@ def starts_again(service, mail):
             for line in again.stderr:
                 if b"ready: " in line:
                     break
-            with Raw(service) as client:
+            with RawPop3(service) as client:
                 assert client.login().startswith(b"+OK")
-                assert client.command("QUIT").startswith(b"+OK")
+                assert client.ask(b"QUIT").startswith(b"+OK")
             assert mail_of(service) == mail
         finally:
             again.terminate()
@@ -85,18 +89,18 @@ def test_sigterm_is_polite():
     """An idle session is told, a message under way is finished or cut, a QUIT is done whole; exit code 0."""
     with serve(mail={"alice": MAIL["alice"], "bob": [b"Subject: x\n\n"] * 5}) as service:
         mail = mail_of(service)
-        with Raw(service) as idle, Raw(service, buffer=65536) as slow, Raw(service) as outside:
+        with RawPop3(service) as idle, RawPop3(service, buffer=65536) as slow, RawPop3(service) as outside:
             assert idle.login("bob").startswith(b"+OK")
-            assert idle.command("DELE 1").startswith(b"+OK")
+            assert idle.ask(b"DELE 1").startswith(b"+OK")
             assert slow.login().startswith(b"+OK")
-            assert slow.command("RETR 2").startswith(b"+OK")
+            assert slow.ask(b"RETR 2").startswith(b"+OK")
             slow.some(50_000)
             pids = service.pids()
             service.signal(signal.SIGTERM)
-            assert idle.rest().startswith(b"-ERR [SYS/TEMP]")
-            assert outside.rest().startswith(b"-ERR [SYS/TEMP]")
-            said = slow.rest()
-            whole = wire(BIG) + b".\r\n"
+            assert idle.end().startswith(b"-ERR [SYS/TEMP]")
+            assert outside.end().startswith(b"-ERR [SYS/TEMP]")
+            said = slow.end()
+            whole = sent(BIG) + b".\r\n"
             assert said == whole or (whole.startswith(said) and not said.endswith(b"\r\n.\r\n"))
         assert service.stop() == 0
         all_gone(pids)

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from tests.support.delivery import deliver
-from tests.support.processes import gone, impatient, stopped
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import deliver
+from tests.support.processes import gone, stopped
+from tests.support.service import Service, impatient
+from tests.support.waiting import wait_for
 
 
 def logs_in(service, user, seconds=30, *, in_use=False):

@@ -14,9 +14,10 @@ from popkernel.proto.trace.recording import read
 from popkernel.proto.trace.session_names import session_number
 
 from tests.replay.make import asks, follow, has, record, seen, stopped
-from tests.support.awkward import RawClient
-from tests.support.delivery import lmtp
-from tests.support.service import Service, wait_for
+from tests.support.lmtp import lmtp
+from tests.support.pop3 import RawPop3
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n"
@@ -68,7 +69,7 @@ def names(recording):
 
 
 def session_fails(service, user):
-    with RawClient(service, "", timeout=20) as raw:
+    with RawPop3(service, "", timeout=20) as raw:
         raw.ask(b"USER " + user.encode())
         raw.ask(b"PASS wrong")
 

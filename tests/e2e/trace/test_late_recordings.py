@@ -9,7 +9,8 @@ from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import read
 
 from tests.replay.make import has, record
-from tests.support.service import Service, wait_for
+from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(3)]
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n" + b"line\r\n" * 20

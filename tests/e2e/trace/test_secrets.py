@@ -7,8 +7,8 @@ import pytest
 from popkernel.kernel.client import Watcher
 from popkernel.proto.trace.recording import pack, read
 
-from tests.support.awkward import RawClient
 from tests.support.bearer_tokens import RESPONSES, key_set, settings, token
+from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL, ROOT, Service
 
 WORD = "vErY-sEcReT-47110815"
@@ -74,7 +74,7 @@ def conversations(service):
 
 def talk(service):
     for tls, parts in conversations(service):
-        with RawClient(service, tls) as client:
+        with RawPop3(service, tls) as client:
             for part in parts:
                 client.send(part)
             if not parts[-1].endswith(b"\r\n"):
@@ -144,7 +144,7 @@ def test_nothing_that_was_typed_is_told_by_its_length(service):
     """The size of a secret message is that of its mark, whatever the password's length."""
     with Watcher(service.config.run_dir, types=["Login", "Typed"]) as viewer:
         for word in (b"x", b"x" * 40):
-            with RawClient(service, "tls") as client:
+            with RawPop3(service, "tls") as client:
                 client.send(b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n")
                 client.end()
         frames = []

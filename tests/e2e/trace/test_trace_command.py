@@ -20,8 +20,9 @@ from popkernel.proto.bus.zmtp import frame_head, preface
 from popkernel.proto.trace.recording import read
 from popkernel.proto.trace.session_names import session_number
 
-from tests.support.service import POPKERNEL, Service, wait_for
+from tests.support.service import POPKERNEL, Service
 from tests.support.trace_command import Trace, frames_of, session, watcher
+from tests.support.waiting import wait_for
 
 needs_root = pytest.mark.root("other uids")
 

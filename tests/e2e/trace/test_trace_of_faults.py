@@ -7,8 +7,8 @@ import pytest
 from popkernel.proto.trace.recording import read
 
 from tests.support.saboteur.service import Sabotaged, needs_cage
-from tests.support.service import wait_for
 from tests.support.trace_command import Trace, frames_of, session, watcher
+from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
 MAIL = (b"a: b\n\nc\n",)

@@ -11,7 +11,7 @@ import platform
 import signal
 import struct
 
-from tests.support.service import wait_for
+from tests.support.waiting import wait_for
 
 _SEIZE, _INTERRUPT, _STEP, _DETACH, _GETREGS, _SETREGS, _GET_FILTER = 0x4206, 0x4207, 9, 17, 12, 13, 0x420C
 _WALL = 0x40000000

@@ -1,17 +1,9 @@
-"""For the delivery tests: LMTP clients, and what lies in a maildir."""
+"""LMTP clients: one every octet of which is the test's, and one that is smtplib's."""
 
-import contextlib
-import os
-import poplib
-import re
 import smtplib
 import socket
 import subprocess
 import sys
-
-import pytest
-
-from tests.support.service import wait_for
 
 MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
@@ -58,7 +50,7 @@ def socket_path(service):
     return f"{service.config.run_dir}/lmtp.sock"
 
 
-class Raw:
+class RawLmtp:
     """A connection on which every octet is the test's. As root, `uid` may be another's."""
 
     def __init__(self, service, uid=None, path=None):
@@ -119,40 +111,8 @@ class Raw:
 
 def deliver(service, user="alice", mail=MAIL):
     """The answer to a message in wire form."""
-    with Raw(service) as raw:
+    with RawLmtp(service) as raw:
         return raw.deliver(mail[:-2], user)[0]
-
-
-def own(service, user, path):
-    """Give a directory, and all in it, to that user."""
-    row = service.site.mail_users[user]
-    for at, folders, files in os.walk(path):
-        for name in ["", *folders, *files]:
-            os.chown(os.path.join(at, name), row.uid, row.gid)
-
-
-def stat(service, user):
-    """How many messages a session has."""
-    client = service.pop3(user)
-    try:
-        return client.stat()[0]
-    finally:
-        client.quit()
-
-
-@contextlib.contextmanager
-def on_file_system(service, user, size):
-    """The user's maildir on a small file system of its own."""
-    row = service.site.mail_users[user]
-    result = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},uid={row.uid},gid={row.gid},mode=0700", "none", row.maildir], capture_output=True, check=False,
-    )
-    if result.returncode:
-        pytest.skip("file systems can't be mounted here")
-    try:
-        yield row.maildir
-    finally:
-        subprocess.run(["umount", "-l", row.maildir], check=True)
 
 
 _CONNECT = """
@@ -173,59 +133,3 @@ def connected_as(path, uid):
     return socket.socket(fileno=fds[0])
 
 
-def messages(service, user):
-    """Octets of every message in new/ and cur/, by file name, in the order of their names."""
-    while True:
-        with contextlib.suppress(FileNotFoundError):  # flags are changed after QUIT has been answered
-            return _messages(service.site.mail_users[user].maildir)
-
-
-def _messages(maildir):
-    found = {}
-    for part in ("new", "cur"):
-        for name in os.listdir(f"{maildir}/{part}"):
-            with open(f"{maildir}/{part}/{name}", "rb") as file:
-                found[name] = file.read()
-    return dict(sorted(found.items()))
-
-
-def bodies(service, user):
-    """The messages without the two fields that the server put on."""
-    return [without_trace(m) for m in messages(service, user).values()]
-
-
-def without_trace(message):
-    return re.sub(rb"\AReturn-Path: <[^\n]*>\nDelivered-To: [^\n]*\n", b"", message)
-
-
-def left_in_tmp(service, user):
-    return os.listdir(f"{service.site.mail_users[user].maildir}/tmp")
-
-
-def login_or_none(service, user):
-    """A session, None where the mailbox is not available now."""
-    try:
-        return service.pop3(user)
-    except poplib.error_proto as error:
-        assert b"SYS/TEMP" in error.args[0]
-        return None
-
-
-def pop_all(service, user):
-    """Every message over POP3S, line ends as CR LF. Tried again, as a client would, where the actor dies of its last fault just then."""
-    client = wait_for(lambda: login_or_none(service, user))
-    got = [b"".join(line + b"\r\n" for line in client.retr(n + 1)[1]) for n in range(client.stat()[0])]
-    client.quit()
-    return got
-
-
-def rss(pid):
-    """Resident memory, octets."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
-
-
-def peak(pid):
-    """The most it ever was, octets."""
-    with open(f"/proc/{pid}/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
