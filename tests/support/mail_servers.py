@@ -59,7 +59,7 @@ def reachable_popkernel(directory):
     os.makedirs(package)
     for part in ("proto", "kernel", "cli"):
         shutil.copytree(os.path.join(ROOT_OF_TREE, part), os.path.join(package, part), ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(os.path.join(ROOT_OF_TREE, "cli", "package", "__init__.py"), package)
+    shutil.copy(os.path.join(ROOT_OF_TREE, "popkernel", "__init__.py"), package)
     for folder, _, files in os.walk(os.path.join(directory, "lib")):
         os.chmod(folder, 0o755)
         for name in files:
