@@ -7,25 +7,35 @@ import ssl
 from popkernel.actors.listener.tls import forget_errors
 
 
+def connect(address, *, source="", timeout=20, buffer=0):
+    """A socket connected to an address of the configuration. `buffer`: octets that the system takes before they are read."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    try:
+        sock.settimeout(timeout)
+        if source:
+            sock.bind((source, 0))
+        if buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.connect((address.host, address.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class RawPop3:
     """One connection, every octet of which is the test's.
 
     `tls`: "tls" at once, "stls" by STLS, "" not at all. `user`: logged in at once. `buffer`: octets that the system takes before they are read.
     `source`: the address to come from. `before`: to send first of all, before TLS. `verify`: False where the certificate is none of the site's.
+    `address`: where the service listens at more than one.
     """
 
-    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b"", verify=True):
-        where = service.tls if tls == "tls" else service.plain
-        self.sock = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
-        self.sock.settimeout(timeout)
-        if source:
-            self.sock.bind((source, 0))
-        if buffer:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b"", verify=True, address=None):
+        self.sock = connect(address or (service.tls if tls == "tls" else service.plain), source=source, timeout=timeout, buffer=buffer)
         self.data = bytearray()  # received, and not yet taken
         self.cafile = service.site.cert if verify else None
         try:
-            self.sock.connect((where.host, where.port))
             self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)  # in one segment with the ClientHello
             self._begin(tls, user, password)
         except BaseException:

@@ -18,17 +18,25 @@ def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
 
+def stop_process(pid):
+    os.kill(pid, signal.SIGSTOP)
+
+
+def continue_process(pid):
+    os.kill(pid, signal.SIGCONT)
+
+
 @contextlib.contextmanager
 def stopped(*pids):
     """These processes do nothing meanwhile."""
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
     try:
         yield
     finally:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                continue_process(pid)
 
 
 def gone(pid):

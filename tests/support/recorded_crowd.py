@@ -12,6 +12,7 @@ from popkernel.kernel.client import Watcher
 from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import end, header, pack, read
 
+from tests.support.lmtp import Lmtp, socket_path
 from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL
 from tests.support.waiting import wait_for
@@ -169,7 +170,7 @@ def _idles(service, user, luck):
 
 
 def _delivers(service, user, luck):
-    with contextlib.closing(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock", timeout=60)) as mda:
+    with contextlib.closing(Lmtp(socket_path(service), timeout=60)) as mda:
         others = [user] if luck < 0.7 else [user, *list(service.site.passwords)[:2]]
         mda.sendmail("sender@example.org", others, LARGE if luck < 0.2 else SMALL)
         if 0.3 < luck < 0.6:

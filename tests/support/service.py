@@ -4,17 +4,15 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 
-import msgpack
 from popkernel.cli.demo import make_site
-from popkernel.proto.bus.zmtp import Reader, frame_head, preface
 
+from tests.support.bus import RawControl
 from tests.support.faults import short_deadlines
 from tests.support.pop3 import Pop3
 from tests.support.ports import free_ports
@@ -129,17 +127,8 @@ class Service:
 
     def status(self):
         """As the command gives it, without a process of its own: many tests ask often."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(20)
-            sock.connect(self.config.control)
-            request = msgpack.packb({"command": "status"})
-            sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
-            reader, frames = Reader(1 << 26, (b"ROUTER",)), []
-            while not frames:
-                part = sock.recv(1 << 16)
-                assert part, "the service ended before it answered"
-                frames = reader.feed(part)
-        answer = msgpack.unpackb(frames[0], unicode_errors="surrogateescape")
+        with RawControl(self, {"command": "status"}) as control:
+            answer = control.answer()
         assert answer.pop("ok"), answer
         return answer
 

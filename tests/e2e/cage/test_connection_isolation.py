@@ -4,8 +4,6 @@ import concurrent.futures
 import contextlib
 import os
 import poplib
-import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -15,8 +13,8 @@ from popkernel.kernel.sandbox import lock
 
 from tests.support.limits import TOO_FAST, TOO_MANY_ADDRESS, greeting, resets
 from tests.support.maildirs import mail_of
-from tests.support.pop3 import RawPop3
-from tests.support.processes import kill, pid_of, running
+from tests.support.pop3 import RawPop3, connect
+from tests.support.processes import kill, pid_of, running, stop_process
 from tests.support.service import ROOT, Service
 from tests.support.trace_command import Trace, session
 from tests.support.waiting import wait_for
@@ -152,7 +150,7 @@ def hello_random(service):
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(ssl.SSLWantReadError):
         context.wrap_bio(ssl.MemoryBIO(), to_server).do_handshake()
-    with socket.create_connection((service.tls.host, service.tls.port), 20) as sock:
+    with connect(service.tls) as sock:
         sock.sendall(to_server.read())
         said = b""
         while len(said) < 43:
@@ -171,8 +169,8 @@ def test_who_says_nothing_costs_no_process(service):
     none_left(service)
     with contextlib.ExitStack() as stack:
         for _ in range(50):
-            stack.enter_context(socket.create_connection((service.tls.host, service.tls.port), 20))
-        with socket.create_connection((service.tls.host, service.tls.port), 20):
+            stack.enter_context(connect(service.tls))
+        with connect(service.tls):
             pass  # a probe
         client = service.pop3()
         assert len(listeners(service)) == 1
@@ -181,7 +179,7 @@ def test_who_says_nothing_costs_no_process(service):
 
 def test_a_silent_client_is_cut_off_in_time():
     with serve(login_seconds=1) as service:
-        silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
+        silent = service.keep(connect(service.tls))
         with RawPop3(service, "tls") as slow, RawPop3(service, "") as plain:
             assert silent.recv(1) == b""
             assert slow.end() == plain.end() == b""
@@ -219,8 +217,7 @@ def test_who_has_not_logged_in_makes_room():
 def test_handshakes_at_a_time():
     """A client counts from when it wants a process until it has logged in; who has not said all of its first words wants none."""
     with serve(max_handshakes=2, login_seconds=60) as service:
-        address = (service.tls.host, service.tls.port)
-        with RawPop3(service, user="alice") as served, socket.create_connection(address) as one, socket.create_connection(address) as two, \
+        with RawPop3(service, user="alice") as served, connect(service.tls) as one, connect(service.tls) as two, \
                 RawPop3(service, "") as oldest, RawPop3(service, ""):
             one.send(b"\x16")
             two.send(b"\x16\x03\x01\x02\x00\x01\x00")
@@ -241,7 +238,7 @@ def test_connections_a_minute_and_proxy_headers():
     with serve(connects_per_minute=2, proxy_networks=["127.0.0.3"]) as service:
         assert [greeting(service, tls)[:3] for tls in ("tls", "")] == [b"+OK"] * 2
         assert greeting(service) == greeting(service, "") == TOO_FAST
-        with socket.create_connection((service.plain.host, service.plain.port), 20, ("127.0.0.3", 0)) as sock:
+        with connect(service.plain, source="127.0.0.3") as sock:
             sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.1 51000 110\r\n")
             assert sock.recv(100) == b"+OK POP3 ready\r\n"
             sock.sendall(b"QUIT\r\n")
@@ -300,7 +297,7 @@ def test_auth_killed_while_a_login_waits_for_it(service):
     pid = pid_of(service, "auth")
     with RawPop3(service) as client:
         assert client.ask(b"USER alice").startswith(b"+OK")
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         client.send(b"PASS secret\r\n")
         kill(pid)
         assert client.line().startswith(b"+OK")  # it waited for the next one
@@ -355,7 +352,7 @@ def test_a_reload_that_fails_changes_nothing(service):
 def test_stop_with_open_sessions():
     with serve() as service:
         alice, plain = service.keep(RawPop3(service)), service.keep(RawPop3(service, ""))
-        silent = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
+        silent = service.keep(connect(service.tls))
         assert alice.login().startswith(b"+OK")
         assert alice.ask(b"DELE 1").startswith(b"+OK")
         pids = service.pids()

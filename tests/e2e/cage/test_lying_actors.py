@@ -4,13 +4,12 @@ They get no mail, end nobody but themselves, and the service is whole again. Gar
 """
 
 import contextlib
-import os
-import signal
 import sys
 
 import pytest
 
 from tests.e2e.cage.test_channel_violations import MAIL, sessions_on_both
+from tests.support.processes import kill
 from tests.support.saboteur.service import Sabotaged, needs_cage
 from tests.support.service import Service
 from tests.support.waiting import wait_for
@@ -156,7 +155,7 @@ def test_who_ends_her_own_actor_again_and_again_has_a_share_of_the_log():
     with Service(command=command, mail=MAIL) as service:
         for user in ["alice"] * 6 + ["bob"]:
             with contextlib.closing(service.pop3(user)):
-                os.kill(service.actor(f"maildir.{user}")["pid"], signal.SIGKILL)
+                kill(service.actor(f"maildir.{user}")["pid"])
                 wait_for(lambda: not service.running(f"maildir.{user}"))  # noqa: B023
         log = service.wait_log("3 lines of maildir.alice dropped")
         assert log.count("maildir.alice ended: signal SIGKILL") == 3

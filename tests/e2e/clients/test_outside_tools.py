@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 
 import pytest
 
+from tests.support.pop3 import connect
 from tests.support.service import Service
 
 TESTSSL = shutil.which("testssl") or shutil.which("testssl.sh")
@@ -83,7 +83,7 @@ def test_nothing_that_came_in_clear_behind_stls_is_answered_inside_tls(behind):
     """CVE-2011-0411 and its family (nostarttls.secvuln.info): sent in one packet with STLS."""
     tls = ssl.create_default_context()
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-    with Service(mail=[], verbose=0) as service, socket.create_connection((service.plain.host, service.plain.port), 10) as raw:
+    with Service(mail=[], verbose=0) as service, connect(service.plain, timeout=10) as raw:
         greeting = raw.recv(100)
         assert greeting.startswith(b"+OK")
         raw.sendall(b"USER alice\r\nSTLS\r\n" + behind)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import signal
 import smtplib
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from popkernel.actors.mda.route import MOST_STREAMS
 from tests.support.lmtp import Lmtp, RawLmtp, connected_as, lmtp, socket_path
 from tests.support.maildirs import bodies, left_in_tmp, messages
 from tests.support.ports import free_ports
-from tests.support.processes import peak, rss
+from tests.support.processes import peak, rss, stop_process
 from tests.support.service import POPKERNEL, Service
 from tests.support.waiting import wait_for
 
@@ -216,7 +215,7 @@ def test_who_stops_her_own_mailbox_stops_nobody_elses(mail):
         with lmtp(service) as client:
             assert client.sendmail("a@b", ["alice"], MAIL) == {}
         pid = pids(service)["maildir.alice"]
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         raws = [stack.enter_context(RawLmtp(service)) for _ in range(200)]
         for raw in raws:
             raw.send(b"LHLO t\r\nMAIL FROM:<s@x>\r\nRCPT TO:<alice>\r\nDATA\r\n" + mail + b".\r\n")

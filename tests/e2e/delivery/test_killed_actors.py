@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import re
-import signal
 import threading
 import time
 
@@ -16,6 +15,7 @@ import pytest
 from tests.support.faults.deaths_in_delivery import COMMAND
 from tests.support.lmtp import Lmtp, socket_path
 from tests.support.maildirs import messages, pop_all, without_trace
+from tests.support.processes import kill
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -207,7 +207,7 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
             wait_for(lambda: os.listdir(tmp))
             holder = service.actor("maildir.alice")["pid"]
             pid = service.process.pid if victim == "init" else service.actor(victim)["pid"]
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
             harmless = victim in ("listener", "auth")
             try:
                 client.send(b".\r\n")
@@ -267,7 +267,7 @@ def test_hundreds_of_kills_under_load(seed):
             actors = [a for a in service.status()["actors"] if a["name"].split(".")[0] in ("mda", "maildir", "listener", "spawner") and a["pid"]]
             if actors:
                 try:
-                    os.kill(dice.choice(actors)["pid"], signal.SIGKILL)
+                    kill(dice.choice(actors)["pid"])
                     kills += 1
                 except ProcessLookupError:
                     pass

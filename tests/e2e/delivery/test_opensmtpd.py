@@ -1,15 +1,14 @@
 """OpenSMTPD in front, both ways: `lmtp … rcpt-to` and `mda`, with virtual users and the very same user table."""
 
 import contextlib
-import os
 import re
-import signal
 import threading
 
 import pytest
 
 from tests.support.mail_servers import leftovers, opensmtpd, passable_directory, reachable_popkernel, settled, swaks
 from tests.support.maildirs import messages, pop_all
+from tests.support.processes import kill
 from tests.support.service import Service
 
 MAIL = b"""From: sender@example.net
@@ -114,16 +113,16 @@ def test_kills_with_a_real_mail_server(place):
     with Service(mail=(), restart_seconds=1, restart_intensity=1000) as service, opensmtpd(place, conf(LMTP, service, place)) as mta:
         done = threading.Event()
 
-        def kill():
+        def kill_actors():
             while not done.wait(0.15):
                 for actor in service.status()["actors"]:
                     if actor["name"].startswith(("mda", "maildir")) and actor["pid"]:
                         try:
-                            os.kill(actor["pid"], signal.SIGKILL)
+                            kill(actor["pid"])
                         except ProcessLookupError:
                             continue
 
-        thread = threading.Thread(target=kill)
+        thread = threading.Thread(target=kill_actors)
         thread.start()
         try:
             for i in range(15):

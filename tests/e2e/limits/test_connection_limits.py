@@ -1,8 +1,6 @@
 """The bounds of a real service: each refused politely with what was hit, others served on, and counts that go down after every end."""
 
 import contextlib
-import os
-import signal
 import socket
 import types
 
@@ -11,9 +9,9 @@ import pytest
 from tests.e2e.login.test_fail2ban import has_ipv6
 from tests.e2e.reload.test_reload import write
 from tests.support.limits import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, USERS, greeting, hangs_up, refused_and_served, resets, serve
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.ports import free_ports
-from tests.support.processes import pid_of
+from tests.support.processes import kill, pid_of
 from tests.support.waiting import wait_for
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
@@ -44,7 +42,7 @@ def quits(service, client):
 def loses_its_maildir_actor(service, client):
     client.ask(b"USER carol")
     client.ask(b"PASS secret")
-    os.kill(pid_of(service, "maildir.carol"), signal.SIGKILL)
+    kill(pid_of(service, "maildir.carol"))
     assert client.end().startswith(b"-ERR [SYS/TEMP]")
 
 
@@ -115,7 +113,7 @@ def test_every_end_of_a_handshake_frees_its_place(three, data):
     for before in (b"", b"STLS\r\n"):
         with two_of_three(three):
             where = three.plain if before else three.tls
-            with socket.create_connection((where.host, where.port), 20) as sock:
+            with connect(where) as sock:
                 sock.sendall(before)
                 while before and not sock.recv(100).endswith(b"begin TLS\r\n"):
                     continue

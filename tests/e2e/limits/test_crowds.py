@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import socket
 import threading
 import time
 
 import pytest
 
 from tests.support.limits import MAIL, USERS, serve
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.service import Service
 from tests.support.trace_command import frames_of, watcher
 from tests.support.waiting import wait_for
@@ -160,7 +159,7 @@ class HalfOpen(threading.Thread):
         held = []
         while not self.stopped.is_set():
             with contextlib.suppress(OSError):
-                sock = socket.create_connection((self.address.host, self.address.port), 20, ("127.0.0.7", 0))
+                sock = connect(self.address, source="127.0.0.7")
                 held.append(sock)
                 sock.sendall(self.data)
                 self.made += 1

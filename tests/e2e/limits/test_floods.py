@@ -6,8 +6,6 @@ from a thousand, which no bound of an address does.
 
 import contextlib
 import resource
-import socket
-import ssl
 import subprocess
 import threading
 import time
@@ -15,6 +13,7 @@ import time
 import pytest
 
 from tests.support.faults.flood import COMMAND
+from tests.support.pop3 import RawPop3
 from tests.support.service import Service
 
 pytestmark = pytest.mark.load
@@ -32,8 +31,6 @@ class Honest(threading.Thread):
         super().__init__()
         self.service, self.user, self.end = service, user, end
         self.took, self.refused, self.failures = [], 0, []
-        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
 
     def run(self):
         while time.monotonic() < self.end:
@@ -42,7 +39,7 @@ class Honest(threading.Thread):
                 try:
                     self.visit(began)
                     break
-                except OSError:
+                except (OSError, EOFError):
                     self.refused += 1
                     if time.monotonic() > self.end + 10:
                         self.failures.append("never got in")
@@ -51,17 +48,16 @@ class Honest(threading.Thread):
             time.sleep(0.2)
 
     def visit(self, began):
-        address = self.service.tls
-        with socket.create_connection((address.host, address.port), 10) as raw, self.tls.wrap_socket(raw) as sock, sock.makefile("rwb") as both:
-            for line in (None, f"USER {self.user}", "PASS secret", "STAT", "QUIT"):
-                if line:
-                    both.write(line.encode() + b"\r\n")
-                    both.flush()
-                answer = both.readline()
+        with RawPop3(self.service, timeout=10, verify=False) as client:
+            answer = client.greeting
+            for line in (b"USER " + self.user.encode(), b"PASS secret", b"STAT", b"QUIT"):
                 if not answer.startswith(b"+OK"):
                     raise ConnectionError(answer)
-                if line == "PASS secret":
+                answer = client.ask(line)
+                if line == b"PASS secret" and answer.startswith(b"+OK"):
                     self.took.append(time.monotonic() - began)
+            if not answer.startswith(b"+OK"):
+                raise ConnectionError(answer)
 
 
 def flood(kind, count, addresses, port):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import threading
 import time
@@ -12,15 +11,15 @@ from popkernel.kernel.client import Watcher
 
 from tests.support import awkward
 from tests.support.limits import MAIL, USERS, greeting, hangs_up, resets, serve
-from tests.support.pop3 import RawPop3
-from tests.support.processes import pid_of
+from tests.support.pop3 import RawPop3, connect
+from tests.support.processes import continue_process, pid_of, stop_process
 from tests.support.waiting import wait_for
 
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
 
 
 def beginning(service, data=HELLO):
-    sock = service.keep(socket.create_connection((service.tls.host, service.tls.port), 20))
+    sock = service.keep(connect(service.tls))
     sock.sendall(data)
     return sock
 
@@ -28,7 +27,7 @@ def beginning(service, data=HELLO):
 def test_handshakes():
     with serve(max_handshakes=2, login_seconds=60) as service, RawPop3(service, user="alice") as client, contextlib.ExitStack() as stack:
         for _ in range(5):
-            stack.enter_context(socket.create_connection((service.tls.host, service.tls.port), 20))  # who says nothing is no handshake
+            stack.enter_context(connect(service.tls))  # who says nothing is no handshake
         assert greeting(service).startswith(b"+OK")
         for _ in range(3):  # the oldest makes room for the next, and an honest client is always a next one
             begun = [stack.enter_context(beginning(service)) for _ in range(3)]
@@ -57,7 +56,7 @@ def test_logins_at_a_time():
     """One is asked of auth, twenty wait, one more is refused; and all get their answer in the end."""
     with serve(max_logins=1, login_seconds=60) as service, contextlib.ExitStack() as stack:
         with RawPop3(service, user="frank") as client:
-            os.kill(pid_of(service, "auth"), signal.SIGSTOP)
+            stop_process(pid_of(service, "auth"))
             waiting = [stack.enter_context(asking(service, user)) for user in USERS[:5]]
             ghosts = [stack.enter_context(asking(service, f"ghost{n}")) for n in range(16)]
             late = stack.enter_context(asking(service, "nobody"))
@@ -69,7 +68,7 @@ def test_logins_at_a_time():
             resets(service, waiting[2])  # who goes is counted no more, though it waits
             wait_for(lambda: late.ask(b"USER carol") and not late.send(b"PASS wrong\r\n") and in_time(late))
             assert client.ask(b"STAT").startswith(b"+OK 1 ")
-            os.kill(auth_of(service), signal.SIGCONT)
+            continue_process(auth_of(service))
             for n in (0, 1, 3, 4):
                 assert waiting[n].line().startswith(b"+OK 1 ")
             for client in (late, other, *ghosts):
@@ -84,7 +83,7 @@ def test_who_goes_while_a_login_waits_is_gone(end, tls):
     """And costs nothing: what was told of the end again and again, and not heard, once kept the listener busy until auth answered."""
     with serve(login_seconds=60) as service, RawPop3(service, user="frank") as client:
         listener = pid_of(service, "listener.0")
-        os.kill(pid_of(service, "auth"), signal.SIGSTOP)
+        stop_process(pid_of(service, "auth"))
         with asking(service, "alice", tls=tls) as going:
             if not tls:
                 going.sock.shutdown(socket.SHUT_WR)  # which alone is no end
@@ -96,7 +95,7 @@ def test_who_goes_while_a_login_waits_is_gone(end, tls):
         before, began = seconds_used(listener), time.monotonic()
         wait_for(lambda: time.monotonic() > began + 0.5)
         assert seconds_used(listener) - before < 0.1
-        os.kill(auth_of(service), signal.SIGCONT)
+        continue_process(auth_of(service))
         wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"))
         assert client.ask(b"STAT").startswith(b"+OK 1 ")
 
@@ -130,13 +129,13 @@ def auth_of(service):
 
 def test_logins_of_one_user():
     with serve(max_logins_user=2, login_seconds=60) as service, contextlib.ExitStack() as stack:
-        os.kill(pid_of(service, "auth"), signal.SIGSTOP)
+        stop_process(pid_of(service, "auth"))
         guesses = [stack.enter_context(asking(service, "alice", "wrong")) for _ in range(2)]
         with asking(service, "alice") as late:
             assert late.line() == b"-ERR [SYS/TEMP] too many logins of this user from your address at once, try again\r\n"
             elsewhere = stack.enter_context(asking(service, "alice", source="127.0.0.2"))  # whoever guesses locks nobody out
             other = stack.enter_context(asking(service, "bob"))
-            os.kill(auth_of(service), signal.SIGCONT)
+            continue_process(auth_of(service))
             for client in guesses:
                 assert client.line().startswith(b"-ERR [AUTH]")
             assert elsewhere.line().startswith(b"+OK 1 ") and other.line().startswith(b"+OK 1 ")

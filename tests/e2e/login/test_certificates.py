@@ -3,7 +3,6 @@
 import os
 import pty
 import select
-import socket
 import ssl
 import sys
 
@@ -13,7 +12,7 @@ from popkernel.cli.demo import make_site
 from popkernel.cli.sample_site import make_certificate
 
 from tests.e2e.reload.test_reload import write
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.service import POPKERNEL, Service
 from tests.support.waiting import wait_for
 
@@ -32,7 +31,7 @@ def asked(address, name, *, stls=False):
     """The PEM certificate that a client gets which asks for `name`, and the greeting."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection((address.host, address.port), 20) as raw:
+    with connect(address) as raw:
         said = raw.recv(100) if stls else b""
         if stls:
             raw.sendall(b"STLS\r\n")

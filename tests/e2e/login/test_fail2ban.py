@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 
 import pytest
@@ -57,9 +56,9 @@ def log_of(form):
     listen = [f"127.0.0.1:{v4}", *([f"[::1]:{v6}"] if has_ipv6() else [])]
     with Service(mail=(), lmtp=False, listen=listen, log_format=form) as service:
         for name in NAMES:
-            guess(service.config.listen[0], name)
+            guess(service, service.config.listen[0], name)
         if has_ipv6():
-            guess(service.config.listen[1], "nobody")
+            guess(service, service.config.listen[1], "nobody")
         with RawPop3(service) as one, RawPop3(service) as other:
             assert one.login().startswith(b"+OK")
             assert other.login().startswith(b"-ERR [IN-USE]")
@@ -68,16 +67,10 @@ def log_of(form):
         return service.read_log().splitlines()
 
 
-def guess(address, name):
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    with socket.create_connection((address.host, address.port), 20) as bare, context.wrap_socket(bare) as sock:
-        answers = sock.makefile("rb")
-        answers.readline()
-        sock.sendall(f"USER {name}\r\nPASS wrong\r\nQUIT\r\n".encode())
-        assert b"-ERR" in answers.readline() + answers.readline(), name
-        answers.close()
+def guess(service, address, name):
+    with RawPop3(service, address=address) as client:
+        client.send(f"USER {name}\r\nPASS wrong\r\nQUIT\r\n".encode())
+        assert b"-ERR" in client.line() + client.line(), name
 
 
 @pytest.fixture(scope="module", params=["text", "json"])

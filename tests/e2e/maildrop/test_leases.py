@@ -1,14 +1,13 @@
 """Maildrop leases: one session a maildrop; freed at every end; actors kept warm for a while, and no longer."""
 
 import os
-import signal
 import socket
 import threading
 
 import pytest
 
 from tests.support.pop3 import RawPop3
-from tests.support.processes import kill, pid_of
+from tests.support.processes import continue_process, kill, pid_of, stop_process
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
@@ -100,13 +99,13 @@ def test_log_in_while_the_last_session_is_still_being_closed():
         with RawPop3(service, tls="") as first:
             assert first.login().startswith(b"+OK")
             pid = pid_of(service, "maildir.alice")
-            os.kill(pid, signal.SIGSTOP)
+            stop_process(pid)
         with RawPop3(service, tls="") as second, RawPop3(service, tls="") as third:
             assert second.ask(b"USER alice").startswith(b"+OK")
             wait_for(lambda: status_while_halted(service))  # the listener has told of the first one's end
             second.send(b"PASS secret\r\n")
             wait_for(lambda: third.login().startswith(b"-ERR [IN-USE]"))  # one may wait, not two
-            os.kill(pid, signal.SIGCONT)
+            continue_process(pid)
             assert second.line().startswith(b"+OK")
             assert second.ask(b"QUIT").startswith(b"+OK")
         for _ in range(300):  # without TLS between, a client is as quick as can be

@@ -1,8 +1,6 @@
 """A mailbox with very much new mail: served at once from new/, moved to cur/ when its user has gone, also while a session sleeps."""
 
 import os
-import poplib
-import ssl
 
 from tests.support.service import serve
 from tests.support.waiting import wait_for
@@ -11,11 +9,7 @@ MAIL = [b"Subject: %d\n\nbody %d\n" % (i, i) for i in range(400)]
 
 
 def session(service):
-    context = ssl.create_default_context(cafile=service.site.cert)
-    client = service.keep(poplib.POP3_SSL(service.tls.host, service.tls.port, context=context, timeout=60))
-    client.user("alice")
-    client.pass_("secret")
-    return client
+    return service.pop3(timeout=60)
 
 
 def parts(service):

@@ -2,10 +2,10 @@
 
 import os
 import poplib
-import signal
 
 import pytest
 
+from tests.support.processes import continue_process, kill, stop_process
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -54,11 +54,11 @@ def test_a_kill_between_removes_nothing(service):
     asleep(service)
     before = files(service)
     client.noop()
-    os.kill(service.actor("spawner")["pid"], signal.SIGKILL)
+    kill(service.actor("spawner")["pid"])
     service.wait_log("spawner ended")
     wait_for(lambda: service.actor("spawner"), until=lambda row: row and row["state"] == "serving")
     assert client.list(3)  # the next spawner's child goes on with it
-    os.kill(wait_for(lambda: service.actor("maildir.alice"))["pid"], signal.SIGKILL)
+    kill(wait_for(lambda: service.actor("maildir.alice"))["pid"])
     with pytest.raises((poplib.error_proto, OSError)):
         client.list(4)
         client.list(4)
@@ -151,14 +151,14 @@ def test_the_spawner_is_told_of_a_few_at_a_time_of_many_that_wake_at_once():
         wait_for(lambda: not woken(service))
         spawner = service.actor("spawner")["pid"]
         before = service.actor("listener.0")["messages_out"]
-        os.kill(spawner, signal.SIGSTOP)
+        stop_process(spawner)
         try:
             for client in clients:
                 client.sock.sendall(b"UIDL 2\r\n")
             wait_for(lambda: service.actor("listener.0")["messages_out"], until=lambda many: many >= before + len(clients))
             assert 0 < woken(service) <= 256
         finally:
-            os.kill(spawner, signal.SIGCONT)
+            continue_process(spawner)
         assert all(client.file.readline().startswith(b"+OK 2 ") for client in clients)
         for client in clients:
             client.quit()

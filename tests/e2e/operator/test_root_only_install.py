@@ -14,6 +14,7 @@ import popkernel
 import pytest
 
 from tests.support.pop3 import RawPop3
+from tests.support.processes import kill
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -80,7 +81,7 @@ def test_a_session_a_delivery_a_reload_and_a_restart_of_each(python):
         assert messages_in_a_whole_session(service) == 7
         for name in ("listener.0", "auth", "mda", "spawner"):
             before = service.actor(name)["pid"]
-            os.kill(before, signal.SIGKILL)
+            kill(before)
             wait_for(lambda: service.actor(name), until=lambda row: row and row["state"] == "serving" and row["pid"] != before)  # noqa: B023
         command("deliver", "-u", "alice", data=b"Subject: new\n\nmail\n")
         assert messages_in_a_whole_session(service) == 8

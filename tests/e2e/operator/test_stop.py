@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+from tests.support.processes import continue_process, stop_process
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -16,7 +17,7 @@ SILENT = "is not alive: it has not answered for 4 s; ended"
 def halt(service, *names):
     pids = [service.actor(name)["pid"] for name in names]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
     return pids
 
 
@@ -53,7 +54,7 @@ def test_a_quit_under_way_is_not_cut_short():
             wait_for(lambda: service.actor("listener")["messages_in"])  # it answered after QUIT came
             service.signal(signal.SIGTERM)
             service.wait_log(f"auth {SILENT}")
-            os.kill(halted, signal.SIGCONT)
+            continue_process(halted)
             assert client._getresp().startswith(b"+OK")
         assert service.stop(60) == 0
         maildir = service.site.mail_users["alice"].maildir

@@ -14,6 +14,7 @@ from popkernel.kernel.runtime import scheduling
 from popkernel.kernel.sandbox import syscalls
 
 from tests.support.pop3 import RawPop3
+from tests.support.processes import stop_process
 from tests.support.service import POPKERNEL, serve
 from tests.support.waiting import wait_for
 
@@ -157,7 +158,7 @@ def test_without_cap_kill_it_serves_reloads_and_ends_who_hangs():
         assert service.command("reload").stdout == "reloaded\n"
         assert client.ask(b"STAT").startswith(b"+OK")
         auth = service.actor("auth")["pid"]
-        os.kill(auth, 19)  # SIGSTOP: it goes only if it is ended
+        stop_process(auth)  # SIGSTOP: it goes only if it is ended
         assert service.stop(40) == 0
         assert not os.path.exists(f"/proc/{auth}")
 

@@ -3,7 +3,6 @@
 import base64
 import os
 import select
-import signal
 import socket
 import ssl
 import time
@@ -12,7 +11,8 @@ import pytest
 from popkernel.kernel.config.keys import ConfigError, load
 
 from tests.support import awkward
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
+from tests.support.processes import kill
 from tests.support.service import Service
 
 MAIL = [awkward.head(f"number {n}") + b"." * n + b"\n" for n in range(1, 9)]
@@ -111,7 +111,7 @@ def test_code_in_use(service):
 def test_code_sys_temp_when_the_maildir_actor_dies(service):
     with RawPop3(service, user="carol") as client:
         assert client.ask(b"DELE 1").startswith(b"+OK")
-        os.kill(service.actor("maildir.carol")["pid"], signal.SIGKILL)
+        kill(service.actor("maildir.carol")["pid"])
         assert client.line().startswith(b"-ERR [SYS/TEMP] ")
         assert client.end() == b""
     with RawPop3(service, user="carol") as client:
@@ -379,7 +379,7 @@ def test_what_was_typed_before_a_close_notify_is_answered(service):
     context.check_hostname = False
     coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(coming, going)
-    with socket.create_connection((service.tls.host, service.tls.port), timeout=20) as sock:
+    with connect(service.tls) as sock:
 
         def pump(step, *, waits=True):
             while True:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.support import awkward
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -71,7 +71,7 @@ def _half_open(service, count):
     beginnings = [b"", hello[:1], hello[:-1], hello]
     socks = []
     for n in range(count):
-        sock = service.keep(socket.create_connection((service.tls.host, service.tls.port), timeout=20))
+        sock = service.keep(connect(service.tls))
         sock.sendall(beginnings[n % 4])
         socks.append(sock)
     return socks
@@ -114,7 +114,7 @@ def test_half_open_handshakes_end_with_the_time_to_log_in():
 @pytest.mark.parametrize("garbage", [b"\0" * 5000, os.urandom(5000), b"USER alice\r\nPASS secret\r\n", b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\1" * 70000, b"\x80\x2e\1\0\2"])
 def test_garbage_instead_of_tls(service, garbage):
     for where, before in ((service.tls, b""), (service.plain, b"STLS\r\n")):
-        with socket.create_connection((where.host, where.port), timeout=20) as sock:
+        with connect(where) as sock:
             if before:
                 assert sock.recv(100) == b"+OK POP3 ready\r\n"
                 sock.sendall(before)

@@ -9,7 +9,7 @@ from popkernel.kernel.client import Watcher
 from tests.e2e.reload.test_reload import rewrite
 from tests.support import awkward
 from tests.support.limits import MAIL, TOO_MANY_ADDRESS, greeting, refused_and_served, serve
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.waiting import wait_for
 from tests.unit.test_proxy_header import checked, tcp4, tcp6, tlv, v2
 
@@ -83,7 +83,7 @@ def test_a_proxy_s_own_connection_is_its_own(service, title, tls):
 def test_octet_by_octet(service, title):
     header = HEADERS[title][0] if title in HEADERS else OWN[title]
     for where, hello in ((service.plain, b""), (service.tls, b"\x16\x03\x01")):
-        with socket.create_connection((where.host, where.port), 20) as sock:
+        with connect(where) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for octet in header + hello:
                 sock.send(bytes([octet]))
@@ -101,7 +101,7 @@ def test_what_is_no_header_ends_the_connection_without_a_word(service, title):
     with RawPop3(service, before=HEADERS["version 1, IPv4"][0], user="bob") as other:
         count = service.read_log().count(f"warning: listener.0: {PROXY}: connection closed: ")
         for where in (service.tls, service.plain):
-            with socket.create_connection((where.host, where.port), 20) as sock:
+            with connect(where) as sock:
                 with contextlib.suppress(ConnectionError):
                     sock.sendall(GARBAGE[title])
                     assert sock.recv(100) == b""
@@ -114,7 +114,7 @@ def test_a_header_that_does_not_come(service):
     """Who hangs up before it is there, and who waits: five seconds."""
     for waits in (False, True):
         with contextlib.ExitStack() as stack:
-            socks = [stack.enter_context(socket.create_connection((service.plain.host, service.plain.port), 20)) for _ in HALVES]
+            socks = [stack.enter_context(connect(service.plain)) for _ in HALVES]
             for sock, half in zip(socks, HALVES, strict=True):
                 sock.sendall(half)
                 if not waits:
@@ -168,7 +168,7 @@ def test_connections_whose_client_is_not_known_are_bounded():
     with serve(proxy_networks=[PROXY], max_sessions=3) as service, contextlib.ExitStack() as stack:
         with RawPop3(service, before=client1(b"192.0.2.7"), user="alice") as client:
             for _ in range(2):
-                stack.enter_context(socket.create_connection((service.plain.host, service.plain.port), 20))
+                stack.enter_context(connect(service.plain))
             assert greeting(service, before=client1(b"192.0.2.8")) == b""
             assert client.ask(b"STAT").startswith(b"+OK 1 ")
             stack.close()

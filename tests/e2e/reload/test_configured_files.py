@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.pop3 import RawPop3
-from tests.support.processes import all_gone, pid_of
+from tests.support.processes import all_gone, pid_of, stop_process
 from tests.support.service import POPKERNEL, serve
 from tests.support.waiting import wait_for
 
@@ -154,7 +154,7 @@ def test_a_start_from_a_disk_that_hangs_ends(hanging, which, told):
 def test_a_kernel_that_hangs_is_ended_by_init(hanging, asked):
     with serve(mail=(), command=hanging) as service:
         pids = service.pids()
-        os.kill(pid_of(service, "kernel"), signal.SIGSTOP)
+        stop_process(pid_of(service, "kernel"))
         service.signal(asked)
         assert service.process.wait(20) == 70
         assert "the kernel is not alive: it has not answered for 1 s; ended" in service.read_log()

@@ -4,8 +4,6 @@ import datetime as dt
 import json
 import os
 import re
-import socket
-import ssl
 import subprocess
 
 import bcrypt
@@ -15,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli.sample_site import make_certificate
 
+from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL, Service
 
 HASH = bcrypt.hashpw(b"secret", bcrypt.gensalt(4))
@@ -66,14 +65,10 @@ def service():
 
 def password(service, user, word=b"secret"):
     """What a client hears that does not mind the certificate."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls.check_hostname = False
-    tls.verify_mode = ssl.CERT_NONE
-    with socket.create_connection(service.tls, timeout=20) as sock, tls.wrap_socket(sock) as client, client.makefile("rb") as answers:
-        answers.readline()
-        client.sendall(b"USER " + user.encode() + b"\r\nPASS " + word + b"\r\n")
-        answers.readline()
-        return answers.readline()
+    with RawPop3(service, verify=False) as client:
+        client.send(b"USER " + user.encode() + b"\r\nPASS " + word + b"\r\n")
+        client.line()
+        return client.line()
 
 
 def test_one_hash_that_is_none_shuts_its_user_out_alone_and_is_named(service):

@@ -2,12 +2,12 @@
 
 import contextlib
 import poplib
-import socket
 import subprocess
 
 import pytest
 
 from tests.support.lmtp import RawLmtp, deliver
+from tests.support.pop3 import connect
 from tests.support.service import POPKERNEL, Service
 from tests.support.waiting import wait_for
 
@@ -122,7 +122,7 @@ def test_one_warning_and_only_where_somebody_asked_for_more(site, level):
 def test_the_log_names_the_limit_of_descriptors_where_that_is_what_is_met():
     with limited(LIMIT, users=USERS[:2]) as service, contextlib.ExitStack() as stack:
         for _ in range(60):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.site.config.listen[0].port)))
+            sock = stack.enter_context(connect(service.tls))
             sock.setblocking(False)
         said = f"the limit of {LIMIT} descriptors (RLIMIT_NOFILE) is met (48 sessions in this process; raise it: LimitNOFILE= in the unit, ulimit -n"
         log = service.wait_log(f"127.0.0.1: another made room: {said}")

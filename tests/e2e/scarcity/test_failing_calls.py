@@ -6,12 +6,12 @@ What is to happen where stands in docs/scarcity.md. One service each; the walk e
 import collections
 import os
 import poplib
-import signal
 
 import pytest
 
 from tests.support.faults.failing_calls import COMMAND, FILE, Faults
 from tests.support.lmtp import deliver
+from tests.support.processes import kill
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -94,7 +94,7 @@ def test_a_spawner_that_has_no_room_to_rehearse(scarce):
     for number in (1, 2, 4, 7):
         pid = service.actor("spawner")["pid"]
         faults.ask("spawner", number)
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
         wait_for(lambda: serves(service), seconds=20)
         faults.ask("spawner", 0)
     assert "could not be rehearsed" in service.read_log()

@@ -4,7 +4,6 @@ docs/scarcity.md has the table; failing_calls.py makes the calls fail.
 """
 
 import os
-import signal
 import subprocess
 
 import pytest
@@ -12,7 +11,7 @@ from popkernel.cli.control import ControlError, ask
 
 from tests.support.faults.failing_calls import COMMAND, FILE, Faults
 from tests.support.pop3 import RawPop3
-from tests.support.processes import all_gone
+from tests.support.processes import all_gone, kill
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
@@ -79,7 +78,7 @@ def test_when_one_is_started_again(faults, victim):
     with scarce(faults, restart_intensity=1000) as service:
         for number in walk(faults):
             row = wait_for(lambda: service.actor(victim), until=lambda row: row and row["state"] == "serving")
-            os.kill(row["pid"], signal.SIGKILL)
+            kill(row["pid"])
             wait_for(lambda row=row: service.actor(victim), until=lambda now, row=row: now and now["state"] == "serving" and now["pid"] != row["pid"], seconds=30)
             assert service.process.poll() is None, number
         assert "Traceback" not in service.read_log()

@@ -1,6 +1,5 @@
 """A descriptor that comes from init to the kernel, or back, and has no room there: what it was for is not done, and nothing ends."""
 
-import os
 import resource
 import signal
 import sys
@@ -8,7 +7,7 @@ import sys
 import pytest
 
 from tests.support.pop3 import RawPop3
-from tests.support.processes import pid_of
+from tests.support.processes import kill, pid_of
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
@@ -44,7 +43,7 @@ def test_the_channel_of_an_actor_in_init():
     with serve(mail=()) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         with Full(service.process.pid):
-            os.kill(pid_of(service, "auth"), signal.SIGKILL)
+            kill(pid_of(service, "auth"))
             service.wait_log("auth could not be started: no room for its channel in init: ")
         wait_for(lambda: service.actor("auth"), until=lambda row: row and row["state"] == "serving")
         assert client.ask(b"STAT").startswith(b"+OK")

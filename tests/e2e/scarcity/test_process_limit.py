@@ -1,10 +1,9 @@
 """Where the system has no room for a process, sessions go on, a reload says so, and who ended is started again once there is."""
 
-import os
-import signal
 import sys
 
 from tests.support.pop3 import RawPop3
+from tests.support.processes import kill
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
@@ -32,7 +31,7 @@ def test_for_as_long_as_it_lasts(tmp_path):
         full.touch()
         result = service.command("reload", check=False)
         assert result.returncode == 75 and "no room for a process: Resource temporarily unavailable" in result.stderr, result
-        os.kill(service.actor("auth")["pid"], signal.SIGKILL)
+        kill(service.actor("auth")["pid"])
         service.wait_log("auth could not be started: no room for a process: Resource temporarily unavailable; again in", count=4)
         assert client.ask(b"STAT").startswith(b"+OK")
         full.unlink()

@@ -3,11 +3,10 @@
 The table's seconds are made short for these tests, in every process, before anything reads them.
 """
 
-import os
-import signal
 import sys
 
 from tests.support.pop3 import RawPop3
+from tests.support.processes import stop_process
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -36,7 +35,7 @@ def test_a_maildir_actor_that_hangs():
     with serve(mail=MAIL) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         hung = pid_of(service, "maildir.alice")
-        os.kill(hung, signal.SIGSTOP)
+        stop_process(hung)
         assert client.ask(b"RETR 1") == b"-ERR [SYS/TEMP] the mailbox is not available now, try again\r\n"
         service.wait_log("maildir.alice is not alive: it has not answered for 1 s; ended")
         with RawPop3(service) as again:
@@ -64,7 +63,7 @@ def test_a_maildir_actor_that_only_is_slow_to_a_client_that_does_not_read():
 def test_an_auth_that_hangs():
     with serve(mail=MAIL) as service, RawPop3(service) as client:
         hung = pid_of(service, "auth")
-        os.kill(hung, signal.SIGSTOP)
+        stop_process(hung)
         assert client.login() == b"-ERR [SYS/TEMP] can't check passwords now, try again\r\n"
         service.wait_log("auth is not alive: it has not answered for 1 s; ended")
         wait_for(lambda: pid_of(service, "auth") not in (hung, 0) and client.login().startswith(b"+OK"))

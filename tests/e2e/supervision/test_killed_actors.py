@@ -1,14 +1,12 @@
 """Each actor killed with -9 in the middle of a session: what the client sees, that no mail is lost, that the service is whole again."""
 
-import os
-import signal
 
 import pytest
 
 from tests.support.awkward import BIG, sent
 from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3
-from tests.support.processes import kill, pid_of
+from tests.support.processes import kill, pid_of, stop_process
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
@@ -106,7 +104,7 @@ def test_killed_during_login(service, victim):
     pid, before = pid_of(service, victim), restarts(service, victim)
     with RawPop3(service) as client:
         assert client.ask(b"USER alice").startswith(b"+OK")
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         client.send(b"PASS secret\r\n")
         if victim not in ("listener", "auth"):  # the kernel has taken the lease, so the word of auth is through
             wait_for(lambda: any(a["name"] == "maildir.alice" for a in kernel_rows(service)))
@@ -129,7 +127,7 @@ def test_a_login_waits_for_the_next_auth_however_many_failed_before(service):
             assert client.login(password="wrong").startswith(b"-ERR [AUTH]")
         pid = pid_of(service, "auth")
         client.ask(b"USER alice")
-        os.kill(pid, signal.SIGSTOP)
+        stop_process(pid)
         client.send(b"PASS secret\r\n")
         kill(pid)
         assert client.line().startswith(b"+OK")
@@ -152,7 +150,7 @@ def test_killed_during_quit(service, victim):
             assert client.ask(b"RSET").startswith(b"+OK")
         pid, before = pid_of(service, victim), restarts(service, victim)
         halted = pid_of(service, "maildir.alice") if victim == "spawner" else pid
-        os.kill(halted, signal.SIGSTOP)
+        stop_process(halted)
         client.send(b"QUIT\r\n")
         if victim in FATAL:
             wait_for(lambda: "update" if service.actor("listener") else "")  # the listener has taken QUIT: it answered a Report after it

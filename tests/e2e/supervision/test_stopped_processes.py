@@ -3,14 +3,13 @@
 import os
 import poplib
 import re
-import signal
 import sys
 import time
 
 import pytest
 
 from tests.support.lmtp import deliver
-from tests.support.processes import gone, stopped
+from tests.support.processes import gone, kill, stopped
 from tests.support.service import Service, impatient
 from tests.support.waiting import wait_for
 
@@ -127,7 +126,7 @@ def test_init():
         service.pop3("bob").quit()
         with stopped(service.process.pid):
             service.wait_log(f"init (process {service.process.pid}) has not answered")
-            os.kill(service.actor("auth")["pid"], signal.SIGKILL)
+            kill(service.actor("auth")["pid"])
             assert deliver(service, "alice")[:3] == b"250"
             answer = service.command("reload", check=False)
             assert answer.returncode == os.EX_TEMPFAIL and "init has not" in answer.stderr

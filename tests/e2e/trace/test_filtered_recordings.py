@@ -15,7 +15,7 @@ from popkernel.proto.trace.session_names import session_number
 
 from tests.replay.make import asks, follow, has, record, seen, stopped
 from tests.support.lmtp import lmtp
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, connect
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -162,7 +162,7 @@ def test_a_client_that_is_gone_when_it_is_answered(service, recorded, lines):
     """What was not sent to it is not counted."""
 
     def act():
-        sock = socket.create_connection((service.plain.host, service.plain.port))
+        sock = connect(service.plain)
         sock.recv(100)
         with stopped(service, "listener.0"):
             sock.sendall(lines)
@@ -189,7 +189,7 @@ def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
         with contextlib.ExitStack() as until_both_have_answered:
             with stopped(service, "maildir.alice", "maildir.bob"):
                 mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob"), mda.docmd("DATA")
-                mda.sock.sendall(SMALL + b".\r\n")
+                mda.send(SMALL + b".\r\n")
                 other = lmtp(service)
                 other.ehlo(), other.quit()  # it has passed on by now what came before
                 until_both_have_answered.enter_context(stopped(service, "mda"))
@@ -265,7 +265,7 @@ def test_a_client_that_said_nothing_to_its_gate_for_long(tmp_path):
     with serve(isolation="connection", login_seconds=1, lmtp=False) as service:
 
         def act():
-            with socket.create_connection((service.tls.host, service.tls.port)) as silent:
+            with connect(service.tls) as silent:
                 silent.settimeout(0.5)
                 with pytest.raises(TimeoutError):
                     silent.recv(1)

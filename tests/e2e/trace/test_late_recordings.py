@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import smtplib
 
 import pytest
 from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import read
 
 from tests.replay.make import has, record
+from tests.support.lmtp import Lmtp, socket_path
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -31,7 +31,7 @@ def lmtp(service):
     """Connections to the service's mda, closed in the end."""
     with contextlib.ExitStack() as stack:
         def connect():
-            mda = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+            mda = Lmtp(socket_path(service))
             stack.callback(mda.close)
             mda.ehlo()
             return mda
@@ -40,7 +40,7 @@ def lmtp(service):
 
 
 def deliver(service, user="alice", mail=SMALL):
-    mda = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
+    mda = Lmtp(socket_path(service))
     try:
         mda.sendmail("sender@example.org", [user], mail)
         mda.quit()
@@ -183,13 +183,13 @@ def test_a_session_that_will_be_parked(tmp_path, arguments):
 def test_a_delivery_that_is_half_way(service, begun, lmtp, arguments, mail):
     half = lmtp()
     half.mail("sender@example.org"), half.rcpt("alice"), half.docmd("DATA")
-    half.sock.sendall(mail[: len(mail) // 2])
+    half.send(mail[: len(mail) // 2])
     if mail is LARGE:
         folder = os.path.join(service.site.mail_users["alice"].maildir, "tmp")
         wait_for(lambda: [f for f in os.listdir(folder) if os.stat(f"{folder}/{f}").st_size > 100000])
 
     def act():
-        half.sock.sendall(mail[len(mail) // 2 :] + b".\r\n")
+        half.send(mail[len(mail) // 2 :] + b".\r\n")
         assert half.getreply()[0] == 250
         deliver(service)
         half.sendmail("sender@example.org", ["alice"], SMALL)

@@ -7,8 +7,6 @@ import pty
 import re
 import resource
 import select
-import signal
-import socket
 import subprocess
 import sys
 
@@ -16,10 +14,11 @@ import msgpack
 import pytest
 from popkernel.kernel.client import Watcher, WatchError
 from popkernel.kernel.replay.runner import replay
-from popkernel.proto.bus.zmtp import frame_head, preface
 from popkernel.proto.trace.recording import read
 from popkernel.proto.trace.session_names import session_number
 
+from tests.support.bus import RawControl
+from tests.support.processes import kill
 from tests.support.service import POPKERNEL, Service
 from tests.support.trace_command import Trace, frames_of, session, watcher
 from tests.support.waiting import wait_for
@@ -139,14 +138,14 @@ def test_what_did_not_pass_is_shown(service):
     """A killed actor and its lease; the listener's restart."""
     with watcher(service) as viewer:
         pop = service.pop3()
-        os.kill(service.actor("maildir.alice")["pid"], signal.SIGKILL)
+        kill(service.actor("maildir.alice")["pid"])
         found = frames_of(viewer, lambda f: f.name == "LeaseOver")
         notes = {f.name: f for f in found if f.way == "note"}
         assert notes["Lease"].fields["user"] == "alice"
         assert notes["Ended"].fields["how"] == "signal SIGKILL"
         assert notes["Ended"].peer == "maildir.alice"
         pop.close()
-        os.kill(service.actor("auth")["pid"], signal.SIGKILL)
+        kill(service.actor("auth")["pid"])
         found = frames_of(viewer, lambda f: f.name == "Began" and f.peer.startswith("auth"))
         assert any(f.name == "Restart" and f.peer == "auth" for f in found)
         session(service)  # the new one is watched like the old one
@@ -294,10 +293,7 @@ def test_a_viewer_that_does_not_read_loses_frames_and_slows_nobody(service):
 
 def test_lost_frames_are_counted(service):
     """A viewer that stops reading for a while is told how much it has missed, and then goes on."""
-    sock = service.keep(socket.socket(socket.AF_UNIX))
-    sock.connect(service.config.control)
-    request = msgpack.packb({"command": "trace", "types": ["Reply", "Sizes", "Ids"]})
-    sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
+    sock = service.keep(RawControl(service, {"command": "trace", "types": ["Reply", "Sizes", "Ids"]})).sock
     pop = service.pop3()
     for _ in range(120):
         pop.sock.sendall(b"UIDL\r\nLIST\r\nCAPA\r\n" * 100)
@@ -329,11 +325,7 @@ def test_lost_frames_are_counted(service):
     {"command": "trace", "payload": 1}, {"command": "trace", "edge": ":::"}, {"command": "trace", "user": "x" * 300}, {"command": "trace", "types": [[]]},
 ])
 def test_what_no_program_of_ours_asks(service, request_map):
-    sock = service.keep(socket.socket(socket.AF_UNIX))
-    sock.settimeout(10)
-    sock.connect(service.config.control)
-    request = msgpack.packb(request_map)
-    sock.sendall(preface(b"DEALER") + frame_head(len(request)) + request)
+    sock = service.keep(RawControl(service, request_map, timeout=10)).sock
     data = b""
     while b"error" not in data:
         part = sock.recv(4096)

@@ -1,11 +1,10 @@
 """What `popkernel trace` shows of what did not pass: refused messages, broken promises, ends, restarts, leases; attacked from inside."""
 
-import os
-import signal
 
 import pytest
 from popkernel.proto.trace.recording import read
 
+from tests.support.processes import kill
 from tests.support.saboteur.service import Sabotaged, needs_cage
 from tests.support.trace_command import Trace, frames_of, session, watcher
 from tests.support.waiting import wait_for
@@ -92,7 +91,7 @@ def test_in_json_and_as_a_diagram_too(hostile):
     """The second of a user's actors behaves: kill it, and see its end and its lease's."""
     json_, diagram = Trace(hostile, "--user", "bob", "--format", "json"), Trace(hostile, "--user", "bob", "--format", "mermaid")
     client = hostile.pop3("bob")
-    os.kill(hostile.actor("maildir.bob")["pid"], signal.SIGKILL)
+    kill(hostile.actor("maildir.bob")["pid"])
     assert '"name": "LeaseOver"' in json_.until("LeaseOver")
     assert "Note over maildir_bob: maildir.bob ended: signal SIGKILL" in diagram.until("lease of session")
     client.close()
@@ -102,7 +101,7 @@ def test_in_json_and_as_a_diagram_too(hostile):
 def test_restarts_leases_and_what_a_new_auth_says(hostile):
     trace = Trace(hostile, "--format", "pretty")
     session(hostile, "bob")
-    os.kill(hostile.actor("auth")["pid"], signal.SIGKILL)
+    kill(hostile.actor("auth")["pid"])
     told = trace.until("• auth serves")
     assert "• auth ended: signal SIGKILL" in told
     assert "• auth starts again in 0.0 s" in told
@@ -117,7 +116,7 @@ def test_an_actor_that_goes_away_while_it_is_watched(hostile):
     """The viewer stays; the end is told, and the actor's next life too."""
     pop = hostile.pop3("bob")
     trace = Trace(hostile, "maildir.bob")
-    os.kill(hostile.actor("maildir.bob")["pid"], signal.SIGKILL)
+    kill(hostile.actor("maildir.bob")["pid"])
     trace.until("maildir.bob ended: signal SIGKILL")
     pop.close()
     wait_for(lambda: hostile.whole("bob"))
@@ -129,7 +128,7 @@ def test_an_actor_that_goes_away_while_it_is_watched(hostile):
 def test_a_listener_that_dies_with_its_sessions(hostile):
     with watcher(hostile) as viewer:
         pop = hostile.pop3("bob")
-        os.kill(hostile.actor("listener")["pid"], signal.SIGKILL)
+        kill(hostile.actor("listener")["pid"])
         found = frames_of(viewer, lambda f: f.name == "Began" and f.peer == "listener.0")
         pop.close()
     notes = [(f.name, f.peer) for f in found if f.way == "note"]
