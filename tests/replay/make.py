@@ -19,8 +19,9 @@ from typing import NamedTuple
 from popkernel.kernel.client import Watcher
 from popkernel.proto.trace.recording import Recording, end, header, pack, read
 
-from tests.support import mail_clients, processes
+from tests.support import processes
 from tests.support.pop3 import RawPop3
+from tests.support.programs import mail_clients
 from tests.support.service import POPKERNEL, Service
 from tests.support.waiting import wait_for
 

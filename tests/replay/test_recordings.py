@@ -15,7 +15,7 @@ from popkernel.proto.trace.recording import RecordingError, end, pack, read
 from popkernel.proto.trace.redaction import recut
 
 from tests.replay import make
-from tests.support import mail_clients
+from tests.support.programs import mail_clients
 from tests.support.service import POPKERNEL
 
 HERE = pathlib.Path(__file__).parent

@@ -1,4 +1,4 @@
-"""A raw peer on the service's control socket: ZMTP frames as they are, with no library of the server's clients."""
+"""A raw peer on the control socket: sends ZMTP frames as they are."""
 
 import socket
 

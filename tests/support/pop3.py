@@ -8,7 +8,7 @@ from popkernel.actors.listener.tls import forget_errors
 
 
 def connect(address, *, source="", timeout=20, buffer=0):
-    """A socket connected to an address of the configuration. `buffer`: octets that the system takes before they are read."""
+    """Connect a socket to an address of the configuration. `buffer`: octets that the system takes before they are read."""
     sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
         sock.settimeout(timeout)
@@ -24,15 +24,19 @@ def connect(address, *, source="", timeout=20, buffer=0):
 
 
 class RawPop3:
-    """One connection, every octet of which is the test's.
+    """One connection. The test sends and takes every octet.
 
-    `tls`: "tls" at once, "stls" by STLS, "" not at all. `user`: logged in at once. `buffer`: octets that the system takes before they are read.
-    `source`: the address to come from. `before`: to send first of all, before TLS. `verify`: False where the certificate is none of the site's.
-    `address`: where the service listens at more than one.
+    `tls`: "tls" at once, "stls" by STLS, "" not at all. `user`: log in at once. `before`: octets to send first of all,
+    before TLS. `verify`: False where the server's certificate is not the site's. `address`: where to connect to; else the
+    first address for `tls`. The others are connect()'s.
     """
 
-    def __init__(self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b"", verify=True, address=None):
-        self.sock = connect(address or (service.tls if tls == "tls" else service.plain), source=source, timeout=timeout, buffer=buffer)
+    def __init__(
+        self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b"", verify=True,
+        address=None,
+    ):
+        address = address or (service.tls if tls == "tls" else service.plain)
+        self.sock = connect(address, source=source, timeout=timeout, buffer=buffer)
         self.data = bytearray()  # received, and not yet taken
         self.cafile = service.site.cert if verify else None
         try:

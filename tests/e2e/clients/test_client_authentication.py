@@ -7,7 +7,7 @@ from popkernel.kernel.client import Watcher
 
 from tests.support import awkward
 from tests.support.bearer_tokens import key_set, settings, token
-from tests.support.mail_clients import AUTHENTICATIONS, CLIENTS, WITHOUT_STLS, gives, missing
+from tests.support.programs.mail_clients import AUTHENTICATIONS, CLIENTS, WITHOUT_STLS, gives, missing
 from tests.support.service import Service
 
 MAIL = [awkward.head("one") + b"body\n", awkward.head("two") + b".body\n"]

@@ -1,9 +1,9 @@
-"""Real clients over real TLS: what each fetches is compared, octet for octet, with what awkward.py says POP3 must give."""
+"""Real clients over real TLS: what each fetches is compared, octet for octet, with what tests/support/awkward.py says POP3 must give."""
 
 import pytest
 
 from tests.support import awkward
-from tests.support.mail_clients import CLIENTS, DESKTOP, WITHOUT_STLS, gives, missing
+from tests.support.programs.mail_clients import CLIENTS, DESKTOP, WITHOUT_STLS, gives, missing
 from tests.support.service import Service
 
 _ALL = list(awkward.MESSAGES.values())

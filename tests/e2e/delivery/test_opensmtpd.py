@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from tests.support.mail_servers import leftovers, opensmtpd, passable_directory, reachable_popkernel, settled, swaks
 from tests.support.maildirs import messages, pop_all
 from tests.support.processes import kill
+from tests.support.programs.mail_servers import leftovers, opensmtpd, passable_directory, reachable_popkernel, settled, swaks
 from tests.support.service import Service
 
 MAIL = b"""From: sender@example.net

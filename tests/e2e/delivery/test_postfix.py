@@ -6,8 +6,8 @@ import pwd
 import pytest
 
 from tests.e2e.delivery.test_opensmtpd import MAIL, body
-from tests.support.mail_servers import passable_directory, postfix, postfix_owner, reachable_popkernel, settled, swaks
 from tests.support.maildirs import messages, pop_all
+from tests.support.programs.mail_servers import passable_directory, postfix, postfix_owner, reachable_popkernel, settled, swaks
 from tests.support.service import Service
 
 pytestmark = pytest.mark.root("a mail server wants root")

@@ -19,7 +19,7 @@ from tests.support.service import ROOT
 from tests.support.waiting import wait_for
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT_OF_TREE = os.path.dirname(os.path.dirname(HERE))
+ROOT_OF_TREE = os.path.dirname(os.path.dirname(os.path.dirname(HERE)))
 
 
 def need(*programs):
