@@ -16,7 +16,7 @@ from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3, connect
 from tests.support.processes import kill, pid_of, running, stop_process
 from tests.support.service import ROOT, Service
-from tests.support.trace_command import Trace, session
+from tests.support.tracing.trace_command import Trace, session
 from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 4)]

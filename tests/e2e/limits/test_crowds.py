@@ -10,7 +10,7 @@ import pytest
 from tests.support.limits import MAIL, USERS, serve
 from tests.support.pop3 import RawPop3, connect
 from tests.support.service import Service
-from tests.support.trace_command import frames_of, watcher
+from tests.support.tracing.trace_command import frames_of, watcher
 from tests.support.waiting import wait_for
 
 OFFICE = [f"user{n}" for n in range(300)]

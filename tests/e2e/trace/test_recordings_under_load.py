@@ -3,8 +3,8 @@
 import pytest
 from popkernel.proto.trace.session_names import session_number
 
-from tests.support.recorded_crowd import Recordings, crowd, differences
 from tests.support.service import ROOT, Service
+from tests.support.tracing.recorded_crowd import Recordings, crowd, differences
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(4)]
 USERS = [f"user{number}" for number in range(30)]

@@ -20,7 +20,7 @@ from popkernel.proto.trace.session_names import session_number
 from tests.support.bus import RawControl
 from tests.support.processes import kill
 from tests.support.service import POPKERNEL, Service
-from tests.support.trace_command import Trace, frames_of, session, watcher
+from tests.support.tracing.trace_command import Trace, frames_of, session, watcher
 from tests.support.waiting import wait_for
 
 needs_root = pytest.mark.root("other uids")

@@ -6,7 +6,7 @@ from popkernel.proto.trace.recording import read
 
 from tests.support.processes import kill
 from tests.support.saboteur.service import Sabotaged, needs_cage
-from tests.support.trace_command import Trace, frames_of, session, watcher
+from tests.support.tracing.trace_command import Trace, frames_of, session, watcher
 from tests.support.waiting import wait_for
 
 pytestmark = needs_cage
