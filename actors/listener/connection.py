@@ -1,4 +1,4 @@
-"""A connection of the listener's, as connections.py serves it."""
+"""Hold what there is of one client's connection, for connections.py to serve."""
 
 import contextlib
 import socket
@@ -8,13 +8,13 @@ from popkernel.kernel.runtime.channel import Channel
 from popkernel.kernel.runtime.loop import READ, Timer
 from popkernel.proto import messages as m
 
-__all__ = ["Client"]
+__all__ = ["Connection"]
 
 _CORK: int = getattr(socket, "TCP_CORK", 0)  # Linux
 _TCP = int(socket.IPPROTO_TCP)
 
 
-class Client:
+class Connection:
     """Its socket, its session, its channel to the maildir actor, and what waits to be sent."""
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""The gate (isolation = "connection"): the door, and behind it no room but a listener process for each client, forked from a warm image.
+"""Be a gate (isolation = "connection"): accept connections, and fork a listener process for each client from a warm image.
 
 It has the keys in memory and the bounds in force, and takes no octet of a client but a PROXY header. A child closes all that is not
 its own, locks itself in as a listener, and only then speaks with its client (single_listener.py). What it speaks with the kernel and
@@ -15,12 +15,13 @@ import socket
 from collections import deque
 from typing import NamedTuple, NoReturn
 
-from popkernel.actors.listener.acceptor import Door
+from popkernel.actors.listener.acceptor import Acceptor, read_keys
+from popkernel.actors.listener.admission import Admission
 from popkernel.actors.listener.limits import TOO_MANY, TOO_MANY_ADDRESS, TOO_MANY_HANDSHAKES, group
 from popkernel.actors.listener.rehearsal import rehearse
-from popkernel.actors.listener.single_listener import Lone, told
+from popkernel.actors.listener.single_listener import SingleListener, configuration
 from popkernel.kernel.decisions import gate_room
-from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL, Boot, become, hard_limit
+from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL, Actor, Boot, become, hard_limit
 from popkernel.kernel.runtime.channel import Message
 from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.runtime.loop import READ, Timer
@@ -71,22 +72,24 @@ class Turned(NamedTuple):
     timer: Timer
 
 
-class Gate(Door):
+class Gate(Actor):
     """Takes connections, forks listeners."""
 
     def __init__(self, boot: Boot) -> None:
-        super().__init__(boot)
+        super().__init__(boot, many=True)
         config = boot.config
+        self.admission = Admission(self, self._drop)
+        self.acceptor = Acceptor(self, self.admission, self._admit)
         self.login_seconds = float(config["login_seconds"])
         self.children = Brood(self.loop, self._exited, self._done)
         self.handlers |= {m.Seat: self._seat, m.Entered: self._entered, m.Kill: self._kill, m.Drain: self._drain}
-        served = self.read_keys()
+        served = read_keys(self)
         self.warnings = served.warnings
         row = row_of("listener")
         program = sandbox.compile_promises(row.promises) if boot.sandboxed else None
-        theirs = told({**config, "die_with_parent": self.children.die_with_parent}, served)
+        theirs = configuration({**config, "die_with_parent": self.children.die_with_parent}, served)
         rehearse(theirs, sandboxed=boot.sandboxed)
-        self.listener = Lone(
+        self.listener = SingleListener(
             Boot(row.name, boot.channel, boot.uid, boot.gid, theirs, sandboxed=boot.sandboxed, program=program),
         )
         self.serial = 0
@@ -101,15 +104,15 @@ class Gate(Door):
 
     def begin(self) -> NoReturn:
         """Lock in, say hello, serve."""
-        self._take_listening()
+        self.acceptor.take_sockets()
         hard = min(row_of("kernel").nofile, hard_limit(resource.RLIMIT_NOFILE))
-        self.lock(nofile=self.most + 256)
+        self.lock(nofile=self.admission.most + 256)
         keep_memory(1 << 20)  # children inherit it
         self.children.begin()
         self.connect()
         for text in self.warnings:
             self.log(4, text)
-        self._fit(hard, gate_room.sessions(hard, int(self.boot.config["listeners"])))
+        self.admission.fit(hard, gate_room.sessions(hard, int(self.boot.config["listeners"])))
         self.run()
 
     def sessions(self) -> int:
@@ -117,7 +120,7 @@ class Gate(Door):
         return len(self.guests)
 
     # -- clients come
-    def _admit(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
+    def _admit(self, sock: socket.socket, host: str, port: int, tls: bool, refused: str) -> None:
         if refused in (TOO_MANY, TOO_MANY_ADDRESS) and len(self.turned) < _REFUSING:
             timer = self.loop.later(_PASSING, lambda: self._turn_away_after_all(sock))
             self.turned[sock] = Turned(host, port, tls, refused, timer)
@@ -131,13 +134,13 @@ class Gate(Door):
     def _room_again(self) -> None:
         """Somebody has gone."""
         for sock, one in list(self.turned.items()):
-            if not self.limits.come(one.host, self.loop.now):
+            if not self.admission.limits.come(one.host, self.loop.now):
                 del self.turned[sock]
                 one.timer.cancel()
                 self._take_in(sock, one.host, one.port, tls=one.tls, refused="")
 
     def _take_in(self, sock: socket.socket, host: str, port: int, *, tls: bool, refused: str) -> None:
-        if refused and (self.refusing >= _REFUSING or not self.limits.room_to_shake()):
+        if refused and (self.refusing >= _REFUSING or not self.admission.limits.room_to_shake()):
             sock.close()
             return
         self.serial += 1
@@ -146,7 +149,7 @@ class Gate(Door):
         if refused:
             self.refusing += 1
         else:
-            self.limits.waits(guest.number, host, self.loop.now)
+            self.admission.limits.waits(guest.number, host, self.loop.now)
         guest.timer = self.loop.later(_GRACE if refused else self.login_seconds, lambda: self._cut(guest, "logged in too slowly"))
         if tls:
             self.loop.add(sock.fileno(), lambda _: self._speaks(guest, sock), READ | _ONCE)
@@ -171,7 +174,7 @@ class Gate(Door):
 
     def _may_shake(self, guest: Guest) -> bool:
         """A client that gets a process counts as one that shakes hands, until it has logged in: only its listener sees more."""
-        room = bool(guest.refused) or self._room_to_shake(guest.number, guest.host)
+        room = bool(guest.refused) or self.admission.shake(guest.number, guest.host)
         if not room:
             self._cut(guest, TOO_MANY_HANDSHAKES)
         return room
@@ -185,8 +188,7 @@ class Gate(Door):
         self._call_to_seats()
         if not self.open and not self.draining:
             self.open = True
-            for sock, tls in self.listening:
-                self._listen(sock, tls)
+            self.acceptor.begin()
 
     def lost(self, message: Message) -> None:
         """A seat whose channel had no room here is given back: the kernel sends another."""
@@ -196,7 +198,7 @@ class Gate(Door):
 
     def _ask_for_seat(self, guest: Guest) -> None:
         """Give a client its listener at the end of this turn, or when it has its turn among those that wait for one."""
-        self.unseated.put(group(guest.host, self.limits.bounds.prefix_v6), guest.number, guest)
+        self.unseated.put(group(guest.host, self.admission.limits.bounds.prefix_v6), guest.number, guest)
         self._call_to_seats()
 
     def _call_to_seats(self) -> None:
@@ -228,7 +230,7 @@ class Gate(Door):
             pid = self.children.fork(listener_name(session))
         except OSError as error:
             self.seats.appendleft((session, channel))
-            self._complain(f"no more listeners can be forked: {error.strerror}")
+            self.acceptor.complain(f"no more listeners can be forked: {error.strerror}")
             self._cut(guest, "no process for it")
             return False
         if pid == 0:
@@ -261,8 +263,8 @@ class Gate(Door):
         del fds
         guest = self.seated.get(message.session)
         if guest is not None:
-            self.limits.entered(guest.number)
-            self.limits.shaken(guest.number)
+            self.admission.limits.entered(guest.number)
+            self.admission.limits.shaken(guest.number)
             if guest.timer is not None:
                 guest.timer.cancel()
 
@@ -292,9 +294,9 @@ class Gate(Door):
         if guest.refused:
             self.refusing -= 1
         else:
-            self.limits.gone(guest.host)
-        self.limits.entered(guest.number)
-        self.limits.shaken(guest.number)
+            self.admission.limits.gone(guest.host)
+        self.admission.limits.entered(guest.number)
+        self.admission.limits.shaken(guest.number)
         if self.turned:
             self._room_again()
 
@@ -325,7 +327,7 @@ class Gate(Door):
 
     def _leave(self) -> None:
         self.draining, self.open = True, False
-        self._close_listening()
+        self.acceptor.close()
         for sock, one in self.turned.items():
             one.timer.cancel()
             sock.close()

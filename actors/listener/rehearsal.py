@@ -10,7 +10,7 @@ import socket
 import ssl
 from typing import Any
 
-from popkernel.actors.listener.single_listener import Lone
+from popkernel.actors.listener.single_listener import SingleListener
 from popkernel.kernel.runtime.actor import Boot
 from popkernel.kernel.runtime.channel import Channel, counts, pair
 from popkernel.kernel.runtime.loop import Loop
@@ -47,7 +47,7 @@ def _one_life(config: dict[str, Any], context: ssl.SSLContext) -> None:
     kernel, its = _end(loop, "kernel")
     auth, for_auth = _end(loop, "auth")
     maildir, for_maildir = _end(loop, "maildir.rehearsal")
-    actor = Lone(Boot(_NAME, its, os.getuid(), os.getgid(), config, sandboxed=False))
+    actor = SingleListener(Boot(_NAME, its, os.getuid(), os.getgid(), config, sandboxed=False))
     actor.connect()
     kernel.send(m.Peer("auth"), [for_auth.fileno()])
     for_auth.close()
@@ -55,10 +55,10 @@ def _one_life(config: dict[str, Any], context: ssl.SSLContext) -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
     far.setblocking(False)
-    actor.limits.come("192.0.2.1", actor.loop.now)
-    actor._admit(near, "192.0.2.1", 1, tls=True, refused="")  # noqa: SLF001  it is its own gate here
+    actor.admission.limits.come("192.0.2.1", actor.loop.now)
+    actor.connections.admit(near, "192.0.2.1", 1, True, "")
     client = _shaken(actor, context.wrap_socket(far, do_handshake_on_connect=False))
-    session = actor.serial
+    session = actor.connections.serial
     for line in (b"CAPA", b"USER rehearsal", b"PASS x"):
         _say(actor, client, line)
     auth.read()
@@ -76,15 +76,15 @@ def _one_life(config: dict[str, Any], context: ssl.SSLContext) -> None:
         elif answer is not None:
             maildir.send(answer)
             actor.loop.turn()
-    actor._send_reports()  # noqa: SLF001
+    actor.peers.reports.send()
     kernel.read()
     client.close()
-    for channel in (kernel, auth, maildir, actor.kernel, actor.auth):
+    for channel in (kernel, auth, maildir, actor.kernel, actor.peers.auth):
         if channel is not None:
             channel.close()
 
 
-def _shaken(actor: Lone, client: ssl.SSLSocket) -> ssl.SSLSocket:
+def _shaken(actor: SingleListener, client: ssl.SSLSocket) -> ssl.SSLSocket:
     """The handshake, in turns."""
     while True:
         try:
@@ -96,6 +96,6 @@ def _shaken(actor: Lone, client: ssl.SSLSocket) -> ssl.SSLSocket:
             return client
 
 
-def _say(actor: Lone, client: ssl.SSLSocket, line: bytes) -> None:
+def _say(actor: SingleListener, client: ssl.SSLSocket, line: bytes) -> None:
     client.send(line + b"\r\n")
     actor.loop.turn()

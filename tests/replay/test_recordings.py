@@ -5,7 +5,7 @@ import shlex
 import subprocess
 
 import pytest
-from popkernel.actors.listener import main as listener_main
+from popkernel.actors.listener.connections import Connections
 from popkernel.actors.listener.session import transaction as listener_maildrop
 from popkernel.actors.maildir import session as maildir_core
 from popkernel.cli.main import main
@@ -123,8 +123,8 @@ def test_a_lease_given_twice_is_caught(monkeypatch):
 
 
 def test_a_login_timer_that_runs_longer_is_caught(monkeypatch):
-    arm = listener_main.Listener._arm
-    monkeypatch.setattr(listener_main.Listener, "_arm", lambda self, client, seconds: arm(self, client, seconds + 0.02))
+    arm = Connections.arm
+    monkeypatch.setattr(Connections, "arm", lambda self, client, seconds: arm(self, client, seconds + 0.02))
     text = text_of(results_of(HERE / "timeouts.rec"))
     assert "Ended to kernel is not said any more" in text
 

@@ -8,7 +8,7 @@ from popkernel.proto.topology import EDGES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REPORT = ("kernel/supervisor/hung_actors.py", "tests/unit/test_hung_actors.py::test_silent")
-LISTENER = ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers")
+LISTENER = ("actors/listener/peers.py", "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers")
 MDA = ("actors/mda/routing.py", "tests/e2e/delivery/test_hung_actors.py::test_a_maildir_actor_that_hangs")
 INIT = ("kernel/runtime/deadlines.py", "tests/e2e/reload/test_configured_files.py::test_a_kernel_that_hangs_is_ended_by_init")
 KILLED = ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_end")
@@ -30,10 +30,10 @@ KEPT = {
     ("kernel", "gate", "Kill"): KILLED,
     ("kernel", "mda", "Report"): REPORT,
     ("kernel", "maildir.{user}", "Report"): REPORT,
-    ("kernel", "maildir.{user}", "Open"): ("actors/listener/main.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_warm_maildir_actor"),
+    ("kernel", "maildir.{user}", "Open"): ("actors/listener/peers.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_warm_maildir_actor"),
     ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_retire"),
-    ("listener", "auth", "Login"): ("actors/listener/main.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_singleton"),
-    ("listener", "kernel", "Awaiting"): ("actors/listener/main.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
+    ("listener", "auth", "Login"): ("actors/listener/peers.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_singleton"),
+    ("listener", "kernel", "Awaiting"): ("actors/listener/peers.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
     **{("listener", "maildir.{user}", asked): LISTENER for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")},
     ("mda", "kernel", "Recipient"): ("actors/mda/main.py", "tests/e2e/delivery/test_hung_actors.py::test_a_kernel_that_does_not_answer_about_a_recipient"),
     **{("mda", "maildir.{user}", asked): MDA for asked in ("Post", "Content", "Commit")},

@@ -1,7 +1,9 @@
 """Room of a gate by the limit of descriptors: where a start says that there is some, each gate has a bound."""
 
+from types import SimpleNamespace
+
 import pytest
-from popkernel.actors.listener.acceptor import Door
+from popkernel.actors.listener.admission import Admission
 from popkernel.actors.listener.limits import Bounds, Limits
 from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions import gate_room
@@ -33,9 +35,8 @@ def test_the_least_limit_is_the_least(many, gates):
 
 @pytest.mark.parametrize("left", [-24, 0, 1, 5])
 def test_no_room_is_no_bound_never(left):
-    door = Door.__new__(Door)
-    door.most, door.log = 100, lambda *_: None
-    door.boot = type("Boot", (), {"name": "gate.0"})
-    door.limits = Limits(Bounds(sessions=100))
-    door._fit(128, left)
-    assert door.most == door.limits.bounds.sessions == max(1, left)
+    admission = Admission.__new__(Admission)
+    admission.most, admission.limits = 100, Limits(Bounds(sessions=100))
+    admission._actor = SimpleNamespace(log=lambda *_: None, boot=SimpleNamespace(name="gate.0"))
+    admission.fit(128, left)
+    assert admission.most == admission.limits.bounds.sessions == max(1, left)

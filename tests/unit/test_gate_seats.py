@@ -30,10 +30,11 @@ def gate(monkeypatch):
     made.guests, made.seated, made.seats, made.seating, made.unseated = {}, {}, deque(), False, Fair()
     made.socks = []
     made.open, made.login_seconds, made.forks = True, 60, 100
-    made.limits = SimpleNamespace(bounds=SimpleNamespace(prefix_v6=64), done=lambda *_: None)
+    limits = SimpleNamespace(bounds=SimpleNamespace(prefix_v6=64))
+    made.admission = SimpleNamespace(limits=limits, shake=lambda number, host: made.did.append(f"shakes {number}") or True)
     made.children = SimpleNamespace(fork=lambda name: fork(made, name))
-    made._room_to_shake = lambda number, host: made.did.append(f"shakes {number}") or True
-    made._complain = made.log = lambda *words: made.told.append(words[-1])
+    made.log = lambda *words: made.told.append(words[-1])
+    made.acceptor = SimpleNamespace(complain=made.told.append)
     made._forget = lambda guest: (made.guests.pop(guest.number, None), made.unseated.remove(guest.number))
     made._done = lambda: None
     monkeypatch.setattr(gate_module.os, "close", lambda fd: made.did.append(f"closes {fd}"))
@@ -95,7 +96,7 @@ def test_who_has_gone_meanwhile_takes_no_seat(gate):
 def test_one_that_makes_room_for_one_behind_it_gives_its_seat_back(gate):
     seats(gate, 1, 2)
     come(gate, 2)
-    gate._room_to_shake = lambda number, host: number == 1 or gate._cut(gate.guests[1], "made room for another handshake") is None
+    gate.admission.shake = lambda number, host: number == 1 or gate._cut(gate.guests[1], "made room for another handshake") is None
     gate.loop.settle()
     assert {session: guest.number for session, guest in gate.seated.items()} == {2: 2} and list(gate.seats) == [(1, 1001)]
 

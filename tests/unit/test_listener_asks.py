@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from popkernel.actors.listener.main import Listener
+from popkernel.actors.listener.peers import Peers
+from popkernel.actors.listener.reports import Reports
 from popkernel.kernel.replay.harness import StageLoop
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
@@ -19,19 +20,18 @@ class Channel:
 
 @pytest.fixture
 def listener():
-    made = Listener.__new__(Listener)
-    made.order = []
-    made.loop = Loop()
-    made.kernel, made.auth = Channel("kernel", made.order), Channel("auth", made.order)
-    made.asks, made.held, made.awaiting = [], [], {}
-    return made
+    order = []
+    actor = SimpleNamespace(loop=Loop(), kernel=Channel("kernel", order))
+    peers = Peers(actor, None, None, always=True)
+    peers.auth = Channel("auth", order)
+    return SimpleNamespace(order=order, loop=actor.loop, kernel=actor.kernel, actor=actor, peers=peers)
 
 
 def log_in(listener, session):
     login = m.Login(session, "alice", b"secret", "192.0.2.7:1", "PASS")
     client = SimpleNamespace(asked=0, asked_at=0.0, session=SimpleNamespace(authorization=SimpleNamespace(login=login), id=session))
-    listener.awaiting[session] = client
-    listener._ask(client, login)
+    listener.peers.awaiting[session] = client
+    listener.peers.ask(client, login)
     return client
 
 
@@ -53,7 +53,7 @@ def test_those_of_a_turn_travel_together(listener):
 def test_whose_client_has_gone_is_not_asked_about(listener):
     log_in(listener, 1)
     log_in(listener, 2)
-    del listener.awaiting[1]
+    del listener.peers.awaiting[1]
     turn(listener)
     assert listener.order == [("kernel", "Awaiting", 2), ("auth", "Login", 2)]
 
@@ -65,7 +65,7 @@ def test_auth_hears_of_none_that_the_kernel_can_not_have_heard_of(listener):
     log_in(listener, 2)
     turn(listener)
     assert [name for name, *_ in listener.order] == ["kernel", "kernel"]
-    del listener.awaiting[2]
+    del listener.peers.awaiting[2]
     listener.kernel.waiting = False
     listener.kernel.on_drained()
     assert listener.order[2:] == [("auth", "Login", 1)]
@@ -81,33 +81,35 @@ def ended(user="", why="connection lost"):
 def test_who_may_come_again_at_once_is_told_of_at_once(listener, leased, why, at_once):
     """Also one whose mailbox was still being listed, and who has no name in the log for that."""
     listener.kernel.send_all = listener.order.extend
-    listener.reports = []
-    listener._account(ended(why=why), leased=leased)
+    reports = Reports(listener.actor)
+    reports.add(ended(why=why), leased=leased)
     assert listener.order == ([ended(why=why)] if at_once else [])
-    listener._send_reports()
+    reports.send()
     assert listener.order == [ended(why=why)]
 
 
 class Waiting:
     """A listener with one client, who waits for a maildir actor's answer, or for the kernel's or auth's."""
 
-    def __init__(self, state, *, awaiting):
-        made = self.listener = Listener.__new__(Listener)
-        made.loop, made.reports, self.told, self.over = StageLoop(), [], [], []
-        made.kernel = SimpleNamespace(send=lambda message, fds: self.told.append(message))
-        made.auth = SimpleNamespace(peer="auth")
-        made.auth_patience, made.maildir_patience, made.listing_patience = 60, 60, 10
+    def __init__(self, state, *, awaiting, always=True):
+        self.told, self.over, self.loop = [], [], StageLoop()
+        actor = SimpleNamespace(loop=self.loop, tell=self.told.append)
         authorization = SimpleNamespace(id=7, user="alice", address="", login=None)
         session = SimpleNamespace(id=7, state=state, authorization=authorization, entered=state != "login", denied=lambda *_: None)
         session.maildir_gone = lambda: self.over.append("maildir")
         self.client = SimpleNamespace(asked_at=0.001, unsent=0, session=session, channel=SimpleNamespace(close=lambda: None))
-        made.clients, made.awaiting = {7: self.client}, {7: self.client} if awaiting else {}
-        made._login_over = lambda session: self.over.append("login")
-        made._progress = lambda client: None
-        made._watch_answers()
+        limits = SimpleNamespace(logged_in=lambda session: self.over.append("login"))
+        connections = SimpleNamespace(by_session={7: self.client}, progress=lambda client: None)
+        peers = Peers(actor, SimpleNamespace(limits=limits), connections, always=always)
+        peers.auth = SimpleNamespace(peer="auth")
+        peers._auth_patience, peers._maildir_patience, peers._listing_patience = 60, 60, 10
+        if awaiting:
+            peers.awaiting[7] = self.client
+        peers.watch_answers()
+        self.peers = peers
 
     def late(self, seconds):
-        self.listener.loop.advance(seconds)
+        self.loop.advance(seconds)
         return [x.peer for x in self.told if type(x) is m.Late]
 
 
@@ -128,3 +130,14 @@ def test_a_maildir_actor_that_never_says_ready():
     waiting = Waiting("login", awaiting=False)
     assert waiting.late(9) == [] and waiting.late(13) == ["maildir.alice"] and waiting.over == []
     assert waiting.late(24) == ["maildir.alice"] * 2 and waiting.client.channel is not None
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_answers_are_watched_for_while_they_are_owed(always):
+    """A listener of one connection has no timer for it else: there may be ten thousand of them."""
+    waiting = Waiting("transaction", awaiting=False, always=always)
+    waiting.late(20)
+    assert waiting.peers.watching
+    waiting.client.asked_at = 0.0
+    waiting.late(30)
+    assert waiting.peers.watching is always

@@ -1,7 +1,7 @@
 """The session of the listener by itself: answers that came ahead of being asked, and what changed before they were."""
 
 import pytest
-from popkernel.actors.listener.connection import Client
+from popkernel.actors.listener.connection import Connection
 from popkernel.actors.listener.session.policy import Policy
 from popkernel.actors.listener.session.session import Session
 from popkernel.proto import messages as m
@@ -83,10 +83,10 @@ def test_an_end_before_quit_was_answered_is_said_as_such(session):
     session.received(b"DELE 1\r\n")
     session.transaction.take_requests()
     session.answered(m.Deleted(1, 1, [], 8, 800))
-    ended = Client(None, session, 0.0).ended("connection lost", 1.0)
+    ended = Connection(None, session, 0.0).ended("connection lost", 1.0)
     assert (ended.why, ended.marked, ended.removed) == ("connection lost", 1, 0)
     session.received(b"QUIT\r\n")
-    assert Client(None, session, 0.0).ended("connection lost", 1.0).why == "connection lost, QUIT unanswered"
+    assert Connection(None, session, 0.0).ended("connection lost", 1.0).why == "connection lost, QUIT unanswered"
     session.answered(m.Bye(1, 0))
-    ended = Client(None, session, 0.0).ended("", 1.0)
+    ended = Connection(None, session, 0.0).ended("", 1.0)
     assert (ended.why, ended.marked, ended.removed) == ("quit", 1, 1)

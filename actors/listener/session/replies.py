@@ -34,21 +34,6 @@ class _Text:
         self.octets = octets
 
 
-class _Computed:
-    """A reply whose text is known when its turn comes."""
-
-    __slots__ = ("render",)
-
-    def __init__(self, render: Callable[[], bytes]) -> None:
-        self.render = render
-
-
-class _Close:
-    """The end of the connection."""
-
-    __slots__ = ()
-
-
 class Replies:
     """The answers to one client."""
 
@@ -58,7 +43,7 @@ class Replies:
         """`most_errors`: bad commands after which the connection is closed."""
         self.out: list[bytes | memoryview] = []
         self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
-        self.pending: deque[Awaited | _Text | _Computed | _Close] = deque()
+        self.pending: deque[Awaited | _Text | Callable[[], bytes] | None] = deque()  # a function: see say_computed; None: see close
         self.errors = 0
         self.most_errors = most_errors
         self.over = False  # no more commands are acted on
@@ -87,7 +72,7 @@ class Replies:
     def say_computed(self, render: Callable[[], bytes]) -> None:
         """Send what `render` returns when its turn comes."""
         if self.pending:
-            self.pending.append(_Computed(render))
+            self.pending.append(render)
         else:
             self.put(render())
 
@@ -104,7 +89,7 @@ class Replies:
         self.why = self.why or why
         self.over = True
         if self.pending:
-            self.pending.append(_Close())
+            self.pending.append(None)
         else:
             self.closing = True
 
@@ -121,15 +106,15 @@ class Replies:
         pending = self.pending
         while pending:
             first = pending[0]
-            if type(first) is Awaited:
+            if isinstance(first, Awaited):
                 return
             pending.popleft()
-            if type(first) is _Text:
-                self.put(first.data, first.before, first.octets)
-            elif type(first) is _Computed:
-                self.put(first.render())
-            else:
+            if first is None:
                 self.closing = True
+            elif isinstance(first, _Text):
+                self.put(first.data, first.before, first.octets)
+            else:
+                self.put(first())
 
     # -- at once
     def put(self, data: bytes, before: int = 0, octets: int = 0) -> None:

@@ -93,8 +93,8 @@ def flood(messages):
 LISTENER = {
     "grant": lambda actor: actor.kernel.sock.send(granted(actor.boot.name, actor.evil.session, "bob")),
     "end others": lambda actor: [
-        actor.kernel.send(m.Ended(n, "user0", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0, 0)) for n in [*range(50), *(actor.serial + k for k in range(-9, 9))]
-        if n > 0 and n not in actor.clients
+        actor.kernel.send(m.Ended(n, "user0", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0, 0)) for n in [*range(50), *(actor.connections.serial + k for k in range(-9, 9))]
+        if n > 0 and n not in actor.connections.by_session
     ],
     "fail others": lambda actor: actor.kernel.send(m.LoginFailed(1, "forged\nlogin failed: user=forged", "192.0.2.66:1", "AUTH", 0)),
     "await flood": flood(lambda actor: [m.Awaiting(n) for n in range(1 << 50, (1 << 50) + 101_000)]),
@@ -106,10 +106,10 @@ LISTENER = {
         + [m.Ended(1 << 50, "forged", "192.0.2.66:1", "a lie", 0, 0, 0, 0, 0, 0, 0)] * 1500,
     ),
     "counters": flood(lambda actor: [m.Counters(1, 2, 3)] * 5000),
-    "login flood": lambda actor: actor.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
-    "login twice": lambda actor: actor.auth.send_all([actor.evil._replace(user="user9", secret=b"guess"), actor.evil._replace(user="user8", secret=b"guess")]),
-    "login unannounced": lambda actor: actor.auth.send(m.Login(1 << 51, "user7", b"secret", "192.0.2.66:1", "PASS")),
-    "no mechanism": lambda actor: actor.auth.send(actor.evil._replace(mechanism="EXTERNAL")),
+    "login flood": lambda actor: actor.peers.auth.send_all([m.Login(n, f"user{n % 30}", b"guess", "192.0.2.66:1", "PASS") for n in range(1 << 50, (1 << 50) + 2000)]),
+    "login twice": lambda actor: actor.peers.auth.send_all([actor.evil._replace(user="user9", secret=b"guess"), actor.evil._replace(user="user8", secret=b"guess")]),
+    "login unannounced": lambda actor: actor.peers.auth.send(m.Login(1 << 51, "user7", b"secret", "192.0.2.66:1", "PASS")),
+    "no mechanism": lambda actor: actor.peers.auth.send(actor.evil._replace(mechanism="EXTERNAL")),
 }
 # Auth's: `evil` is the login it misbehaves at, `asker` the listener it came from.
 AUTH = {
@@ -152,7 +152,7 @@ def again(actor):
 
 SAYINGS = {
     "hello twice": twice,
-    "another session": lambda actor: actor.kernel.send(m.Awaiting(actor.serial + 1)),
+    "another session": lambda actor: actor.kernel.send(m.Awaiting(actor.connections.serial + 1)),
     "parked another": lambda actor: actor.kernel.send(m.Parked(1, b"x"), [actor.kernel.fd]),
     "parked a file": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [FILE[0]]),
     "parked a channel": lambda actor: actor.kernel.send(m.Parked(actor.number, b"x"), [actor.kernel.fd]),
@@ -193,21 +193,21 @@ def install(actor, plan, first):
             actor.loop.later(0.05, lambda: misbehave(actor, plan, lambda: actor.channel))
 
         actor.handlers[m.Open] = on_open
-    elif kind in ("Listener", "Lone"):
-        ask = actor._ask
+    elif kind in ("Listener", "SingleListener"):
+        ask = actor.peers.ask
 
         def on_ask(client, login):
             if login.user.startswith("evil-maildir."):
                 user, _, kind = login.user[13:].partition("-")
-                pour(next(c.channel for c in actor.clients.values() if c.channel and c.session.authorization.user == user), kind.replace("-", " "))
+                pour(next(c.channel for c in actor.connections.by_session.values() if c.channel and c.session.authorization.user == user), kind.replace("-", " "))
             elif login.user.startswith("evil-"):
                 actor.evil = login
                 actor.tell(m.Awaiting(login.session))
-                misbehave(actor, login.user[5:].replace("-", " "), lambda: actor.auth)
+                misbehave(actor, login.user[5:].replace("-", " "), lambda: actor.peers.auth)
             else:
                 ask(client, login)
 
-        type(actor)._ask = lambda self, client, login: on_ask(client, login)
+        type(actor.peers).ask = lambda self, client, login: on_ask(client, login)
     elif kind == "Auth":
         login = actor._on_login
 
