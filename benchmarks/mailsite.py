@@ -13,7 +13,7 @@ import time
 from unittest import mock
 
 from popkernel.actors.maildir.store.maildrop import Maildrop
-from popkernel.cli.sample_site import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 
 UID = 64100
 ACTIVE = 240

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from popkernel.cli.sample_site import HOST, free_ports
+from popkernel.cli.common.sample_site import HOST, free_ports
 
 from benchmarks.server import Server
 

@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 
-from popkernel.cli.sample_site import HOST, free_ports
+from popkernel.cli.common.sample_site import HOST, free_ports
 
 from benchmarks.server import Server
 

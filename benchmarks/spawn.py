@@ -16,7 +16,8 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from popkernel.cli.control import ask, memory
+from popkernel.cli.status import memory
+from popkernel.kernel.client import Client
 
 from tests.support.service import Service
 
@@ -81,7 +82,7 @@ def measure(users: int, **site: Any) -> Figures:
         login.time(names[0])  # the first of all also loads what the listener and auth have not used yet
         cold = [login.time(name) for name in names[1:]]
         warm = [login.time(name) for _ in range(WARM_ROUNDS) for name in names[1:]]
-        rows = [a for a in ask(service.config.run_dir, "status")["actors"] if a["name"].startswith("maildir.")]
+        rows = [a for a in Client(service.config.run_dir).ask("status")["actors"] if a["name"].startswith("maildir.")]
         private = [kib for row in rows if (kib := memory(row["pid"])["private_kib"]) is not None]
     return Figures(cold, warm, private)
 

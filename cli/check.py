@@ -1,6 +1,6 @@
-"""``popkernel check``: everything that would go wrong at a start, found without starting.
+"""`popkernel check`: everything that would go wrong at a start, found without starting.
 
-The checks read; the only thing they do to the system is to bind each port for a moment. Errors are what ``start`` would
+The checks read; the only thing they do to the system is to bind each port for a moment. Errors are what `start` would
 refuse or a user would suffer from; warnings are what an administrator should know.
 """
 
@@ -13,8 +13,10 @@ import socket
 import stat
 from collections.abc import Iterable
 
-from popkernel.cli.check_certificates import check_certificates
-from popkernel.cli.control import ControlError, ask
+from popkernel.cli.common.check_certificates import check_certificates
+from popkernel.cli.common.parser import CommandParser
+from popkernel.cli.common.server_flags import add_server_flags
+from popkernel.kernel.client import Client, ClientError
 from popkernel.kernel.config.addresses import Address
 from popkernel.kernel.config.keys import COMMAND_LINE, Config, ConfigError, address_keys, gather, keys
 from popkernel.kernel.config.regular_files import UnreadableError, read_named
@@ -55,8 +57,29 @@ class Report:
             self.error(finding, code)
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Look at the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
+        "sandbox, as `start` with the same flags would. Run it as the user who starts the server.\n"
+        "While a server runs on this run directory, that one's lock and ports are left out, so that it can be checked\n"
+        "before a reload; `start` would end with 69 then.\n"
+        "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as `start` ends\n"
+        "with it. A mailbox that cannot be served, a private key that others may read, and a table or configuration\n"
+        "that others can change, keep `start` from nothing, and are errors here.",
+        """
+        popkernel check -f /etc/popkernel.toml
+        popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
+        """,
+        "usage data noinput unavailable oserr cantcreat ioerr tempfail noperm config",
+        done="nothing found, or warnings only",
+    )
+    add_server_flags(parser)
+    parser.add_argument("--json", action="store_true", help="findings as one JSON object")
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel check``."""
+    """Run `popkernel check`."""
     given = vars(options)
     config, findings = gather({key.name: given.get(key.name) for key in keys()}, options.toml_path)
     report = Report()
@@ -299,8 +322,8 @@ def _check_ports(config: Config, report: Report) -> None:
 
 def _serving(run_dir: str) -> bool:
     try:
-        ask(run_dir, "status")
-    except (ControlError, ConfigError):
+        Client(run_dir).ask("status")
+    except (ClientError, ConfigError):
         return False
     return True
 

@@ -1,6 +1,6 @@
-"""``popkernel deliver``: the message on standard input into one mailbox, through the running server's LMTP socket.
+"""`popkernel deliver`: the message on standard input into one mailbox, through the running server's LMTP socket.
 
-For ``mda`` actions, ``.forward`` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are
+For `mda` actions, `.forward` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are
 those MTAs act on: 75 for everything that another try may mend, the server being away included, since Postfix and OpenSMTPD send
 mail back on any other code but 0.
 """
@@ -13,12 +13,23 @@ import struct
 import sys
 from typing import BinaryIO, NoReturn
 
-from popkernel.cli.run_directory import run_dir_of
+from popkernel.cli.common.parser import CommandParser
+from popkernel.cli.common.run_directory import add_which_server, run_dir_of
 from popkernel.kernel.config.keys import ConfigError
+from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.pop3.octets import WireEncoder
 
 OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77  # sysexits(3)
 _CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463
+# What mail servers make of a code decides: on any but 75 they send the mail back.
+_EXITS = (
+    (EXITS["usage"].code, EXITS["usage"].said),
+    (EXITS["data"].code, "the message is too large, or an address is none"),
+    (EXITS["nouser"].code, EXITS["nouser"].said),
+    (EXITS["unavailable"].code, "refused for good: the mailbox is full, for example"),
+    (EXITS["tempfail"].code, "try again later: the server is away, the disk is full, the configuration cannot be read"),
+    (EXITS["noperm"].code, "not permitted: another user's mailbox"),
+)
 _CHUNK = 128 * 1024  # octets
 _FROM_LINE = 1000  # octets
 _QUEUE_SECONDS = 30  # in the socket's queue, where many connect at once
@@ -33,8 +44,30 @@ class _NotTakenError(Exception):
         self.code = code
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Put the message on standard input into a mailbox of the running server; done once it is safe on disk.\n"
+        "For `mda` actions, .forward files and other pipes. Root, the mail servers of the key mta_users and each\n"
+        "mailbox's own user may.",
+        """
+        popkernel deliver -u alice < message
+        action "pop" mda "popkernel deliver -u %{user.username}" virtual <users> userbase <users>
+        "|/usr/local/bin/popkernel deliver"
+        """,
+        codes=_EXITS,
+        files="""
+        RUN_DIR/lmtp.sock  where the running server takes mail
+        """,
+    )
+    what = "whose mailbox: a name of the user table, or an address (default: $USER)"
+    parser.add_argument("-u", dest="user", metavar="USER", help=what)
+    parser.add_argument("--sender", metavar="ADDR", help="whom to name in Return-Path where the message has none (default: $SENDER)")
+    add_which_server(parser)
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel deliver``."""
+    """Run `popkernel deliver`."""
     if options.user == "":  # of a variable that was not set, most likely: not a word for whoever runs this
         print("popkernel deliver: -u: no user; name one, or leave out -u for $USER", file=sys.stderr)
         return USAGE

@@ -1,4 +1,4 @@
-"""``popkernel demo``: make a site, serve it until Ctrl-C or until its terminal closes, say how to read it, remove it.
+"""`popkernel demo`: make a site, serve it until Ctrl-C or until its terminal closes, say how to read it, remove it.
 
 make_site() and what belongs to it are at home in sample_site.py, and can be had from here too.
 """
@@ -17,8 +17,9 @@ import tempfile
 from contextlib import closing, suppress
 from typing import Any, NoReturn
 
-from popkernel.cli.program_name import as_typed
-from popkernel.cli.sample_site import FIRST_UID, HOST, PASSWORD, SAMPLE_MAIL, Paths, Site, free_ports, make_certificate, make_site
+from popkernel.cli.common.parser import DIRECTORY, CommandParser, add_key, complete
+from popkernel.cli.common.program_name import as_typed
+from popkernel.cli.common.sample_site import FIRST_UID, HOST, PASSWORD, SAMPLE_MAIL, Paths, Site, free_ports, make_certificate, make_site
 from popkernel.kernel.config.keys import Config, ConfigError, load
 from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.runtime.exit_codes import EXITS
@@ -30,8 +31,28 @@ _MOST_SESSIONS = 100  # few enough for every limit of descriptors there is
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Make a site with a certificate, the users alice, bob and carol (password: secret) and some mail;\n"
+        "serve it, print lines that read it (curl, or Python where there is none); remove it after Ctrl-C,\n"
+        "or when the terminal closes.",
+        """
+        popkernel demo
+        popkernel demo --dir /tmp/popsite --tls-port 2995 --stls-port 2110
+        """,
+        "usage unavailable software oserr cantcreat noperm config",
+    )
+    what = "make the site here, and keep it (default: a temporary directory, removed at the end)"
+    complete(parser.add_argument("--dir", metavar="DIR", help=what), DIRECTORY)
+    parser.add_argument("--tls-port", type=int, default=1995, metavar="PORT", help="implicit TLS (default 1995)")
+    parser.add_argument("--stls-port", type=int, default=1110, metavar="PORT", help="STLS (default 1110)")
+    add_key(parser, "verbose", default=1, help="one more step of logging (default 1)")
+    add_key(parser, "insecure_no_sandbox", default=False)
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel demo``: make the site, serve it, say how to read it, remove it."""
+    """Run `popkernel demo`: make the site, serve it, say how to read it, remove it."""
     for port, flag in ((options.tls_port, "--tls-port"), (options.stls_port, "--stls-port")):
         problem = _port_problem(port)
         if problem is not None:
@@ -151,14 +172,14 @@ def _terminals() -> list[int]:
 def _serve(config: Config, greeting: str, parent: int) -> int:
     """Be the server, and say how to read the site once it is there."""
     _end_with(parent)
-    from popkernel.cli.start import run as start
+    from popkernel.cli.common.serving import serve
 
     def on_ready() -> None:
         with suppress(OSError):  # nobody reads it any more
             os.write(1, greeting.encode())
 
     try:
-        return int(start(config, on_ready=on_ready))
+        return serve(config, on_ready=on_ready)
     except ConfigError as error:
         for finding in error.findings:
             print(f"popkernel: {finding}", file=sys.stderr)
@@ -192,7 +213,7 @@ def _port_problem(port: int) -> tuple[str, str] | None:
 
 
 def _prepare(directory: str, options: argparse.Namespace) -> Config:
-    """Make the site, or take the one an earlier ``--dir`` has kept.
+    """Make the site, or take the one an earlier `--dir` has kept.
 
     Raises:
         _NoSiteError: it cannot be made there.

@@ -1,4 +1,4 @@
-"""``popkernel import-uidl``: UIDLs of another server into the popcaches of many users.
+"""`popkernel import-uidl`: UIDLs of another server into the popcaches of many users.
 
 A maildir is its user's, who may have put anything there. So each is worked on by a child of its own, under that user's ids and,
 where this system can, locked in to that maildir; what it says comes back as one line of JSON.
@@ -12,11 +12,13 @@ from typing import Any
 
 from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
 from popkernel.actors.maildir.uidl_import import bring, source_of
+from popkernel.cli.common.parser import CommandParser, add_key
 from popkernel.kernel.config.user_table import code_of, read_users
 from popkernel.kernel.config.values import checked
 from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.proto.files.tables import MailUser
+from popkernel.proto.files.uid_lists import SOURCES
 from popkernel.proto.topology import actor as row_of
 
 OK, USAGE, DATAERR, NOINPUT, NOUSER, SOFTWARE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 70, 75, 77  # sysexits(3)
@@ -26,8 +28,35 @@ _COMMON = ("Maildir", ".maildir", "mail")  # what subdirectories with the mail a
 _MOST_ANSWER = 1 << 20
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Write into maildirs' popcaches the unique ids that Dovecot or Courier gave, or the file names that others\n"
+        "use, so that no client fetches its mail again. A message that has one in the popcache keeps it. Each maildir is\n"
+        "read and written as its own user, under the popcache lock; the server may run.",
+        """
+        popkernel import-uidl -n -u /etc/mail/users -e Maildir
+        popkernel import-uidl -u /etc/mail/users -e Maildir --from dovecot
+        popkernel import-uidl -u /etc/mail/users --from courier --force alice
+        """,
+        "usage data noinput nouser software tempfail noperm",
+        files="""
+        MAILDIR/dovecot-uidlist       Dovecot's
+        MAILDIR/courierpop3dsizelist  Courier's
+        MAILDIR/popcache              popkernel's
+        """,
+    )
+    add_key(parser, "user_table", required=True, help="user table")
+    add_key(parser, "subdir", default="")
+    parser.add_argument("-n", dest="dry", action="store_true", help="write nothing, say what would be done")
+    what = "where they come from (default: whose file lies in the maildir)"
+    parser.add_argument("--from", dest="source", choices=SOURCES, help=what)
+    parser.add_argument("--force", action="store_true", help="also for messages that have a unique id in the popcache")
+    parser.add_argument("users", metavar="USER", nargs="*", help="only these (default: all of the table)")
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel import-uidl``."""
+    """Run `popkernel import-uidl`."""
     try:
         subdir = checked(options.subdir, {"kind": "subdir"}) if options.subdir else ""
     except ValueError as error:
@@ -95,7 +124,7 @@ def _tell(who: str, answer: dict[str, Any]) -> None:
 
 
 def _in_child(user: MailUser, options: argparse.Namespace, program: bytes | None) -> dict[str, Any]:
-    """What a child says of this user's maildir: its counts, or what there is to say; with ``code``, sysexits(3)."""
+    """What a child says of this user's maildir: its counts, or what there is to say; with `code`, sysexits(3)."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,25 +1,16 @@
-"""The entry of the program: parse, hand over to the command, turn what goes wrong into one line and a sysexits code.
+"""Run the program: parse, hand over to the command, turn what goes wrong into one line and a sysexits code.
 
-Each command's module is imported when that command runs and not before, so that ``popkernel start`` pays for nothing it
-does not use.
+Only the module of the command that is run is imported, so that `popkernel deliver` pays for nothing that it does not use.
 """
 
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
-from popkernel.cli import output
-from popkernel.cli.arguments import build_parser
+from popkernel.cli.common import output
+from popkernel.cli.registry import COMMANDS, build_parser, module_of
 from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError
 from popkernel.kernel.runtime.descriptors import close_all_but
-
-# What serves others, or is run by a mail server: what its caller left open is not for them.
-_LASTING = frozenset({"popkernel.cli.server_flags", "popkernel.cli.demo", "popkernel.cli.deliver"})
-# Whose work is done, or not, whatever becomes of what is printed.
-_ACTING = frozenset(
-    f"popkernel.cli.{name}:run" for name in ("deliver", "passwd", "import_uidl")
-) | {"popkernel.cli.server_flags:run_start", "popkernel.cli.control:stop", "popkernel.cli.control:reload"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,16 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str] | None) -> int:
-    options = build_parser().parse_args(arguments)
-    module, _, function = options.run.partition(":")
-    if arguments is None and module in _LASTING:
+    words = sys.argv[1:] if arguments is None else arguments
+    # No flag before the command takes a value, so the first word that is a command's name is the command.
+    options = build_parser([word for word in words if word in COMMANDS][:1]).parse_args(words)
+    command = COMMANDS[options.command]
+    if arguments is None and command.serves:
         close_all_but(())
-    if arguments is None and sys.stdin is None and module != "popkernel.cli.deliver":  # which says that it has no message
+    if arguments is None and sys.stdin is None and options.command != "deliver":  # which says that it has no message
         sys.stdin = open(0, closefd=False)  # noqa: SIM115  /dev/null by now
-    if options.run in _ACTING:
+    if command.acts:
         output.keep_going()
     try:
-        return int(getattr(import_module(module), function)(options))
+        return int(module_of(options.command).run(options))
     except ConfigError as error:
         return _report(error)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``popkernel passwd``: set or remove one user's hash in an authorization table, and touch nothing else in it.
+"""`popkernel passwd`: set or remove one user's hash in an authorization table, and touch nothing else in it.
 
 The table is replaced by renaming, so a reader sees the old one or the new one and no half. The exclusive flock on the
 table file is the one the original server's tools take: whoever edits with those waits for us, and we for them.
@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from popkernel.cli.control import runs_at
+from popkernel.cli.common.parser import CommandParser, add_key
+from popkernel.kernel.client import runs_at
 from popkernel.kernel.config.keys import default_run_dir
 from popkernel.proto.access.user_names import fold, twins
 from popkernel.proto.files.tables import MAX_COST, MAX_NAME, MAX_TABLE, MIN_COST, Finding, damage, parse_auth
@@ -38,15 +39,39 @@ _ENTRY = re.compile(rb"([ \t]*)([^ \t:\n#][^ \t:\n]*)([ \t]*:[ \t]*|[ \t]*)")
 
 
 class PasswdError(Exception):
-    """The table stays as it was; str() says what and the mend, ``code`` is the exit code."""
+    """The table stays as it was; str() says what and the mend, `code` is the exit code."""
 
     def __init__(self, what: str, code: int) -> None:
         super().__init__(what)
         self.code = code
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Set USER's password in an authorization table: asked for twice on the terminal, or one line of\n"
+        "standard input. A new user is appended, a new file made with mode 0600. Every other line stays as it is.\n"
+        "The table is replaced in one step, under the lock the original server's tools take. `popkernel reload` puts\n"
+        "it in force.",
+        """
+        popkernel passwd -a /etc/mail/auth alice
+        pwgen 20 1 | tee alice.txt | popkernel passwd -a /etc/mail/auth --stdin alice
+        popkernel passwd -a /etc/mail/auth --lock alice
+        popkernel passwd -a /etc/mail/auth --delete alice
+        """,
+        "usage data noinput nouser cantcreat tempfail noperm",
+    )
+    add_key(parser, "auth_table", required=True, help="authorization table")
+    parser.add_argument("user", metavar="USER", help="name as in the table: no blank, no colon")
+    parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
+    parser.add_argument("--cost", type=int, metavar="N", help="bcrypt cost, 4 to 18 (default 10); one more doubles the work")
+    parser.add_argument("--delete", action="store_true", help="remove the user's line instead")
+    parser.add_argument("--lock", action="store_true", help="put a ! before the user's hash: no login until --unlock or a new password")
+    parser.add_argument("--unlock", action="store_true", help="take the ! away again")
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel passwd``."""
+    """Run `popkernel passwd`."""
     try:
         _run(options)
     except PasswdError as error:
@@ -192,7 +217,7 @@ def check_password(password: bytes) -> bytes:
 
 
 def hash_password(password: bytes, cost: int) -> bytes:
-    """Hash with bcrypt under a fresh salt; ``$2b$``, 60 octets."""
+    """Hash with bcrypt under a fresh salt; `$2b$`, 60 octets."""
     import bcrypt
 
     return bcrypt.hashpw(password, bcrypt.gensalt(cost))

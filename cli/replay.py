@@ -1,4 +1,4 @@
-"""``popkernel replay``: recordings to fresh actors, differences to people."""
+"""`popkernel replay`: recordings to fresh actors, differences to people."""
 
 import argparse
 import contextlib
@@ -6,24 +6,45 @@ import os
 import stat
 import sys
 
-from popkernel.cli.replay_bounds import MEMORY, DearError, bounded, read_file
-from popkernel.cli.trace_scenes import Pretty
-from popkernel.cli.trace_story import Scene
+from popkernel.cli.common.parser import DIRECTORY, FILE, CommandParser, complete
+from popkernel.cli.common.replay_bounds import MEMORY, DearError, bounded, read_file
+from popkernel.cli.common.trace_scenes import Pretty
+from popkernel.cli.common.trace_story import Scene
 from popkernel.kernel.replay.runner import Difference, Result, replay, updated
 from popkernel.kernel.replay.snapshots import SnapshotError
 from popkernel.kernel.runtime.log import printable
 from popkernel.proto import topology
 from popkernel.proto.trace.recording import Frame, Recording, RecordingError, end, pack, read
 
-__all__ = ["run"]
-
 DIFFERENT = 1
 _MOST = 10  # differences shown of one actor
 _MOST_TEXT = 2000  # characters of a line
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Feed what recorded actors were told, in order and with the recorded clock and randomness, to fresh ones,\n"
+        "and compare what these say with the recording, field by field.",
+        """
+        popkernel replay tests/replay/*.rec
+        popkernel replay alice.rec --actor maildir.alice --maildir /tmp/copy-of-alice
+        popkernel replay tests/replay/quit.rec --update
+        """,
+        "usage data noinput cantcreat ioerr",
+        done="everything as recorded",
+        codes=((1, "differences"),),
+    )
+    what = "what `popkernel trace --record` wrote; - for standard input"
+    complete(parser.add_argument("files", metavar="FILE", nargs="+", help=what), FILE)
+    parser.add_argument("--actor", metavar="NAME", help="only this one of the actors in the recording")
+    what = "the maildir as it was when the recording began, if that is not in it; it is copied, and left as it is"
+    complete(parser.add_argument("--maildir", metavar="DIR", help=what), DIRECTORY)
+    parser.add_argument("--update", action="store_true", help="write what is said now into the recordings, where it differs")
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel replay``."""
+    """Run `popkernel replay`."""
     worst = os.EX_OK
     for path in options.files:
         worst = max(worst, _file("/dev/stdin" if path == "-" else path, options))

@@ -3,7 +3,20 @@
 import argparse
 import json
 
+from popkernel.cli.common.parser import CommandParser
 from popkernel.proto import topology_rendering
+
+
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Print the one table the server is built from: every actor with its promises and files, every edge\n"
+        "between two actors with its messages.",
+        "popkernel topology\npopkernel topology --format dot | dot -Tsvg > actors.svg",
+        "usage ioerr",
+    )
+    choices = ("text", "json", "mermaid", "dot")
+    parser.add_argument("--format", choices=choices, default="text", help="for people or programs (default text)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``popkernel trace``: attach to the running server, tell what passes, record it where asked, detach."""
+"""`popkernel trace`: attach to the running server, tell what passes, record it where asked, detach."""
 
 import argparse
 import errno
@@ -11,15 +11,14 @@ import time
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-from popkernel.cli.run_directory import run_dir_of
-from popkernel.cli.trace_scenes import HIDDEN, Json, Mermaid, Pretty
-from popkernel.cli.trace_story import Scene, Story
-from popkernel.kernel.client import Watcher, WatchError
+from popkernel.cli.common.parser import FILE, CommandParser, complete
+from popkernel.cli.common.run_directory import add_which_server, run_dir_of
+from popkernel.cli.common.trace_scenes import HIDDEN, Json, Mermaid, Pretty
+from popkernel.cli.common.trace_story import Scene, Story
+from popkernel.kernel.client import Client, ClientError, Trace
 from popkernel.kernel.replay.snapshots import SnapshotError, take
 from popkernel.proto.trace.recording import Frame, end, header, pack
-from popkernel.proto.trace.session_names import GENERATION, session_name
-
-__all__ = ["run"]
+from popkernel.proto.trace.session_names import GENERATION, session_name, session_number
 
 _TICK = 0.05  # seconds between two looks at what is ready to be told
 
@@ -32,12 +31,71 @@ class _StopError(Exception):
         self.code = code
 
 
+def define(parser: CommandParser) -> None:
+    """Its flags and its help."""
+    parser.describe(
+        "Attach to the running server and tell what passes between its actors, until Ctrl-C. Nothing is\n"
+        "restarted, any number may watch, and one who is too slow slows nobody but loses frames, which are counted.\n"
+        "Passwords are never shown; mail is shown as its size. Only root, or the user who runs the server, may watch.",
+        """
+        popkernel trace
+        popkernel trace --user alice
+        popkernel trace auth --type Denied,Granted --count 10
+        popkernel trace --session 1.17 --format mermaid > session.mmd
+        popkernel trace --format json --for 60 | jq -r 'select(.took_seconds > 0.1) | .name'
+        popkernel trace maildir.alice --record alice.rec --with-maildir
+        """,
+        "usage nouser unavailable software cantcreat ioerr tempfail noperm config",
+    )
+    add = parser.add_argument
+    add("actor", metavar="ACTOR", nargs="?", help="only this actor: listener.0, or listener for all of them, maildir.USER, kernel ...")
+    add("--user", metavar="USER", help="only sessions, deliveries and the maildir actor of this user")
+    add("--session", metavar="ID", type=_session, default=0, help="only this session, as status, trace and the log show it: 1.17")
+    add("--edge", metavar="FROM:TO", help="only messages between these two, for example listener:auth")
+    add("--type", metavar="NAME,...", default=[], type=lambda text: [n for n in text.split(",") if n], help="only messages of these names")
+    add("--format", choices=("pretty", "json", "mermaid"), default="pretty", help="for people, programs, or as a diagram (default pretty)")
+    what = "write what is watched there too, for `popkernel replay`"
+    complete(add("--record", metavar="FILE", help=what), FILE)
+    add("--with-maildir", action="store_true", help="with --record and one user: take that maildir along as it is now, mail and all")
+    add("--force", action="store_true", help="with --record: into a file that has something in it, which is lost")
+    add("--count", metavar="N", type=_count, help="detach after so many lines")
+    add("--for", dest="seconds", metavar="SECONDS", type=_seconds, help="detach after so long")
+    add("--payload", action="store_true", help="mail content too; root only")
+    add_which_server(parser)
+
+
+def _session(text: str) -> int:
+    """A session as `trace`, `status` and the log show it."""
+    try:
+        number = session_number(text)
+        if number < 1 << 63:
+            return number
+        raise ValueError(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no session: give it as status, trace and the log show it, 1.17") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; give 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, more than 0")
+    return seconds
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``popkernel trace``."""
+    """Run `popkernel trace`."""
     try:
         _check(options)
-        with Watcher(
-            run_dir_of(options),
+        with Client(run_dir_of(options)).follow(
             actor=options.actor or "",
             user=options.user or "",
             session=options.session,
@@ -47,11 +105,11 @@ def run(options: argparse.Namespace) -> int:
             decisions=bool(options.record)
             and options.actor in (None, "kernel")
             and not (options.user or options.session or options.edge or options.type),
-        ) as watcher:
-            _check_session(options, watcher)
-            recorder = _recorder(options, watcher) if options.record else None
-            return _watch(options, watcher, recorder)
-    except (WatchError, _StopError, SnapshotError) as error:
+        ) as trace:
+            _check_session(options, trace)
+            recorder = _recorder(options, trace) if options.record else None
+            return _watch(options, trace, recorder)
+    except (ClientError, _StopError, SnapshotError) as error:
         if str(error):
             print(f"popkernel: {error}", file=sys.stderr)
         return error.code
@@ -69,23 +127,23 @@ def _check(options: argparse.Namespace) -> None:
         raise _StopError(os.EX_USAGE, "--force is for a recording: give --record FILE")
 
 
-def _check_session(options: argparse.Namespace, watcher: Watcher) -> None:
+def _check_session(options: argparse.Namespace, trace: Trace) -> None:
     """A session that is not there would be waited for without a word and without end."""
-    if options.session and watcher.sessions is not None and options.session not in watcher.sessions:
+    if options.session and trace.sessions is not None and options.session not in trace.sessions:
         name = session_name(options.session) if options.session >= GENERATION else str(options.session)
         what = f"there is no session {name} now"
         raise _StopError(os.EX_USAGE, f"{what}; `popkernel status` shows those that are logged in, --user USER follows a user's next one")
 
 
-def _recorder(options: argparse.Namespace, watcher: Watcher) -> "Recorder":
-    return Recorder(options.record, watcher, _maildir(options, watcher), force=options.force)
+def _recorder(options: argparse.Namespace, trace: Trace) -> "Recorder":
+    return Recorder(options.record, trace, _maildir(options, trace), force=options.force)
 
 
-def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
+def _maildir(options: argparse.Namespace, trace: Trace) -> dict[str, Any]:
     """The maildir as it is now, for the header."""
     if not options.with_maildir:
         return {}
-    path = watcher.answer.get("maildir")
+    path = trace.answer.get("maildir")
     if not path:
         raise _StopError(os.EX_USAGE, "--with-maildir wants to know whose: give maildir.USER or --user USER")
     begun = time.monotonic_ns()
@@ -95,18 +153,18 @@ def _maildir(options: argparse.Namespace, watcher: Watcher) -> dict[str, Any]:
 class Recorder:
     """Writes what is watched into a file. Trouble with the file ends the recording, never the watching."""
 
-    def __init__(self, path: str, watcher: Watcher, more: dict[str, Any], *, force: bool = False) -> None:
+    def __init__(self, path: str, trace: Trace, more: dict[str, Any], *, force: bool = False) -> None:
         """_StopError where the file can't be written, or has something in it that is not to be lost (`force`)."""
         self.path = path
         self.frames = 0
-        self._watcher = watcher
+        self._trace = trace
         self._file: BinaryIO | None = None
         try:
             fd = _open(path, force=force)
         except OSError as error:
             raise _StopError(os.EX_CANTCREAT, f"{path}: {error.strerror}; give another file with --record") from None
         self._file = open(fd, "wb")  # noqa: SIM115  closed by `close`
-        self._write(pack(header(watcher.answer, **more)))
+        self._write(pack(header(trace.answer, **more)))
 
     def _write(self, data: bytes) -> None:
         if self._file is None:
@@ -131,7 +189,7 @@ class Recorder:
 
     def close(self) -> None:
         """The end map, which says that nothing was cut off."""
-        self._write(pack(end(self.frames, self._watcher.lost)))
+        self._write(pack(end(self.frames, self._trace.lost)))
         if self._file is not None:
             self._file.close()
 
@@ -237,33 +295,33 @@ def _teller(options: argparse.Namespace, attached: int) -> Pretty | Json | Merma
     return Pretty(attached, width=width, colour=colour, ascii_only=ascii_only)
 
 
-def _watch(options: argparse.Namespace, watcher: Watcher, recorder: Recorder | None) -> int:
+def _watch(options: argparse.Namespace, trace: Trace, recorder: Recorder | None) -> int:
     """Tell until the count, the time, a signal or the server ends it."""
-    attached = watcher.answer["monotonic"]
+    attached = trace.answer["monotonic"]
     teller = _teller(options, attached)
     story, told, stop = Story(), _Told(teller, options.count), _Signals()
     print(f"popkernel: attached; {'recording to ' + options.record if recorder else 'Ctrl-C detaches'}", file=sys.stderr, flush=True)
     told.line(teller.begin)
     until = time.monotonic() + options.seconds if options.seconds else None
     try:
-        while not stop.asked and not told.full and not watcher.ended and (until is None or time.monotonic() < until):
-            frame = watcher.next_frame(_TICK)
+        while not stop.asked and not told.full and not trace.ended and (until is None or time.monotonic() < until):
+            frame = trace.next_frame(_TICK)
             while frame is not None:
                 if recorder is not None:
                     recorder.take(frame)
                 story.add(frame)
-                frame = watcher.next_frame(0) if not told.due() else None
+                frame = trace.next_frame(0) if not told.due() else None
             told.scenes(story.tell(time.monotonic_ns()))
         told.scenes(story.tell())
         told.line(teller.end)
     finally:
         if recorder is not None:
             recorder.close()
-    if watcher.lost:
-        print(f"popkernel: {watcher.lost} frames were lost: they came faster than they were read", file=sys.stderr)
+    if trace.lost:
+        print(f"popkernel: {trace.lost} frames were lost: they came faster than they were read", file=sys.stderr)
     if recorder is not None and recorder.failed:
         return os.EX_IOERR
-    if watcher.ended and not stop.asked and not told.full:
+    if trace.ended and not stop.asked and not told.full:
         print("popkernel: the server has ended", file=sys.stderr)
         return os.EX_UNAVAILABLE
     return os.EX_OK

@@ -1,129 +1,181 @@
-"""Watch a running server from a program of your own, as `popkernel trace` does.
+"""Ask a running server, and follow what its actors say: the operator's connection to its control socket.
 
-    from popkernel.kernel.client import Watcher
+    from popkernel.kernel.client import Client
 
-    for frame in Watcher(types=["LoginFailed"]):
-        print(frame.fields["user"], frame.fields["address"])
+    server = Client()
+    print(server.ask("status")["uptime"])
+    with server.follow(types=["LoginFailed"]) as trace:
+        for frame in trace:
+            print(frame.fields["user"], frame.fields["address"])
 
-Only root, or the user who runs the server, can attach. The server never waits for a watcher: what it does not read in time it loses,
-and gets a frame named "Lost" that says how many.
+Only root, or the user who runs the server, may ask and follow. A question is one frame of msgpack, {"command": ...}, from a
+ZeroMQ DEALER. The answer is one frame, a map with "ok" and, where that is false, "error" and "code". To "trace" the frames of
+the trace follow the answer. The server waits for nobody: frames that a program does not read in time are lost, and a frame
+named "Lost" says how many.
+
+pyzmq takes long to import, so that only a connection imports it: `passwd` and each command's help do without.
 """
 
 import errno
 import os
-import select
 import socket
+import stat
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Self
 
 import msgpack
-from popkernel.kernel.config.keys import control_path, default_run_dir
+from popkernel.kernel.config.keys import ConfigError, control_path, default_run_dir
 from popkernel.kernel.runtime.exit_codes import EXITS
-from popkernel.proto.bus.zmtp import Reader, ZmtpError, frame_head, preface
 from popkernel.proto.trace.recording import Frame, RecordingError
 from popkernel.proto.trace.session_names import session_of
 
-__all__ = ["Frame", "WatchError", "Watcher"]
+__all__ = ["ANSWER_SECONDS", "Client", "ClientError", "Frame", "Trace", "plain", "runs_at"]
 
+ANSWER_SECONDS = 10.0
+_ATTACH_SECONDS = 2.0  # for all actors to say that they are traced
 _CODES = frozenset(row.code for row in EXITS.values())
-_PREFACE = preface(b"DEALER")
-_MOST_FRAME = 256 << 20  # octets; the kernel's whole state, in a recording of it, is one frame
-_PATIENCE = 10.0  # seconds for the answer
-_ATTACHING = 2.0  # seconds for all actors to be watched
+_LARGEST_QUESTION = 4000  # octets
+_LARGEST_ANSWER = 64 << 20  # octets: more than 10,000 sessions and as many actors take
+_LARGEST_FRAME = 256 << 20  # octets; the kernel's whole state, in a recording of it, is one frame
+_MOST_WAITING = 4096  # frames that libzmq takes ahead of who reads them
+_NEVER = 1 << 30  # milliseconds until a trace would connect again: what was missed meanwhile could not be counted
+# What the server's answer to "trace" has at least.
+_TRACE_ANSWER: dict[str, type] = {
+    "topology": str, "version": str, "wall": int, "monotonic": int, "watches": dict, "running": list, "awaits": list,
+}
 
 
-class WatchError(Exception):
-    """The server can't be watched; `code` is a sysexits(3) code."""
+class ClientError(Exception):
+    """The server could not be asked, or said no (`refused`); `code` is a sysexits(3) code."""
 
-    def __init__(self, text: str, code: int) -> None:
+    def __init__(self, text: str, code: int, *, refused: bool = False) -> None:
         super().__init__(text)
         self.code = code
+        self.refused = refused
 
 
-class Watcher:
-    """An attached viewer: iterate over it for frames, until the server ends. A context manager, which detaches.
+class Client:
+    """The server of a run directory. It is connected to for each question and each trace anew."""
 
-    `actor` (an instance, or a kind for all of it), `user`, `session`, `edge` ("listener:auth") and `types` (message names) narrow what
-    is shown; all that are given must hold. `payload`: mail content too, for root. `decisions`: the kernel's state and decisions.
-    """
-
-    def __init__(
-        self, run_dir: str | None = None, *, actor: str = "", user: str = "", session: int = 0, edge: str = "", types: Sequence[str] = (),
-        payload: bool = False, decisions: bool = False,
-    ) -> None:
-        """WatchError where there is no server, it may not be watched, or it knows no such actor, user, edge or message."""
+    def __init__(self, run_dir: str | None = None) -> None:
+        """ConfigError where the path of the run directory is too long. None: the default one."""
         self.run_dir = run_dir or default_run_dir()
-        self._reader = Reader(_MOST_FRAME, (b"ROUTER",))
-        self._frames: deque[bytes] = deque()
-        self.ended = False  # the server has closed the connection
-        self.lost = 0  # frames so far that came too fast for this watcher
-        self._early: deque[Frame] = deque()
-        self.sessions: set[int] | None = None
-        """Those that were there at the begin, of clients and of mail servers; None where those who know did not say."""
-        wish = {
+        self.path = control_path(self.run_dir)
+
+    def ask(self, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """Ask one question ("status", "stop", "reload"), and wait for its answer.
+
+        Raises:
+            ClientError: no server (69), no permission (77), no answer in time (75), no sensible answer (70), or the server's
+                own refusal, with the code it gives.
+
+        """
+        self.probe("ask as root, or as the user who started it")
+        with closing(_Connection(self.path, {"command": command}, _LARGEST_ANSWER)) as connection:
+            data = connection.receive(time.monotonic() + seconds)
+        if data is None:
+            what = f"the server on {self.run_dir} gave no answer in {seconds:g} seconds; try again, or look at its log"
+            raise ClientError(what, os.EX_TEMPFAIL)
+        return _accept(data, self.run_dir, "; stop it by the means of its version")
+
+    def follow(
+        self, *, actor: str = "", user: str = "", session: int = 0, edge: str = "", types: Sequence[str] = (), payload: bool = False,
+        decisions: bool = False,
+    ) -> "Trace":
+        """Trace the server from now on.
+
+        `actor` (an instance, or a kind for all of it), `user`, `session`, `edge` ("listener:auth") and `types` (message names) narrow
+        what is shown; all that are given must hold. `payload`: mail content too, for root. `decisions`: the kernel's state and decisions.
+
+        Raises:
+            ClientError: as of ask(), or the server knows no such actor, user, edge or message.
+
+        """
+        question = {
             "command": "trace", "actor": actor, "user": user, "session": session, "edge": edge, "types": list(types), "payload": payload,
             "decisions": decisions,
         }
-        request = msgpack.packb(wish)
-        if len(request) > 4000:
-            raise WatchError("that is too much to ask for: fewer types", os.EX_USAGE)
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._connect()
-            self._sock.sendall(_PREFACE + frame_head(len(request)) + request)
-            self.answer = self._answer()
-            self._wait_until_watched()
-        except BaseException:
-            self._sock.close()
-            raise
+        if len(_pack(question)) > _LARGEST_QUESTION:
+            raise ClientError("that is too much to ask for: fewer types", os.EX_USAGE)
+        self.probe("only root, or the user who runs the server, may watch it")
+        return Trace(self.run_dir, _Connection(self.path, question, _LARGEST_FRAME, once=True))
 
-    def _connect(self) -> None:
-        path = control_path(self.run_dir)
+    def probe(self, mend: str) -> None:
+        """Find out by a plain connection whether anyone is there, since ZeroMQ would only wait. `mend`: for who is not permitted.
+
+        The socket may be replaced before ZeroMQ connects. Then no answer comes, and the time limit says so.
+
+        Raises:
+            ClientError: no server (69), no permission (77), or it takes no connection now (75).
+
+        """
         try:
             owner = os.stat(self.run_dir).st_uid
-            if owner not in (0, os.geteuid()) and os.geteuid() != 0:  # anyone can make a directory in /tmp and answer there
-                raise WatchError(f"{self.run_dir} belongs to uid {owner}, not to you; give your own --run-dir", os.EX_NOPERM)
-            self._sock.settimeout(_PATIENCE)
-            self._sock.connect(path)
+            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
+                raise ClientError(f"{self.path} is no socket; give the server's own --run-dir", os.EX_UNAVAILABLE)
+            # Anyone can make a directory in /tmp and answer there.
+            if os.geteuid() not in {0, owner} and owner != 0:
+                raise ClientError(f"{self.run_dir} belongs to uid {owner}, not to you; give your own --run-dir", os.EX_NOPERM)
+            with closing(socket.socket(socket.AF_UNIX)) as probe:
+                probe.settimeout(ANSWER_SECONDS)
+                probe.connect(self.path)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            raise WatchError(f"no popkernel runs on {self.run_dir}; start it, or give another --run-dir", os.EX_UNAVAILABLE) from None
+            what = f"no popkernel runs on {self.run_dir}; start it, or give another --run-dir"
+            raise ClientError(what, os.EX_UNAVAILABLE) from None
         except PermissionError:
-            raise WatchError(
-                f"{path}: not permitted; only root, or the user who runs the server, may watch it", os.EX_NOPERM,
-            ) from None
+            raise ClientError(f"{self.path}: not permitted; {mend}", os.EX_NOPERM) from None
         except OSError as error:
-            code = os.EX_TEMPFAIL if error.errno in (errno.EAGAIN, None) else os.EX_OSERR
-            raise WatchError(f"{path}: {error}; try again", code) from None
+            code = os.EX_TEMPFAIL if error.errno in {errno.EAGAIN, None} else os.EX_OSERR
+            raise ClientError(f"{self.path}: {error}; try again", code) from None
+
+
+class Trace:
+    """What Client.follow() gives: iterate over it for frames, until the server ends. A context manager, which detaches."""
+
+    def __init__(self, run_dir: str, connection: "_Connection") -> None:
+        self._run_dir = run_dir
+        self._connection = connection
+        self._early: deque[Frame] = deque()  # came before all actors were traced
+        self.lost = 0
+        """Frames so far that came too fast for this program."""
+        self.sessions: set[int] | None = None
+        """Those that were there at the begin, of clients and of mail servers; None where those who know did not say."""
+        try:
+            self.answer = self._answer()
+            self._wait_until_traced()
+        except BaseException:
+            connection.close()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is over, and all frames that came before have been taken."""
+        return self._connection.ended
 
     def _answer(self) -> dict[str, Any]:
-        until = time.monotonic() + _PATIENCE
-        data = self._next(until)
+        data = self._receive(time.monotonic() + ANSWER_SECONDS)
         if data is None:
-            why = (
-                "closed the connection: not permitted, or too many watch already"
-                if self.ended
-                else f"gave no answer in {_PATIENCE:g} seconds"
-            )
-            raise WatchError(f"the server on {self.run_dir} {why}", os.EX_TEMPFAIL)
-        answer = _unpack(data)
-        if type(answer) is not dict or type(answer.get("ok")) is not bool:
-            raise WatchError(f"what answers on {self.run_dir} is no popkernel, or one of another version", os.EX_SOFTWARE)
-        if not answer["ok"]:
-            code = answer.get("code")
-            raise WatchError(str(answer.get("error")), code if code in _CODES else os.EX_USAGE)
+            closed = "closed the connection: not permitted, or too many watch already"
+            why = closed if self.ended else f"gave no answer in {ANSWER_SECONDS:g} seconds"
+            raise ClientError(f"the server on {self._run_dir} {why}", os.EX_TEMPFAIL)
+        answer = _accept(data, self._run_dir)
+        whole = all(type(answer.get(key)) is kind for key, kind in _TRACE_ANSWER.items()) and type(answer.get("maildir", b"")) is bytes
+        if not whole or not all(type(name) is str for name in answer["running"] + answer["awaits"]):
+            raise ClientError(_STRANGER.format(self._run_dir), os.EX_SOFTWARE)
         return answer
 
-    def _wait_until_watched(self) -> None:
-        """Each actor says what it goes by when it begins to be watched: after that, nothing is missed.
+    def _wait_until_traced(self) -> None:
+        """Each actor says what it goes by when it begins to be traced: after that, nothing is missed.
 
         One that is stuck is not waited for.
         """
-        awaited = set(self.answer.get("awaits", ()))
-        until = time.monotonic() + _ATTACHING
-        while awaited and (data := self._next(until)) is not None:
+        awaited = set(self.answer["awaits"])
+        until = time.monotonic() + _ATTACH_SECONDS
+        while awaited and (data := self._receive(until)) is not None:
             frame = self._frame(data)
             self._early.append(frame)
             if frame.name in ("Settings", "Ended"):
@@ -133,47 +185,34 @@ class Watcher:
 
     def _sessions(self) -> set[int] | None:
         scene = {frame.actor: frame.fields for frame in self._early if frame.name == "Settings"}
-        alone = [name for name in self.answer.get("running", ()) if name.startswith(("gate", "listener."))]
+        alone = [name for name in self.answer["running"] if name.startswith(("gate", "listener."))]
         apart = any(name.startswith("gate") for name in alone)  # isolation = "connection": a listener for each
         if "mda" not in scene or not (apart or any(actor.startswith("listener") for actor in scene)):
-            return None  # they are not watched
-        found = {number for fields in scene.values() for number in fields.get("sessions", ())}
-        return found | {client[0] for client in scene["mda"].get("clients", ())} | {session_of(name) for name in alone}
+            return None  # they are not traced
+        told = [number for fields in scene.values() for number in _rows(fields, "sessions")]
+        told += [client[0] for client in _rows(scene["mda"], "clients") if type(client) is list and client]
+        return {number for number in told if type(number) is int} | {session_of(name) for name in alone}
 
-    def _next(self, until: float | None) -> bytes | None:
-        """The octets of the next frame; None where there is none in time, or never again."""
-        while not self._frames and not self.ended:
-            left = None if until is None else max(0.0, until - time.monotonic())
-            if not select.select([self._sock], [], [], left)[0]:
-                return None
-            try:
-                data = self._sock.recv(1 << 20)
-                self._frames += map(bytes, self._reader.feed(data))
-            except (ConnectionResetError, TimeoutError):
-                data = b""
-            except ZmtpError as error:
-                raise WatchError(f"what answers on {self.run_dir} is no popkernel: {error}", os.EX_SOFTWARE) from None
-            self.ended = not data
-        return self._frames.popleft() if self._frames else None
-
-    def fileno(self) -> int:
-        """For select(2); frames may be there already, too: ask `next_frame(0)` first."""
-        return self._sock.fileno()
-
-    def next_frame(self, seconds: float | None = None) -> Frame | None:
-        """The next frame; None where none comes within so many seconds, or the server has ended (`ended`)."""
-        if self._early:
-            return self._early.popleft()
-        data = self._next(None if seconds is None else time.monotonic() + seconds)
-        return None if data is None else self._frame(data)
+    def _receive(self, until: float | None) -> bytes | None:
+        data = self._connection.receive(until)
+        if data is None and self._connection.foreign:
+            raise ClientError(f"what answers on {self._run_dir} is no popkernel: it does not speak ZMTP 3", os.EX_SOFTWARE)
+        return data
 
     def _frame(self, data: bytes) -> Frame:
         try:
             frame = Frame.of_map(_unpack(data))
         except RecordingError as error:
-            raise WatchError(f"the server on {self.run_dir} is of another version: {error}", os.EX_SOFTWARE) from None
+            raise ClientError(f"the server on {self._run_dir} is of another version: {error}", os.EX_SOFTWARE) from None
         self.lost += frame.lost
         return frame
+
+    def next_frame(self, seconds: float | None = None) -> Frame | None:
+        """The next frame; None where none comes within so many seconds, or the server has ended (`ended`)."""
+        if self._early:
+            return self._early.popleft()
+        data = self._receive(None if seconds is None else time.monotonic() + seconds)
+        return None if data is None else self._frame(data)
 
     def __iter__(self) -> Iterator[Frame]:
         while (frame := self.next_frame()) is not None:
@@ -181,8 +220,7 @@ class Watcher:
 
     def close(self) -> None:
         """Detach. Nothing of it is felt by the server, but that it need not show anything any more."""
-        self._sock.close()
-        self.ended = True
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,8 +229,117 @@ class Watcher:
         self.close()
 
 
+class _Connection:
+    """A question on its way over a DEALER, and what comes back. `once`: `ended` when the connection is over; else libzmq connects again."""
+
+    def __init__(self, path: str, question: dict[str, Any], largest: int, *, once: bool = False) -> None:
+        import zmq
+
+        self.ended = self.foreign = False  # foreign: what is at the other end speaks something else
+        self._over = self._closed = False  # over: no frame will come, but those that came may not have been taken
+        self._context = zmq.Context()
+        try:
+            self._socket = self._context.socket(zmq.DEALER)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, largest)
+            self._socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._monitor = None
+            if once:
+                self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER)
+                failed = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | failed)
+                self._poller.register(self._monitor, zmq.POLLIN)
+            self._socket.connect(os.fsencode(f"ipc://{path}"))  # type: ignore[arg-type]  # it takes octets, and a path need not be UTF-8
+            with suppress(zmq.Again):  # what is at the other end has gone already, or speaks something else
+                self._socket.send(_pack(question), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ClientError(f"{path}: {error}", os.EX_IOERR) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, until: float | None) -> bytes | None:
+        """The octets of the next frame; None where there is none in time, or never again."""
+        import zmq
+        from zmq.utils.monitor import recv_monitor_message
+
+        while not self._closed:
+            try:
+                return self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                if self._over:
+                    self.ended = True
+                    return None
+            left = None if until is None else max(0, int((until - time.monotonic()) * 1000))
+            ready = dict(self._poller.poll(left))
+            if not ready:
+                return None
+            if self._monitor is not None and self._monitor in ready:  # all frames that came are there before the end is told
+                told = recv_monitor_message(self._monitor)
+                closed = told["event"] == zmq.EVENT_DISCONNECTED or told["value"] in (errno.EPIPE, errno.ECONNRESET)
+                self.foreign |= not closed
+                self._over = True
+        return None
+
+    def close(self) -> None:
+        self.ended = self._closed = True
+        self._context.destroy(linger=0)
+
+
+def runs_at(run_dir: str) -> bool:
+    """Whether a server serves on this run directory, be it one that may not be asked."""
+    try:
+        Client(run_dir).probe("")
+    except ClientError as error:
+        return error.code != os.EX_UNAVAILABLE
+    except ConfigError:
+        return False
+    return True
+
+
+def plain(value: Any) -> str:
+    """Show any value in one line without control characters, so that no name can drive the terminal."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, list | tuple):
+        value = " ".join(plain(item) for item in value)
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+_STRANGER = "what answers on {} is no popkernel, or one of another version"
+
+
+def _accept(data: bytes, run_dir: str, mend: str = "") -> dict[str, Any]:
+    """Take an answer apart. ClientError where it is none, or a refusal."""
+    answer = _unpack(data)
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise ClientError(_STRANGER.format(run_dir) + mend, os.EX_SOFTWARE)
+    if not answer["ok"]:
+        why = answer.get("error")
+        said = "\n".join(plain(line) for line in why.split("\n")) if why and isinstance(why, str) else "the server gave no reason"
+        code = answer.get("code")
+        if not isinstance(code, int) or code not in _CODES:
+            code = EXITS["unavailable"].code
+        raise ClientError(said, code, refused=True)
+    return answer
+
+
+def _rows(fields: dict[str, Any], key: str) -> list[Any]:
+    """A list among what an actor says of itself, who may say anything."""
+    found = fields.get(key)
+    return found if type(found) is list else []
+
+
+def _pack(question: dict[str, Any]) -> bytes:
+    data: bytes = msgpack.packb(question, unicode_errors="surrogateescape")  # what was typed need not be UTF-8
+    return data
+
+
 def _unpack(data: bytes) -> Any:
+    """What a frame says; None for what is no msgpack."""
     try:
         return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogateescape")
-    except (ValueError, msgpack.exceptions.UnpackException):
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException):  # TypeError: a list as the key of a map
         return None

@@ -11,7 +11,7 @@ import random
 import tempfile
 
 import msgpack
-from popkernel.cli import replay_bounds
+from popkernel.cli.common import replay_bounds
 from popkernel.cli.main import main
 
 NASTY = [

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 from popkernel.proto.trace.recording import Recording, end, header, pack, read
 
 from tests.support import processes
@@ -354,7 +354,7 @@ def make(name, path=None):
 
 def follow(service, session, act, until, path):
     """As `record`, of a session that is not there yet: `trace` does not wait for one."""
-    with Watcher(service.config.run_dir, session=session) as watcher, pathlib.Path(path).open("wb") as file:
+    with Client(service.config.run_dir).follow(session=session) as watcher, pathlib.Path(path).open("wb") as file:
         file.write(pack(header(watcher.answer)))
         act()
         frames = []

@@ -11,8 +11,8 @@ import tempfile
 import time
 
 from popkernel.cli.demo import make_site
+from popkernel.kernel.client import Client
 
-from tests.support.bus import RawControl
 from tests.support.faults import short_deadlines
 from tests.support.pop3 import Pop3
 from tests.support.ports import free_ports
@@ -127,9 +127,8 @@ class Service:
 
     def status(self):
         """As the command gives it, without a process of its own: many tests ask often."""
-        with RawControl(self, {"command": "status"}) as control:
-            answer = control.answer()
-        assert answer.pop("ok"), answer
+        answer = Client(self.config.run_dir).ask("status", 20)
+        del answer["ok"]
         return answer
 
     def actor(self, name):

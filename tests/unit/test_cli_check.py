@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli import check as check_module
 from popkernel.cli import demo
-from popkernel.cli.check_certificates import check_certificate
+from popkernel.cli.common.check_certificates import check_certificate
 from popkernel.cli.demo import make_certificate, make_site
 from popkernel.cli.main import main
 from popkernel.kernel.init.mailbox_faults import Ways

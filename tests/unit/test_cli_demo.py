@@ -16,9 +16,9 @@ import bcrypt
 import pytest
 from popkernel.cli import demo
 from popkernel.cli.check import check
+from popkernel.cli.common.program_name import as_typed
 from popkernel.cli.demo import SAMPLE_MAIL, make_site
 from popkernel.cli.main import main
-from popkernel.cli.program_name import as_typed
 from popkernel.proto.files.tables import parse_auth, parse_users
 
 
@@ -100,7 +100,7 @@ def started(monkeypatch, tmp_path):
     """Stand in for the kernel, in the process that demo forks: gives what each run() saw."""
     notes = tmp_path / "notes"
     notes.touch()
-    module = types.ModuleType("popkernel.cli.start")
+    module = types.ModuleType("popkernel.cli.common.serving")
 
     def run(config, on_ready):
         with notes.open("a") as file:
@@ -108,8 +108,8 @@ def started(monkeypatch, tmp_path):
         on_ready()
         return 7
 
-    module.run = run
-    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    module.serve = run
+    monkeypatch.setitem(sys.modules, "popkernel.cli.common.serving", module)
     return lambda: [json.loads(line) for line in notes.read_text().splitlines()]
 
 
@@ -149,7 +149,7 @@ def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, 
     def run(_config, on_ready):
         raise OSError(9, "Bad file descriptor")
 
-    monkeypatch.setattr(sys.modules["popkernel.cli.start"], "run", run)
+    monkeypatch.setattr(sys.modules["popkernel.cli.common.serving"], "serve", run)
     assert main(["demo", *ports()]) == os.EX_SOFTWARE
     shown = capfd.readouterr().err
     assert "Bad file descriptor" in shown
@@ -159,13 +159,13 @@ def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, 
 STAND_IN = """
 import signal, sys, types
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ours may have come to ignore it
-module = types.ModuleType("popkernel.cli.start")
+module = types.ModuleType("popkernel.cli.common.serving")
 def run(config, on_ready):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     print("serving", flush=True)
     return 0 if signal.sigwait([signal.SIGTERM]) else 1
-module.run = run
-sys.modules["popkernel.cli.start"] = module
+module.serve = run
+sys.modules["popkernel.cli.common.serving"] = module
 from popkernel.cli.main import main
 sys.exit(main(["demo", *sys.argv[1:]]))
 """

@@ -7,12 +7,13 @@ import sys
 import types
 
 import pytest
-from popkernel.cli.arguments import build_parser
+from popkernel.cli import registry
+from popkernel.cli.common.server_flags import config_from
 from popkernel.cli.main import main
-from popkernel.cli.server_flags import config_from
+from popkernel.cli.registry import build_parser
 from popkernel.kernel.config.keys import keys
 
-COMMANDS = ["start", "status", "stop", "reload", "check", "passwd", "deliver", "topology", "demo", "completion"]
+COMMANDS = [*registry.COMMANDS]
 START = ["start", "-a", "/a", "-u", "/u", "-l", "127.0.0.1", "-c", "/c", "-k", "/k", "--run-dir", "/r"]
 
 
@@ -82,9 +83,9 @@ def test_the_original_s_flags():
 
 
 def test_start_hands_the_configuration_over(monkeypatch):
-    module = types.ModuleType("popkernel.cli.start")
-    module.run = lambda config, again, path: 5 if config.auth_table == "/a" and again() == config and path is None else 6
-    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    module = types.ModuleType("popkernel.cli.common.serving")
+    module.serve = lambda config, again, path: 5 if config.auth_table == "/a" and again() == config and path is None else 6
+    monkeypatch.setitem(sys.modules, "popkernel.cli.common.serving", module)
     assert main(START) == 5
 
 
@@ -100,11 +101,22 @@ def test_wrong_configuration(tmp_path, capsys):
 
 def test_start_up_imports_nothing_heavy():
     code = (
-        "import sys; from popkernel.cli.arguments import build_parser; from popkernel.cli.server_flags import config_from\n"
-        f"import popkernel.cli.main; config_from(build_parser().parse_args({START!r}))\n"
+        "import sys; from popkernel.cli.registry import build_parser; from popkernel.cli.common.server_flags import config_from\n"
+        f"import popkernel.cli.main; config_from(build_parser(['start']).parse_args({START!r}))\n"
         "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_imports_no_other(command):
+    code = (
+        "import contextlib, sys; from popkernel.cli.main import main\n"
+        f"with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None): main([{command!r}, '--help'])\n"
+        "from popkernel.cli.registry import COMMANDS\n"
+        "print(*[name for name in COMMANDS if 'popkernel.cli.' + name.replace('-', '_') in sys.modules], 'zmq' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == f"{command} False\n"
 
 
 def test_a_reader_that_goes_away():
@@ -117,13 +129,13 @@ def test_a_reader_that_goes_away():
 
 
 def test_interrupted(monkeypatch):
-    module = types.ModuleType("popkernel.cli.start")
+    module = types.ModuleType("popkernel.cli.common.serving")
 
     def run(_config, _again, _path):
         raise KeyboardInterrupt
 
-    module.run = run
-    monkeypatch.setitem(sys.modules, "popkernel.cli.start", module)
+    module.serve = run
+    monkeypatch.setitem(sys.modules, "popkernel.cli.common.serving", module)
     assert main(START) == 130
 
 

@@ -10,8 +10,8 @@ import tomllib
 import pytest
 from popkernel.actors.listener.session.policy import Policy as SessionPolicy
 from popkernel.actors.maildir.store.policy import Policy as MailPolicy
-from popkernel.cli.arguments import build_parser
-from popkernel.cli.server_flags import config_from
+from popkernel.cli.common.server_flags import config_from
+from popkernel.cli.registry import build_parser
 from popkernel.kernel.config import keys as config_keys
 from popkernel.kernel.config.keys import Address, Config, ConfigError, flag_of, flagged_keys, key_of, keys, load, told
 from popkernel.kernel.decisions.leases import Settings

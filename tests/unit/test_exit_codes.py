@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from popkernel.cli.arguments import build_parser
+from popkernel.cli.registry import build_parser
 from popkernel.kernel.runtime.exit_codes import EXITS
 
 HERE = os.path.join(os.path.dirname(__file__), "..", "..")

@@ -11,7 +11,7 @@ import time
 import msgpack
 import pytest
 from popkernel.actors.maildir import replay as maildir_replay
-from popkernel.cli import replay_bounds
+from popkernel.cli.common import replay_bounds
 from popkernel.cli.main import main
 from popkernel.kernel.replay import snapshots
 from popkernel.proto.trace import recording as rec

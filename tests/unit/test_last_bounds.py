@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from popkernel.actors.maildir import replay
-from popkernel.cli import replay_bounds
+from popkernel.cli.common import replay_bounds
 from popkernel.kernel.decisions.leases import Core, Key, Settings
 from popkernel.kernel.replay.harness import StageLoop
 from popkernel.kernel.supervisor import sessions

@@ -9,7 +9,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives import serialization
 from popkernel.actors.listener.tls import TlsError, context, forget_errors, pick, serve
-from popkernel.cli.sample_site import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 
 
 @pytest.fixture

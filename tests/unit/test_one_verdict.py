@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from popkernel.actors.listener.tls import TlsError, serve
-from popkernel.cli.check_certificates import check_certificates
+from popkernel.cli.common.check_certificates import check_certificates
 from popkernel.cli.demo import make_site
 from popkernel.cli.main import main
 from popkernel.kernel.config.keys import keys

@@ -11,7 +11,7 @@ from tests.support.faults.failing_calls import POINTS
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = {  # by section of the document; a file that two processes run in stands where it was written for
     "init": (
-        "cli/start.py", "kernel/init/binding.py", "kernel/runtime/child_process.py", "kernel/init/main.py", "kernel/init/sockets.py", "kernel/init/mailbox_check.py",
+        "cli/common/serving.py", "kernel/init/binding.py", "kernel/runtime/child_process.py", "kernel/init/main.py", "kernel/init/sockets.py", "kernel/init/mailbox_check.py",
         "kernel/init/requirements.py", "kernel/init/service_manager.py", "kernel/init/pass_phrase.py", "kernel/init/inputs.py", "kernel/config/regular_files.py", "kernel/init/run_directory.py",
         "kernel/runtime/signals.py", "kernel/init/singleton_start.py", "kernel/config/user_table.py", "kernel/init/file_watching.py",
     ),

@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 
 from tests.support import awkward
 from tests.support.bearer_tokens import key_set, settings, token
@@ -32,7 +32,7 @@ def test_client(service, tmp_path, client, how, mode):
         pytest.skip(f"needs the package {package}")
     mechanism, _, at_once = how.partition(" at ")
     secret = token().decode() if "OAUTH" in mechanism else "secret"
-    with Watcher(service.config.run_dir, types=["Login", "Typed"]) as watched:
+    with Client(service.config.run_dir).follow(types=["Login", "Typed"]) as watched:
         found = CLIENTS[client](service, "alice", mode, tmp_path, len(MAIL), auth=AUTHENTICATIONS[client][how], secret=secret)
         assert sorted(found) == sorted(gives(client, message) for message in MAIL)
         frames = taken(watched)

@@ -121,8 +121,8 @@ def test_trouble_with_the_mailbox_is_tried_again(service):
 def test_by_its_own_user_and_by_others(service):
     uid = service.site.mail_users["alice"].uid
     script = (
-        "import os,sys; sys.path[:0]=sys.argv[1].split(':'); from popkernel.cli import deliver, arguments; import popkernel.cli.main as m;"
-        "p=arguments.build_parser(); os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]));"
+        "import os,sys; sys.path[:0]=sys.argv[1].split(':'); from popkernel.cli import deliver; import popkernel.cli.main as m;"
+        "p=m.build_parser(['deliver']); os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]));"
         "sys.exit(deliver.run(p.parse_args(sys.argv[3:])))"
     )
     path = ":".join(p for p in sys.path if p)

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 
 from tests.support import awkward
 from tests.support.limits import MAIL, USERS, greeting, hangs_up, resets, serve
@@ -176,7 +176,7 @@ def test_answers_that_are_not_taken(memory):
 
         answer = b"+OK capabilities follow\r\n" + client.many(b"CAPA")
         many = 3_000_000 // len(answer)
-        with Watcher(service.config.run_dir, types=["List"]) as watched:
+        with Client(service.config.run_dir).follow(types=["List"]) as watched:
             sender = threading.Thread(target=client.send, args=(b"CAPA\r\n" * many + b"LIST 1\r\n",))
             sender.start()
             assert asked(watched, 1 if memory == 64 else 15) == (memory > 64)

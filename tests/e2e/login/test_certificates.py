@@ -8,8 +8,8 @@ import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from popkernel.cli.common.sample_site import make_certificate
 from popkernel.cli.demo import make_site
-from popkernel.cli.sample_site import make_certificate
 
 from tests.e2e.reload.test_reload import write
 from tests.support.pop3 import RawPop3, connect

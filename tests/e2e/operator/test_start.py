@@ -284,9 +284,9 @@ class load_site:
 
 
 def ask_status(site):
-    from popkernel.cli.control import ask
+    from popkernel.kernel.client import Client
 
-    return ask(site.config.run_dir, "status")
+    return Client(site.config.run_dir).ask("status")
 
 
 def test_sample_configuration_has_every_key():
@@ -352,7 +352,7 @@ def test_the_manual_page_is_clean():
 
 
 def test_the_manual_page_names_every_key_and_command():
-    from popkernel.cli.arguments import build_parser
+    from popkernel.cli.registry import build_parser
 
     with open(os.path.join(PACKAGING, "..", "docs", "popkernel.8")) as file:
         page = file.read()

@@ -4,7 +4,7 @@ import contextlib
 import socket
 
 import pytest
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 
 from tests.e2e.reload.test_reload import rewrite
 from tests.support import awkward
@@ -62,7 +62,7 @@ def test_the_address_is_the_client_s(service, title, tls):
     """In the log, of failures and ends, and in what a watcher sees; behind a header in one segment with the ClientHello."""
     header, address = HEADERS[title]
     failed, over = (service.read_log().count(f"{what}: address={address} ") for what in ("login failed", "session over"))
-    with Watcher(service.config.run_dir, types=["Connected"]) as watched:
+    with Client(service.config.run_dir).follow(types=["Connected"]) as watched:
         with RawPop3(service, tls, before=header) as client:
             use(client)
         assert wait_for(lambda: watched.next_frame(1), until=lambda f: f.name == "Connected").fields["address"] == address

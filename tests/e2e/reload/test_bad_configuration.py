@@ -6,7 +6,7 @@ import socket
 import stat
 
 import pytest
-from popkernel.cli.sample_site import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 
 from tests.support import awkward
 from tests.support.pop3 import RawPop3

@@ -8,8 +8,8 @@ import ssl
 import threading
 
 import bcrypt
-from popkernel.cli.control import ask
 from popkernel.cli.demo import make_certificate
+from popkernel.kernel.client import Client
 
 from tests.support.awkward import BIG, sent
 from tests.support.maildirs import mail_of
@@ -220,7 +220,7 @@ def test_twenty_in_a_row_leave_nothing():
             return len(service.pids()) == 5  # init, kernel, spawner, auth, listener
 
         def reload():
-            assert ask(service.config.run_dir, "reload")["ok"]
+            assert Client(service.config.run_dir).ask("reload")["ok"]
             assert answer_of(service, "alice").startswith(b"+OK")
 
         for _ in range(3):  # what grows once, grows now

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from popkernel.cli.sample_site import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 
 from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL, Service

@@ -7,7 +7,7 @@ import os
 import subprocess
 
 import pytest
-from popkernel.cli.control import ControlError, ask
+from popkernel.kernel.client import Client, ClientError
 
 from tests.support.faults.failing_calls import COMMAND, FILE, Faults
 from tests.support.pop3 import RawPop3
@@ -43,8 +43,8 @@ def reload(service):
     """Its exit code, and what was said of an error."""
     while True:
         try:
-            ask(service.config.run_dir, "reload", 30)
-        except ControlError as error:
+            Client(service.config.run_dir).ask("reload", 30)
+        except ClientError as error:
             if "not now" not in str(error):
                 return error.code, str(error)
         else:

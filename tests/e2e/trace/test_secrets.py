@@ -4,7 +4,7 @@ import base64
 import subprocess
 
 import pytest
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 from popkernel.proto.trace.recording import pack, read
 
 from tests.support.bearer_tokens import RESPONSES, key_set, settings, token
@@ -112,7 +112,7 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
     command = [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--format", "json", "--record", str(path), *payload]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as trace,
-        Watcher(service.config.run_dir, payload=ROOT, decisions=True) as viewer,
+        Client(service.config.run_dir).follow(payload=ROOT, decisions=True) as viewer,
     ):
         trace.stderr.readline()
         taken = []
@@ -142,7 +142,7 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
 
 def test_nothing_that_was_typed_is_told_by_its_length(service):
     """The size of a secret message is that of its mark, whatever the password's length."""
-    with Watcher(service.config.run_dir, types=["Login", "Typed"]) as viewer:
+    with Client(service.config.run_dir).follow(types=["Login", "Typed"]) as viewer:
         for word in (b"x", b"x" * 40):
             with RawPop3(service, "tls") as client:
                 client.send(b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n")

@@ -12,7 +12,7 @@ import sys
 
 import msgpack
 import pytest
-from popkernel.kernel.client import Watcher, WatchError
+from popkernel.kernel.client import Client, ClientError
 from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import read
 from popkernel.proto.trace.session_names import session_number
@@ -250,7 +250,7 @@ def test_the_server_ends_while_it_is_watched():
 @needs_root
 def test_others_are_refused(service):
     code = (  # imported as root: others may not be able to read this tree
-        "import os, sys, locale, popkernel.cli.trace; from popkernel.cli.main import build_parser, main; build_parser().format_help()\n"
+        "import os, sys, locale, popkernel.cli.trace, zmq.utils.monitor; from popkernel.cli.main import build_parser, main; build_parser().format_help()\n"
         "os.setgroups([]); os.setresgid(64101, 64101, 64101); os.setresuid(64101, 64101, 64101)\n"
         f"sys.exit(main(['trace', '--run-dir', {service.config.run_dir!r}]))"
     )
@@ -473,7 +473,7 @@ def test_a_terminal_without_unicode(service):
 # -- the library
 def test_ten_lines_are_a_watcher(service):
     seen = []
-    with Watcher(service.config.run_dir, types=["Granted"]) as viewer:
+    with Client(service.config.run_dir).follow(types=["Granted"]) as viewer:
         session(service)
         for frame in viewer:
             if frame.name == "Granted":
@@ -483,5 +483,5 @@ def test_ten_lines_are_a_watcher(service):
 
 
 def test_nobody_is_there(tmp_path):
-    with pytest.raises(WatchError, match="no popkernel runs on"):
-        Watcher(str(tmp_path))
+    with pytest.raises(ClientError, match="no popkernel runs on"):
+        Client(str(tmp_path)).follow()

@@ -8,7 +8,7 @@ import smtplib
 import subprocess
 import threading
 
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 from popkernel.kernel.replay.runner import replay
 from popkernel.proto.trace.recording import end, header, pack, read
 
@@ -42,7 +42,7 @@ class _Follower:
     """As `trace --record`, of a session that is not there yet."""
 
     def __init__(self, service, path, session):
-        self._watcher = Watcher(service.config.run_dir, session=session)
+        self._watcher = Client(service.config.run_dir).follow(session=session)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write, args=(path,), daemon=True)
         self._thread.start()

@@ -5,7 +5,7 @@ import select
 import subprocess
 import time
 
-from popkernel.kernel.client import Watcher
+from popkernel.kernel.client import Client
 
 from tests.support.service import POPKERNEL
 
@@ -56,7 +56,7 @@ def session(service, user="alice"):
 
 
 def watcher(service, **wish):
-    return Watcher(service.config.run_dir, **wish)
+    return Client(service.config.run_dir).follow(**wish)
 
 
 def frames_of(viewer, until, seconds=15):

@@ -1,12 +1,19 @@
-"""Which running server a command is for: --run-dir, or the run_dir of the configuration, or the default."""
+"""Say which running server a command is for: --run-dir, or the run_dir of the configuration, or the default."""
 
 import argparse
 import os
 
+from popkernel.cli.common.parser import add_config_file, add_key
 from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError, default_run_dir, run_dir_in
 from popkernel.proto.files.tables import Finding
 
-__all__ = ["run_dir_of"]
+__all__ = ["add_which_server", "run_dir_of"]
+
+
+def add_which_server(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for run_dir_of()."""
+    add_config_file(parser, "the server's configuration, for its run_dir; --run-dir wins over it")
+    add_key(parser, "run_dir")
 
 
 def run_dir_of(options: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@ import json
 import textwrap
 from typing import Any
 
-from popkernel.cli.trace_story import Scene
+from popkernel.cli.common.trace_story import Scene
 from popkernel.proto.trace.recording import Frame
 from popkernel.proto.trace.redaction import is_cut
 from popkernel.proto.trace.session_names import session_name

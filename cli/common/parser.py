@@ -1,18 +1,19 @@
-"""How a command's parser and its help are made: one shape for all of them, on argparse.
+"""Make a command's parser and its help: one shape for all of them, on argparse.
 
-Shell completion is made from the same parsers, so ``complete`` on a flag says what kind of value it takes.
+Shell completion is made from the same parsers, so `complete` on a flag says what kind of value it takes.
 """
 
 import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from popkernel.kernel.config.keys import default_of, flag_of, key_of
 from popkernel.kernel.runtime.exit_codes import EXITS
 
-__all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_key", "command", "complete"]
+__all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_key", "complete"]
 
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
@@ -36,6 +37,34 @@ class Parser(argparse.ArgumentParser):
 class CommandParser(Parser):
     """The parser of a command: what it does not know it says itself, with its own help; argparse leaves that to the whole program's."""
 
+    more: Callable[[], str] | None = None
+    """Makes what the help goes on with."""
+
+    def describe(
+        self, description: str, examples: str, exits: str = "", *, done: str = "done", codes: tuple[tuple[int, str], ...] = (),
+        files: str = "", more: Callable[[], str] | None = None,
+    ) -> None:
+        """Say what the help has besides the flags.
+
+        Args:
+            description: the first part, in lines as they are to stand.
+            examples: one a line; indentation common to all is taken off. `files` likewise.
+            exits: names of exit codes (kernel/runtime/exit_codes.py), in any order.
+            done: what 0 means.
+            codes: exit codes that mean something else here than elsewhere.
+            files: where it reads and writes, one a line.
+            more: makes what follows all that, when the help is asked for.
+
+        """
+        rows = [(0, done), *codes, *((row.code, row.said) for row in sorted(EXITS[exit_] for exit_ in exits.split()))]
+        parts = [_part("examples", examples), "exit codes:\n" + "\n".join(_row(*row) for row in rows)]
+        if files:
+            parts.append(_part("files", files))
+        self.description, self.epilog, self.more = description, "\n\n".join(parts), more
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.more()}" if self.more else "")
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -44,53 +73,13 @@ class CommandParser(Parser):
 
 
 class Version(argparse.Action):
-    """``--version``; reads the package's metadata only when asked."""
+    """`--version`; reads the package's metadata only when asked."""
 
     def __call__(self, *_parser_and_rest: Any) -> NoReturn:
         from importlib.metadata import version
 
         print(f"popkernel {version('popkernel')}")
         sys.exit(os.EX_OK)
-
-
-def command(
-    commands: Any,
-    name: str,
-    run: str,
-    short: str,
-    description: str,
-    examples: str,
-    exits: str = "",
-    *,
-    done: str = "done",
-    codes: tuple[tuple[int, str], ...] = (),
-    files: str = "",
-    kind: type[Parser] = CommandParser,
-) -> argparse.ArgumentParser:
-    """Add a command, without its flags.
-
-    Args:
-        commands: what add_subparsers() gave.
-        name: as it is typed.
-        run: "module:function" that does it.
-        short: its line in the program's help.
-        description: the first part of its own help, in lines as they are to stand.
-        examples: one a line; indentation common to all is taken off. `files` likewise.
-        exits: names of exit codes (kernel/runtime/exit_codes.py), in any order.
-        done: what 0 means.
-        codes: exit codes that mean something else here than elsewhere.
-        files: where it reads and writes, one a line.
-        kind: the parser's class.
-
-    """
-    rows = [(0, done), *codes, *((row.code, row.said) for row in sorted(EXITS[exit_] for exit_ in exits.split()))]
-    parts = [_part("examples", examples), "exit codes:\n" + "\n".join(_row(*row) for row in rows)]
-    if files:
-        parts.append(_part("files", files))
-    commands._parser_class = kind  # noqa: SLF001 - add_parser() has no argument for it
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=short, description=description, epilog="\n\n".join(parts))
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _part(title: str, lines: str) -> str:
@@ -130,5 +119,5 @@ def add_key(parser: argparse.ArgumentParser, name: str, **other: Any) -> None:
 
 
 def add_config_file(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``-f``. Made absolute at once: a reload reads it again, and a detached server has gone to "/"."""
+    """Add `-f`. Made absolute at once: a reload reads it again, and a detached server has gone to "/"."""
     complete(parser.add_argument("-f", dest="toml_path", type=os.path.abspath, metavar="CONFIG.toml", help=what), FILE)

@@ -1,4 +1,4 @@
-"""status, stop and reload against a small ZeroMQ ROUTER in the kernel's place."""
+"""Ask a small ZeroMQ ROUTER in the kernel's place: status, stop and reload."""
 
 import contextlib
 import json
@@ -11,8 +11,11 @@ import threading
 import msgpack
 import pytest
 import zmq
-from popkernel.cli import control
+from popkernel.cli import status, stop
 from popkernel.cli.main import main
+from popkernel.kernel.client import Client, ClientError
+
+from tests.support.stranger import Stranger
 
 ACTOR = {
     "name": "listener",
@@ -102,15 +105,15 @@ def test_status_as_a_table(serve, tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_table_fits(width):
-    lines = control.summary(STATUS, width)
+    lines = status.summary(STATUS, width)
     assert max(map(len, lines)) <= width
     assert any("serving" in line for line in lines) == (width > 40)
 
 
 def test_a_status_that_lacks_everything():
-    assert control.summary({"ok": True, "weaknesses": ["old"]}, 80)[-1] == "the cage is weaker on this system: old"
-    assert control.summary({"ok": True, "actors": None, "sessions": [1]}, 80)[0].endswith(", on no address")
-    assert control.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(", on pop3s 127.0.0.1:1")
+    assert status.summary({"ok": True, "weaknesses": ["old"]}, 80)[-1] == "the cage is weaker on this system: old"
+    assert status.summary({"ok": True, "actors": None, "sessions": [1]}, 80)[0].endswith(", on no address")
+    assert status.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(", on pop3s 127.0.0.1:1")
 
 
 def test_memory_is_filled_in_where_the_server_cannot_see_it(serve, tmp_path, capsys):
@@ -172,11 +175,11 @@ def test_stop_waits_for_the_process(serve, tmp_path, capsys):
 
 
 def test_stop_that_does_not_end(serve, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(control, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(stop, "STOP_SECONDS", 0.1)
     serve({"status": {"ok": True, "pid": os.getpid()}, "stop": {"ok": True}})
     assert tell("stop", tmp_path) == os.EX_TEMPFAIL
     assert "is not gone after" in capsys.readouterr().err
-    monkeypatch.setattr(control, "_watch", lambda _pid: None)
+    monkeypatch.setattr(stop, "_watch", lambda _pid: None)
     assert tell("stop", tmp_path) == os.EX_TEMPFAIL
 
 
@@ -185,17 +188,67 @@ def test_stop_without_a_pid(serve, tmp_path):
     assert tell("stop", tmp_path) == os.EX_SOFTWARE
 
 
-@pytest.mark.parametrize("answer", [b"\xc1", b"", msgpack.packb([1]), msgpack.packb({"ok": 1}), msgpack.packb({1: 2})])
-def test_an_answer_that_is_none(serve, tmp_path, capsys, answer):
-    serve({"status": answer})
-    assert tell("status", tmp_path) == os.EX_SOFTWARE
-    assert "no popkernel, or one of another version" in capsys.readouterr().err
+ODD = [
+    b"\xc1", b"", msgpack.packb([1]), msgpack.packb({"ok": 1}), msgpack.packb({1: 2}), b"\x81\x90\x01", b"\x91" * 2000 + b"\xc0", b"\xdf\xff\xff\xff\xff",
+    b"\xc7\x0c\xff" + b"\xff" * 12,
+]
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "reload"])
+@pytest.mark.parametrize("answer", ODD)
+def test_an_answer_that_is_none(serve, tmp_path, capsys, command, answer):
+    serve({"status": answer, "reload": answer})
+    assert tell(command, tmp_path) == os.EX_SOFTWARE
+    what = f"popkernel: what answers on {tmp_path} is no popkernel, or one of another version; stop it by the means of its version\n"
+    assert capsys.readouterr().err == what
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+@pytest.mark.parametrize("more", [
+    {"actors": 5}, {"addresses": 5}, {"sessions": True}, {"uptime": float("nan")}, {"uptime": float("inf")}, {b"octets": 1}, {"actors": [{b"k": 1}]},
+    {"version": [[]] * 3}, {"weaknesses": 7},
+])
+def test_a_status_of_another_shape(serve, tmp_path, capsys, flags, more):
+    serve({"status": STATUS | more})
+    code = tell("status", tmp_path, *flags)
+    said = capsys.readouterr()
+    assert (code == os.EX_OK and said.out and not said.err) or (code == os.EX_SOFTWARE and not said.out and "another version" in said.err)
+
+
+def test_a_deep_status(serve, tmp_path, capsys):
+    deep = b"\x83\xa2ok\xc3\xa3pid\x01\xa7version" + b"\x91" * 500 + b"\xc0"
+    serve({"status": deep})
+    assert tell("status", tmp_path) in (os.EX_OK, os.EX_SOFTWARE)
+    assert tell("status", tmp_path, "--json") in (os.EX_OK, os.EX_SOFTWARE)
+
+
+@pytest.mark.parametrize("error", [None, "", 7, b"x", [[]], {"a": 1}])
+def test_a_refusal_without_a_reason(serve, tmp_path, capsys, error):
+    serve({"reload": {"ok": False, "error": error, "code": 65}})
+    assert tell("reload", tmp_path) == os.EX_DATAERR
+    assert capsys.readouterr().err == "popkernel: the server gave no reason\n"
+
+
+def test_an_answer_larger_than_any(serve, tmp_path, monkeypatch):
+    """libzmq ends the connection and drops the answer."""
+    monkeypatch.setattr("popkernel.kernel.client._LARGEST_ANSWER", 1000)
+    serve({"status": {"ok": True, "more": "x" * 1000}})
+    with pytest.raises(ClientError, match="gave no answer in 0.3 seconds") as caught:
+        Client(str(tmp_path)).ask("status", 0.3)
+    assert caught.value.code == os.EX_TEMPFAIL
+
+
+@pytest.mark.parametrize("octets", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 200, b"", b"\0" * 64])
+def test_a_peer_that_speaks_something_else(tmp_path, octets):
+    with Stranger(tmp_path, octets), pytest.raises(ClientError) as caught:
+        Client(str(tmp_path)).ask("status", 0.3)
+    assert caught.value.code in (os.EX_TEMPFAIL, os.EX_SOFTWARE)
 
 
 def test_no_answer(serve, tmp_path):
     serve({"status": None})
-    with pytest.raises(control.ControlError, match="gave no answer in 0.1 seconds") as caught:
-        control.ask(str(tmp_path), "status", 0.1)
+    with pytest.raises(ClientError, match="gave no answer in 0.1 seconds") as caught:
+        Client(str(tmp_path)).ask("status", 0.1)
     assert caught.value.code == os.EX_TEMPFAIL
 
 
@@ -219,7 +272,7 @@ def test_a_directory_of_another_user(serve, tmp_path, monkeypatch):
     serve({"status": STATUS})
     if os.geteuid() == 0:
         os.chown(tmp_path, 64101, 64101)
-    monkeypatch.setattr(control.os, "geteuid", lambda: 4242)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
     assert tell("status", tmp_path) == os.EX_NOPERM
 
 

@@ -4,49 +4,10 @@ import argparse
 import textwrap
 from typing import Any
 
-from popkernel.cli.parser import CommandParser, add_config_file, add_key, command
+from popkernel.cli.common.parser import add_config_file, add_key
 from popkernel.kernel.config.keys import Config, default_of, flagged_keys, keys, load
 
-__all__ = ["add_server_flags", "add_start", "config_from", "run_start"]
-
-
-class StartParser(CommandParser):
-    """The parser of ``start``: its help goes on with the keys of the TOML file."""
-
-    def format_help(self) -> str:
-        return super().format_help() + "\n" + _toml_help()
-
-
-def add_start(commands: Any) -> None:
-    """Add ``start``."""
-    parser = command(
-        commands,
-        "start",
-        "popkernel.cli.server_flags:run_start",
-        "serve maildirs over POP3",
-        "Serve maildirs over POP3, in the foreground unless --daemon. All paths are absolute.",
-        """
-        popkernel start -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -l '[2001:db8::1]' \\
-            -c /etc/ssl/mail.pem -k /etc/ssl/private/mail.key -e Maildir
-        popkernel start -f /etc/popkernel.toml --daemon
-        popkernel start -f /etc/popkernel.toml -vv --log stderr
-        """,
-        "usage data noinput unavailable software oserr cantcreat noperm config",
-        files="""
-        RUN_DIR/control.sock  what `popkernel status`, `stop` and `reload` talk to
-        """,
-        kind=StartParser,
-    )
-    add_server_flags(parser)
-
-
-def run_start(options: argparse.Namespace) -> int:
-    """Run ``popkernel start``."""
-    config = config_from(options)
-    from popkernel.cli.start import run
-
-    # At a reload flags and file are read again.
-    return int(run(config, lambda: config_from(options), options.toml_path))
+__all__ = ["add_server_flags", "config_from", "toml_help"]
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +33,7 @@ def config_from(options: argparse.Namespace) -> Config:
     return load({key.name: given.get(key.name) for key in keys()}, options.toml_path)
 
 
-def _toml_help() -> str:
+def toml_help() -> str:
     """Describe every key of the file of ``-f``."""
     lines = ["keys of the TOML file (flags win; every key is optional where a flag was given):"]
     for key in keys():
