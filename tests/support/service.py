@@ -159,7 +159,11 @@ class Service:
         """A poplib session over implicit TLS, logged in."""
         context = ssl.create_default_context(cafile=self.site.cert)
         context.check_hostname = False
-        client = Pop3(self.tls.host, self.tls.port, context=context, timeout=timeout)
+        try:
+            client = Pop3(self.tls.host, self.tls.port, context=context, timeout=timeout)
+        except OSError as error:
+            error.add_note(f"The service's log ends with:\n{self.read_log()[-2000:]}")
+            raise
         if login:
             try:
                 client.user(user)
