@@ -21,9 +21,9 @@ def patch():
     connect = Actor.connect
     def connecting(self):
         def shut(*_):
-            for item in self.listening:
+            for item in self.acceptor._listening if hasattr(self, "acceptor") else self.listening:
                 (item[0] if isinstance(item, tuple) else item).shutdown(socket.SHUT_RDWR)
-        if hasattr(self, "listening"):
+        if hasattr(self, "acceptor") or hasattr(self, "listening"):
             signal.signal(signal.SIGUSR1, shut)
         connect(self)
     Actor.connect = connecting
