@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from popkernel.proto import messages
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 with open(f"{ROOT}/docs/style.md", encoding="utf-8") as _file:
@@ -35,6 +36,12 @@ def test_the_walks_are_there():
     assert len(STEPS) > 30
     for heading in ("**A login**", "**A RETR**", "**A delivery**"):
         assert heading in TEXT
+
+
+def test_the_messages_of_the_walks_are_there():
+    named = set(re.findall(r"(?<!\*)\*([A-Z]\w+)\*(?!\*)", TEXT))
+    assert len(named) > 8
+    assert not {name for name in named if not hasattr(messages, name)}
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
