@@ -159,11 +159,6 @@ class Lmtp:
         self._clear()
         self.state = "command"
 
-    @property
-    def unanswered(self) -> list[int]:
-        """Recipients that `answer` is still owed for."""
-        return [i for i, reply in enumerate(self._answers) if reply is None] if self.state == "answering" else []
-
     # -- commands
     def _line(self) -> bytes | None:
         buffer = self._buffer

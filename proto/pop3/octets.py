@@ -55,13 +55,8 @@ def _stuffed(data: bytes) -> bytes:
     return b"\n..".join(data.split(b"\n."))
 
 
-def to_wire(data: bytes) -> bytes:
-    """Give a whole message its wire form: CR LF line ends, dots stuffed, the last line ended; without ``.`` CR LF."""
-    return encode(data)[0]
-
-
 class WireEncoder:
-    """``to_wire`` for a message that comes in chunks, cut anywhere.
+    """``encode`` for a message that comes in chunks, cut anywhere.
 
     ``octets`` is what was given out so far, stuffed dots not counted: after ``finish`` it is the message's ``wire_size``.
     """

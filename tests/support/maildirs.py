@@ -101,3 +101,9 @@ def on_file_system(service, user, size):
         yield row.maildir
     finally:
         subprocess.run(["umount", "-l", row.maildir], check=True)
+
+
+def read_lines(drop, listing, i, limit):
+    """A message as the store reads it, with LF line ends; its mail has no line that begins with a dot."""
+    wire = drop.read_wire(listing, i, limit)
+    return wire and wire.replace(b"\r\n", b"\n")

@@ -11,7 +11,9 @@ import pytest
 from popkernel.actors.maildir.store import files, popcache_file
 from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
 from popkernel.proto.files import popcache
-from popkernel.proto.pop3.octets import wire_size
+from popkernel.proto.pop3.octets import encode, wire_size
+
+from tests.support.maildirs import read_lines
 
 MAIL = b"Subject: x\n\nhello\n"
 
@@ -142,7 +144,7 @@ def test_a_negative_index_is_no_message(box):
     for ask in (listing.size, listing.uidl, listing.name):
         with pytest.raises(IndexError):
             ask(-1)
-    for act in (box.drop.open_message, lambda at, i: box.drop.read_small(at, i, 99), lambda at, i: box.drop.remove(at, [i])):
+    for act in (box.drop.open_message, lambda at, i: read_lines(box.drop, at, i, 99), lambda at, i: box.drop.remove(at, [i])):
         with pytest.raises(IndexError):
             act(listing, -1)
     assert box.names() == [b"1.a:2,"]
@@ -155,7 +157,7 @@ def test_awkward_names_are_served(box):
     for _ in range(3):
         listing = box.drop.listing()
         assert shown(listing) == rows(*odd)
-        assert [box.drop.read_small(listing, i, 99) for i in range(listing.count)] == [MAIL] * len(odd)
+        assert [read_lines(box.drop, listing, i, 99) for i in range(listing.count)] == [MAIL] * len(odd)
         box.age()
     assert b"space" not in box.cache
     assert b"\nline" not in box.cache
@@ -194,7 +196,7 @@ def test_every_name_that_does_not_begin_with_a_dot_is_a_message(box, where):
     for again in range(3):
         listing = box.drop.listing() if again < 2 else box.again()
         assert [listing.name(i) for i in range(listing.count)] == numbered + others
-        assert [box.drop.read_small(listing, i, 99) for i in range(listing.count)] == [b"%d\n" % n for n in range(10)]
+        assert [read_lines(box.drop, listing, i, 99) for i in range(listing.count)] == [b"%d\n" % n for n in range(10)]
         assert [listing.uidl(i) for i in range(listing.count)] == list(map(uidl, numbered + others))
         box.age()
     assert box.names(b"new") == []
@@ -210,7 +212,7 @@ def test_two_files_of_one_name_without_a_number(box):
     box.put(SYNCED + b":2,S", b"two\n")
     for _ in range(2):
         listing = box.again()
-        assert sorted(box.drop.read_small(listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
+        assert sorted(read_lines(box.drop, listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
         assert listing.name(0) == SYNCED or listing.name(1) == SYNCED
 
 
@@ -240,11 +242,11 @@ def test_of_two_files_of_one_name_that_keeps_its_uidl_which_had_it(box, case, ot
     if octets is not None:
         box.cache = popcache.format_line(b"5.a", octets, b"kept-uidl")
     listing = box.drop.listing()
-    found = {box.drop.read_small(listing, i, 99): listing.uidl(i) for i in range(listing.count) if listing.name(i).startswith(b"5.")}
+    found = {read_lines(box.drop, listing, i, 99): listing.uidl(i) for i in range(listing.count) if listing.name(i).startswith(b"5.")}
     assert found.keys() == {first[2], second[2]}
     assert found[owner] == (uidl(b"5.a") if octets is None else b"kept-uidl")
     assert listing.count == len({listing.uidl(i) for i in range(listing.count)}) == 2 + others
-    assert [listing.size(i) for i in range(2)] == [wire_size(box.drop.read_small(listing, i, 99)) for i in range(2)]
+    assert [listing.size(i) for i in range(2)] == [wire_size(read_lines(box.drop, listing, i, 99)) for i in range(2)]
     assert shown(box.again()) == shown(listing)
 
 
@@ -262,10 +264,10 @@ def test_of_two_files_of_one_name_the_one_in_new_is_served_where_neither_can_be_
     for _ in range(2):
         listing = box.again()
         assert shown(listing) == [(b"5.a", 7, b"kept-uidl")]
-        assert box.drop.read_small(listing, 0, 99) == b"three\n"
+        assert read_lines(box.drop, listing, 0, 99) == b"three\n"
     monkeypatch.undo()
     listing = box.again()
-    found = {box.drop.read_small(listing, i, 99): listing.uidl(i) for i in range(listing.count)}
+    found = {read_lines(box.drop, listing, i, 99): listing.uidl(i) for i in range(listing.count)}
     assert found.keys() == {b"one\n", b"three\n"} and found[b"three\n"] == b"kept-uidl"
 
 
@@ -339,7 +341,7 @@ def test_a_message_moved_to_and_fro_is_neither_lost_nor_renamed(box, monkeypatch
     assert {name.partition(b":")[0] for name in box.names() + box.names(b"new")} == {b"1.a"}
     if known:
         assert shown(listing) == [(b"1.a", 21, b"from-afar")]
-        assert box.drop.read_small(listing, 0, 99) == MAIL
+        assert read_lines(box.drop, listing, 0, 99) == MAIL
     assert shown(box.again()) == [(b"1.a", 21, b"from-afar" if known else uidl(b"1.a"))]
 
 
@@ -355,7 +357,7 @@ def test_a_message_moved_once_keeps_its_name(box, monkeypatch, known, other, at)
         listing = box.drop.listing()
     if known:
         assert shown(listing) == [(b"1.a", 21, b"from-afar")]
-        assert box.drop.read_small(listing, 0, 99) == MAIL
+        assert read_lines(box.drop, listing, 0, 99) == MAIL
     assert shown(box.again()) == [(b"1.a", 21, b"from-afar" if known else uidl(b"1.a"))]
 
 
@@ -409,7 +411,7 @@ def test_a_known_message_that_cannot_be_read_keeps_its_place_and_uidl(box, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", guarded)
         with pytest.raises(StoreError, match=r"cur/1.a: Input/output error"):
-            box.drop.read_small(listing, 0, 99)
+            read_lines(box.drop, listing, 0, 99)
         assert shown(box.drop.listing()) == [(b"1.a", 21, b"migrated"), *rows(b"2.b")]
     assert shown(box.again()) == [(b"1.a", 21, b"migrated"), *rows(b"2.b")]
 
@@ -466,7 +468,7 @@ def test_nothing_changed_nothing_written_and_nothing_read(box, monkeypatch):
     monkeypatch.setattr(files, "list_names", lambda fd: pytest.fail("listed"))
     again = box.again()
     assert shown(again) == shown(listing)
-    assert box.drop.read_small(again, 3, 99) == MAIL
+    assert read_lines(box.drop, again, 3, 99) == MAIL
     after = os.stat(box.path + b"/popcache")
     assert (before.st_mtime_ns, before.st_ino, before.st_size) == (after.st_mtime_ns, after.st_ino, after.st_size)
 
@@ -497,10 +499,9 @@ def test_a_wrong_size_is_never_sent_and_mends_itself(box):
     box.cache = popcache.format_line(b"1.a", 999, b"mine") + text(b"2.b")
     listing = box.drop.listing()
     assert listing.size(0) == 999
-    for read in (box.drop.read_small, box.drop.read_wire):
-        with pytest.raises(StoreError, match="message changed") as caught:
-            read(listing, 0, 9999)
-        assert caught.value.code == "SYS/TEMP"
+    with pytest.raises(StoreError, match="message changed") as caught:
+        box.drop.read_wire(listing, 0, 9999)
+    assert caught.value.code == "SYS/TEMP"
     assert shown(box.drop.listing()) == [(b"1.a", 21, b"mine"), *rows(b"2.b")]
     assert shown(box.again()) == [(b"1.a", 21, b"mine"), *rows(b"2.b")]
 
@@ -510,7 +511,7 @@ def test_a_message_that_grew_is_not_sent(box):
     listing = box.drop.listing()
     box.put(b"1.a:2,", MAIL * 2)
     with pytest.raises(StoreError, match="message changed"):
-        box.drop.read_small(listing, 0, 9999)
+        read_lines(box.drop, listing, 0, 9999)
     assert box.drop.listing().size(0) == wire_size(MAIL * 2)
 
 
@@ -615,7 +616,7 @@ def test_flags_changed_under_a_session(box):
     listing = box.drop.listing()
     os.rename(box.path + b"/cur/1.a:2,", box.path + b"/cur/1.a:2,FRS")
     os.rename(box.path + b"/cur/2.b:2,", box.path + b"/new/2.b")
-    assert [box.drop.read_small(listing, i, 99) for i in range(3)] == [b"1.a", b"2.b", b"3.c"]
+    assert [box.drop.read_wire(listing, i, 99) for i in range(3)] == [b"1.a\r\n", b"2.b\r\n", b"3.c\r\n"]
     fd = box.drop.open_message(listing, 0)
     assert os.read(fd, 99) == b"1.a"
     os.close(fd)
@@ -633,7 +634,7 @@ def test_flags_unknown_after_a_proven_start(box):
     box.drop.listing()
     listing = box.again()
     assert listing.infos == [None] * 5
-    assert [box.drop.read_small(listing, i, 99) for i in range(5)] == [b"%d\n" % i for i in range(5)]
+    assert [read_lines(box.drop, listing, i, 99) for i in range(5)] == [b"%d\n" % i for i in range(5)]
     listing = box.again()
     box.drop.mark_seen(listing, range(5))
     assert box.names() == [b"0.m:2,S", b"1.m:2,S", b"2.m:2,S", b"3.m:2,FRSTab", b"4.m:1,exp"]
@@ -647,13 +648,13 @@ def test_a_message_removed_by_another_program(box):
     box.put(b"2.b:2,", b"other\n")
     listing = box.drop.listing()
     os.unlink(box.path + b"/cur/1.a:2,")
-    for act in (lambda: box.drop.open_message(listing, 0), lambda: box.drop.read_small(listing, 0, 99)):
+    for act in (lambda: box.drop.open_message(listing, 0), lambda: read_lines(box.drop, listing, 0, 99)):
         with pytest.raises(StoreError, match="message gone") as caught:
             act()
         assert caught.value.code == "SYS/TEMP"
     box.drop.mark_seen(listing, [0])
     assert box.drop.remove(listing, [0]) == []
-    assert box.drop.read_small(listing, 1, 99) == b"other\n"
+    assert read_lines(box.drop, listing, 1, 99) == b"other\n"
     assert box.names() == [b"2.b:2,"]
     assert shown(box.drop.listing()) == rows(b"2.b", data=b"other\n")
 
@@ -670,16 +671,14 @@ def test_a_message_replaced_by_a_link_or_directory(box):
         with pytest.raises(StoreError):
             box.drop.open_message(listing, i)
         with pytest.raises(StoreError):
-            box.drop.read_small(listing, i, 99)
+            read_lines(box.drop, listing, i, 99)
     assert box.drop.remove(listing, [1]) == [1]
     assert box.drop.listing().count == 0
 
 
-def test_limit_of_read_small(box):
+def test_limit_of_read_wire(box):
     box.put(b"1.a:2,", b"x" * 98)
     listing = box.drop.listing()
-    assert box.drop.read_small(listing, 0, 99) is None
-    assert box.drop.read_small(listing, 0, 100) == b"x" * 98
     assert box.drop.read_wire(listing, 0, 100) == b"x" * 98 + b"\r\n"
     assert box.drop.read_wire(listing, 0, 99) is None
 
@@ -689,7 +688,7 @@ def test_large_message_is_measured_in_chunks(box):
     box.put(b"1.a:2,", data)
     listing = box.drop.listing()
     assert listing.size(0) == wire_size(data)
-    assert box.drop.read_small(listing, 0, 1 << 30) == data
+    assert box.drop.read_wire(listing, 0, 1 << 30) == encode(data)[0]
 
 
 def test_mark_seen_never_overwrites(box):
@@ -802,7 +801,7 @@ def test_a_popcache_that_cannot_be_written_to_costs_no_session(box, monkeypatch,
     for _ in range(2):
         listing = box.drop.listing()
         assert shown(listing) == [(b"1.a", 21, b"from-afar"), *rows(b"2.b")]
-        assert [box.drop.read_small(listing, i, 99) for i in range(2)] == [MAIL] * 2
+        assert [read_lines(box.drop, listing, i, 99) for i in range(2)] == [MAIL] * 2
         assert os.strerror(number) in listing.notes[0]
         assert box.cache == before
     assert box.drop.remove(listing, [0]) == []
@@ -853,7 +852,7 @@ def test_mail_that_cannot_be_moved_is_served_from_new(box, monkeypatch, number):
     listing = box.drop.listing()
     assert shown(listing) == rows(b"1.a", b"2.b", b"3.c")
     assert [note for note in listing.notes if note.startswith("new: ")] == [f"new: mail stays there, it can't be moved to cur: {os.strerror(number)}"]
-    assert [box.drop.read_small(listing, i, 99) for i in range(3)] == [MAIL] * 3
+    assert [read_lines(box.drop, listing, i, 99) for i in range(3)] == [MAIL] * 3
     assert [box.drop.read_wire(listing, i, 99) for i in range(3)] == [MAIL.replace(b"\n", b"\r\n")] * 3
     box.drop.mark_seen(listing, [0, 1])
     assert box.names(b"new") == sorted([*names, b"4.fifo"])

@@ -14,6 +14,8 @@ from popkernel.proto import messages as m
 from popkernel.proto.files import popcache
 from popkernel.proto.pop3.octets import wire_size
 
+from tests.support.maildirs import read_lines
+
 MAIL = b"Subject: x\n\nhello\n"
 
 
@@ -48,7 +50,7 @@ def test_delivered_mail_is_there_with_its_line(drop):
         assert file.read().endswith(b"\n%s %d %s\n" % (name, wire_size(MAIL), uidl(name)))
     listing = drop.listing()
     assert (listing.name(0), listing.size(0), listing.uidl(0)) == (name, wire_size(MAIL), uidl(name))
-    assert drop.read_small(listing, 0, 99) == MAIL
+    assert read_lines(drop, listing, 0, 99) == MAIL
 
 
 def test_a_session_does_not_see_what_comes_in(drop):
@@ -56,11 +58,11 @@ def test_a_session_does_not_see_what_comes_in(drop):
     listing = drop.listing()
     deliver(drop, b"second\n")
     assert listing.count == 1
-    assert drop.read_small(listing, 0, 99) == MAIL
+    assert read_lines(drop, listing, 0, 99) == MAIL
     assert drop.remove(listing, [0]) == []
     after = drop.listing()
     assert after.count == 1
-    assert drop.read_small(after, 0, 99) == b"second\n"
+    assert read_lines(drop, after, 0, 99) == b"second\n"
 
 
 def test_mail_of_one_second_is_numbered_as_it_came(tmp_path):
@@ -68,7 +70,7 @@ def test_mail_of_one_second_is_numbered_as_it_came(tmp_path):
     for i in range(50):
         deliver(drop, b"%d\n" % i)
     listing = drop.listing()
-    assert [drop.read_small(listing, i, 99) for i in range(50)] == [b"%d\n" % i for i in range(50)]
+    assert [read_lines(drop, listing, i, 99) for i in range(50)] == [b"%d\n" % i for i in range(50)]
     drop.close()
 
 
@@ -245,7 +247,7 @@ def check(path, may_be_gone=()):
     for _ in range(2):
         drop = Maildrop(path)
         listing = drop.listing()
-        bodies = [drop.read_small(listing, i, 99) for i in range(listing.count)]
+        bodies = [read_lines(drop, listing, i, 99) for i in range(listing.count)]
         assert len(set(bodies)) == len(bodies)
         assert {b"%d\n" % i for i in range(1, 8)} - set(bodies) <= {b"%d\n" % i for i in may_be_gone}
         for i in range(listing.count):
@@ -407,7 +409,7 @@ def test_a_crash_while_a_second_file_gets_its_own_name(tmp_path, monkeypatch, wh
     drop._clock = lambda: time.time() + 10
     for _ in range(2):
         listing = drop.listing()
-        assert sorted(drop.read_small(listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
+        assert sorted(read_lines(drop, listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
     drop.close()
 
 

@@ -12,8 +12,9 @@ from popkernel.actors.maildir.store.policy import Policy
 from popkernel.actors.maildir.store.scan import Scan
 from popkernel.proto import messages as m
 from popkernel.proto.files import popcache
-from popkernel.proto.pop3.octets import to_wire
+from popkernel.proto.pop3.octets import encode
 
+from tests.support.maildirs import read_lines
 from tests.unit.test_store import MAIL, Box, rows, shown, text
 
 MANY = scan.MOVED_AT_ONCE + 44
@@ -74,7 +75,7 @@ def test_many_are_served_where_they_lie(many, proven):
     assert shown(listing) == expected()
     assert many.names(b"new") == sorted(NAMES)
     for i in (0, 5, MANY - 1):
-        assert many.drop.read_wire(listing, i, 1000) == to_wire(letter(NAMES[i]))
+        assert many.drop.read_wire(listing, i, 1000) == encode(letter(NAMES[i]))[0]
         fd = many.drop.open_message(listing, i)
         assert os.read(fd, 1000) == letter(NAMES[i])
         os.close(fd)
@@ -99,7 +100,7 @@ def test_what_was_read_is_moved_with_its_flag(many):
     listing = many.drop.listing()
     many.drop.mark_seen(listing, [3, 4])
     assert many.names() == [NAMES[3] + b":2,S", NAMES[4] + b":2,S"]
-    assert many.drop.read_wire(listing, 3, 1000) == to_wire(letter(NAMES[3]))
+    assert many.drop.read_wire(listing, 3, 1000) == encode(letter(NAMES[3]))[0]
     assert shown(many.again()) == expected()
 
 
@@ -121,9 +122,8 @@ def test_the_odd_ones_are_moved_at_once(many):
     assert listing.count == MANY + 3
     assert shown(listing)[0] == rows(b"1.flagged")[0]
     assert b"1.flagged:2,F" in many.names()
-    assert sorted(many.drop.read_small(listing, i, 1000) for i in range(listing.count) if listing.name(i)[:5] == b"1000.") == sorted(
-        [MAIL, letter(NAMES[0])]
-    )
+    found = [many.drop.read_wire(listing, i, 1000) for i in range(listing.count) if listing.name(i)[:5] == b"1000."]
+    assert sorted(found) == sorted(encode(mail)[0] for mail in (MAIL, letter(NAMES[0])))
     assert shown(listing)[-1] == rows(b"no-number")[0]
     assert {b"no-number", b"2.directory", b"3.fifo", b"4.link"} < set(many.names(b"new"))
     while many.drop.tidy():
@@ -154,7 +154,7 @@ def test_moved_by_another_program_while_they_are_measured(many, monkeypatch):
     monkeypatch.setattr(directory, "measure_all", measure_all)
     listing = many.drop.listing()
     assert shown(listing) == expected()
-    assert many.drop.read_wire(listing, 0, 1000) == to_wire(letter(NAMES[0]))
+    assert many.drop.read_wire(listing, 0, 1000) == encode(letter(NAMES[0]))[0]
     assert shown(many.again()) == expected()
 
 
@@ -179,7 +179,7 @@ def test_a_parked_session_goes_on_after_they_were_moved(many):
         pass
     awake = Session.wake(many.drop, many.drop.listing(), state)
     awake.take(m.Retrieve(1, 2, 0))
-    assert awake.step()[1] == to_wire(letter(NAMES[0]))
+    assert awake.step()[1] == encode(letter(NAMES[0]))[0]
     awake.take(m.Quit([]))
     while awake.step() is not None:
         pass
@@ -277,7 +277,7 @@ def test_what_this_process_moved_is_not_scanned_again(many, monkeypatch):
     while many.drop.tidy(50):
         assert shown(many.drop.listing()) == first
         listing = many.drop.listing()
-        assert many.drop.read_small(listing, 0, 1000) is not None
+        assert read_lines(many.drop, listing, 0, 1000) is not None
     assert many.names(b"new") == []
     assert not many.drop.untidy
     many.drop.mark_seen(many.drop.listing(), [0, 1])

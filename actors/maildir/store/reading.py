@@ -12,10 +12,10 @@ from popkernel.actors.maildir.store.listing import IN_NEW, Listing
 from popkernel.actors.maildir.store.mailbox import Mailbox
 from popkernel.actors.maildir.store.scan import places
 from popkernel.proto.files import maildir_names, popcache
-from popkernel.proto.pop3.octets import encode, wire_size
+from popkernel.proto.pop3.octets import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 __all__ = ["NOWHERE", "Reading"]
 
@@ -86,15 +86,11 @@ class Reading(Mailbox):
                 found = None
         raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program", said=GONE)
 
-    def read_small(self, listing: Listing, i: int, limit: int) -> bytes | None:
-        """Raw octets of message ``i``; None when its ``size`` is above ``limit`` (octets as POP3 counts them).
+    def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
+        """Message ``i`` in wire form (proto/pop3/octets.py); None when its ``size`` is above ``limit`` (octets as POP3 counts them).
 
         What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
         """
-        return self._read_checked(listing, i, limit, lambda data: (data, wire_size(data)))
-
-    def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
-        """As ``read_small``, in wire form (``octets.to_wire``): one pass over the octets less."""
         info, size = listing.infos[listing.check(i)], listing.sizes[i]
         if info is not None and size <= limit:  # a message as it should be; whatever is odd goes the long way, which knows what it means
             try:
@@ -108,16 +104,11 @@ class Reading(Mailbox):
                     return wire
             except OSError:
                 pass
-        return self._read_checked(listing, i, limit, encode)
-
-    def _read_checked(
-        self, listing: Listing, i: int, limit: int, form: Callable[[bytes], tuple[bytes, int]]
-    ) -> bytes | None:
         size = listing.size(i)
         if size > limit:
             return None
         for whole in (False, True):  # one read gives all of a regular file, but for signals and network file systems
-            out, octets = form(self._read(listing, i, size + 1, whole=whole))
+            out, octets = encode(self._read(listing, i, size + 1, whole=whole))
             if octets == size:
                 return out
         self.distrust(listing, i)
