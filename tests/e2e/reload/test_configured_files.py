@@ -4,10 +4,10 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
+from tests.support.faults.patched import patched
 from tests.support.pop3 import RawPop3
 from tests.support.processes import all_gone, pid_of, stop_process
 from tests.support.service import POPKERNEL, serve
@@ -15,7 +15,7 @@ from tests.support.waiting import wait_for
 
 # The service with files that hang where FILE.hangs is there, and deadlines of a second.
 HANGS = """
-import os, sys, time
+import os, time
 def hung(read):
     def reading(path, *most):
         while os.path.exists(path + ".hangs"):
@@ -25,26 +25,20 @@ def hung(read):
 def patch():
     from popkernel.kernel.config import regular_files
     regular_files.read_regular = hung(regular_files.read_regular)
-if __name__ == "__main__":
-    patch()
-    from popkernel.cli.main import main
-    from popkernel.kernel.init import inputs, main as init
+def in_init():
+    from popkernel.kernel.init import inputs
     from popkernel.kernel.runtime import deadlines
     from popkernel.kernel.supervisor import singletons
     deadlines._SECONDS = inputs.SECONDS = 1
     singletons._START_PATIENCE = 5
     inputs.read_table = hung(inputs.read_table)
-    init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(os.path.dirname(sys.argv[0])) + "); import hangs; hangs.patch()\\n"
-        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
-    sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.fixture
 def hanging(tmp_path):
     """How to start such a service."""
-    (tmp_path / "hangs.py").write_text(HANGS)
-    return [sys.executable, str(tmp_path / "hangs.py")]
+    return patched(tmp_path, HANGS)
 
 
 @contextlib.contextmanager

@@ -3,18 +3,16 @@
 import os
 import signal
 import socket
-import sys
 
 import pytest
 
+from tests.support.faults.patched import patched
 from tests.support.pop3 import RawPop3
 from tests.support.service import serve
 from tests.support.waiting import wait_for
 
 # The service whose listeners, gates and mda shut down all their listening sockets when they are sent SIGUSR1: as one who was taken over may.
 SHUTS = """
-import os, sys
-HERE = os.path.dirname(os.path.abspath(__file__))
 def patch():
     import signal, socket
     from popkernel.kernel.runtime.actor import Actor
@@ -27,20 +25,13 @@ def patch():
             signal.signal(signal.SIGUSR1, shut)
         connect(self)
     Actor.connect = connecting
-if __name__ == "__main__":
-    from popkernel.cli.main import main
-    from popkernel.kernel.init import main as init
-    init.BOOT = ["-c", "import sys; sys.path.insert(0, " + repr(HERE) + "); import shuts; shuts.patch()\\n"
-        "from popkernel.kernel.runtime.singleton_boot import main; main()"]
-    sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.fixture
 def shuts(tmp_path):
     """How to start such a service."""
-    (tmp_path / "shuts.py").write_text(SHUTS)
-    return [sys.executable, str(tmp_path / "shuts.py")]
+    return patched(tmp_path, SHUTS)
 
 
 def answers(service, tls):
