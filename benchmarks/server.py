@@ -12,6 +12,8 @@ import signal
 import subprocess
 import time
 
+from tests.support.processes import tree
+
 _HZ = os.sysconf("SC_CLK_TCK")
 _numbers = itertools.count()
 
@@ -77,19 +79,6 @@ class Group:
                 os.rmdir(self.path)
                 return
             time.sleep(0.05)
-
-
-def tree(pid):
-    """The process and all below it."""
-    found, todo = [], [pid]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    todo += map(int, file.read().split())
-    return found
 
 
 def cpu_of(pids):

@@ -17,7 +17,7 @@ from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
 from popkernel.proto.topology import kind_of
 
-__all__ = ["Exit", "Process", "Processes", "plain"]
+__all__ = ["Exit", "Process", "Processes", "without_count"]
 
 _MOST_SAID = 2000  # messages
 _GONE_SECONDS = 1.0  # for one that said that it goes
@@ -232,6 +232,6 @@ class Processes:
             self.gone(m.Exited(child.name, max(child.pid, 1), 0 if child.state == "ahead" else int(signal.SIGKILL)))
 
 
-def plain(name: str) -> str:
+def without_count(name: str) -> str:
     """An instance's name without the count of its replacements."""
     return name.partition("~")[0]

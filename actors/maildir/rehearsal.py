@@ -39,12 +39,11 @@ def rehearse(directory: str, settings: Mapping[str, Any], *, sandboxed: bool) ->
     os.mkdir(path, 0o700)
     # Nothing here is to last, and no disk is waited for. What stands in for it is called in the same way, or it would be adapted to anew.
     fsync, os.fsync = os.fsync, cast("Any", os.stat)
+    sys.setprofile(lambda frame, *_: _ran.add(frame.f_code))  # in the first round
     try:
         for number in range(_ROUNDS):
             if sandboxed:
                 sandbox.rehearse([(path, "rwc")])
-            if number == 0:
-                sys.setprofile(lambda frame, *_: _ran.add(frame.f_code))
             _one_life(path, number, settings)
             if number == 0:
                 sys.setprofile(None)

@@ -6,7 +6,7 @@ from popkernel.kernel.config.keys import Config
 from popkernel.kernel.config.user_table import roots_of
 from popkernel.kernel.decisions import leases
 from popkernel.kernel.operator.tracing import Taps
-from popkernel.kernel.processes import Exit, Process, Processes, plain
+from popkernel.kernel.processes import Exit, Process, Processes, without_count
 from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL
 from popkernel.kernel.runtime.deadlines import Deadline
 from popkernel.kernel.runtime.log import ERROR, Log
@@ -46,8 +46,8 @@ class Singletons:
         self.spawner = self.auth = self.mda = ""  # names of those in force
         self.listeners: list[str] = []
         self._restarts: dict[str, int] = {}
-        self._unstarted: dict[str, int] = {}  # by plain name, how often in a row it ended before it served
-        self._launched: dict[str, int] = {}  # by plain name, how often: what tells a replacement's name from the first's
+        self._unstarted: dict[str, int] = {}  # by name without count, how often in a row it ended before it served
+        self._launched: dict[str, int] = {}  # by name without count, how often: what tells a replacement's name from the first's
 
     # -- started
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class Singletons:
     def _launch(self, kind: str, name: str, roots: list[bytes] | None = None) -> str:
         """Have init start one; its name. What it sends before it serves waits in its channel."""
         process, its = self._processes.enrol(name, "init")
-        process.restarts = self._restarts.get(plain(name), 0)
+        process.restarts = self._restarts.get(without_count(name), 0)
         self._taps.started(process)
         try:
             self._processes.tell_init(m.Execute(kind, name, roots or []), [its.fileno()])
@@ -152,7 +152,7 @@ class Singletons:
             text, code = end.unstarted(process.name)
             self._shutdown.give_up(code, text)
             return
-        name, how = plain(process.name), end.how
+        name, how = without_count(process.name), end.how
         if process.hello is None:  # most likely for want of something; for others the service goes on, so it is tried for ever
             tries = self._unstarted[name] = self._unstarted.get(name, 0) + 1
             self._later(process, end.unstarted(process.name)[0], min(0.1 * 2 ** min(tries, 16), _LONGEST_PAUSE))
@@ -170,20 +170,20 @@ class Singletons:
         if process.name not in self.listeners or process.state != "serving":
             return
         why = f"{process.name}: a listening socket was shut down, by it or by another listener"
-        verdict = self._core.died(plain(process.name), self._loop.now)
+        verdict = self._core.died(without_count(process.name), self._loop.now)
         if verdict.seconds < 0:
             self._log(ERROR, f"{why}, again and again: giving up")
             self._shutdown.give_up(SOFTWARE, why)
             return
         process.state = "draining"
         process.channel.send(m.Drain())
-        name = self._new_name(plain(process.name))
+        name = self._new_name(without_count(process.name))
         self.listeners[self.listeners.index(process.name)] = name
         self._log(ERROR, f"{why}; {name} takes over")
         self._loop.later(verdict.seconds, lambda: self._again(name, process.kind))
 
     def _later(self, process: Process, why: str, seconds: float) -> None:
-        name = plain(process.name)
+        name = without_count(process.name)
         self._log(ERROR, f"{why}; again in {seconds:.1f} s")
         self._taps.note("Restart", process.name, seconds=seconds)
         self._restarts[name] = self._restarts.get(name, 0) + 1
@@ -191,7 +191,7 @@ class Singletons:
 
     def serves(self, name: str) -> None:
         """It has said hello."""
-        self._unstarted.pop(plain(name), None)
+        self._unstarted.pop(without_count(name), None)
 
     def _again(self, name: str, kind: str) -> None:
         if self._processes.phase != "running":

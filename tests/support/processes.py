@@ -14,6 +14,19 @@ def pid_of(service, name):
     return row["pid"]
 
 
+def tree(pid):
+    """A process and all below it."""
+    found, todo = [], [pid]
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    todo += map(int, file.read().split())
+    return found
+
+
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
 

@@ -16,6 +16,7 @@ from popkernel.kernel.client import Client
 from tests.support.faults import short_deadlines
 from tests.support.pop3 import Pop3
 from tests.support.ports import free_ports
+from tests.support.processes import tree
 from tests.support.waiting import wait_for
 
 POPKERNEL = [sys.executable, "-m", "popkernel"]
@@ -137,15 +138,7 @@ class Service:
 
     def pids(self):
         """Every process of this service that runs: init and all below it."""
-        found, todo = [], [self.process.pid]
-        while todo:
-            pid = todo.pop()
-            found.append(pid)
-            with contextlib.suppress(OSError):
-                for task in os.listdir(f"/proc/{pid}/task"):
-                    with open(f"/proc/{pid}/task/{task}/children") as file:
-                        todo += map(int, file.read().split())
-        return found
+        return tree(self.process.pid)
 
     def running(self, name):
         """Whether an actor of that name (15 octets of it, as the system keeps them) has a process: quicker than asking for the status."""

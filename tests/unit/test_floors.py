@@ -106,7 +106,7 @@ def test_no_room_of_the_kernel_imports_a_higher_one(path):
         assert all(room(name) <= room(module(path)) for name in imports(path)), path
 
 
-@pytest.mark.parametrize("folder", sorted({os.path.dirname(path) for path in files("proto", "kernel", "actors")}))
+@pytest.mark.parametrize("folder", sorted({os.path.dirname(path) for path in files(*FLOORS)}))
 def test_no_folder_is_too_large_to_look_through(folder):
     modules = [name for name in os.listdir(f"{ROOT}/{folder}") if name.endswith(".py") and name != "__init__.py"]
     assert len(modules) <= LARGEST_FOLDER
