@@ -1,4 +1,4 @@
-# Two commands do everything: `make run` (a demo server) and `make test`.
+# Two commands do everything: `make run` (a demo server) and `make test`. `make dist` and `make deb` make packages.
 # The system's own Python where it will do: everybody may run it (users' deliveries do), only root may change it, and it is built for speed.
 PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo /usr/bin/python3 || echo python3)
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEVSTAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run venv dev test check bench debian13 clean
+.PHONY: run venv dev test check bench debian13 dist deb clean
 
 run: venv
 	$(BIN)/popkernel demo
@@ -45,11 +45,13 @@ $(DEVSTAMP): pyproject.toml | $(WHOLE)
 
 check: dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Most tests wait, so two processes share them by file; those that bound seconds of the wall come afterwards, alone.
-JOBS := 2
-ALONE := tests/e2e/scale/test_ten_thousand_users.py tests/e2e/scale/test_spawned_actor.py
+# Most tests wait, so three processes share two cores, by file; those that bound seconds of the wall come afterwards, alone.
+JOBS := 3
+ALONE := tests/e2e/scale/test_ten_thousand_users.py tests/e2e/scale/test_spawned_actor.py \
+	tests/e2e/delivery/test_concurrent_delivery.py
 
 # Both are run, whatever the first gives.
 test: dev check
@@ -59,12 +61,25 @@ test: dev check
 	$(BIN)/python -m pytest $(ALONE) || failed=1; \
 	exit $$failed
 
+# ARGS: arguments, as in benchmarks/README.md: make bench ARGS='--rows A,C,F'
 bench: dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
-# What was committed, in a Debian 13 of its own: as root; FOR=user as an ordinary user, TARGET=run the demo. See there for the rest.
+# What was committed, in a Debian 13 of its own: as root; FOR=user as an ordinary user, TARGET=run the demo, TARGET=bench
+# the benchmark. See there for the rest.
 debian13:
-	@IN='$(IN)' FOR='$(FOR)' TARGET='$(TARGET)' sh tests/debian13.sh
+	@IN='$(IN)' FOR='$(FOR)' TARGET='$(TARGET)' ARGS='$(ARGS)' sh tests/debian13.sh
+
+# Source distribution and wheel, in dist/; from an empty build/, since setuptools packs what an earlier build left.
+dist: dev
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*.whl dist/popkernel-*.tar.gz
+
+# Debian's package, in dist/: on Debian 13; elsewhere what was committed, in a Debian 13 of its own, as root.
+deb:
+	@if grep -qs '^VERSION_CODENAME=trixie' /etc/os-release; then sh packaging/make-deb.sh; \
+	else IN='$(IN)' TARGET=deb sh tests/debian13.sh; fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,1 +1,1 @@
-"""The actors. Each is a pure core with a thin shell; none imports another."""
+"""Hold the actors. Each has a pure core and a thin shell; none imports another."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks` (`make bench`): the work of a POP3 server beside Dovecot, on this machine, in one run; see benchmarks/README.md.
+"""Measure popkernel beside Dovecot on this machine: `python -m benchmarks` (`make bench`).
 
-Prints the table and keeps it: a whole run in benchmarks/results.md with the plots beside it, a part (--rows, --quick, no peer) in
-build/, so that it does not pass for the whole.
+benchmarks/README.md describes the rows. A whole run is kept in benchmarks/results.md with its plots; a
+partial one (--rows, --quick, no peer) goes to build/, so that it does not replace the whole.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 
 from benchmarks import client, peer, series, table
+from benchmarks.arguments import positive
 from benchmarks.mailsite import Site
 from benchmarks.rows import Bench, pairs
 
@@ -33,36 +34,51 @@ def _rows(value):
     return rows
 
 
-def _positive(value):
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number from 1")
-    return int(value)
-
-
 def arguments(argv=None):
-    """The options."""
+    """Parse the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--rows", type=_rows, default=ROWS, metavar="A,C,F", help="which rows (default all)")
-    add("--rounds", type=_positive, default=5, metavar="N", help="pairs that count, after one that does not; A, C: twice that (default 5)")
-    add("--quick", action="store_true", help="less of everything, and no pair dropped: to try the benchmark, not the servers")
-    add("--keep", metavar="DIR", help="make the mail in this new directory and leave it (default: a temporary one)")
+    add(
+        "--rounds",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="pairs that count, after one that does not; A, C: twice that (default 5)",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="less of everything, and no pair dropped: to try the benchmark, not the servers",
+    )
+    add(
+        "--keep",
+        metavar="DIR",
+        help="make the mail in this new directory and leave it (default: a temporary one)",
+    )
     add("--no-peer", action="store_true", help="ours alone")
-    add("--extra", choices=EXTRAS, action="append", help="benchmarks/NAME.py too; repeatable (default in a whole run: all)")
+    add(
+        "--extra",
+        choices=EXTRAS,
+        action="append",
+        help="benchmarks/NAME.py too; repeatable (default in a whole run: all)",
+    )
     add("--results", metavar="FILE", help="where to keep the table (default: see above)")
     return parser.parse_args(argv)
 
 
 def destination(options, why_alone):
-    """The results file and the directory of the plots."""
+    """Return the results file and the plots' directory."""
     whole = options.rows == ROWS and not options.quick and not why_alone
-    path = os.path.abspath(options.results or os.path.join(HERE if whole else os.path.join(REPOSITORY, "build"), "results.md"))
+    path = os.path.abspath(
+        options.results or os.path.join(HERE if whole else os.path.join(REPOSITORY, "build"), "results.md")
+    )
     return path, os.path.join(os.path.dirname(path), "plots")
 
 
 def extras(options):
-    """Which further benchmarks to run: those asked for, or in a whole run those that are there."""
+    """Return the further benchmarks to run: those asked for, or in a whole run all that exist."""
     if options.extra is not None:
         return options.extra
     if options.rows != ROWS or options.quick:
@@ -71,22 +87,29 @@ def extras(options):
 
 
 def said_of(options, why_alone):
-    """What a reader must know of the whole run."""
+    """Return the notes that a reader of the results needs."""
     dropped = "" if options.quick else ", after one that is not counted (J, L: none)"
-    twice = "" if options.quick or not set(options.rows) & set("AC") else f" ({2 * options.rounds} in A and C)"
+    twice = (
+        "" if options.quick or not set(options.rows) & set("AC") else f" ({2 * options.rounds} in A and C)"
+    )
     notes = [f"Rounds: {options.rounds} pairs{twice}, the peer first in each{dropped}; medians."]
     if why_alone:
         notes.append(f"No peer: {why_alone}; our figures alone.")
     if options.quick:
-        notes.append("--quick: less mail, fewer users and sessions than the rows say; not to be compared with whole runs.")
+        notes.append(
+            "--quick: less mail, fewer users and sessions than the rows say; not to be compared with "
+            "whole runs."
+        )
     return notes
 
 
 def run_extra(name):
-    """What a further benchmark prints; its failure is said, and ends nothing else."""
+    """Run a further benchmark and return its output; a failure is reported and ends nothing else."""
     command = [sys.executable, "-m", f"benchmarks.{name}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=EXTRA_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=EXTRA_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"not done within {EXTRA_SECONDS} s"
     if done.returncode:
@@ -95,7 +118,7 @@ def run_extra(name):
 
 
 class Keeper:
-    """Results so far; written after every pair, so that a run that is broken off leaves what it measured."""
+    """Keep the results so far, written after every pair so that an interrupted run loses nothing."""
 
     def __init__(self, path, notes):
         self.path, self.notes = path, notes
@@ -104,23 +127,29 @@ class Keeper:
         os.makedirs(os.path.dirname(path), exist_ok=True)
 
     def add(self, side, figures):
-        """Figures of one run of a row."""
+        """Add the figures of one run of a row."""
         for key, figure in figures.items():
             self.results.setdefault((side, key), []).append(figure)
         self.write()
 
     def write(self):
-        """Keep it."""
+        """Write the results file."""
         with open(self.path, "w") as file:
             file.write(table.document(self.facts, self.results, self.notes, self.extra))
 
 
 def measure(options, bench, keeper, sides, plots):
-    """All that was asked for."""
+    """Measure the rows that were asked for."""
     for letters, side, figures, counted, error in pairs(bench, options.rows, sides, options.rounds):
         name = "".join(letters)
         said = "  ".join(f"{key} {table.number(figure.value)}" for key, figure in figures.items())
-        print(f"{time.strftime('%H:%M:%S')} {name:2} {side}: {error or said}{'' if counted else '  (not counted)'}", flush=True)
+        print(
+            (
+                f"{time.strftime('%H:%M:%S')} {name:2} {side}: "
+                f"{error or said}{'' if counted else '  (not counted)'}"
+            ),
+            flush=True,
+        )
         if error:
             keeper.notes.append(f"{name}, {side}: a run failed: {error}")
         if counted:
@@ -136,9 +165,13 @@ def measure(options, bench, keeper, sides, plots):
 
 
 def main(argv=None):
-    """Measure, print, keep; exit code 1 where a run failed or a line is short of what it must reach."""
+    """Measure, print and keep the results.
+
+    Exit code 1 if a run failed or a line is short of what it must reach.
+    """
     options = arguments(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
+    # end what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     why_alone = "the peer was not asked for" if options.no_peer else peer.missing()

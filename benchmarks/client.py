@@ -1,6 +1,7 @@
-"""The load client: compiled once from load/popload.c, run against either server, its one line of figures read.
+"""Compile and run the load client, and read its figures.
 
-Every run is bounded in time, and a run in which a session failed is an error, not a figure.
+The source is load/popload.c; one client loads either server. Every run is bounded in time, and a run in which
+a session failed is an error, not a figure.
 """
 
 import contextlib
@@ -18,15 +19,13 @@ BOUND = 300
 
 
 class LoadError(RuntimeError):
-    """The client could not be made, or a session failed."""
+    """Report that the client could not be built, or that a session failed."""
 
 
 def build():
-    """Compile the client where it is missing or older than its source; its path.
+    """Compile the client if it is missing or older than its source; return its path.
 
-    Raises:
-        LoadError: no compiler, or no OpenSSL headers.
-
+    Raises LoadError without a compiler or OpenSSL's headers.
     """
     if os.path.exists(BINARY) and os.path.getmtime(BINARY) >= max(map(os.path.getmtime, SOURCES)):
         return BINARY
@@ -43,15 +42,25 @@ def build():
 
 
 def read_figures(line):
-    """Figures by name from the client's line of name=value."""
+    """Parse the client's line of name=value into figures by name."""
     return {name: float(value) for name, _, value in (word.partition("=") for word in line.split())}
 
 
 def command(
-    port, *steps, tls=True, conns=20, sessions=200, users=200, first=0, user="user%04d", pipelined=False,
-    reps=0, hold=0, bound=BOUND,
+    port,
+    *steps,
+    tls=True,
+    conns=20,
+    sessions=200,
+    users=200,
+    first=0,
+    user="user%04d",
+    pipelined=False,
+    reps=0,
+    hold=0,
+    bound=BOUND,
 ):
-    """The client's argument list; see load/popload.c for what each means."""
+    """Build the client's argument list; load/popload.c explains each."""
     flags = ["-p", port, "-c", conns, "-n", sessions, "-U", users, "-F", first, "-u", user, "-t", bound]
     flags += ["-T"] if tls else []
     flags += ["-P"] if pipelined else []
@@ -61,8 +70,13 @@ def command(
 
 
 def run(port, *steps, **options):
-    """Load a port of 127.0.0.1; figures by name. LoadError where a session failed or the bound was reached."""
-    done = subprocess.run(command(port, *steps, **options), capture_output=True, text=True, check=False, timeout=BOUND * 3)
+    """Load a port of 127.0.0.1; return figures by name.
+
+    Raises LoadError if a session failed or the time bound was reached.
+    """
+    done = subprocess.run(
+        command(port, *steps, **options), capture_output=True, text=True, check=False, timeout=BOUND * 3
+    )
     return _checked(done.returncode, done.stdout, done.stderr)
 
 
@@ -73,12 +87,26 @@ def _checked(code, out, err):
 
 
 class Held:
-    """Sessions that are logged in and say nothing, until `release()`. As a context manager it ends the client in any case."""
+    """Hold idle, logged-in sessions until `release()`.
+
+    As a context manager it ends the client in any case.
+    """
 
     def __init__(self, port, *, sessions, users, bound=1800, **options):
         self.process = subprocess.Popen(
-            command(port, "NOOP", "QUIT", conns=sessions, sessions=sessions, users=users, hold=bound, bound=bound, **options),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command(
+                port,
+                "NOOP",
+                "QUIT",
+                conns=sessions,
+                sessions=sessions,
+                users=users,
+                hold=bound,
+                bound=bound,
+                **options,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self.err = b""
         self._wait_held(time.monotonic() + BOUND)
@@ -91,10 +119,13 @@ class Held:
             if part == b"" or time.monotonic() > end:
                 self.process.kill()
                 out, err = self.process.communicate()
-                raise LoadError(f"not all sessions could be held: {(self.err + err + out).decode(errors='replace').strip()}")
+                raise LoadError(
+                    f"not all sessions could be held: "
+                    f"{(self.err + err + out).decode(errors='replace').strip()}"
+                )
 
     def release(self):
-        """Let each session say NOOP and QUIT; figures by name."""
+        """Send NOOP and QUIT in each session; return figures by name."""
         self.process.send_signal(signal.SIGUSR1)
         out, err = self.process.communicate(timeout=BOUND)
         return _checked(self.process.returncode, out.decode(), (self.err + err).decode(errors="replace"))

@@ -1,10 +1,12 @@
-"""LMTP beside Dovecot's: messages a second, synced to disk in both, same machine, same disk, same client, run in turns.
+"""Measure LMTP deliveries a second beside Dovecot's.
 
-    python -m benchmarks.lmtp [--messages N] [--connections C ...] [--octets N] [--users N] [--rounds N] [--dir DIR] [--only ours]
+Both sync to the same disk, on the same machine, under the same client, in turns. Usage: `python -m
+benchmarks.lmtp [--messages N] [--connections C ...] [--octets N] [--users N] [--rounds N] [--dir DIR] [--only
+ours]`
 
-Wants root and the Debian packages dovecot-pop3d and dovecot-lmtpd. Dovecot is started by the recipe `dovecot.sh` and both are
-loaded by `lmtpload.py`, from `../shared/bench` beside this repository or from --bench. Prints a table of medians, and how many
-times Dovecot's figure ours is.
+Needs root and the Debian packages dovecot-pop3d and dovecot-lmtpd. The script `dovecot.sh` starts Dovecot and
+`lmtpload.py` loads both, from `../shared/bench` beside this repository or from --bench. Prints a table of
+medians with the ratio.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from benchmarks.peer import in_words_of, program, version
 from tests.support.service import Service
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-DOVECOT_PORTS = ("10110", "10995", "10024")  # as the recipe has them; changed to free ones, since another of its kind may run
+# the script's ports; replaced by free ones, since another Dovecot may run
+DOVECOT_PORTS = ("10110", "10995", "10024")
 USER = "user%04d"
 
 
@@ -44,7 +47,7 @@ def wait_for_port(port, seconds=30):
 
 
 def load(bench, where, messages, connections, octets, users):
-    """Messages a second that `lmtpload.py` could deliver; SystemExit where one was refused."""
+    """Return the messages a second that `lmtpload.py` delivered; SystemExit if one was refused."""
     command = [sys.executable, f"{bench}/lmtpload.py", where, messages, connections, octets, users, USER]
     said = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
     words = said.split()
@@ -55,7 +58,7 @@ def load(bench, where, messages, connections, octets, users):
 
 @contextlib.contextmanager
 def dovecot(bench, directory, users):
-    """Dovecot as the recipe has it, and mail_fsync as it comes: optimized, which syncs what LMTP delivers."""
+    """Start Dovecot by the script; its default mail_fsync (optimized) syncs LMTP deliveries."""
     with open(f"{bench}/dovecot.sh") as file:
         recipe = file.read()
     ports = [str(free_port()) for _ in DOVECOT_PORTS]
@@ -65,7 +68,8 @@ def dovecot(bench, directory, users):
     os.makedirs(f"{directory}/mail", exist_ok=True)
     os.chown(f"{directory}/mail", 5000, 5000)
     command = ["bash", "-c", recipe, "dovecot.sh", directory, "fast", "4", str(users)]
-    path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"  # its python3 has to have bcrypt
+    # the script's python3 needs bcrypt
+    path = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "PATH": path})
     with open(f"{directory}/dovecot.conf", "r+") as file:
         text = in_words_of(version(), file.read())
@@ -81,7 +85,9 @@ def dovecot(bench, directory, users):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--messages", type=int, default=4000, help="a run (default 4000)")
     add("--connections", type=int, nargs="+", default=[4, 8], help="default 4 8")
@@ -89,18 +95,24 @@ def arguments():
     add("--users", type=int, default=200, help="default 200")
     add("--rounds", type=int, default=5, help="paired runs of each (default 5)")
     add("--dir", help="where the mail lies (default: a temporary directory, removed afterwards)")
-    add("--bench", default=os.path.join(HERE, "..", "..", "shared", "bench"), help="where dovecot.sh and lmtpload.py are")
+    add(
+        "--bench",
+        default=os.path.join(HERE, "..", "..", "shared", "bench"),
+        help="where dovecot.sh and lmtpload.py are",
+    )
     add("--only", choices=("ours", "dovecot"), help="without the other")
     return parser.parse_args()
 
 
 def measure(options, places):
-    """Rates by (place, connections), a run of each in turn; the first round warms up and does not count."""
+    """Measure the rates by (place, connections) in turns; the first round warms up and is dropped."""
     rates = {}
     for turn in range(options.rounds + 1):
         for connections in options.connections:
             for name, where in places.items():
-                rate = load(options.bench, where, options.messages, connections, options.octets, options.users)
+                rate = load(
+                    options.bench, where, options.messages, connections, options.octets, options.users
+                )
                 if turn:
                     rates.setdefault((name, connections), []).append(rate)
     return rates
@@ -108,7 +120,10 @@ def measure(options, places):
 
 def show(options, places, rates):
     o = options
-    print(f"LMTP, {o.octets} octets, {o.users} users, {o.messages} messages a run, medians of {o.rounds} paired runs")
+    print(
+        f"LMTP, {o.octets} octets, {o.users} users, {o.messages} messages a run, medians of {o.rounds} "
+        f"paired runs"
+    )
     print("| connections | " + " | ".join(places) + " | ours / Dovecot (TCP), median of pairs |")
     print("|---" * (len(places) + 2) + "|")
     for connections in options.connections:
@@ -133,7 +148,14 @@ def main():
                 port = free_port()
                 names = [USER % i for i in range(options.users)]
                 service = stack.enter_context(
-                    Service(mail=(), users=names, lmtp_listen=[f"127.0.0.1:{port}"], directory=directory, verbose=0),
+                    Service(
+                        mail=(),
+                        users=names,
+                        lmtp_listen=[f"127.0.0.1:{port}"],
+                        directory=directory,
+                        quiet=True,
+                        verbose=0,
+                    ),
                 )
                 places["ours, TCP"] = str(port)
                 places["ours, unix socket"] = f"{service.config.run_dir}/lmtp.sock"

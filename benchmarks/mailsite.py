@@ -1,8 +1,8 @@
-"""What both servers serve: the same maildirs, certificate (ECDSA P-256) and password hashes, in one directory.
+"""Make the mail, certificate (ECDSA P-256) and password hashes that both servers use.
 
-Users user0000 and on; the first ACTIVE of them have 40 messages of 8 KB. big0 has 40 of 10 MB, many0 100,000 of 800 octets.
-All mail belongs to one numeric uid, since the peer's high-performance mode wants that. Made by a fixed seed, so every run has the
-same octets.
+Users are user0000 and on; the first ACTIVE of them have 40 messages of 8 KB. big0 has 40 of 10 MB, many0
+100,000 of 800 octets. All mail belongs to one numeric uid, since the peer's high-performance mode needs that.
+The seed is fixed, so every run has the same octets.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PARTS = ("tmp", "new", "cur")
 
 
 def bodies(octets, count=20, seed=1):
-    """Made-up texts of about so many octets, some lines beginning with a dot."""
+    """Generate `count` texts of about `octets` octets; some lines begin with a dot."""
     dice = random.Random(seed)
     words = [bytes(dice.choices(b"abcdefghijklmnopqrstuvwxyz", k=dice.randint(2, 11))) for _ in range(3000)]
     texts = []
@@ -38,31 +38,40 @@ def bodies(octets, count=20, seed=1):
 
 
 def message(number, user, body):
-    """One message as it lies in a maildir."""
-    head = f"From: a@example.org\nTo: b@example.org\nSubject: message {number}\nMessage-ID: <{number}.{user}@example.org>\n\n"
+    """Build one message as stored in a maildir."""
+    head = (
+        f"From: a@example.org\nTo: b@example.org\nSubject: message {number}\nMessage-ID: "
+        f"<{number}.{user}@example.org>\n\n"
+    )
     return head.encode() + body
 
 
 def unread():
-    """Put all on disk and forget it: mail nobody has read is not in memory; left to chance, it is for one server and not for the other."""
+    """Sync the disk and drop the page cache, so that unread mail is not in memory.
+
+    Otherwise chance decides which server finds it there.
+    """
     os.sync()
     with contextlib.suppress(OSError), open("/proc/sys/vm/drop_caches", "w") as file:
         file.write("3")
 
 
 class Site:
-    """The directory and what is in it. `quick` makes less of everything."""
+    """Hold the directory of a site. `quick` makes less of everything.
 
-    def __init__(self, directory, *, quick=False):
-        self.directory = directory
+    `users` and `active` are the numbers of users and of those with mail.
+    """
+
+    def __init__(self, directory, *, quick=False, users=None, active=ACTIVE):
+        self.directory, self.active = directory, active
         os.makedirs(directory, exist_ok=True)
-        os.chmod(directory, 0o711)  # the mail users pass through
+        os.chmod(directory, 0o711)  # the mail users need to enter it
         root = os.geteuid() == 0
         self.uid, self.gid = (UID, UID) if root else (os.geteuid(), os.getegid())
         self.mail = os.path.join(directory, "mail")
         os.makedirs(self.mail, exist_ok=True)
         os.chmod(self.mail, 0o711)
-        self.users = 1000 if quick else 10000
+        self.users = users or (1000 if quick else 10000)
         self.big_messages = 4 if quick else 40
         self.many_messages = 5000 if quick else 100_000
         self.names = [f"user{i:04d}" for i in range(self.users)] + ["big0", "many0"]
@@ -73,7 +82,7 @@ class Site:
         self._tables()
         texts = bodies(8192)
         for number, name in enumerate(self.names):
-            self.fill(name, [texts[(number + i) % 20] for i in range(40)] if number < ACTIVE else [])
+            self.fill(name, [texts[(number + i) % 20] for i in range(40)] if number < active else [])
 
     def _tables(self):
         for path, data, mode in zip((self.cert, self.key), make_certificate(), (0o644, 0o600), strict=True):
@@ -84,13 +93,13 @@ class Site:
             file.writelines(f"{name} {self.uid}:{self.gid}:{self.maildir(name)}\n" for name in self.names)
 
     def actor_users(self):
-        """Keys for the ids of popkernel's actors, as root."""
+        """Return the configuration keys for the actors' ids, as root."""
         if os.geteuid() != 0:
             return {}
         return {"listener_user": "64001:64001", "auth_user": "64002:64002", "mda_user": "64003:64003"}
 
     def hash(self, cost):
-        """Of the password "secret", $2b$."""
+        """Return the $2b$ hash of the password "secret"."""
         if cost not in self._hashes:
             import bcrypt
 
@@ -98,7 +107,7 @@ class Site:
         return self._hashes[cost]
 
     def auth_table(self, cost, names=None, path=None):
-        """Path of popkernel's authorization table with hashes of that cost."""
+        """Write popkernel's authorization table with hashes of that cost; return its path."""
         path = path or os.path.join(self.directory, f"auth{cost}")
         with open(path, "w") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -106,7 +115,7 @@ class Site:
         return path
 
     def maildir(self, name):
-        """Where a user's mail is."""
+        """Return the path of a user's maildir."""
         return os.path.join(self.mail, name)
 
     def own(self, path):
@@ -128,16 +137,17 @@ class Site:
 
     @functools.cached_property
     def big(self):
-        """A user with large messages; made when first asked for."""
+        """Make a user with large messages, on first use."""
         text = b"".join(bodies(1 << 20, count=10))
         self.fill("big0", [text[:10_000_000]] * self.big_messages)
         return "big0"
 
     @functools.cached_property
     def many(self):
-        """A user with many small messages, delivered by popkernel's store, whose popcache is kept for `reset_many`.
+        """Make a user with many small messages, delivered by popkernel's store.
 
-        Syncing each file is left out: it makes no difference to what lies on the disk in the end.
+        The popcache is kept for `reset_many`. Files are not synced: it makes no difference to what is on the
+        disk in the end.
         """
         place, texts = self.maildir("many0"), bodies(700)
         self.fill("many0", [])
@@ -159,7 +169,10 @@ class Site:
         return "many0"
 
     def reset_many(self, *, popcache):
-        """Put many0 back to where nobody has read it yet: all in new/, neither server's files, what delivery noted or not."""
+        """Reset many0 to an unread mailbox: all in new/, without either server's files.
+
+        `popcache`: whether to put back the popcache that delivery wrote.
+        """
         place = self.maildir("many0")
         new = os.path.join(place, "new")
         for entry in os.scandir(os.path.join(place, "cur")):
@@ -174,4 +187,4 @@ class Site:
                 file.write(self._delivered)
             self.own(path)
         unread()
-        time.sleep(1.0)  # so that the directories' times are no longer those of this moment
+        time.sleep(1.0)  # so that the directories' times differ from the present

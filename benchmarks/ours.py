@@ -1,4 +1,7 @@
-"""popkernel under measurement: its own command, a configuration file made for the row, defaults unless the row says so."""
+"""Start popkernel for a measurement.
+
+It runs its own command with a configuration file made for the row; other keys keep their defaults.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ from benchmarks.server import Server
 
 
 class Ours(Server):
-    """A started popkernel on a site; further keywords are keys of the configuration."""
+    """Run popkernel on a site; further keywords are configuration keys."""
 
     name = "popkernel"
 
@@ -19,12 +22,26 @@ class Ours(Server):
         auth, users = tables or (site.auth_table(cost), site.user_table)
         log = os.path.join(site.directory, "popkernel.log")
         values = {
-            "auth_table": auth, "user_table": users, "cert": site.cert, "key": site.key,
-            "listen": [f"{HOST}:{self.tls}"], "listen_starttls": [f"{HOST}:{self.plain}"],
-            "run_dir": os.path.join(site.directory, "run"), "hostname": "localhost", "log": "stderr",
-            "allow_plaintext": True, "lmtp": False, "max_sessions": 20000,
-            # All load comes from one address, in row M with a thousand logins at once: bounds by address would be measured, not the server.
-            "max_sessions_address": 0, "max_logins": 0, "max_logins_user": 0, **site.actor_users(), **settings,
+            "auth_table": auth,
+            "user_table": users,
+            "cert": site.cert,
+            "key": site.key,
+            "listen": [f"{HOST}:{self.tls}"],
+            "listen_starttls": [f"{HOST}:{self.plain}"],
+            "run_dir": os.path.join(site.directory, "run"),
+            "hostname": "localhost",
+            "log": "stderr",
+            "quiet": True,  # the peer's log has no sessions either
+            "allow_plaintext": True,
+            "lmtp": False,
+            "max_sessions": 20000,
+            # All load comes from one address, in row M with a thousand logins at once: limits by address
+            # would be measured instead of the server.
+            "max_sessions_address": 0,
+            "max_logins": 0,
+            "max_logins_user": 0,
+            **site.actor_users(),
+            **settings,
         }
         toml = os.path.join(site.directory, "popkernel.toml")
         with open(toml, "w") as file:

@@ -1,9 +1,11 @@
-"""The peer: Dovecot 2.3 or 2.4 from Debian's packages (dovecot-pop3d), in its two documented modes; same maildirs, certificate and hashes.
+"""Start the peer for a measurement: Dovecot 2.3 or 2.4 from Debian's packages (dovecot-pop3d).
 
-High performance: login and mail processes serve many clients each (service_count, process_min_avail), which wants one uid for
-all mail. High security: a login process a connection and a mail process a session. Mail users are numeric ids in the users file;
-Dovecot takes them without a system user. Dovecot's own users (dovecot, dovenull) come with the packages. Neither server logs
-sessions: ours does not unless told so, and Dovecot's lines about them go to /dev/null.
+It has the same maildirs, certificate and hashes, and runs in one of its two documented modes. High
+performance: login and mail processes serve many clients each (service_count, process_min_avail), which needs
+one uid for all mail. High security: a login process for each connection and a mail process for each session.
+Mail users are numeric ids in the users file; Dovecot takes them without a system user. Dovecot's own users
+(dovecot, dovenull) come with the packages. Neither server logs sessions: popkernel does not by default, and
+Dovecot's log of them goes to /dev/null.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ PROGRAM = "dovecot"
 _FAST_LOGIN = "service_count = 0\n process_min_avail = 2\n client_limit = 9000"
 _SECURE_LOGIN = "process_min_avail = 8"
 _FAST_MAIL = "service_count = 1000\n process_min_avail = 4"
-# What Dovecot 2.4 calls by another name, as patterns over the words of 2.3 (its "Upgrading from 2.3 to 2.4").
+# Settings that Dovecot 2.4 renamed, as patterns over a 2.3 configuration ("Upgrading from 2.3 to 2.4").
 _SINCE_2_4 = (
     (r"\A", "dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n"),
     (r"(?m)^ssl_(cert|key) *= *<(.*)$", r"ssl_server_\1_file = \2"),
@@ -29,7 +31,10 @@ _SINCE_2_4 = (
     (r"(?m)^mail_location *= *maildir:(.*)$", r"mail_driver = maildir\nmail_path = \1"),
     (r"service_count *= *0\b", "restart_request_count = unlimited"),
     (r"service_count *= *", "restart_request_count = "),
-    (r"(passdb|userdb) \{\s*driver *= *passwd-file\s*args *= *username_format=%u (.*)", r"\1 passwd-file {\n passwd_file_path = \2"),
+    (
+        r"(passdb|userdb) \{\s*driver *= *passwd-file\s*args *= *username_format=%u (.*)",
+        r"\1 passwd-file {\n passwd_file_path = \2",
+    ),
     (r"%v-%u", "%{uidvalidity}-%{uid}"),
 )
 _CONFIGURATION = """\
@@ -81,18 +86,27 @@ service pop3 {{
 
 
 def program():
-    """Path of the program; None where the packages are missing."""
+    """Return the program's path; None if the packages are missing."""
     return shutil.which(PROGRAM, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 def version():
-    """As `dovecot --version` has it; "" where there is none."""
+    """Return the output of `dovecot --version`; "" if there is none."""
     path = program()
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip() if path else ""
+    return (
+        subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+        if path
+        else ""
+    )
+
+
+def described():
+    """Return version and modes for the head of the results."""
+    return f"Dovecot {version() or '–'}, high-performance mode; in B, Bc high-security mode"  # noqa: RUF001
 
 
 def missing():
-    """Why there is no peer to measure beside; "" where there is one."""
+    """Say why there is no peer; "" if there is one."""
     if os.geteuid() != 0:
         return "not root, so no Dovecot beside: it wants root to give each service its user"
     if not program() or not os.path.exists("/usr/lib/dovecot/pop3"):
@@ -103,20 +117,22 @@ def missing():
 
 
 def in_words_of(version, text):
-    """A configuration in the words of 2.3, for Dovecot of that version."""
+    """Translate a configuration of 2.3 for Dovecot of that version."""
     for pattern, words in _SINCE_2_4 if version.startswith("2.4.") else ():
         text = re.sub(pattern, words, text)
     return text
 
 
 def configuration(place, *, cert, key, tls, plain, secure):
-    """Text of dovecot.conf, in the words of 2.3."""
+    """Return dovecot.conf as Dovecot 2.3 reads it."""
     login, mail = (_SECURE_LOGIN, "") if secure else (_FAST_LOGIN, _FAST_MAIL)
-    return _CONFIGURATION.format(place=place, host=HOST, cert=cert, key=key, tls=tls, plain=plain, login=login, mail=mail)
+    return _CONFIGURATION.format(
+        place=place, host=HOST, cert=cert, key=key, tls=tls, plain=plain, login=login, mail=mail
+    )
 
 
 class Peer(Server):
-    """A started Dovecot on a site."""
+    """Run Dovecot on a site."""
 
     name = "dovecot"
 
@@ -131,7 +147,9 @@ class Peer(Server):
             file.writelines(f"{name}:{login}::{site.maildir(name)}::\n" for name in site.names)
         conf = os.path.join(place, "dovecot.conf")
         with open(conf, "w") as file:
-            text = configuration(place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure)
+            text = configuration(
+                place, cert=site.cert, key=site.key, tls=self.tls, plain=self.plain, secure=secure
+            )
             file.write(in_words_of(version(), text))
         self.launch([program(), "-F", "-c", conf], os.path.join(place, "start.log"), self._greets)
 

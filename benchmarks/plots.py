@@ -1,4 +1,4 @@
-"""Plots of row M as SVG, written by hand: both axes logarithmic, one line a series, every point labelled with its value."""
+"""Write plots of row M as SVG: logarithmic axes, one line for each series, every point labelled."""
 
 import math
 from xml.sax.saxutils import escape
@@ -9,13 +9,16 @@ COLOURS = ("#1f5fa8", "#b5441f", "#3c7d3c", "#7a4fa0")
 
 
 def decades(values):
-    """Whole powers of ten around the values, as (low, high) exponents, at least one decade apart. Values are above 0."""
+    """Return the powers of ten around the values as exponents (low, high), at least 1 apart.
+
+    Values are above 0.
+    """
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return low, max(high, low + 1)
 
 
 def short(value):
-    """A number as a label: 1k, 10k, 1M, 0.25."""
+    """Format a number as a label: 1k, 10k, 1M, 0.25."""
     for limit, letter in ((1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{letter}"
@@ -23,24 +26,24 @@ def short(value):
 
 
 class Axis:
-    """Positions of values on one logarithmic axis."""
+    """Place values on one logarithmic axis."""
 
     def __init__(self, values, start, end):
         self.low, self.high = decades(values)
         self.start, self.end = start, end
 
     def at(self, value):
-        """Pixels."""
+        """Return a position in pixels."""
         share = (math.log10(value) - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self):
-        """The powers of ten on it."""
+        """Return the powers of ten on the axis."""
         return [10.0**exponent for exponent in range(self.low, self.high + 1)]
 
 
 def text(x, y, words, anchor="middle", more=""):
-    """One text element."""
+    """Return one text element."""
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" {more}>{escape(words)}</text>'
 
 
@@ -70,14 +73,21 @@ def _series(number, name, points, x_axis, y_axis):
 
 
 def svg(title, x_label, series):
-    """A plot. series: points (x, y), all above 0, by the series' name with its unit. ValueError where there is no point."""
+    """Draw a plot.
+
+    `series`: points (x, y), all above 0, by the series' name with its unit. Raises ValueError without a
+    point.
+    """
     points = [point for each in series.values() for point in each]
     if not points:
         raise ValueError(f"{title}: nothing to plot")
     x_axis = Axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
     y_axis = Axis([y for _, y in points], HEIGHT - BOTTOM, TOP + 14)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'font-family="sans-serif" font-size="11">'
+        ),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         text(WIDTH / 2, 18, title, more='font-size="14"'),
         *_grid(x_axis, y_axis),

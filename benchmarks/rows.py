@@ -1,7 +1,7 @@
-"""How each row of issue 6 is measured: a function a row, told which side to measure; gives figures by line key.
+"""Measure each row: one function a row, called with the side to measure, returns figures by line key.
 
-Every function starts its own server, so that no row finds what another left in memory, and warms it up with users (or sessions)
-that are not measured. Both sides get the same load from the same client.
+Every function starts its own server, so that no row finds another's data in memory, and warms it up with
+users (or sessions) that are not measured. Both sides get the same load from the same client.
 """
 
 import contextlib
@@ -19,35 +19,38 @@ MEASURED = 200
 SETTLE = 0.3
 """Seconds after a load until processor time is read, so that what ended is counted."""
 PEER_HELD = 1000
-"""Idle sessions of the peer's: its processes are not shared, so a thousand say what one takes; at ten thousand this machine gives out."""
+"""Number of the peer's idle sessions.
+
+It shares no processes between them, so 1,000 show what one takes; this machine cannot hold 10,000.
+"""
 RETRIEVE = ("STAT", "RETR*.", "QUIT")
 
 
 class Bench(NamedTuple):
-    """What the rows share: the site, and whether they are to be short."""
+    """Hold what the rows share: the site, and whether they are to be short."""
 
     site: object
     quick: bool
 
     def start(self, side, *, secure=False, cost=4, **settings):
-        """A started server of a side; `settings` are ours alone."""
+        """Start the server of a side; `settings` are for popkernel alone."""
         if side == "peer":
             return Peer(self.site, cost=cost, secure=secure)
         return Ours(self.site, cost=cost, **settings)
 
     def much(self, whole, quick):
-        """How much, as asked."""
+        """Return the amount for a whole or a quick run."""
         return quick if self.quick else whole
 
 
 def warm_up(server):
-    """Some sessions of users that are not measured: code and pages are in memory, processes started ahead are there."""
+    """Run sessions of users that are not measured, to load code and start processes."""
     client.run(server.tls, "STAT", "QUIT", sessions=40, users=40, first=MEASURED)
     time.sleep(SETTLE)
 
 
 def timed(server, *steps, port=None, **options):
-    """The client's figures, and processor seconds of the server for it."""
+    """Return the client's figures, and the server's processor seconds for them."""
     before = server.cpu()
     figures = client.run(port or server.tls, *steps, **options)
     time.sleep(SETTLE)
@@ -55,15 +58,20 @@ def timed(server, *steps, port=None, **options):
 
 
 def figure(got, name="rate", messages=0):
-    """A figure of one timed load, with processor milliseconds a session. LoadError where a session did not read `messages`."""
+    """Return a figure of one timed load, with processor milliseconds a session.
+
+    Raises LoadError if a session did not read `messages`.
+    """
     figures, cpu = got
     if messages and figures["messages"] != messages * figures["ok"]:
-        raise client.LoadError(f"{figures['messages']:.0f} messages were read in {figures['ok']:.0f} sessions of {messages} each")
+        raise client.LoadError(
+            f"{figures['messages']:.0f} messages were read in {figures['ok']:.0f} sessions of {messages} each"
+        )
     return Figure(figures[name], 1000 * cpu / figures["ok"])
 
 
 def cold(bench, side, *, secure=False, key="A"):
-    """A: several times a fresh server, each user once; ours with a listener process for each connection too."""
+    """A: log each user in once, on several fresh servers; popkernel with isolation = "connection" too."""
     if side == "peer":
         once = first_visits(bench, side, secure=secure)
         return {key: once, f"{key}c": once}
@@ -71,7 +79,7 @@ def cold(bench, side, *, secure=False, key="A"):
 
 
 def first_visits(bench, side, **options):
-    """Sessions a second, all servers taken together."""
+    """Return sessions a second over all servers."""
     wall = cpu = sessions = 0
     for _ in range(bench.much(3, 1)):
         with bench.start(side, **options) as server:
@@ -82,19 +90,22 @@ def first_visits(bench, side, **options):
 
 
 def cold_secure(bench, side):
-    """B: as A; the peer in high-security mode."""
+    """B: as A, the peer in high-security mode."""
     return cold(bench, side, secure=True, key="B")
 
 
 def warm(bench, side):
-    """C: each user was there a moment ago."""
+    """C: log in users seen a moment ago."""
     with bench.start(side) as server:
         client.run(server.tls, "STAT", "QUIT", sessions=MEASURED, users=MEASURED)
         return {"C": figure(timed(server, "STAT", "QUIT", sessions=bench.much(2000, 400), users=MEASURED))}
 
 
 def hashing(bench, side):
-    """D, E: first and later logins where a password check costs 60 ms. More later ones for ours: 200 would be over too soon."""
+    """D, E: measure first and later logins where a password check costs 60 ms.
+
+    popkernel gets more later ones: 200 would be over too soon.
+    """
     users = bench.much(MEASURED, 40)
     with bench.start(side, cost=10) as server:
         client.run(server.tls, "STAT", "QUIT", sessions=4, users=4, first=MEASURED)
@@ -104,7 +115,7 @@ def hashing(bench, side):
 
 
 def reading(bench, side):
-    """F: whole mailboxes, in dialogue and pipelined."""
+    """F: read whole mailboxes, a command at a time and pipelined."""
     with bench.start(side) as server:
         client.run(server.tls, *RETRIEVE, sessions=MEASURED, users=MEASURED)
         sessions = bench.much(1000, 200)
@@ -114,7 +125,7 @@ def reading(bench, side):
 
 
 def large(bench, side):
-    """G: large messages, TLS and plain."""
+    """G: read large messages, with TLS and without."""
     one = {"user": bench.site.big, "users": 1, "conns": 1}
     with bench.start(side) as server:
         client.run(server.tls, *RETRIEVE, sessions=1, **one)
@@ -126,7 +137,7 @@ def large(bench, side):
 
 
 def small(bench, side):
-    """H: many small messages, all asked for at once."""
+    """H: read many small messages, all requested at once."""
     one = {"user": bench.site.many, "users": 1, "conns": 1, "pipelined": True}
     with bench.start(side) as server:
         client.run(server.tls, *RETRIEVE, sessions=1, **one)
@@ -134,7 +145,10 @@ def small(bench, side):
 
 
 def listing(bench, side):
-    """I: a large mailbox nobody has read yet, without and with the popcache of our delivery, and again; fresh servers each."""
+    """I: list a large unread mailbox, without and with the popcache of a delivery, and list it again.
+
+    Each on a fresh server.
+    """
     one = {"user": bench.site.many, "users": 1, "conns": 1}
 
     def first(*, popcache):
@@ -153,7 +167,7 @@ def listing(bench, side):
 
 
 def idle_sessions(bench, side):
-    """J: many logged in at once, saying nothing; then each says NOOP and QUIT, and must be answered."""
+    """J: hold many idle sessions at once; then each sends NOOP and QUIT and must be answered."""
     sessions = min(bench.site.users, PEER_HELD) if side == "peer" else bench.site.users
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(bench.start(side, listeners=2, login_seconds=600, idle_seconds=3600))
@@ -169,7 +183,7 @@ def idle_sessions(bench, side):
 
 
 def round_trip(bench, side):
-    """K: one command at a time on one session."""
+    """K: send one command at a time on one session."""
     count = bench.much(5000, 1000)
     one = {"sessions": 1, "conns": 1, "users": 1, "reps": count}
     out = {}
@@ -183,11 +197,14 @@ def round_trip(bench, side):
 
 
 def starting(bench, side):
-    """L: how long a start takes, and what an idle server costs. The peer's seconds are those until its greeting."""
+    """L: measure a start, and what an idle server costs.
+
+    The peer's seconds end at its greeting.
+    """
     with bench.start(side) as server:
         took = server.took
-        time.sleep(3.0)  # a start goes on for a moment: processes ahead, garbage
-        seconds = bench.much(20, 10) if side == "ours" else 10  # nothing is asked of the peer's
+        time.sleep(3.0)  # a start goes on for a moment: processes forked ahead, garbage collection
+        seconds = bench.much(20, 10) if side == "ours" else 10  # the peer has no goal here
         before = server.cpu()
         time.sleep(seconds)
         idle = server.cpu() - before
@@ -195,18 +212,36 @@ def starting(bench, side):
 
 
 MEASURES = {
-    ("A",): cold, ("B",): cold_secure, ("C",): warm, ("D", "E"): hashing, ("F",): reading, ("G",): large, ("H",): small,
-    ("I",): listing, ("J",): idle_sessions, ("K",): round_trip, ("L",): starting,
+    ("A",): cold,
+    ("B",): cold_secure,
+    ("C",): warm,
+    ("D", "E"): hashing,
+    ("F",): reading,
+    ("G",): large,
+    ("H",): small,
+    ("I",): listing,
+    ("J",): idle_sessions,
+    ("K",): round_trip,
+    ("L",): starting,
 }
 NEED_NO_WARMING = {("J",), ("L",)}
-"""No first pair to drop: how much memory is held does not need warming up, nor what does nothing, and a pair takes minutes."""
+"""Rows that keep their first pair.
+
+Held memory and idle time need no warm-up, and a pair takes minutes.
+"""
 
 TWICE = {("A",), ("C",)}
-"""Twice as many pairs: they are done within seconds, in which the speed of a small virtual machine changes the most."""
+"""Rows with twice as many pairs.
+
+They take seconds, in which the speed of a small virtual machine changes most.
+"""
 
 
 def pairs(bench, rows, sides, rounds):
-    """Measure the rows in turn, sides alternating; yields (row letters, side, figures by line key, counted, error text)."""
+    """Measure the rows in turn, sides alternating.
+
+    Yields (row letters, side, figures by line key, counted, error text).
+    """
     for letters, measure in MEASURES.items():
         if not set(letters) & set(rows):
             continue

@@ -1,10 +1,10 @@
-"""Row M: how ours grows with sessions at a time, messages in a mailbox, users in the tables: rate or time, memory; a run of each.
+"""Measure row M: how popkernel grows with concurrent sessions, messages in a mailbox and users.
 
-Gives tables and plots. A step is "no worse than linear" where what it costs grew by no more than its size did; a rate must not
-fall to less than half between two steps (a cliff).
+One run a point gives rate or time, and memory, as tables and plots. A step is "no worse than linear" if its
+cost grew by no more than its size. A rate must not fall to less than half between two steps (a cliff).
 """
 
-# ruff: noqa: RUF001 - the multiplication sign is what is meant
+# ruff: noqa: RUF001 - the multiplication sign is intended
 import os
 import shutil
 import time
@@ -21,36 +21,45 @@ SLACK = 1.25
 
 
 def growth(points):
-    """Judge a cost by size: (size, cost) in rising order; the steps that grew worse than linear, as text."""
+    """Return the steps that grew worse than linear, as text.
+
+    `points`: (size, cost) in rising order.
+    """
     return [
         f"{a[0]:g} to {b[0]:g}: size × {b[0] / a[0]:.3g}, cost × {b[1] / a[1]:.3g}"
-        for a, b in pairwise(points) if b[1] / a[1] > SLACK * b[0] / a[0]
+        for a, b in pairwise(points)
+        if b[1] / a[1] > SLACK * b[0] / a[0]
     ]
 
 
 def cliffs(points):
-    """Judge a rate by size: the steps at which it fell to less than half."""
-    return [f"{a[0]:g} to {b[0]:g}: {a[1]:.3g}/s to {b[1]:.3g}/s" for a, b in pairwise(points) if b[1] < a[1] / 2]
+    """Return the steps at which a rate fell to less than half, as text."""
+    return [
+        f"{a[0]:g} to {b[0]:g}: {a[1]:.3g}/s to {b[1]:.3g}/s" for a, b in pairwise(points) if b[1] < a[1] / 2
+    ]
 
 
 def judged(points):
-    """Both judgements of rows (size, rate or time, memory, is it a rate)."""
+    """Judge rows of (size, rate or time, memory, is it a rate)."""
     first, second, is_rate = [(p[0], p[1]) for p in points], [(p[0], p[2]) for p in points], points[0][3]
     wrong = [f"rate fell, {x}" for x in cliffs(first)] if is_rate else [f"time, {x}" for x in growth(first)]
     return wrong + [f"memory, {x}" for x in growth(second)]
 
 
 def concurrency(bench):
-    """Sessions/s of warm users, and memory with as many held at once."""
+    """Measure sessions a second of warm users, and memory with that many held at once."""
     rows = []
     for count in (1, 10, 100, 1000):
-        with Ours(bench.site, warm_max=2000, login_seconds=600) as server:
+        with Ours(bench.site, warm_memory="8G", login_seconds=600) as server:
             warm_up(server)
             users = max(200, count)
             client.run(server.tls, "STAT", "QUIT", sessions=users, users=users, conns=20)
             total = bench.much({1: 300}.get(count, 2000), {1: 50}.get(count, max(200, count)))
             rate = client.run(server.tls, "STAT", "QUIT", sessions=total, users=users, conns=count)["rate"]
-        with Ours(bench.site, login_seconds=600) as server, client.Held(server.tls, sessions=count, users=count) as held:
+        with (
+            Ours(bench.site, login_seconds=600) as server,
+            client.Held(server.tls, sessions=count, users=count) as held,
+        ):
             time.sleep(SETTLE)
             memory = server.memory()
             held.release()
@@ -59,15 +68,15 @@ def concurrency(bench):
 
 
 def _room(path, messages):
-    """Whether the disk has room for so many small files (4 KiB and an inode each), with as much to spare."""
+    """Return whether the disk has room for twice these small files (4 KiB and an inode each)."""
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize > 2 * 4096 * messages and disk.f_favail > 2 * messages
 
 
 def _mailbox(site, texts):
-    """Milliseconds of the session with the first STAT, of later ones; octets of memory while a session is there."""
+    """Return milliseconds of the session with the first STAT and of later ones, and octets of memory."""
     shutil.rmtree(site.maildir("big0"), ignore_errors=True)
-    site.__dict__.pop("big", None)  # row G would make it anew
+    site.__dict__.pop("big", None)  # else row G would use the removed mailbox
     site.fill("big0", texts)
     unread()
     one = {"user": "big0", "users": 1, "conns": 1}
@@ -76,15 +85,18 @@ def _mailbox(site, texts):
         first = client.run(server.tls, "STAT", "QUIT", sessions=1, **one)["session_p50"]
         time.sleep(1.0)
         again = client.run(server.tls, "STAT", "QUIT", sessions=5, **one)["session_p50"]
-    # Another server, without the warm actors of other users, in which growth would drown.
-    with Ours(site, login_seconds=600) as server, client.Held(server.tls, sessions=1, users=1, user="big0") as held:
+    # A second server, without warm actors of other users, which would hide the growth.
+    with (
+        Ours(site, login_seconds=600) as server,
+        client.Held(server.tls, sessions=1, users=1, user="big0") as held,
+    ):
         memory = server.memory()
         held.release()
     return first, again, memory
 
 
 def mailboxes(bench, notes):
-    """Time of the first STAT of a mailbox, of later ones, and the server's memory while the session is there."""
+    """Measure first and later STATs of a mailbox, and the server's memory during the session."""
     site, rows, later = bench.site, [], []
     text = bodies(700, count=1)
     for messages in (100, 1000, 10_000, *(() if bench.quick else (100_000, 1_000_000))):
@@ -103,7 +115,7 @@ def mailboxes(bench, notes):
 
 
 def tables(bench):
-    """Time from start to ready, and memory of all processes then, by users in the tables."""
+    """Measure the time from start to ready and the memory of all processes, by users in the tables."""
     site, rows = bench.site, []
     for users in (100, 1000, 10_000, 100_000):
         names = [f"scale{i:06d}" for i in range(users)]
@@ -118,11 +130,14 @@ def tables(bench):
 
 def _markdown(head, rows):
     out = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join(out + ["| " + " | ".join(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in row[:3]) + " |" for row in rows])
+    return "\n".join(
+        out
+        + ["| " + " | ".join(f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in row[:3]) + " |" for row in rows]
+    )
 
 
 def measure(bench, plots, notes):
-    """Measure all three; writes the plots into a directory, adds judgements to the notes, gives the section's text."""
+    """Measure all three; write the plots, add judgements to the notes, return the section's text."""
     boxes, later = mailboxes(bench, notes)
     parts = (
         ("Sessions at a time", "sessions/s", concurrency(bench)),
@@ -135,10 +150,15 @@ def measure(bench, plots, notes):
     for title, unit, rows in parts:
         name = title.lower().replace(",", "").replace(" ", "-")
         with open(os.path.join(plots, name + ".svg"), "w") as file:
-            series = {unit: [row[:2] for row in rows], "memory of all processes, MB": [(row[0], row[2]) for row in rows]}
+            series = {
+                unit: [row[:2] for row in rows],
+                "memory of all processes, MB": [(row[0], row[2]) for row in rows],
+            }
             file.write(svg(title, title.partition(",")[0].lower(), series))
         wrong = judged(rows)
-        notes.append(f"M, {title.lower()}: " + ("no worse than linear, no cliff" if not wrong else "; ".join(wrong)))
+        notes.append(
+            f"M, {title.lower()}: " + ("no worse than linear, no cliff" if not wrong else "; ".join(wrong))
+        )
         figures = _markdown(("size", unit, "memory of all processes, MB"), rows)
         out += [f"### {title}", "", figures, "", f"![{title}](plots/{name}.svg)", ""]
     return "\n".join(out)

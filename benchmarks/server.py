@@ -1,8 +1,8 @@
-"""A server under measurement, whichever it is: started in a group of its own, watched, and ended by process id.
+"""Start a server under measurement in a control group, read its resources, and end it by process id.
 
-Processor time is the group's (cgroup v2 or v1, as root), which counts processes that have come and gone; elsewhere it is summed
-from /proc, where a process that ended counts once its parent has waited for it. Memory is Pss, which shares out what processes
-share.
+Processor time is the group's (cgroup v2 or v1, as root), which counts ended processes too; elsewhere it is
+summed from /proc, where an ended process counts once its parent has waited for it. Memory is Pss, which
+divides shared pages between processes.
 """
 
 import contextlib
@@ -19,18 +19,28 @@ _numbers = itertools.count()
 
 
 class ServerError(RuntimeError):
-    """It did not start, or cannot be measured."""
+    """Report that a server did not start or cannot be measured."""
 
 
 def cgroup_roots(mounts):
-    """Where groups can be made that count processor time, best first: (kind, directory), from the text of /proc/mounts."""
+    """Return where control groups that count processor time can be made.
+
+    Parses the text of /proc/mounts; (kind, directory), best first.
+    """
     rows = [line.split() for line in mounts.splitlines()]
     two = [("v2", row[1]) for row in rows if len(row) > 3 and row[2] == "cgroup2"]
-    return two + [("v1", row[1]) for row in rows if len(row) > 3 and row[2] == "cgroup" and "cpuacct" in row[3].split(",")]
+    return two + [
+        ("v1", row[1])
+        for row in rows
+        if len(row) > 3 and row[2] == "cgroup" and "cpuacct" in row[3].split(",")
+    ]
 
 
 class Group:
-    """A control group for one server; `kind` is "v2", "v1", or "" where none can be made."""
+    """Hold a control group for one server.
+
+    `kind` is "v2", "v1", or "" where none can be made.
+    """
 
     def __init__(self, name):
         self.kind = self.path = ""
@@ -48,13 +58,13 @@ class Group:
                 os.rmdir(path)
 
     def enter(self):
-        """Put the calling process in (between fork and exec)."""
+        """Move the calling process into the group, between fork and exec."""
         if self.path:
             with open(os.path.join(self.path, "cgroup.procs"), "w") as file:
                 file.write("0")
 
     def seconds(self):
-        """Processor seconds of all that ever ran in it; None without a group."""
+        """Return processor seconds of all processes that ever ran in the group; None without a group."""
         if self.kind == "v2":
             with open(os.path.join(self.path, "cpu.stat")) as file:
                 return int(dict(line.split() for line in file)["usage_usec"]) / 1e6
@@ -64,14 +74,14 @@ class Group:
         return None
 
     def pids(self):
-        """Who is in it."""
+        """Return the group's process ids."""
         if not self.path:
             return []
         with open(os.path.join(self.path, "cgroup.procs")) as file:
             return [int(line) for line in file]
 
     def remove(self):
-        """Take the group away, once it is empty."""
+        """Remove the group once it is empty."""
         for _ in range(100):
             if not self.path or not os.path.exists(self.path):
                 return
@@ -82,7 +92,7 @@ class Group:
 
 
 def cpu_of(pids):
-    """Processor seconds of processes and of the children they have waited for."""
+    """Return processor seconds of processes and of the children they waited for."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
@@ -91,7 +101,7 @@ def cpu_of(pids):
 
 
 def pss_of(pids):
-    """Octets of memory, shared pages shared out; ServerError where the system does not show them to this user."""
+    """Return octets of memory, shared pages divided; ServerError if the system does not show them."""
     total = 0
     for pid in pids:
         try:
@@ -100,29 +110,45 @@ def pss_of(pids):
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError as error:
-            raise ServerError(f"memory of process {pid}: {error.strerror}; run the benchmark as root") from None
+            raise ServerError(
+                f"memory of process {pid}: {error.strerror}; run the benchmark as root"
+            ) from None
     return total
 
 
 class Server:
-    """A started server; `tls` and `plain` are its ports, `took` the seconds until it was ready. Ends with its `with` block."""
+    """Hold a started server; its `with` block ends it.
+
+    `tls` and `plain` are its ports, `took` the seconds until it was ready.
+    """
 
     name = ""
     tls = plain = 0
 
     def launch(self, argv, log, ready, seconds=60.0):
-        """Start it, what it says going to a file; wait until `ready()`. ServerError with the log's end where it does not."""
+        """Start the server with its output in a file; wait until `ready()`.
+
+        Raises ServerError with the end of that file otherwise.
+        """
         self.group = Group(self.name)
         began = time.monotonic()
         with open(log, "wb") as said:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=self.group.enter, start_new_session=True,
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                preexec_fn=self.group.enter,
+                start_new_session=True,
             )
         try:
             while not ready():
                 if self.process.poll() is not None or time.monotonic() - began > seconds:
                     with open(log, errors="replace") as said:
-                        raise ServerError(f"{self.name} did not start (exit code {self.process.poll()}): {said.read()[-1500:]}")
+                        raise ServerError(
+                            f"{self.name} did not start (exit code {self.process.poll()}): "
+                            f"{said.read()[-1500:]}"
+                        )
                 time.sleep(0.002)
         except BaseException:
             self.stop()
@@ -130,30 +156,31 @@ class Server:
         self.took = time.monotonic() - began
 
     def pids(self):
-        """Every process of it that runs."""
+        """Return every running process of the server."""
         return self.group.pids() or tree(self.process.pid)
 
     def cpu(self):
-        """Processor seconds so far, of processes that have ended too."""
+        """Return processor seconds so far, ended processes included."""
         seconds = self.group.seconds()
         return cpu_of(tree(self.process.pid)) if seconds is None else seconds
 
     def memory(self):
-        """Octets of all its processes."""
+        """Return octets of memory of all its processes."""
         return pss_of(self.pids())
 
     def stop(self):
-        """SIGTERM, and after a while SIGKILL to whoever of its processes is left."""
+        """Send SIGTERM, and after a while SIGKILL to the processes that remain."""
         left = self.pids()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-        # Without a group only a master that would not end tells which processes are still its own: ids of others may have been
-        # given to somebody else by now.
+        # Without a group only a master that has not ended tells which processes are still its own: the ids
+        # may belong to others by now.
         left = self.group.pids() if self.group.path else left if self.process.poll() is None else []
         until = time.monotonic() + 60
-        while left:  # ten thousand processes take a while to go, and whoever is measured next would pay for it
+        # ten thousand processes take a while to exit, at the expense of the next measurement
+        while left:
             for pid in reversed(left):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)

@@ -1,11 +1,9 @@
-"""What a maildir actor costs: seconds to its first answer, and the private memory it holds when idle.
+"""Measure a maildir actor: seconds to its first answer, and its private memory when idle.
 
-`python -m benchmarks.spawn [--users N]` starts a service on a temporary site and prints
-
-- login of a cold user less login of a warm one (median): all that the spawn adds, as a client sees it;
-- Private_* of /proc/PID/smaps_rollup of every idle actor (median and largest), KiB.
-
-The same measurements serve the test of their bounds (tests/e2e/scale/test_spawned_actor.py).
+`python -m benchmarks.spawn [--users N]` starts a service on a temporary site. It prints the median login of a
+cold user less that of a warm one, which is all that the spawn adds for a client; and Private_* of
+/proc/PID/smaps_rollup of every idle actor, median and largest, in KiB. The test of these bounds uses the same
+measurements (tests/e2e/scale/test_spawned_actor.py).
 """
 
 import argparse
@@ -25,7 +23,7 @@ WARM_ROUNDS = 5
 
 
 class Figures(NamedTuple):
-    """Seconds and KiB."""
+    """Hold the figures, in seconds and KiB."""
 
     cold: list[float]
     warm: list[float]
@@ -33,30 +31,34 @@ class Figures(NamedTuple):
 
     @property
     def spawn(self) -> float:
-        """Seconds that the spawn adds to a login, median."""
+        """Return the seconds that the spawn adds to a login, median."""
         return statistics.median(self.cold) - statistics.median(self.warm)
 
     def lines(self) -> str:
-        """For people."""
+        """Format the figures for people."""
         ms = [1000 * statistics.median(x) for x in (self.cold, self.warm)]
         kib = statistics.median(self.private)
         return (
-            f"first answer of a spawned maildir actor: {1000 * self.spawn:.2f} ms (login of a cold user {ms[0]:.2f} ms,"
-            f" of a warm one {ms[1]:.2f} ms; medians of {len(self.cold)} and {len(self.warm)})\n"
+            f"first answer of a spawned maildir actor: {1000 * self.spawn:.2f} ms "
+            f"(login of a cold user {ms[0]:.2f} ms, of a warm one {ms[1]:.2f} ms;"
+            f" medians of {len(self.cold)} and {len(self.warm)})\n"
             f"private memory of an idle maildir actor: {kib / 1024:.2f} MiB (median of {len(self.private)},"
             f" largest {max(self.private) / 1024:.2f} MiB)"
         )
 
 
 class Login:
-    """Logins without TLS, so that nothing but the bus and the spawn is in them."""
+    """Time logins without TLS, so that they measure the bus and the spawn alone."""
 
     def __init__(self, service: Service) -> None:
         self.address = (service.plain.host, service.plain.port)
 
     def time(self, user: str) -> float:
-        """Seconds from PASS to its answer."""
-        with contextlib.closing(socket.create_connection(self.address, timeout=20)) as sock, sock.makefile("rwb", 0) as file:
+        """Return the seconds from PASS to its reply."""
+        with (
+            contextlib.closing(socket.create_connection(self.address, timeout=20)) as sock,
+            sock.makefile("rwb", 0) as file,
+        ):
             file.readline()
             file.write(b"USER %b\r\n" % user.encode())
             file.readline()
@@ -72,24 +74,35 @@ class Login:
 
 
 def measure(users: int, **site: Any) -> Figures:
-    """Log each user in cold, then warm."""
+    """Log in each user cold, then warm."""
     names = [f"user{n:03d}" for n in range(users)]
     settings: dict[str, Any] = {
-        "users": names, "allow_plaintext": True, "lmtp": False, "warm_seconds": 600, "warm_max": users + 1, **site,
+        "users": names,
+        "allow_plaintext": True,
+        "lmtp": False,
+        "warm_seconds": 600,
+        "warm_memory": "64G",
+        **site,
     }
     with Service(verbose=0, **settings) as service:
         login = Login(service)
-        login.time(names[0])  # the first of all also loads what the listener and auth have not used yet
+        login.time(names[0])  # the first login also loads what listener and auth have not used yet
         cold = [login.time(name) for name in names[1:]]
         warm = [login.time(name) for _ in range(WARM_ROUNDS) for name in names[1:]]
-        rows = [a for a in Client(service.config.run_dir).ask("status")["actors"] if a["name"].startswith("maildir.")]
+        rows = [
+            a
+            for a in Client(service.config.run_dir).ask("status")["actors"]
+            if a["name"].startswith("maildir.")
+        ]
         private = [kib for row in rows if (kib := memory(row["pid"])["private_kib"]) is not None]
     return Figures(cold, warm, private)
 
 
 def main() -> int:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--users", type=int, default=100, help="actors to spawn (default 100)")
     options = parser.parse_args()
     print(measure(options.users).lines())

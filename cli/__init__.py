@@ -1,1 +1,1 @@
-"""The command line: `popkernel start`, `status`, `check` and their kin."""
+"""The command line: one file a command, and what they share in common/."""

@@ -1,7 +1,7 @@
-"""`popkernel check`: everything that would go wrong at a start, found without starting.
+"""`popkernel check`: find, without starting, what would make a start fail.
 
-The checks read; the only thing they do to the system is to bind each port for a moment. Errors are what `start` would
-refuse or a user would suffer from; warnings are what an administrator should know.
+The checks only read, except that they bind each port for a moment. Errors would make `start` fail or a user
+suffer; warnings are for the administrator to know.
 """
 
 import argparse
@@ -13,32 +13,50 @@ import socket
 import stat
 from collections.abc import Iterable
 
+from popkernel.actors.auth.schemes import schemes_of, without_missing
 from popkernel.cli.common.check_certificates import check_certificates
 from popkernel.cli.common.parser import CommandParser
 from popkernel.cli.common.server_flags import add_server_flags
 from popkernel.kernel.client import Client, ClientError
 from popkernel.kernel.config.addresses import Address
-from popkernel.kernel.config.keys import COMMAND_LINE, Config, ConfigError, address_keys, gather, keys
+from popkernel.kernel.config.keys import Config, address_keys, keys
+from popkernel.kernel.config.loading import COMMAND_LINE, ConfigError, gather
 from popkernel.kernel.config.regular_files import UnreadableError, read_named
 from popkernel.kernel.init import permissions
 from popkernel.kernel.init.binding import BindError, bind
 from popkernel.kernel.init.ids import actor_ids, mta_uids
-from popkernel.kernel.init.mailbox_faults import judge, odd_names, open_to_others
-from popkernel.kernel.init.pass_phrase import file_of
+from popkernel.kernel.init.mailbox_faults import mailbox_findings, odd_names, open_to_others
+from popkernel.kernel.init.pass_phrase import phrase_file
 from popkernel.kernel.init.requirements import needs
 from popkernel.kernel.init.run_directory import problem as run_dir_problem
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.kernel.runtime.log import doubt
 from popkernel.kernel.supervisor.descriptor_room import too_few
 from popkernel.proto.access.networks import MAX_NETWORKS, parse_networks
-from popkernel.proto.access.user_names import name_lines, twins
-from popkernel.proto.files.tables import MAX_FINDINGS, MAX_TABLE, Finding, MailUser, few, parse_auth, parse_users
+from popkernel.proto.access.user_names import (
+    case_conflicts,
+    domain_conflicts,
+    name_lines,
+    names_beyond_clients,
+)
+from popkernel.proto.files.tables import (
+    MAX_FINDINGS,
+    MAX_TABLE,
+    AuthTable,
+    Finding,
+    MailUser,
+    first_findings,
+    parse_auth,
+    parse_users,
+)
 
-_USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config"))
+_USAGE, _DATA, _NOINPUT, _OSERR, _CONFIG = (
+    EXITS[name].code for name in ("usage", "data", "noinput", "oserr", "config")
+)
 
 
 class Report:
-    """What was found, and the code that `start` would end with: that of the first error, in the order in which it meets them."""
+    """Collect findings, and the exit code of the first error, which is also that of `start`."""
 
     def __init__(self) -> None:
         self.errors: list[Finding] = []
@@ -47,35 +65,42 @@ class Report:
         self.code = os.EX_OK
 
     def error(self, finding: Finding, code: int) -> None:
-        """One more error."""
+        """Add an error; `code` counts if it is the first."""
         self.code = self.code or code
         self.errors.append(finding)
 
     def all_errors(self, findings: Iterable[Finding], code: int) -> None:
-        """Each of them."""
+        """Add each of these errors."""
         for finding in findings:
             self.error(finding, code)
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
-        "Look at the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
+        "Check the configuration, both tables, certificate and key, maildirs, system users, ports and the\n"
         "sandbox, as `start` with the same flags would. Run it as the user who starts the server.\n"
-        "While a server runs on this run directory, that one's lock and ports are left out, so that it can be checked\n"
-        "before a reload; `start` would end with 69 then.\n"
-        "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as `start` ends\n"
-        "with it. A mailbox that cannot be served, a private key that others may read, and a table or configuration\n"
-        "that others can change, keep `start` from nothing, and are errors here.",
+        "If a server runs on this run directory, its lock and its ports are no errors, so that a\n"
+        "configuration can be checked before a reload; `start` would end with 69 then.\n"
+        "Each finding is one line: file:line: what; mend. The exit code is that of the first error, as\n"
+        "`start` would end with it. A mailbox that cannot be served, a private key that others may read,\n"
+        "and a table or configuration that others can change do not keep `start` from serving, but are\n"
+        "errors here.",
         """
-        popkernel check -f /etc/popkernel.toml
-        popkernel check -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
+        popkernel check -f /etc/popkernel/popkernel.toml
+        popkernel check -a /etc/popkernel/auth -u /etc/popkernel/users -l 192.0.2.1 \\
+            -c /etc/ssl/mail.pem -k /etc/ssl/mail.key
         """,
         "usage data noinput unavailable oserr cantcreat ioerr tempfail noperm config",
-        done="nothing found, or warnings only",
+        done="no errors; there may be warnings",
     )
     add_server_flags(parser)
     parser.add_argument("--json", action="store_true", help="findings as one JSON object")
+    parser.add_argument(
+        "--no-mailboxes",
+        action="store_true",
+        help="leave out the maildirs: `start` checks them once it serves",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
         report.error(finding, _USAGE if all(f.path.startswith(COMMAND_LINE) for f in findings) else _CONFIG)
     if config is not None:
         _check_trust(options.toml_path or "", report, _CONFIG)
-        check(config, report)
+        check(config, report, mailboxes=not options.no_mailboxes)
     if options.json:
         found = {
             "errors": [finding._asdict() for finding in report.errors],
@@ -96,33 +121,35 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         for finding in report.errors:
-            print(_shown(str(finding)))
+            print(_printable(str(finding)))
         for finding in report.warnings:
-            print(_shown(f"warning: {finding}"))
+            print(_printable(f"warning: {finding}"))
         for note in report.notes:
-            print(_shown(note))
+            print(_printable(note))
         if not report.errors and not report.warnings:
-            print("nothing found")
+            print("no errors, no warnings")
     return report.code
 
 
-def _shown(line: str) -> str:
-    """Keep paths with control characters or octets that are no text from reaching the terminal as such."""
+def _printable(line: str) -> str:
+    """Escape control characters and octets that are no text, as in paths: they must not reach a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
-def check(config: Config, report: Report | None = None) -> Report:
-    """Look at everything a configuration points to, in the order in which a start comes to it; what it does not name is left out."""
+def check(config: Config, report: Report | None = None, *, mailboxes: bool = True) -> Report:
+    """Check everything that the configuration names, in the order of a start; maildirs if `mailboxes`."""
     report = report or Report()
     _check_sandbox(config, report)
     _check_ids(config, report)
-    if any(finding.path == "calls" for finding in report.errors):  # what follows would meet it, too
+    if any(finding.path == "calls" for finding in report.errors):  # the later checks would meet the same
         return report
     _check_run_dir(config, report)
     _check_ports(config, report)
-    check_tables(config, report)
+    check_tables(config, report, mailboxes=mailboxes)
     pairs = [pair for pair in [(config.cert, config.key), *config.certs] if all(pair)]
-    errors, warnings = check_certificates(pairs, file_of(config.key_passphrase_file), config.tls_min, notes=report.notes)
+    errors, warnings = check_certificates(
+        pairs, phrase_file(config.key_passphrase_file), config.tls_min, notes=report.notes
+    )
     report.all_errors(errors, _CONFIG)
     report.warnings.extend(warnings)
     _check_keys(config, report)
@@ -131,45 +158,71 @@ def check(config: Config, report: Report | None = None) -> Report:
     report.warnings.extend([lost] if lost is not None else [])
     if config.allow_plaintext:
         what = "clients may log in without TLS: passwords and mail can be read on the way"
-        report.warnings.append(Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext"))
+        report.warnings.append(
+            Finding("configuration", 0, what, "leave out --allow-plaintext and allow_plaintext")
+        )
     if config.deletion == "trash-flag" and not config.hide_trashed:
         what = 'deletion = "trash-flag" alone: clients see again what they have deleted'
         report.warnings.append(Finding("configuration", 0, what, "set hide_trashed = true too"))
     return report
 
 
-def check_tables(config: Config, report: Report) -> None:
-    """Look at both tables, at each alone and at what one has and the other has not, and at every maildir."""
+def check_tables(config: Config, report: Report, *, mailboxes: bool = True) -> None:
+    """Check both tables, the differences between them, and every maildir if `mailboxes`."""
     user_data = _read_table("user_table", config.user_table, report)
     auth_data = _read_table("auth_table", config.auth_table, report)
     for path, data in ((config.user_table, user_data), (config.auth_table, auth_data)):
         if data is not None:
             _check_trust(path, report, _DATA)
     if auth_data is not None:
-        report.warnings.extend(_secrecy(config.auth_table, "hashes"))
-    # No table at all has been said already; an empty one would be a finding of its own.
-    users, user_findings = ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
-    auth = parse_auth(auth_data or b"", config.auth_table)
+        report.warnings.extend(_readable_by_all(config.auth_table, "hashes"))
+    # A missing table has been reported; as an empty one it would give another error.
+    users, user_findings = (
+        ({}, []) if user_data is None else parse_users(user_data, config.user_table, config.subdir)
+    )
+    auth, missing = without_missing(
+        parse_auth(auth_data or b"", config.auth_table), auth_data or b"", config.auth_table
+    )
+    _name_schemes(auth, missing, config.auth_table, report)
     auth_findings = [] if auth_data is None else auth.errors
     report.all_errors(user_findings + auth_findings, _DATA)
-    # A line that did not parse would show up as missing too: say that only once it does parse.
+    # A line that does not parse would also count as a missing user: compare only if both tables parse.
     if auth_data is not None and user_data is not None and not auth_findings and not user_findings:
         named = auth.names()
-        report.warnings.extend(few(list(auth.shut_out.values()), "more users cannot log in"))
+        report.warnings.extend(first_findings(list(auth.shut_out.values()), "more users cannot log in"))
         report.warnings.extend(_missing(named, users, config.auth_table, auth_data, config.user_table))
         report.warnings.extend(_missing(users, named, config.user_table, user_data, config.auth_table))
         if auth.locked:
-            report.notes.append(f"{config.auth_table}: {len(auth.locked)} user{'s are' if len(auth.locked) > 1 else ' is'} locked")
+            locked = f"{len(auth.locked)} user{'s are' if len(auth.locked) > 1 else ' is'} locked"
+            report.notes.append(f"{config.auth_table}: {locked}")
     for case, names, data, path in (
-        (config.login_case, auth.names(), auth_data, config.auth_table), (config.recipient_case, users, user_data, config.user_table),
+        (config.login_case, auth.names(), auth_data, config.auth_table),
+        (config.recipient_case, users, user_data, config.user_table),
     ):
-        report.warnings.extend(twins(names, data, path) if case == "fold" and data is not None else [])
-    if user_data is not None:
+        report.warnings.extend(
+            case_conflicts(names, data, path) if case == "fold" and data is not None else []
+        )
+    if auth_data is not None:
+        named, path, domain = auth.names(), config.auth_table, config.default_domain
+        report.warnings.extend(names_beyond_clients(named, auth_data, path))
+        if domain:
+            folds = config.login_case == "fold"
+            report.warnings.extend(domain_conflicts(named, auth_data, path, domain, folds=folds))
+    if user_data is not None and mailboxes:
         _check_maildirs(config, users, user_data, report)
 
 
+def _name_schemes(auth: AuthTable, missing: list[Finding], path: str, report: Report) -> None:
+    """Say which schemes the table's hashes have, if not bcrypt alone, and which library is missing."""
+    report.warnings.extend(missing)
+    schemes = schemes_of(auth)
+    if set(schemes) - {"BLF-CRYPT"}:
+        counted = ", ".join(f"{many} {scheme}" for scheme, many in sorted(schemes.items()))
+        report.notes.append(f"{path}: hashes: {counted}")
+
+
 def _check_keys(config: Config, report: Report) -> None:
-    """Look at the issuer's keys: whoever can write them can log in as anybody."""
+    """Check the issuer's keys. Whoever can write that file can log in as anybody."""
     if not config.oauth_issuer:
         return
     from popkernel.actors.auth.tokens import MOST_OCTETS, parse_jwks
@@ -191,12 +244,14 @@ def _check_blocked(config: Config, report: Report) -> None:
         report.all_errors(findings, _DATA)
         if networks.contains("127.0.0.1") or networks.contains("::1"):
             what = "this machine itself is blocked"
-            report.warnings.append(Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant"))
+            report.warnings.append(
+                Finding(config.block_list, 0, what, "leave out 127.0.0.0/8 and ::1 unless it is meant")
+            )
 
 
 def _check_trust(path: str, report: Report, code: int) -> None:
-    """Look at who else could change a file that decides whom is served as whom: a start says it, and goes on."""
-    for where, what, mend in permissions.doubts(path) if path else ():
+    """Report other users who can change a file that decides about access. `start` only warns of them."""
+    for where, what, mend in permissions.problems(path) if path else ():
         finding = Finding(where, 0, what, mend)
         if finding not in report.errors:
             report.error(finding, code)
@@ -212,14 +267,21 @@ def _read_table(key: str, path: str, report: Report, most: int = MAX_TABLE) -> b
         return None
 
 
-def _secrecy(path: str, holds: str) -> Iterable[Finding]:
+def _readable_by_all(path: str, holds: str) -> Iterable[Finding]:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o007:
-        yield Finding(path, 0, f"mode {mode:04o} lets every user at the {holds}", f"chmod o-rwx {shlex.quote(os.path.realpath(path))}")
+        yield Finding(
+            path,
+            0,
+            f"mode {mode:04o} lets every user at the {holds}",
+            f"chmod o-rwx {shlex.quote(os.path.realpath(path))}",
+        )
 
 
-def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_data: bytes, there_path: str) -> Iterable[Finding]:
-    """Name the users of one table that the other lacks."""
+def _missing(
+    here: Iterable[str], there: Iterable[str], here_path: str, here_data: bytes, there_path: str
+) -> Iterable[Finding]:
+    """Report the users of one table that the other lacks."""
     lacking = set(here).difference(there)
     if not lacking:
         return
@@ -227,14 +289,16 @@ def _missing(here: Iterable[str], there: Iterable[str], here_path: str, here_dat
     named = sorted(lacking, key=lambda name: lines.get(name, 0))
     for name in named[:MAX_FINDINGS]:
         mend = f"add {name} there, or remove the line here"
-        yield Finding(here_path, lines.get(name, 0), f"user {name} is not in {there_path} and cannot log in", mend)
+        yield Finding(
+            here_path, lines.get(name, 0), f"user {name} is not in {there_path} and cannot log in", mend
+        )
     if len(named) > MAX_FINDINGS:
         what = f"{len(named) - MAX_FINDINGS} more users are not in {there_path}"
         yield Finding(here_path, 0, what, "add them there, or remove their lines here")
 
 
 def _actor_uids(config: Config) -> dict[int, str]:
-    """Give the actor by its uid, as root only: without, all have one uid, which _check_ids() warns of."""
+    """Return the actors by uid, as root only: else all have one uid, of which _check_ids() warns."""
     try:
         return {uid: actor for actor, (uid, _gid) in actor_ids(config).items()} if os.geteuid() == 0 else {}
     except ConfigError:
@@ -243,22 +307,30 @@ def _actor_uids(config: Config) -> dict[int, str]:
 
 def _check_maildirs(config: Config, users: dict[str, MailUser], data: bytes, report: Report) -> None:
     named = 0
-    for finding, error in judge(users, data, config.user_table, _actor_uids(config)):
+    for finding, error in mailbox_findings(users, data, config.user_table, _actor_uids(config)):
         if not error:
             report.warnings.append(finding)
             continue
         report.error(finding, _DATA)
         named += 1
         if named > MAX_FINDINGS:
-            report.errors[-1] = Finding(config.user_table, 0, "more users' maildirs have errors", "mend the ones above first")
+            report.errors[-1] = Finding(
+                config.user_table, 0, "more users' maildirs have errors", "mend the ones above first"
+            )
             break
     wide = list(open_to_others(users, data, config.user_table))
-    report.warnings.extend(few(wide, "more users' maildirs are open to others", MAX_FINDINGS))
-    report.warnings.extend(few(list(odd_names(users, data, config.user_table)), "more users' maildirs with such names", MAX_FINDINGS))
+    report.warnings.extend(first_findings(wide, "more users' maildirs are open to others", MAX_FINDINGS))
+    report.warnings.extend(
+        first_findings(
+            list(odd_names(users, data, config.user_table)),
+            "more users' maildirs with such names",
+            MAX_FINDINGS,
+        )
+    )
 
 
 def _check_ids(config: Config, report: Report) -> None:
-    """Look at the actors' and the mail servers' users, and at whether the starter may become the mail users."""
+    """Check the users of actors and mail servers, and whether the caller may become the mail users."""
     ids: dict[str, tuple[int, int]] = {}
     try:
         ids = actor_ids(config)
@@ -270,7 +342,7 @@ def _check_ids(config: Config, report: Report) -> None:
         report.error(finding, code)
     report.warnings.extend(missing.warnings)
     if not missing.errors:
-        found = too_few(config)  # which a start says once it is ready
+        found = too_few(config)  # `start` reports it once it is ready
         report.warnings.extend([found[0]] if found is not None and found[1] else [])
     if os.geteuid() != 0:
         what = "without root every actor has your own uid, and only your own maildirs can be served"
@@ -295,10 +367,11 @@ def _check_run_dir(config: Config, report: Report) -> None:
 
 
 def _check_ports(config: Config, report: Report) -> None:
-    """Bind each for a moment, in the order in which a start does."""
+    """Bind each port for a moment, in the order of a start."""
     problems: list[BindError] = []
     bound: list[socket.socket] = []
-    tried: set[Address] = set()  # what is listed twice has been said, and would be refused here as another program's
+    # An address that is listed twice has been reported; binding it again would blame another program.
+    tried: set[Address] = set()
     for key in address_keys():
         for address in getattr(config, key):
             if address.port and address in tried:
@@ -306,7 +379,7 @@ def _check_ports(config: Config, report: Report) -> None:
             tried.add(address)
             try:
                 bound.append(bind(key, address))
-                bound[-1].listen(1)  # one address may include another: then the second is refused
+                bound[-1].listen(1)  # if one address includes another, the second fails here
             except BindError as error:
                 problems.append(error)
             except OSError as error:
@@ -314,7 +387,7 @@ def _check_ports(config: Config, report: Report) -> None:
     for sock in bound:
         sock.close()
     if any(problem.taken for problem in problems) and _serving(config.run_dir):
-        # Its own ports, most likely: a second start would be refused for the run directory first.
+        # Most likely that server's ports. A second start would fail because of the run directory first.
         problems = [problem for problem in problems if not problem.taken]
     for problem in problems:
         report.error(problem.finding, problem.code)

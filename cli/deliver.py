@@ -1,8 +1,8 @@
-"""`popkernel deliver`: the message on standard input into one mailbox, through the running server's LMTP socket.
+"""`popkernel deliver`: put the message on standard input into a mailbox, by the running server's LMTP socket.
 
-For `mda` actions, `.forward` and other pipes. Who may deliver to whom the server decides by who runs this. Exit codes are
-those MTAs act on: 75 for everything that another try may mend, the server being away included, since Postfix and OpenSMTPD send
-mail back on any other code but 0.
+For `mda` actions, `.forward` and other pipes. The server decides by the caller's uid which mailboxes it may
+deliver to. Exit codes are for MTAs: 75 for everything that may succeed later, also if the server is not
+running, since Postfix and OpenSMTPD send the mail back on any other code but 0.
 """
 
 import argparse
@@ -15,29 +15,41 @@ from typing import BinaryIO, NoReturn
 
 from popkernel.cli.common.parser import CommandParser
 from popkernel.cli.common.run_directory import add_which_server, run_dir_of
-from popkernel.kernel.config.keys import ConfigError
+from popkernel.kernel.config.loading import ConfigError
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.pop3.octets import WireEncoder
 
-OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77  # sysexits(3)
-_CODES = {"5.1.1": NOUSER, "5.1.3": DATAERR, "5.1.7": DATAERR, "5.3.4": DATAERR, "5.5.4": DATAERR, "5.7.1": NOPERM}  # RFC 3463
-# What mail servers make of a code decides: on any but 75 they send the mail back.
+# sysexits(3)
+OK, USAGE, DATAERR, NOINPUT, NOUSER, UNAVAILABLE, TEMPFAIL, NOPERM = 0, 64, 65, 66, 67, 69, 75, 77
+# RFC 3463
+_CODES = {
+    "5.1.1": NOUSER,
+    "5.1.3": DATAERR,
+    "5.1.7": DATAERR,
+    "5.3.4": DATAERR,
+    "5.5.4": DATAERR,
+    "5.7.1": NOPERM,
+}
+# The meanings follow from the reaction of mail servers: on any code but 75 they send the mail back.
 _EXITS = (
     (EXITS["usage"].code, EXITS["usage"].said),
     (EXITS["data"].code, "the message is too large, or an address is none"),
     (EXITS["nouser"].code, EXITS["nouser"].said),
     (EXITS["unavailable"].code, "refused for good: the mailbox is full, for example"),
-    (EXITS["tempfail"].code, "try again later: the server is away, the disk is full, the configuration cannot be read"),
+    (
+        EXITS["tempfail"].code,
+        "try again later: the server is away, the disk is full, the configuration cannot be read",
+    ),
     (EXITS["noperm"].code, "not permitted: another user's mailbox"),
 )
 _CHUNK = 128 * 1024  # octets
 _FROM_LINE = 1000  # octets
-_QUEUE_SECONDS = 30  # in the socket's queue, where many connect at once
-_ANSWER_SECONDS = 330  # half a minute more than the server gives its own mailboxes
+_QUEUE_SECONDS = 30  # in the socket's queue, if many connect at once
+_ANSWER_SECONDS = 330  # half a minute more than the server gives a mailbox
 
 
 class _NotTakenError(Exception):
-    """The server said no, or nothing; `code` is the exit code."""
+    """The server refused the message or did not answer; `code` is the exit code."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -45,11 +57,11 @@ class _NotTakenError(Exception):
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
-        "Put the message on standard input into a mailbox of the running server; done once it is safe on disk.\n"
-        "For `mda` actions, .forward files and other pipes. Root, the mail servers of the key mta_users and each\n"
-        "mailbox's own user may.",
+        "Put the message on standard input into a mailbox of the running server; done once it is safe\n"
+        "on disk. For `mda` actions, .forward files and other pipes. Allowed to root, the mail servers of\n"
+        "the key mta_users and each mailbox's own user.",
         """
         popkernel deliver -u alice < message
         action "pop" mda "popkernel deliver -u %{user.username}" virtual <users> userbase <users>
@@ -57,18 +69,22 @@ def define(parser: CommandParser) -> None:
         """,
         codes=_EXITS,
         files="""
-        RUN_DIR/lmtp.sock  where the running server takes mail
+        RUN_DIR/lmtp.sock  the running server's socket for mail
         """,
     )
     what = "whose mailbox: a name of the user table, or an address (default: $USER)"
     parser.add_argument("-u", dest="user", metavar="USER", help=what)
-    parser.add_argument("--sender", metavar="ADDR", help="whom to name in Return-Path where the message has none (default: $SENDER)")
+    parser.add_argument(
+        "--sender",
+        metavar="ADDR",
+        help="address for Return-Path if the message has none (default: $SENDER)",
+    )
     add_which_server(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run `popkernel deliver`."""
-    if options.user == "":  # of a variable that was not set, most likely: not a word for whoever runs this
+    if options.user == "":  # most likely an unset variable
         print("popkernel deliver: -u: no user; name one, or leave out -u for $USER", file=sys.stderr)
         return USAGE
     user = options.user or os.environ.get("USER") or os.environ.get("LOGNAME") or _own_name()
@@ -83,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _message() -> BinaryIO:
-    """Standard input, where there is any."""
+    """Return standard input, unless it is closed."""
     if sys.stdin is None:
         raise _NotTakenError(NOINPUT, "standard input is closed; the message is to come there")
     return sys.stdin.buffer
@@ -97,7 +113,7 @@ def _read(message: BinaryIO) -> bytes:
 
 
 def _run_dir(options: argparse.Namespace) -> str:
-    """A configuration that is not to be read now is no reason to send mail back."""
+    """Return the run directory. An unreadable configuration is temporary: the mail must not be sent back."""
     try:
         return run_dir_of(options)
     except ConfigError as error:
@@ -105,7 +121,7 @@ def _run_dir(options: argparse.Namespace) -> str:
 
 
 def _socket(run_dir: str) -> str:
-    """The mail server's own, where whoever runs this may connect to it: nobody else fills its queue."""
+    """Choose the socket for mail servers if this user may connect to it: no other user can fill its queue."""
     own = f"{run_dir}/mta.sock"
     return own if os.access(own, os.W_OK) else f"{run_dir}/lmtp.sock"
 
@@ -120,14 +136,14 @@ def _own_name() -> str:
 
 
 def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
-    """Hand a message over; returns once it is safe on the server's disk. _NotTakenError otherwise."""
+    """Deliver a message; returns once it is safe on the server's disk. Raises _NotTakenError otherwise."""
     for whose, text in (("the sender", sender.strip("<>")), ("the user", user)):
         if not text.isprintable():
             raise _NotTakenError(DATAERR, f"{whose}: an address with control characters in it")
         if not _is_address(text):
             raise _NotTakenError(DATAERR, f"{whose}: {text!r} is no address: a blank outside of quotes")
     with socket.socket(socket.AF_UNIX) as sock:
-        # For connect(2), which waits for a place in the queue so long; a timeout of Python's does not let it wait.
+        # The time that connect(2) waits for a place in the queue; with a Python timeout it would not wait.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _QUEUE_SECONDS, 0))
         try:
             sock.connect(path)
@@ -137,23 +153,27 @@ def deliver(path: str, sender: str, user: str, message: BinaryIO) -> None:
         except PermissionError as error:
             raise _NotTakenError(NOPERM, f"{path}: {error.strerror}") from None
         except OSError as error:
-            raise _NotTakenError(TEMPFAIL, f"{path}: {error.strerror or error}; is the server running?") from None
+            raise _NotTakenError(
+                TEMPFAIL, f"{path}: {error.strerror or error}; is the server running?"
+            ) from None
 
 
 def _talk(sock: socket.socket, answers: BinaryIO, sender: str, user: str, message: BinaryIO) -> None:
     first = _without_from_line(message)
-    sock.sendall(b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\nDATA\r\n" % (os.fsencode(sender), _quoted(user)))
+    sock.sendall(
+        b"LHLO localhost\r\nMAIL FROM:<%s>\r\nRCPT TO:<%s>\r\nDATA\r\n" % (os.fsencode(sender), _quoted(user))
+    )
     for _ in range(4):  # greeting, LHLO, MAIL, RCPT
         _expect(answers)
     _expect(answers, b"354")
-    with contextlib.suppress(BrokenPipeError):  # a server that closes early has said why
+    with contextlib.suppress(BrokenPipeError):  # a server that closes early has sent the reason
         _send(sock, first, message)
     _expect(answers)
     sock.sendall(b"QUIT\r\n")
 
 
 def _send(sock: socket.socket, first: bytes, message: BinaryIO) -> None:
-    """Send the message as DATA's content (RFC 5321 section 4.5.2), and its end."""
+    """Send the message as DATA's content, with stuffed dots (RFC 5321 section 4.5.2), and its end."""
     encoder = WireEncoder()
     while first:
         sock.sendall(encoder.feed(first))
@@ -162,9 +182,9 @@ def _send(sock: socket.socket, first: bytes, message: BinaryIO) -> None:
 
 
 def _without_from_line(message: BinaryIO) -> bytes:
-    """The first of a message, without the mbox line that Postfix's local(8) and others put on top for pipes: it is no header field.
+    """Read the beginning of a message, without the mbox "From " line that Postfix's local(8) and others add.
 
-    Only a line that ends soon is one; whatever else begins so is mail.
+    Only a line that ends within `_FROM_LINE` octets is one; anything else is mail.
     """
     head = _read(message)
     line, end, rest = head.partition(b"\n")
@@ -174,7 +194,7 @@ def _without_from_line(message: BinaryIO) -> bytes:
 
 
 def _is_address(text: str) -> bool:
-    """Blanks stand in quotes only (RFC 5321 section 4.1.2): a name of the user table has none."""
+    """Say whether blanks occur in quotes only (RFC 5321 section 4.1.2); names of the user table have none."""
     local, sign, domain = text.rpartition("@")
     if not sign:
         local, domain = text, ""
@@ -182,14 +202,14 @@ def _is_address(text: str) -> bool:
 
 
 def _quoted(user: str) -> bytes:
-    """A user's name as an address: in quotes where it is no plain one (RFC 5321 section 4.1.2)."""
+    """Write a user name as an address, in quotes if it needs them (RFC 5321 section 4.1.2)."""
     if any(c in ' "<>\\,;:()[]' for c in user):
         user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return os.fsencode(user)
 
 
 def _expect(answers: BinaryIO, code: bytes = b"2") -> None:
-    """Read one answer, of several lines perhaps, that must begin with `code`."""
+    """Read one answer, which may have several lines and must begin with `code`."""
     while True:
         line = answers.readline(2048)
         if line[3:4] != b"-":

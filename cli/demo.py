@@ -1,6 +1,6 @@
-"""`popkernel demo`: make a site, serve it until Ctrl-C or until its terminal closes, say how to read it, remove it.
+"""`popkernel demo`: make a site, serve it until Ctrl-C or the terminal closes, and remove it.
 
-make_site() and what belongs to it are at home in sample_site.py, and can be had from here too.
+make_site() and its companions are defined in sample_site.py, and exported here too.
 """
 
 import argparse
@@ -14,28 +14,36 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any, NoReturn
 
 from popkernel.cli.common.parser import DIRECTORY, CommandParser, add_key, complete
 from popkernel.cli.common.program_name import as_typed
-from popkernel.cli.common.sample_site import FIRST_UID, HOST, PASSWORD, SAMPLE_MAIL, Paths, Site, free_ports, make_certificate, make_site
-from popkernel.kernel.config.keys import Config, ConfigError, load
+from popkernel.cli.common.sample_site import (
+    HOST,
+    PASSWORD,
+    SAMPLE_MAIL,
+    Paths,
+    make_site,
+)
+from popkernel.kernel.config.keys import Config
+from popkernel.kernel.config.loading import ConfigError, load
 from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.runtime.exit_codes import EXITS
 
-__all__ = ["FIRST_UID", "HOST", "PASSWORD", "SAMPLE_MAIL", "Site", "free_ports", "make_certificate", "make_site", "run"]
+__all__ = ["run"]
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_MOST_SESSIONS = 100  # few enough for every limit of descriptors there is
+_MOST_SESSIONS = 100  # works with every usual limit of descriptors
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
         "Make a site with a certificate, the users alice, bob and carol (password: secret) and some mail;\n"
-        "serve it, print lines that read it (curl, or Python where there is none); remove it after Ctrl-C,\n"
+        "serve it, print commands that read it (curl, or Python without curl); remove it after Ctrl-C,\n"
         "or when the terminal closes.",
         """
         popkernel demo
@@ -45,25 +53,32 @@ def define(parser: CommandParser) -> None:
     )
     what = "make the site here, and keep it (default: a temporary directory, removed at the end)"
     complete(parser.add_argument("--dir", metavar="DIR", help=what), DIRECTORY)
-    parser.add_argument("--tls-port", type=int, default=1995, metavar="PORT", help="implicit TLS (default 1995)")
+    parser.add_argument(
+        "--tls-port", type=int, default=1995, metavar="PORT", help="implicit TLS (default 1995)"
+    )
     parser.add_argument("--stls-port", type=int, default=1110, metavar="PORT", help="STLS (default 1110)")
-    add_key(parser, "verbose", default=1, help="one more step of logging (default 1)")
+    add_key(parser, "verbose", default=0)
     add_key(parser, "insecure_no_sandbox", default=False)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run `popkernel demo`: make the site, serve it, say how to read it, remove it."""
+    """Run `popkernel demo`."""
     for port, flag in ((options.tls_port, "--tls-port"), (options.stls_port, "--stls-port")):
         problem = _port_problem(port)
         if problem is not None:
-            print(f"popkernel: {HOST}:{port}: {problem[1]}; give another: {as_typed()} demo {flag} PORT", file=sys.stderr)
+            print(
+                f"popkernel: {HOST}:{port}: {problem[1]}; give another: {as_typed()} demo {flag} PORT",
+                file=sys.stderr,
+            )
             return EXITS[problem[0]].code
-    # Ctrl-C, kill, and a terminal that closes, but for nohup(1).
-    numbers = [number for number in _ENDS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _told) for number in numbers}
+    # Ctrl-C, kill, and a closed terminal, except under nohup(1).
+    numbers = [
+        number for number in _ENDS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, _signalled) for number in numbers}
     try:
         return _run(options, list(before))
-    except _ToldError as error:
+    except _SignalledError as error:
         return 128 + error.number
     finally:
         for number, handler in before.items():
@@ -77,28 +92,29 @@ def _run(options: argparse.Namespace, numbers: list[int]) -> int:
     except OSError as error:
         return _cannot_make(error)
     try:
-        config = _prepare(directory, options)
+        again, toml = _prepare(directory, options)
+        config = again()
         print(f"A site of three users (alice, bob, carol; password: {PASSWORD}) in {directory}", flush=True)
-        return _serve_in_child(config, _greeting(config), numbers)
+        return _serve_in_child(config, again, toml, _greeting(config), numbers)
     except _NoSiteError as error:
         return _cannot_make(error.cause)
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_IGN)  # a terminal that closes may say it twice
+            signal.signal(number, signal.SIG_IGN)  # a closing terminal may send it twice
         if temporary:
             shutil.rmtree(directory)
 
 
-class _ToldError(Exception):
-    """A signal told it to end, before there was a server."""
+class _SignalledError(Exception):
+    """A signal arrived before there was a server."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-def _told(number: int, _frame: object) -> NoReturn:
-    raise _ToldError(number)
+def _signalled(number: int, _frame: object) -> NoReturn:
+    raise _SignalledError(number)
 
 
 class _NoSiteError(Exception):
@@ -110,24 +126,28 @@ class _NoSiteError(Exception):
 
 
 def _cannot_make(error: OSError) -> int:
-    print(f"popkernel: {error.filename}: {error.strerror}; choose another directory with --dir", file=sys.stderr)
+    print(
+        f"popkernel: {error.filename}: {error.strerror}; choose another directory with --dir", file=sys.stderr
+    )
     return os.EX_CANTCREAT
 
 
-def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
-    """Serve in a process of its own: it locks itself in, and could not remove the site afterwards.
+def _serve_in_child(
+    config: Config, again: Callable[[], Config], toml: str, greeting: str, numbers: list[int]
+) -> int:
+    """Serve in a child process: it locks itself in, and could not remove the site afterwards.
 
     Returns:
         The server's exit code; 128 and the signal's number if it was killed.
 
     """
     me = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # the server takes them when it can
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until the server can handle them
     woken, wake = os.pipe()
     pid = os.fork()
     if pid == 0:
-        do_and_leave(lambda: _serve(config, greeting, me), os.EX_SOFTWARE)
-    # By a pipe: a handler of Python's own would not run for a signal that came just before a call that waits.
+        do_and_leave(lambda: _serve(config, again, toml, greeting, me), os.EX_SOFTWARE)
+    # A pipe: Python would not run a handler for a signal that arrives just before a call that waits.
     os.set_blocking(wake, False)
     before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     chld = signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -137,21 +157,22 @@ def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
     poll = select.poll()
     poll.register(woken, select.POLLIN)
     for terminal in _terminals() if signal.SIGHUP in numbers else ():
-        poll.register(terminal, 0)  # its end is told all the same
+        poll.register(terminal, 0)  # its end is reported even so
     ended = 0
     while not ended:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             break
-        told: set[int] = set()
+        signals: set[int] = set()
         for fd, _ in poll.poll():
             if fd == woken:
-                told.update(os.read(woken, 64))
+                signals.update(os.read(woken, 64))
             else:
-                told.add(numbers[0])
+                signals.add(numbers[0])
                 poll.unregister(fd)
-        if told.intersection(numbers):
-            # Ctrl-C on a terminal reaches the child as well; being told twice to end politely does no harm. Nor does its reload, at SIGHUP.
+        if signals.intersection(numbers):
+            # On a terminal Ctrl-C reaches the child as well. A second request to end does no harm, nor does
+            # the reload that SIGHUP causes.
             os.kill(pid, signal.SIGTERM)
     signal.set_wakeup_fd(before)
     signal.signal(signal.SIGCHLD, chld)
@@ -162,24 +183,24 @@ def _serve_in_child(config: Config, greeting: str, numbers: list[int]) -> int:
 
 
 def _terminals() -> list[int]:
-    """Descriptors of the terminal this runs on: where `make` or su(1) is what the terminal started, its end sends SIGHUP to them alone."""
+    """Return descriptors of this terminal: under `make` or su(1) its end sends no SIGHUP to this process."""
     found = [fd for fd in (0, 1, 2) if os.isatty(fd)]
     with suppress(OSError):
         found.append(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     return found
 
 
-def _serve(config: Config, greeting: str, parent: int) -> int:
-    """Be the server, and say how to read the site once it is there."""
+def _serve(config: Config, again: Callable[[], Config], toml: str, greeting: str, parent: int) -> int:
+    """Run the server, and print how to read the site once it is ready."""
     _end_with(parent)
     from popkernel.cli.common.serving import serve
 
     def on_ready() -> None:
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # the reader may be gone
             os.write(1, greeting.encode())
 
     try:
-        return serve(config, on_ready=on_ready)
+        return serve(config, again, toml, on_ready)
     except ConfigError as error:
         for finding in error.findings:
             print(f"popkernel: {finding}", file=sys.stderr)
@@ -187,7 +208,7 @@ def _serve(config: Config, greeting: str, parent: int) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Have the system end this process politely when the parent is killed (Linux; elsewhere Ctrl-C alone ends it)."""
+    """Have Linux send SIGTERM to this process when the parent is killed; elsewhere only Ctrl-C ends it."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -198,7 +219,7 @@ def _end_with(parent: int) -> None:
 
 
 def _port_problem(port: int) -> tuple[str, str] | None:
-    """Try to bind a port of the demo: the fault, by its name in EXITS, and what is said; None when it is free."""
+    """Try to bind a port of the demo. Returns the fault's name in EXITS and its text, or None."""
     if not 1 <= port <= 65535:
         return "usage", "no port from 1 to 65535"
     with closing(socket.socket()) as probe:
@@ -208,12 +229,17 @@ def _port_problem(port: int) -> tuple[str, str] | None:
         except OSError as error:
             if error.errno == errno.EACCES:
                 return "noperm", "ports below 1024 are root's"
-            return "unavailable", "the port is taken" if error.errno == errno.EADDRINUSE else str(error.strerror)
+            return "unavailable", "the port is taken" if error.errno == errno.EADDRINUSE else str(
+                error.strerror
+            )
     return None
 
 
-def _prepare(directory: str, options: argparse.Namespace) -> Config:
-    """Make the site, or take the one an earlier `--dir` has kept.
+def _prepare(directory: str, options: argparse.Namespace) -> tuple[Callable[[], Config], str]:
+    """Make the site, or use the one that an earlier `--dir` left.
+
+    Returns:
+        What reads its configuration, now and for a reload, and the file that it is read from.
 
     Raises:
         _NoSiteError: it cannot be made there.
@@ -226,26 +252,34 @@ def _prepare(directory: str, options: argparse.Namespace) -> Config:
     try:
         _refuse_unreachable(directory)
         if os.path.exists(place.toml):
-            # Its mail may be read and removed by now, so nothing is made anew.
+            # Its mail may have been read and removed: make nothing again.
             flags["listen"], flags["listen_starttls"] = [f"{HOST}:{ports[0]}"], [f"{HOST}:{ports[1]}"]
         elif os.path.isdir(directory) and os.listdir(directory):
             raise OSError(errno.ENOTEMPTY, "the directory holds something that is no demo site", directory)
         else:
             bobs = [message.replace(b"To: alice@", b"To: bob@") for message in SAMPLE_MAIL[:2]]
-            make_site(directory, mail={"alice": SAMPLE_MAIL, "bob": bobs}, cost=8, ports=ports, max_sessions=_MOST_SESSIONS)
+            make_site(
+                directory,
+                mail={"alice": SAMPLE_MAIL, "bob": bobs},
+                cost=8,
+                ports=ports,
+                max_sessions=_MOST_SESSIONS,
+            )
     except OSError as error:
         raise _NoSiteError(error) from error
-    return load(flags, place.toml)
+    return lambda: load(flags, place.toml), place.toml
 
 
 def _refuse_unreachable(directory: str) -> None:
-    """As root, refuse a place like /root/demo that the mail users could not enter."""
+    """As root, refuse a directory such as /root/demo, which the mail users cannot enter."""
     if os.geteuid() != 0:
         return
     above = os.path.dirname(directory)
     while above != os.path.dirname(above):
         if os.path.isdir(above) and not os.stat(above).st_mode & 0o001:
-            raise OSError(errno.EACCES, "other users cannot enter this directory, so not their maildirs either", above)
+            raise OSError(
+                errno.EACCES, "other users cannot enter this directory, so not their maildirs either", above
+            )
         above = os.path.dirname(above)
 
 
@@ -256,19 +290,21 @@ def _greeting(config: Config) -> str:
         lines = f"""\
   curl -k --user alice:{PASSWORD} pop3s://{tls}/            # a line for each message
   curl -k --user alice:{PASSWORD} pop3s://{tls}/1           # the first message
-  curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any command with a list for an answer (for others, as STAT, add -I -v)
+  curl -k --user alice:{PASSWORD} -X UIDL pop3s://{tls}/    # any command that lists; for others add -I -v
   curl --cacert {cert} --user bob:{PASSWORD} --ssl-reqd pop3://{stls}/1
 """
     else:
         script = (
             "import poplib, ssl, sys; "
-            'c = poplib.POP3_SSL(sys.argv[1], int(sys.argv[2]), context=ssl.create_default_context(cafile=sys.argv[3])); '
+            "c = poplib.POP3_SSL(sys.argv[1], int(sys.argv[2]),"
+            " context=ssl.create_default_context(cafile=sys.argv[3])); "
             f'c.user("alice"); c.pass_("{PASSWORD}"); '
             'print(b"\\n".join(c.list()[1] + c.retr(1)[1]).decode()); c.quit()'
         )
         lines = f"""\
   {shlex.quote(sys.executable)} -c {shlex.quote(script)} {tls.host} {tls.port} {cert}
-(It lists the messages and shows the first. Shorter with curl, which is not here: curl -k --user alice:{PASSWORD} pop3s://{tls}/1)
+(It lists the messages and shows the first. A shorter command, for curl, which is not here:
+ `curl -k --user alice:{PASSWORD} pop3s://{tls}/1`)
 """
     return f"""\
 Read it from another terminal:
@@ -280,8 +316,10 @@ Ctrl-C ends it.
 
 
 def _curl_reads_mail() -> bool:
-    """Whether there is a curl that was built for POP3 over TLS; some are not."""
+    """Say whether there is a curl that supports POP3 over TLS; some do not."""
     with suppress(OSError, subprocess.SubprocessError):
-        shown = subprocess.run(["curl", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False).stdout
+        shown = subprocess.run(
+            ["curl", "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False
+        ).stdout
         return b"pop3s" in shown.split()
     return False

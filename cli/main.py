@@ -1,6 +1,6 @@
-"""Run the program: parse, hand over to the command, turn what goes wrong into one line and a sysexits code.
+"""Run the program: parse the command line, run the command, turn errors into one line and a sysexits code.
 
-Only the module of the command that is run is imported, so that `popkernel deliver` pays for nothing that it does not use.
+Imports only the module of the command, so that `popkernel deliver` does not pay for what it does not use.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from popkernel.cli.common import output
 from popkernel.cli.registry import COMMANDS, build_parser, module_of
-from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError
+from popkernel.kernel.config.loading import COMMAND_LINE, ConfigError
 from popkernel.kernel.runtime.descriptors import close_all_but
 
 
@@ -17,18 +17,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: what stands after the program's name; None for sys.argv's.
+        arguments: the words after the program's name; None for those of sys.argv.
 
     Returns:
-        The exit code, from sysexits.h: 0 done, 64 wrong usage, 78 wrong configuration, and so on.
+        The exit code (sysexits.h): 0 done, 64 wrong usage, 78 wrong configuration, and so on.
 
     """
     if arguments is not None:
         return _command(arguments)
-    output.take()  # this process is ours
+    output.take()
     try:
         code = _command(None)
-    except SystemExit as left:  # argparse itself leaves so after --help, --version (0) and wrong usage (64)
+    except SystemExit as left:  # argparse exits after --help and --version (0) and wrong usage (64)
         code = int(left.code or 0)
     except output.OutputError:
         code = os.EX_IOERR
@@ -37,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str] | None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
-    # No flag before the command takes a value, so the first word that is a command's name is the command.
+    # No flag before the command takes a value: the first word that is a command's name is the command.
     options = build_parser([word for word in words if word in COMMANDS][:1]).parse_args(words)
     command = COMMANDS[options.command]
     if arguments is None and command.serves:
         close_all_but(())
-    if arguments is None and sys.stdin is None and options.command != "deliver":  # which says that it has no message
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115  /dev/null by now
+    # `deliver` reports a closed standard input itself.
+    if arguments is None and sys.stdin is None and options.command != "deliver":
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  descriptor 0 is /dev/null by now
     if command.acts:
         output.keep_going()
     try:
@@ -51,13 +52,13 @@ def _command(arguments: Sequence[str] | None) -> int:
     except ConfigError as error:
         return _report(error)
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as a shell counts
+        return 130  # 128 + SIGINT, as shells do
 
 
 def _report(error: ConfigError) -> int:
     for finding in error.findings:
         print(f"popkernel: {finding}", file=sys.stderr)
-    # What only the command line got wrong is wrong usage; what a file holds is wrong configuration.
+    # Errors of the command line alone are wrong usage; those of a file are wrong configuration.
     from_flags = all(finding.path.startswith(COMMAND_LINE) for finding in error.findings)
     return os.EX_USAGE if from_flags else os.EX_CONFIG
 

@@ -1,4 +1,4 @@
-"""`popkernel replay`: recordings to fresh actors, differences to people."""
+"""`popkernel replay`: feed recordings to fresh actors, and print the differences."""
 
 import argparse
 import contextlib
@@ -7,13 +7,14 @@ import stat
 import sys
 
 from popkernel.cli.common.parser import DIRECTORY, FILE, CommandParser, complete
-from popkernel.cli.common.replay_bounds import MEMORY, DearError, bounded, read_file
+from popkernel.cli.common.replay_bounds import MEMORY, TooExpensiveError, bounded, read_file
 from popkernel.cli.common.trace_scenes import Pretty
 from popkernel.cli.common.trace_story import Scene
-from popkernel.kernel.replay.runner import Difference, Result, replay, updated
+from popkernel.kernel.replay.comparison import Difference, Result
+from popkernel.kernel.replay.runner import replay, updated
 from popkernel.kernel.replay.snapshots import SnapshotError
-from popkernel.kernel.runtime.log import printable
 from popkernel.proto import topology
+from popkernel.proto.schema import printable
 from popkernel.proto.trace.recording import Frame, Recording, RecordingError, end, pack, read
 
 DIFFERENT = 1
@@ -22,10 +23,10 @@ _MOST_TEXT = 2000  # characters of a line
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
-        "Feed what recorded actors were told, in order and with the recorded clock and randomness, to fresh ones,\n"
-        "and compare what these say with the recording, field by field.",
+        "Feed everything that recorded actors received, in order and with the recorded clock and\n"
+        "randomness, to fresh actors, and compare what these send with the recording, field by field.",
         """
         popkernel replay tests/replay/*.rec
         popkernel replay alice.rec --actor maildir.alice --maildir /tmp/copy-of-alice
@@ -35,12 +36,16 @@ def define(parser: CommandParser) -> None:
         done="everything as recorded",
         codes=((1, "differences"),),
     )
-    what = "what `popkernel trace --record` wrote; - for standard input"
+    what = "a recording by `popkernel trace --record`; - for standard input"
     complete(parser.add_argument("files", metavar="FILE", nargs="+", help=what), FILE)
     parser.add_argument("--actor", metavar="NAME", help="only this one of the actors in the recording")
-    what = "the maildir as it was when the recording began, if that is not in it; it is copied, and left as it is"
+    what = "the maildir as it was when the recording began, if not part of it; a copy is used"
     complete(parser.add_argument("--maildir", metavar="DIR", help=what), DIRECTORY)
-    parser.add_argument("--update", action="store_true", help="write what is said now into the recordings, where it differs")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="write what the actors send now to the recording, if it differs",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,10 +57,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _say(text: str, *, error: bool = False) -> None:
-    """A line. What a recording says is somebody's: it moves no cursor, and need not be UTF-8."""
+    """Print a line. A recording may come from anybody: control characters and bad UTF-8 are escaped."""
     text = printable(text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + " ...")
     stream = sys.stderr if error else sys.stdout
-    print(text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii"), file=stream)
+    print(
+        text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii"),
+        file=stream,
+    )
 
 
 def _file(path: str, options: argparse.Namespace) -> int:
@@ -64,18 +72,28 @@ def _file(path: str, options: argparse.Namespace) -> int:
         with bounded(len(data)):
             return _replay(path, data, options)
     except IsADirectoryError:
-        _say(f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}", error=True)
+        _say(
+            f"popkernel: {path}: a directory; name the recordings in it, as {os.path.join(path, '*.rec')}",
+            error=True,
+        )
         return os.EX_NOINPUT
     except OSError as error:
-        _say(f"popkernel: {path}: {error.strerror}; name a file that `popkernel trace --record` wrote", error=True)
+        _say(
+            f"popkernel: {path}: {error.strerror}; name a file that `popkernel trace --record` wrote",
+            error=True,
+        )
         return os.EX_NOINPUT
     except (RecordingError, SnapshotError) as error:
         _say(f"popkernel: {path}: {error}", error=True)
         return error.code if isinstance(error, SnapshotError) else os.EX_DATAERR
     except MemoryError:
-        _say(f"popkernel: {path}: takes more than {MEMORY >> 30} GiB of memory: damaged, or too large to be replayed", error=True)
+        most = f"{MEMORY >> 30} GiB of memory"
+        _say(
+            f"popkernel: {path}: takes more than {most}: damaged, or too large to be replayed",
+            error=True,
+        )
         return os.EX_DATAERR
-    except DearError as error:
+    except TooExpensiveError as error:
         _say(f"popkernel: {path}: {error}: damaged, or too large to be replayed", error=True)
         return os.EX_DATAERR
 
@@ -88,43 +106,45 @@ def _replay(path: str, data: bytes, options: argparse.Namespace) -> int:
     if not any(result.compared for result in results):
         _say(f"popkernel: {path}: nothing in it can be replayed", error=True)
         for result in results:
-            _tell(path, result, recording)
+            _print_result(path, result, recording)
         return os.EX_DATAERR
     for result in results:
-        _tell(path, result, recording)
+        _print_result(path, result, recording)
     if not any(result.differences for result in results):
         return os.EX_OK
     return _update(path, recording, results) if options.update else DIFFERENT
 
 
-def _tell(path: str, result: Result, recording: Recording) -> None:
+def _print_result(path: str, result: Result, recording: Recording) -> None:
     count = len(result.differences)
     verdict = "as recorded" if not count else f"{count} difference{'s' if count > 1 else ''}"
-    _say(f"{path}: {result.actor}: {f'{result.compared} messages, {verdict}' if result.compared or count else 'nothing to compare'}")
+    compared = f"{result.compared} messages, {verdict}" if result.compared or count else "nothing to compare"
+    _say(f"{path}: {result.actor}: {compared}")
     for note in result.notes:
         if note != recording.damage:
             _say(f"  note: {note}")
     for difference in result.differences[:_MOST]:
-        _show(difference, recording)
+        _print_difference(difference, recording)
     if count > _MOST:
         _say(f"  ... and {count - _MOST} more")
 
 
-def _show(difference: Difference, recording: Recording) -> None:
+def _print_difference(difference: Difference, recording: Recording) -> None:
     _say(f"  frame {difference.where}: {difference.title}")
     pretty = Pretty(recording.header.get("monotonic", 0), width=0, colour=False, ascii_only=not _utf8())
     for frame in difference.before:
-        text = _told(pretty, frame)
+        text = _frame_text(pretty, frame)
         if text:
             _say(f"    {text}")
     for line in difference.lines:
         _say(f"  ! {line}")
 
 
-def _told(pretty: Pretty, frame: Frame) -> str:
+def _frame_text(pretty: Pretty, frame: Frame) -> str:
     try:
-        return pretty.tell(Scene(frame))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):  # its fields can be anything
+        return pretty.render(Scene(frame))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        # the fields of a recorded frame can be anything
         return f"{frame.name} {frame.fields}"
 
 
@@ -133,7 +153,7 @@ def _utf8() -> bool:
 
 
 def _update(path: str, recording: Recording, results: list[Result]) -> int:
-    """Write the recording anew, in one step; as private as it was."""
+    """Write the updated recording in one step, with the mode of the old one."""
     frames: list[Frame] = updated(recording, results)
     real = os.path.realpath(path)
     temporary = f"{real}.new"
@@ -142,13 +162,21 @@ def _update(path: str, recording: Recording, results: list[Result]) -> int:
         if not stat.S_ISREG(status.st_mode):
             print(f"popkernel: {path}: no file that could be updated", file=sys.stderr)
             return os.EX_CANTCREAT
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)), "wb") as file:
+        with open(
+            os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)
+            ),
+            "wb",
+        ) as file:
             file.write(pack({**recording.header, "topology": topology.digest()}))
             file.writelines(pack(frame) for frame in frames)
             file.write(pack(end(len(frames), 0)))
         os.replace(temporary, real)
     except FileExistsError:
-        print(f"popkernel: {temporary}: is there already, from an update that was broken off? remove it", file=sys.stderr)
+        print(
+            f"popkernel: {temporary}: is there already, from an update that was broken off? remove it",
+            file=sys.stderr,
+        )
         return os.EX_CANTCREAT
     except OSError as error:
         print(f"popkernel: {path}: {error.strerror}", file=sys.stderr)

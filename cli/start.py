@@ -1,4 +1,4 @@
-"""`popkernel start`: serve, in the foreground or detached."""
+"""`popkernel start`: run the service, in the foreground or detached."""
 
 import argparse
 
@@ -7,18 +7,18 @@ from popkernel.cli.common.server_flags import add_server_flags, config_from, tom
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help, which goes on with the keys of the TOML file."""
+    """Define the flags and the help, which ends with the keys of the TOML file."""
     parser.describe(
         "Serve maildirs over POP3, in the foreground unless --daemon. All paths are absolute.",
         """
-        popkernel start -a /etc/mail/auth -u /etc/mail/users -l 192.0.2.1 -l '[2001:db8::1]' \\
+        popkernel start -a /etc/popkernel/auth -u /etc/popkernel/users -l 192.0.2.1 -l '[2001:db8::1]' \\
             -c /etc/ssl/mail.pem -k /etc/ssl/private/mail.key -e Maildir
-        popkernel start -f /etc/popkernel.toml --daemon
-        popkernel start -f /etc/popkernel.toml -vv --log stderr
+        popkernel start -f /etc/popkernel/popkernel.toml --daemon
+        popkernel start -f /etc/popkernel/popkernel.toml -v --log stderr
         """,
         "usage data noinput unavailable software oserr cantcreat noperm config",
         files="""
-        RUN_DIR/control.sock  what `popkernel status`, `stop` and `reload` talk to
+        RUN_DIR/control.sock  for `popkernel status`, `stop` and `reload`
         """,
         more=toml_help,
     )
@@ -30,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     config = config_from(options)
     from popkernel.cli.common.serving import serve
 
-    # At a reload flags and file are read again.
+    # A reload applies the flags and reads the file again.
     return serve(config, lambda: config_from(options), options.toml_path)

@@ -1,6 +1,6 @@
 """`popkernel status`: show the running server's actors, sessions and leases.
 
-What the server says is shown with control characters taken out: user names came from the network once.
+Control characters in the answer are removed: user names come from the network.
 """
 
 import argparse
@@ -8,13 +8,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from popkernel.cli.common.parser import CommandParser
 from popkernel.cli.common.question import with_server
 from popkernel.cli.common.run_directory import add_which_server
+from popkernel.cli.common.tables import aligned, duration
 from popkernel.kernel.client import Client, ClientError, plain
+from popkernel.kernel.resources.memory_limits import in_units, rounded
 
 _ACTOR_COLUMNS = {
     "name": "ACTOR",
@@ -32,12 +34,12 @@ _ACTOR_COLUMNS = {
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
         "Show the running server: its actors with their ids, promises and memory, sessions and leases.",
         """
         popkernel status
-        popkernel status -f /etc/popkernel.toml --json | jq '.actors[] | {name, pid, promises, unveiled}'
+        popkernel status --json | jq '.actors[] | {name, pid, promises, unveiled}'
         """,
         "usage unavailable software ioerr tempfail noperm config",
     )
@@ -54,8 +56,11 @@ def _status(server: Client, *, as_json: bool) -> None:
     answer = server.ask("status")
     try:
         text = _text(answer, as_json=as_json)
-    except (TypeError, ValueError, OverflowError, RecursionError):  # it can hold anything
-        what = f"what answers on {server.run_dir} is no popkernel, or one of another version; stop it by the means of its version"
+    except (TypeError, ValueError, OverflowError, RecursionError):  # the answer can hold anything
+        what = (
+            f"what answers on {server.run_dir} is no popkernel, or one of another version;"
+            " stop it by the means of its version"
+        )
         raise ClientError(what, os.EX_SOFTWARE) from None
     print(text)
 
@@ -63,16 +68,18 @@ def _status(server: Client, *, as_json: bool) -> None:
 def _text(answer: dict[str, Any], *, as_json: bool) -> str:
     for actor in answer.get("actors") or ():
         if isinstance(actor, dict) and isinstance(actor.get("pid"), int):
-            # The server's kernel is locked in and sees no /proc; whoever asks may see it.
+            # The server's kernel is locked in and sees no /proc; this command may see it.
             actor.update({**memory(actor["pid"]), **actor})
     if as_json:
-        return json.dumps({name: value for name, value in answer.items() if name != "ok"}, default=_json, indent=2)
+        return json.dumps(
+            {name: value for name, value in answer.items() if name != "ok"}, default=_json, indent=2
+        )
     width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
     return "\n".join(summary(answer, width))
 
 
 def memory(pid: int) -> dict[str, int | None]:
-    """Read a process's resident and private memory in KiB from proc(5)'s smaps_rollup; None where it may not be seen."""
+    """Read a process's resident and private memory in KiB from smaps_rollup, proc(5); None if forbidden."""
     kib: dict[str, int] = {}
     try:
         with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -82,51 +89,65 @@ def memory(pid: int) -> dict[str, int | None]:
                     kib[name] = int(rest.split()[0])
     except OSError:
         return {"resident_kib": None, "private_kib": None}
-    return {"resident_kib": kib.get("Rss"), "private_kib": kib.get("Private_Clean", 0) + kib.get("Private_Dirty", 0)}
+    return {
+        "resident_kib": kib.get("Rss"),
+        "private_kib": kib.get("Private_Clean", 0) + kib.get("Private_Dirty", 0),
+    }
 
 
 def _json(value: Any) -> str:
-    """Show what JSON has no form for: octets, as text with escapes."""
+    """Turn octets, for which JSON has no form, into text with escapes."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else repr(value)
 
 
 def summary(answer: Mapping[str, Any], width: int) -> list[str]:
-    """Lay out a status answer as lines of at most `width` characters."""
+    """Format a status answer as lines of at most `width` characters."""
     version, pid, uptime = (answer.get(name, "?") for name in ("version", "pid", "uptime"))
     given = answer.get("addresses") or "no address"
     addresses = ", ".join(plain(address) for address in ([given] if isinstance(given, str) else given))
-    lines = [f"popkernel {plain(version)}, pid {plain(pid)}, up {_duration(uptime)}, on {addresses}", ""]
+    lines = [f"popkernel {plain(version)}, pid {plain(pid)}, up {duration(uptime)}, on {addresses}", ""]
+    if answer.get("draining"):
+        lines[1:1] = ["draining: no new sessions are taken (popkernel drain --undo takes them again)"]
     actors = [actor for actor in answer.get("actors") or () if isinstance(actor, dict)]
-    lines += _table(actors, _ACTOR_COLUMNS, width)
+    lines += aligned(actors, _ACTOR_COLUMNS, width)
     for name in ("sessions", "leases"):
         rows = [row for row in answer.get(name) or () if isinstance(row, dict)]
         columns = {str(key): str(key).upper() for row in rows for key in row}
         many = len(answer.get(name) or ())
-        lines += ["", f"{many} {name.removesuffix('s') if many == 1 else name}", *(_table(rows, columns, width) if rows else [])]
+        lines += [
+            "",
+            f"{many} {name.removesuffix('s') if many == 1 else name}",
+            *(aligned(rows, columns, width) if rows else []),
+        ]
+    warm = answer.get("warm")
+    if isinstance(warm, dict):
+        idle, holds, memory = (warm.get(name) for name in ("actors", "holds", "memory"))
+        if isinstance(idle, int) and isinstance(holds, int) and isinstance(memory, int):
+            lines += ["", f"warm actors: {idle:,} of about {rounded(holds):,} ({in_units(memory)})"]
+    logins = answer.get("logins")
+    if isinstance(logins, dict):
+        lines += ["", _logins(logins)]
     weaknesses = answer.get("weaknesses") or ()
-    lines += ["", *(f"the cage is weaker on this system: {plain(text)}" for text in weaknesses)] if weaknesses else []
+    lines += (
+        ["", *(f"the sandbox is weaker on this system: {plain(text)}" for text in weaknesses)]
+        if weaknesses
+        else []
+    )
     return [line[:width].rstrip() for line in lines]
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int) -> list[str]:
-    """Align rows under headings: numbers to the right, the last column cut off with a mark where it does not fit."""
-    shown = {key: title for key, title in columns.items() if any(key in row for row in rows)}
-    cells = [list(shown.values())] + [["-" if row.get(key) is None else plain(row[key]) for key in shown] for row in rows]
-    right = [all(isinstance(row.get(key) or 0, int | float) for row in rows) for key in shown]
-    wide = [max(len(line[column]) for line in cells) for column in range(len(shown))]
-    lines = []
-    for line in cells:
-        padded = [cell.rjust(wide[column]) if right[column] else cell.ljust(wide[column]) for column, cell in enumerate(line)]
-        text = "  ".join(padded).rstrip()
-        lines.append(text if len(text) <= width else text[: width - 1] + "…")
-    return lines
-
-
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return plain(seconds)
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    clock = f"{hours}:{minutes:02}:{rest:02}"
-    return f"{days} d {clock}" if days else clock
+def _logins(logins: Mapping[str, Any]) -> str:
+    """Format the figures about logins: those that wait, checks, the cache, and who was refused."""
+    parts = [f"{plain(logins.get('waiting', '?'))} wait"]
+    if logins.get("waiting"):
+        parts[0] += f", the oldest for {plain(logins.get('oldest', '?'))} s"
+    if isinstance(checks := logins.get("checks"), int | float):
+        parts.append(f"{checks:.1f} passwords checked a second")
+    if isinstance(hits := logins.get("cache_hits"), int | float):
+        parts.append(f"{100 * hits:.0f} % needed no check")
+    if logins.get("penalised"):
+        parts.append(f"addresses under penalty: {plain(logins['penalised'])}")
+    if isinstance(refused := logins.get("refused"), dict) and refused:
+        each = ", ".join(f"{plain(many)} by {plain(key)}" for key, many in refused.items())
+        parts.append(f"refused: {each}")
+    return "logins: " + "; ".join(parts)

@@ -1,4 +1,4 @@
-"""`popkernel stop`: end the running server, and wait until it is gone."""
+"""`popkernel stop`: stop the running server, and wait until it has ended."""
 
 import argparse
 import os
@@ -14,10 +14,10 @@ STOP_SECONDS = 30.0
 
 
 def define(parser: CommandParser) -> None:
-    """Its flags and its help."""
+    """Define the flags and the help."""
     parser.describe(
-        "End the running server politely, and wait up to 30 seconds until it is gone.",
-        "popkernel stop\npopkernel stop -f /etc/popkernel-two.toml",
+        "Stop the running server politely, and wait up to 30 seconds until it has ended.",
+        "popkernel stop\npopkernel stop -f /etc/popkernel/two.toml",
         "usage unavailable software ioerr tempfail noperm config",
     )
     add_which_server(parser)
@@ -32,14 +32,14 @@ def _stop(server: Client) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     pid = server.ask("status").get("pid")
     if not isinstance(pid, int) or pid <= 1:
-        raise ClientError(f"the server on {server.run_dir} does not say its pid; end it by hand", os.EX_SOFTWARE)
-    watch = _watch(pid)
+        raise ClientError(
+            f"the server on {server.run_dir} does not say its pid; end it by hand", os.EX_SOFTWARE
+        )
+    watch = _open_pidfd(pid)
     try:
         server.ask("stop")
-        late = ClientError(
-            f"the server on {server.run_dir}, pid {pid}, is not gone after {STOP_SECONDS:g} seconds; look at its log",
-            os.EX_TEMPFAIL,
-        )
+        what = f"the server on {server.run_dir}, pid {pid}, is not gone after {STOP_SECONDS:g} seconds"
+        late = ClientError(f"{what}; look at its log", os.EX_TEMPFAIL)
         _wait_for_end(pid, watch, deadline, late)
         while os.path.exists(server.path):
             if time.monotonic() > deadline:
@@ -51,8 +51,11 @@ def _stop(server: Client) -> None:
     print("stopped")
 
 
-def _watch(pid: int) -> int | None:
-    """Open a pidfd: it names this very process even after its number is given to another. None where there are none."""
+def _open_pidfd(pid: int) -> int | None:
+    """Open a pidfd, which refers to this process even if its number is reused.
+
+    None if the system has none.
+    """
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError, OverflowError):

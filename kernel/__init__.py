@@ -1,1 +1,1 @@
-"""The operating system and ZeroMQ: processes, channels, sandbox, supervision. Knows no actor's insides."""
+"""Provide processes, channels, sandbox and supervision to the actors; import none of them."""

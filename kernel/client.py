@@ -1,19 +1,19 @@
-"""Ask a running server, and follow what its actors say: the operator's connection to its control socket.
+"""Ask a running server, and follow its actors' messages, over its control socket.
 
     from popkernel.kernel.client import Client
 
     server = Client()
     print(server.ask("status")["uptime"])
-    with server.follow(types=["LoginFailed"]) as trace:
+    with server.follow(types=["LoginDenied"]) as trace:
         for frame in trace:
             print(frame.fields["user"], frame.fields["address"])
 
-Only root, or the user who runs the server, may ask and follow. A question is one frame of msgpack, {"command": ...}, from a
-ZeroMQ DEALER. The answer is one frame, a map with "ok" and, where that is false, "error" and "code". To "trace" the frames of
-the trace follow the answer. The server waits for nobody: frames that a program does not read in time are lost, and a frame
-named "Lost" says how many.
+Only root and the user who runs the server may ask and follow. A question is one frame of msgpack, {"command":
+...}, from a ZeroMQ DEALER. The answer is one frame, a map with "ok" and, where that is false, "error" and
+"code". After the answer to "trace" come the frames of the trace. The server does not wait for a slow reader:
+frames that a program does not read in time are lost, and a frame named "Lost" says how many.
 
-pyzmq takes long to import, so that only a connection imports it: `passwd` and each command's help do without.
+pyzmq takes long to import, so only a connection imports it: `passwd` and the commands' help do not need it.
 """
 
 import errno
@@ -28,29 +28,38 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgpack
-from popkernel.kernel.config.keys import ConfigError, control_path, default_run_dir
+from popkernel.kernel.config.keys import default_run_dir
+from popkernel.kernel.config.loading import ConfigError, control_path
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.trace.recording import Frame, RecordingError
 from popkernel.proto.trace.session_names import session_of
 
-__all__ = ["ANSWER_SECONDS", "Client", "ClientError", "Frame", "Trace", "plain", "runs_at"]
+__all__ = ["ANSWER_SECONDS", "Client", "ClientError", "Trace", "plain", "runs_at"]
 
 ANSWER_SECONDS = 10.0
-_ATTACH_SECONDS = 2.0  # for all actors to say that they are traced
+_ATTACH_SECONDS = 2.0  # until all actors have said that they are traced
 _CODES = frozenset(row.code for row in EXITS.values())
 _LARGEST_QUESTION = 4000  # octets
-_LARGEST_ANSWER = 64 << 20  # octets: more than 10,000 sessions and as many actors take
+_LARGEST_ANSWER = 64 << 20  # octets; 10,000 sessions and as many actors need less
 _LARGEST_FRAME = 256 << 20  # octets; the kernel's whole state, in a recording of it, is one frame
-_MOST_WAITING = 4096  # frames that libzmq takes ahead of who reads them
-_NEVER = 1 << 30  # milliseconds until a trace would connect again: what was missed meanwhile could not be counted
-# What the server's answer to "trace" has at least.
+_LONGEST_CLAIM = 64  # characters
+_MOST_WAITING = 4096  # frames that libzmq reads ahead of this program
+# milliseconds until libzmq reconnects a trace: never, since frames missed meanwhile could not be counted
+_NEVER = 1 << 30
+# Keys that the answer to "trace" must have, and their types.
 _TRACE_ANSWER: dict[str, type] = {
-    "topology": str, "version": str, "wall": int, "monotonic": int, "watches": dict, "running": list, "awaits": list,
+    "topology": str,
+    "version": str,
+    "wall": int,
+    "monotonic": int,
+    "watches": dict,
+    "running": list,
+    "awaits": list,
 }
 
 
 class ClientError(Exception):
-    """The server could not be asked, or said no (`refused`); `code` is a sysexits(3) code."""
+    """The server could not be asked, or refused (`refused`); `code` is a sysexits(3) code."""
 
     def __init__(self, text: str, code: int, *, refused: bool = False) -> None:
         super().__init__(text)
@@ -59,44 +68,78 @@ class ClientError(Exception):
 
 
 class Client:
-    """The server of a run directory. It is connected to for each question and each trace anew."""
+    """Ask and trace the server of a run directory, over a new connection each time."""
 
     def __init__(self, run_dir: str | None = None) -> None:
-        """ConfigError where the path of the run directory is too long. None: the default one."""
+        """Take the server's run directory; None: the default one.
+
+        Raises:
+            ConfigError: its path is too long for a socket in it.
+        """
         self.run_dir = run_dir or default_run_dir()
         self.path = control_path(self.run_dir)
 
-    def ask(self, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
-        """Ask one question ("status", "stop", "reload"), and wait for its answer.
+    def ask(self, command: str, seconds: float = ANSWER_SECONDS, **more: Any) -> dict[str, Any]:
+        """Ask one question ("status", "stop", "who"), and return the server's answer.
+
+        `more`: the question's other parts; kernel/operator/commands.py takes them.
 
         Raises:
-            ClientError: no server (69), no permission (77), no answer in time (75), no sensible answer (70), or the server's
-                own refusal, with the code it gives.
-
+            ClientError: no server (69), no permission (77), no answer in time (75), no valid answer (70), or
+                the server's own refusal, with the code it gives.
         """
         self.probe("ask as root, or as the user who started it")
-        with closing(_Connection(self.path, {"command": command}, _LARGEST_ANSWER)) as connection:
+        question = {"command": command, **_claim(), **more}
+        with closing(_Connection(self.path, question, _LARGEST_ANSWER)) as connection:
             data = connection.receive(time.monotonic() + seconds)
         if data is None:
-            what = f"the server on {self.run_dir} gave no answer in {seconds:g} seconds; try again, or look at its log"
-            raise ClientError(what, os.EX_TEMPFAIL)
+            raise ClientError(
+                f"the server on {self.run_dir} gave no answer in {seconds:g} seconds; "
+                "try again, or look at its log",
+                os.EX_TEMPFAIL,
+            )
         return _accept(data, self.run_dir, "; stop it by the means of its version")
 
     def follow(
-        self, *, actor: str = "", user: str = "", session: int = 0, edge: str = "", types: Sequence[str] = (), payload: bool = False,
+        self,
+        *,
+        actor: str = "",
+        user: str = "",
+        session: int = 0,
+        edge: str = "",
+        types: Sequence[str] = (),
+        address: str = "",
+        slow: int = 0,
+        payload: bool = False,
         decisions: bool = False,
     ) -> "Trace":
-        """Trace the server from now on.
+        """Trace the server from now on. A frame is shown if it meets all conditions that are given.
 
-        `actor` (an instance, or a kind for all of it), `user`, `session`, `edge` ("listener:auth") and `types` (message names) narrow
-        what is shown; all that are given must hold. `payload`: mail content too, for root. `decisions`: the kernel's state and decisions.
+        Args:
+            actor: an instance, or a kind for all of its instances.
+            user: a mail user.
+            session: number of a session.
+            edge: an edge of the topology, "listener:auth".
+            types: names of messages.
+            address: of clients, or a network of them.
+            slow: milliseconds that a client must have waited for one answer; then its session is shown.
+            payload: with mail content; for root.
+            decisions: with the kernel's state and decisions.
 
         Raises:
             ClientError: as of ask(), or the server knows no such actor, user, edge or message.
-
         """
         question = {
-            "command": "trace", "actor": actor, "user": user, "session": session, "edge": edge, "types": list(types), "payload": payload,
+            "command": "trace",
+            **_claim(),
+            "actor": actor,
+            "user": user,
+            "session": session,
+            "edge": edge,
+            "types": list(types),
+            "address": address,
+            "slow": slow,
+            "payload": payload,
             "decisions": decisions,
         }
         if len(_pack(question)) > _LARGEST_QUESTION:
@@ -105,26 +148,33 @@ class Client:
         return Trace(self.run_dir, _Connection(self.path, question, _LARGEST_FRAME, once=True))
 
     def probe(self, mend: str) -> None:
-        """Find out by a plain connection whether anyone is there, since ZeroMQ would only wait. `mend`: for who is not permitted.
+        """Connect plainly, to find out whether a server listens: ZeroMQ would wait without end for one.
 
-        The socket may be replaced before ZeroMQ connects. Then no answer comes, and the time limit says so.
+        The socket may be replaced before ZeroMQ connects: then no answer comes in time.
+
+        Args:
+            mend: added to the error's text where permission is missing.
 
         Raises:
             ClientError: no server (69), no permission (77), or it takes no connection now (75).
-
         """
         try:
             owner = os.stat(self.run_dir).st_uid
             if not stat.S_ISSOCK(os.stat(self.path).st_mode):
-                raise ClientError(f"{self.path} is no socket; give the server's own --run-dir", os.EX_UNAVAILABLE)
+                raise ClientError(
+                    f"{self.path} is no socket; give the server's own --run-dir", os.EX_UNAVAILABLE
+                )
             # Anyone can make a directory in /tmp and answer there.
             if os.geteuid() not in {0, owner} and owner != 0:
-                raise ClientError(f"{self.run_dir} belongs to uid {owner}, not to you; give your own --run-dir", os.EX_NOPERM)
+                raise ClientError(
+                    f"{self.run_dir} belongs to uid {owner}, not to you; give your own --run-dir",
+                    os.EX_NOPERM,
+                )
             with closing(socket.socket(socket.AF_UNIX)) as probe:
                 probe.settimeout(ANSWER_SECONDS)
                 probe.connect(self.path)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            what = f"no popkernel runs on {self.run_dir}; start it, or give another --run-dir"
+            what = f"no popkernel runs on {self.run_dir}; start it, or give another -f or --run-dir"
             raise ClientError(what, os.EX_UNAVAILABLE) from None
         except PermissionError:
             raise ClientError(f"{self.path}: not permitted; {mend}", os.EX_NOPERM) from None
@@ -134,16 +184,16 @@ class Client:
 
 
 class Trace:
-    """What Client.follow() gives: iterate over it for frames, until the server ends. A context manager, which detaches."""
+    """Iterate over the frames of a trace, until the server ends. As a context manager, detach on exit."""
 
     def __init__(self, run_dir: str, connection: "_Connection") -> None:
         self._run_dir = run_dir
         self._connection = connection
-        self._early: deque[Frame] = deque()  # came before all actors were traced
+        self._early: deque[Frame] = deque()  # frames that came before all actors were traced
         self.lost = 0
-        """Frames so far that came too fast for this program."""
+        """Number of frames lost so far, because this program read too slowly."""
         self.sessions: set[int] | None = None
-        """Those that were there at the begin, of clients and of mail servers; None where those who know did not say."""
+        """Sessions of clients and of mail servers at the start; None if listeners or mda are not traced."""
         try:
             self.answer = self._answer()
             self._wait_until_traced()
@@ -153,7 +203,7 @@ class Trace:
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is over, and all frames that came before have been taken."""
+        """Return whether the connection has ended, and all frames that came before were taken."""
         return self._connection.ended
 
     def _answer(self) -> dict[str, Any]:
@@ -163,15 +213,18 @@ class Trace:
             why = closed if self.ended else f"gave no answer in {ANSWER_SECONDS:g} seconds"
             raise ClientError(f"the server on {self._run_dir} {why}", os.EX_TEMPFAIL)
         answer = _accept(data, self._run_dir)
-        whole = all(type(answer.get(key)) is kind for key, kind in _TRACE_ANSWER.items()) and type(answer.get("maildir", b"")) is bytes
+        whole = (
+            all(type(answer.get(key)) is kind for key, kind in _TRACE_ANSWER.items())
+            and type(answer.get("maildir", b"")) is bytes
+        )
         if not whole or not all(type(name) is str for name in answer["running"] + answer["awaits"]):
             raise ClientError(_STRANGER.format(self._run_dir), os.EX_SOFTWARE)
         return answer
 
     def _wait_until_traced(self) -> None:
-        """Each actor says what it goes by when it begins to be traced: after that, nothing is missed.
+        """Wait until each actor has sent its Settings: from then on, none of its frames is missed.
 
-        One that is stuck is not waited for.
+        An actor that hangs is not waited for beyond the time limit.
         """
         awaited = set(self.answer["awaits"])
         until = time.monotonic() + _ATTACH_SECONDS
@@ -184,31 +237,36 @@ class Trace:
             self.sessions = self._sessions()
 
     def _sessions(self) -> set[int] | None:
-        scene = {frame.actor: frame.fields for frame in self._early if frame.name == "Settings"}
-        alone = [name for name in self.answer["running"] if name.startswith(("gate", "listener."))]
-        apart = any(name.startswith("gate") for name in alone)  # isolation = "connection": a listener for each
-        if "mda" not in scene or not (apart or any(actor.startswith("listener") for actor in scene)):
+        settings = {frame.actor: frame.fields for frame in self._early if frame.name == "Settings"}
+        names = [name for name in self.answer["running"] if name.startswith(("gate", "listener."))]
+        # isolation = "connection": each session has a listener of its own, whose name tells its number
+        gated = any(name.startswith("gate") for name in names)
+        if "mda" not in settings or not (gated or any(actor.startswith("listener") for actor in settings)):
             return None  # they are not traced
-        told = [number for fields in scene.values() for number in _rows(fields, "sessions")]
-        told += [client[0] for client in _rows(scene["mda"], "clients") if type(client) is list and client]
-        return {number for number in told if type(number) is int} | {session_of(name) for name in alone}
+        numbers = [number for fields in settings.values() for number in _rows(fields, "sessions")]
+        numbers += [row[0] for row in _rows(settings["mda"], "clients") if type(row) is list and row]
+        return {number for number in numbers if type(number) is int} | {session_of(name) for name in names}
 
     def _receive(self, until: float | None) -> bytes | None:
         data = self._connection.receive(until)
         if data is None and self._connection.foreign:
-            raise ClientError(f"what answers on {self._run_dir} is no popkernel: it does not speak ZMTP 3", os.EX_SOFTWARE)
+            raise ClientError(
+                f"what answers on {self._run_dir} is no popkernel: it does not speak ZMTP 3", os.EX_SOFTWARE
+            )
         return data
 
     def _frame(self, data: bytes) -> Frame:
         try:
             frame = Frame.of_map(_unpack(data))
         except RecordingError as error:
-            raise ClientError(f"the server on {self._run_dir} is of another version: {error}", os.EX_SOFTWARE) from None
+            raise ClientError(
+                f"the server on {self._run_dir} is of another version: {error}", os.EX_SOFTWARE
+            ) from None
         self.lost += frame.lost
         return frame
 
     def next_frame(self, seconds: float | None = None) -> Frame | None:
-        """The next frame; None where none comes within so many seconds, or the server has ended (`ended`)."""
+        """Return the next frame; None if none comes in time, or the server has ended (`ended`)."""
         if self._early:
             return self._early.popleft()
         data = self._receive(None if seconds is None else time.monotonic() + seconds)
@@ -219,24 +277,30 @@ class Trace:
             yield frame
 
     def close(self) -> None:
-        """Detach. Nothing of it is felt by the server, but that it need not show anything any more."""
+        """Detach from the server, which goes on serving."""
         self._connection.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 class _Connection:
-    """A question on its way over a DEALER, and what comes back. `once`: `ended` when the connection is over; else libzmq connects again."""
+    """Send a question over a DEALER, and receive what comes back.
+
+    With `once`, the end of the connection sets `ended`; else libzmq connects again.
+    """
 
     def __init__(self, path: str, question: dict[str, Any], largest: int, *, once: bool = False) -> None:
         import zmq
 
-        self.ended = self.foreign = False  # foreign: what is at the other end speaks something else
-        self._over = self._closed = False  # over: no frame will come, but those that came may not have been taken
+        self.ended = self.foreign = False  # foreign: the other end does not speak ZMTP 3
+        # _over: the connection has ended, but frames that came before may still wait
+        self._over = self._closed = False
         self._context = zmq.Context()
         try:
             self._socket = self._context.socket(zmq.DEALER)
@@ -250,8 +314,9 @@ class _Connection:
                 failed = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
                 self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | failed)
                 self._poller.register(self._monitor, zmq.POLLIN)
-            self._socket.connect(os.fsencode(f"ipc://{path}"))  # type: ignore[arg-type]  # it takes octets, and a path need not be UTF-8
-            with suppress(zmq.Again):  # what is at the other end has gone already, or speaks something else
+            # octets, since a path need not be UTF-8; the stubs lack them
+            self._socket.connect(os.fsencode(f"ipc://{path}"))  # type: ignore[arg-type]
+            with suppress(zmq.Again):  # the other end has ended already, or is foreign
                 self._socket.send(_pack(question), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self.close()
@@ -261,7 +326,7 @@ class _Connection:
             raise
 
     def receive(self, until: float | None) -> bytes | None:
-        """The octets of the next frame; None where there is none in time, or never again."""
+        """Return the octets of the next frame; None if none comes before time.monotonic() is `until`."""
         import zmq
         from zmq.utils.monitor import recv_monitor_message
 
@@ -276,9 +341,14 @@ class _Connection:
             ready = dict(self._poller.poll(left))
             if not ready:
                 return None
-            if self._monitor is not None and self._monitor in ready:  # all frames that came are there before the end is told
-                told = recv_monitor_message(self._monitor)
-                closed = told["event"] == zmq.EVENT_DISCONNECTED or told["value"] in (errno.EPIPE, errno.ECONNRESET)
+            # libzmq reports the end after it has queued all frames; after a frame beyond MAXMSGSIZE it may
+            # drop those that were not read yet
+            if self._monitor is not None and self._monitor in ready:
+                event = recv_monitor_message(self._monitor)
+                closed = event["event"] == zmq.EVENT_DISCONNECTED or event["value"] in (
+                    errno.EPIPE,
+                    errno.ECONNRESET,
+                )
                 self.foreign |= not closed
                 self._over = True
         return None
@@ -289,7 +359,7 @@ class _Connection:
 
 
 def runs_at(run_dir: str) -> bool:
-    """Whether a server serves on this run directory, be it one that may not be asked."""
+    """Return whether a server runs on this run directory, even one that this user may not ask."""
     try:
         Client(run_dir).probe("")
     except ClientError as error:
@@ -300,7 +370,7 @@ def runs_at(run_dir: str) -> bool:
 
 
 def plain(value: Any) -> str:
-    """Show any value in one line without control characters, so that no name can drive the terminal."""
+    """Return any value as one line without control characters, so that no name can control the terminal."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, list | tuple):
@@ -312,34 +382,50 @@ _STRANGER = "what answers on {} is no popkernel, or one of another version"
 
 
 def _accept(data: bytes, run_dir: str, mend: str = "") -> dict[str, Any]:
-    """Take an answer apart. ClientError where it is none, or a refusal."""
+    """Decode and return an answer.
+
+    Raises:
+        ClientError: it is no valid answer, or a refusal.
+    """
     answer = _unpack(data)
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise ClientError(_STRANGER.format(run_dir) + mend, os.EX_SOFTWARE)
     if not answer["ok"]:
         why = answer.get("error")
-        said = "\n".join(plain(line) for line in why.split("\n")) if why and isinstance(why, str) else "the server gave no reason"
+        text = (
+            "\n".join(plain(line) for line in why.split("\n"))
+            if why and isinstance(why, str)
+            else "the server gave no reason"
+        )
         code = answer.get("code")
         if not isinstance(code, int) or code not in _CODES:
             code = EXITS["unavailable"].code
-        raise ClientError(said, code, refused=True)
+        raise ClientError(text, code, refused=True)
     return answer
 
 
+def _claim() -> dict[str, str]:
+    """Return who runs this as another user, by sudo(8) or doas(1): for the server's log, as a claim."""
+    name = os.environ.get("SUDO_USER") or os.environ.get("DOAS_USER")
+    return {"claim": name[:_LONGEST_CLAIM]} if name else {}
+
+
 def _rows(fields: dict[str, Any], key: str) -> list[Any]:
-    """A list among what an actor says of itself, who may say anything."""
-    found = fields.get(key)
-    return found if type(found) is list else []
+    """Return the list `key` of an actor's Settings, [] if it is no list: an actor may send anything."""
+    value = fields.get(key)
+    return value if type(value) is list else []
 
 
 def _pack(question: dict[str, Any]) -> bytes:
-    data: bytes = msgpack.packb(question, unicode_errors="surrogateescape")  # what was typed need not be UTF-8
+    # arguments of a command line need not be UTF-8
+    data: bytes = msgpack.packb(question, unicode_errors="surrogateescape")
     return data
 
 
 def _unpack(data: bytes) -> Any:
-    """What a frame says; None for what is no msgpack."""
+    """Decode a frame; None if it is not msgpack."""
     try:
         return msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogateescape")
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException):  # TypeError: a list as the key of a map
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+        # TypeError: a list as the key of a map
         return None

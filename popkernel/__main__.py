@@ -1,4 +1,4 @@
-"""`python -m popkernel` is the same as `popkernel`."""
+"""Run `python -m popkernel` as `popkernel`."""
 
 import sys
 

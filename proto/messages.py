@@ -1,63 +1,97 @@
-"""Every message between actors, in the order of the edges they travel on. Data only; who may send what stands in topology.py.
+"""Declare every message between actors, in the order of the edges that carry them.
 
-Numbers of messages are POP3's (1 is the first). Octets are counted as POP3 sends them (RFC 1939 section 11). A message
-that CARRIES names hands over that many file descriptors with it (SCM_RIGHTS): always ends of channels that the kernel made.
+Data only; topology.py says which actor may send which. The first line of a message's docstring is its meaning
+in `popkernel topology --format json`.
+
+Message numbers are POP3's, from 1. Octets of mail are counted as POP3 sends them (RFC 1939 section 11). A
+message in CARRIES transfers that many file descriptors (SCM_RIGHTS): always ends of channels that the kernel
+made, but for the inputs of a reload and the connection to the system's log.
 """
 
 from typing import Annotated, NamedTuple
 
-from popkernel.proto.schema import Address, Blob, Code, Count, Field, Name, Numbers, Octets, Secret, Session, Text
+from popkernel.proto.log_levels import DEBUG, ERROR
+from popkernel.proto.schema import (
+    Address,
+    Blob,
+    Code,
+    Count,
+    Field,
+    Fields,
+    Line,
+    Name,
+    Numbers,
+    Octets,
+    ReplyStatus,
+    Secret,
+    Session,
+    Text,
+)
 
 Uidls = Annotated[list[str], Field("strs", 0, 70, items=2048)]
+MOST_UIDLS = 20  # of SessionClosed
 Data = Annotated[bytes, Field("bytes", 0, 1 << 20, content=True)]
 Status = Annotated[int, Field("int", 0, 0xFFFF)]  # as wait(2) gives it
 Pid = Annotated[int, Field("int", 1, 2**31 - 1)]
 Id = Annotated[int, Field("int", 0, 2**31 - 1)]
+Users = Annotated[list[str], Field("strs", 1, 64, items=128)]
 Roots = Annotated[list[bytes], Field("blobs", 0, 4096, items=256)]
 Path = Annotated[bytes, Field("bytes", 0, 4096)]
-Level = Annotated[int, Field("int", 0, 7)]  # syslog(3): 3 error, 4 warning, 5 notice, 6 info, 7 debug
+Tls = Annotated[int, Field("int", 0, 99)]  # tls_versions.py; 0: none
+Level = Annotated[int, Field("int", ERROR, DEBUG)]  # log_levels.py
+Mechanism = Annotated[str, Field("str", 0, 16)]  # PASS or a SASL mechanism's name
+Reason = Annotated[str, Field("str", 1, 16)]  # a word of the log
+Certificates = Annotated[list[str], Field("strs", 0, 400, items=64)]  # their paths
+Ends = Annotated[list[int], Field("ints", 0, 2**63 - 1, items=64)]  # seconds since the epoch
+# What an auth hands over to its successor: lists whose items belong together.
+BATCH = 256
+HandedKey = Annotated[bytes, Field("bytes", 0, 32, secret=True)]
+HandedNames = Annotated[list[str], Field("strs", 0, 300, items=BATCH, secret=True)]
+HandedDigests = Annotated[list[bytes], Field("blobs", 0, 32, items=BATCH, secret=True)]
+HandedNumbers = Annotated[list[int], Field("ints", 0, 2**63 - 1, items=5 * BATCH, secret=True)]
 
 
 # ---- any actor -> kernel
 class Hello(NamedTuple):
-    """I am locked in, and serve from now on."""
+    """The actor is locked in, and serves from now on."""
 
     pid: Pid
     promises: Text
     unveiled: Text
 
 
-class Failed(NamedTuple):
-    """I can't serve, and go: bad tables, a bad certificate, a cage that can't be had."""
+class ActorFailed(NamedTuple):
+    """The actor cannot serve, and exits: bad tables, a bad certificate, no sandbox."""
 
     status: Status  # a sysexits(3) code
     text: Text
 
 
-class Broke(NamedTuple):
-    """I broke a promise: the call, and the promise that would have allowed it. The last word of an actor."""
+class PromiseBroken(NamedTuple):
+    """The actor made a system call without the promise for it. The last message of that actor."""
 
     call: Text
     promise: Text
 
 
-class Refused(NamedTuple):
-    """A peer sent me what the topology does not allow on that edge. The kernel ends the peer."""
+class PeerRefused(NamedTuple):
+    """The peer sent something that the topology does not allow on this edge. The kernel ends the peer."""
 
     edge: Text
     peer: Name
     reason: Text
 
 
-class Log(NamedTuple):
-    """A line for the log, of my own words: what came from outside is escaped before."""
+class LogEvent(NamedTuple):
+    """An event for the log (log_events.py). The sender has escaped what came from outside."""
 
     level: Level
-    text: Text
+    event: Annotated[str, Field("str", 1, 64)]
+    fields: Fields
 
 
 class Counters(NamedTuple):
-    """The answer to Report."""
+    """Answer to CountersRequest."""
 
     messages_in: Octets
     messages_out: Octets
@@ -65,39 +99,43 @@ class Counters(NamedTuple):
 
 
 # ---- kernel -> any actor
-class Report(NamedTuple):
-    """Tell me your counters."""
+class CountersRequest(NamedTuple):
+    """Send Counters."""
 
 
-class Stop(NamedTuple):
-    """Finish politely within so many seconds."""
+class ActorStop(NamedTuple):
+    """Finish politely within that many seconds."""
 
     seconds: Count
 
 
-class Peer(NamedTuple):
-    """Here is your channel to that peer; one to an earlier instance of it is over. Carries the channel."""
+class PeerChannel(NamedTuple):
+    """Use this channel to that peer; a channel to an earlier instance of it is over. Carries the channel."""
 
     name: Name
 
 
-class Watch(NamedTuple):
-    """Somebody watches you: Tapped for each message you take or give, into this channel. Carries it. `payload`: mail content too."""
+class TraceStart(NamedTuple):
+    """Send a TraceFrame into this channel for each message received or sent.
+
+    Carries the channel. `payload`: with the content of mail.
+    """
 
     payload: bool
 
 
-class Unwatch(NamedTuple):
-    """Nobody watches you any more."""
+class TraceStop(NamedTuple):
+    """Stop tracing."""
 
 
-class Tapped(NamedTuple):
-    """What passed at a watched actor: `way` in or out, or an event of its own ("note"); secrets and mail content taken out.
+class TraceFrame(NamedTuple):
+    """A message that a traced actor received or sent, or an event of its own, without secrets.
 
-    `time` and `turn` (when the actor's loop woke) are nanoseconds of the monotonic clock. `ending`: at the end of that turn, when what
-    was put off until then is done. `peer` is the other end, "" of a note;
-    `session` 0 where it concerns none; `octets` the message's size; `lost` how many before this one did not fit into the
-    channel; `fields` a msgpack map.
+    `time` and `turn` (when the actor's loop woke): nanoseconds of the monotonic clock. `ending`: it belongs
+    to the end of that turn, when deferred work is done. `way`: "in", "out" or "note" (an event). `peer`: the
+    other end, "" for an event. `session`: 0 for none. `octets`: the message's size. `lost`: frames before
+    this one that did not fit into the channel. `fields`: a msgpack map; mail is cut to its size unless the
+    trace was started with `payload`.
     """
 
     time: Octets
@@ -113,14 +151,28 @@ class Tapped(NamedTuple):
 
 
 # ---- listener -> kernel
-class Awaiting(NamedTuple):
-    """I really have this connection, and its user has just asked to log in: auth's word on it will be true of me."""
+class LoginStarted(NamedTuple):
+    """The user of this session asks to log in. The kernel believes auth about a session only after this.
+
+    The other fields are for the operator: the name as the client gave it, the client's address, the version
+    of TLS (tls_versions.py), the mechanism as in LoginRequest. A listener may lie in them.
+    """
 
     session: Session
+    user: Annotated[str, Field("str", 0, 255)]
+    address: Address
+    tls: Tls
+    mechanism: Mechanism
 
 
-class Ended(NamedTuple):
-    """A connection is over; all that the log line of a session needs."""
+class ConnectionEnded(NamedTuple):
+    """A connection has ended; with everything for the session's log line.
+
+    `tls`: its version (tls_versions.py). `mechanism`: of the last login. `queue_ms`: how long that waited for
+    its turn in the listener; `login_ms`: from then until its maildrop was granted, or until now; `open_ms`:
+    until the maildrop was listed. `fault`: what kept a client from logging in, "tls" or "client", and
+    `reason` in plain words; both empty if nothing did.
+    """
 
     session: Session
     user: Annotated[str, Field("str", 0, 255)]
@@ -130,142 +182,354 @@ class Ended(NamedTuple):
     octets_in: Octets
     octets_out: Octets
     retrieved: Count
-    marked: Count  # by DELE, when it ended
-    removed: Count  # by its QUIT
+    marked: Count  # by DELE, at the end
+    removed: Count  # by QUIT
     milliseconds: Octets
+    tls: Tls = 0
+    mechanism: Mechanism = ""
+    tls_ms: Count = 0
+    queue_ms: Count = 0
+    login_ms: Count = 0
+    open_ms: Count = 0
+    fault: Annotated[str, Field("str", 0, 16)] = ""
+    reason: Line = ""
 
 
-class Deaf(NamedTuple):
-    """A listening socket that I was given takes no connections any more: it was shut down. I take none at all, and serve on whom I have."""
+class ClientHungUp(NamedTuple):
+    """The client shut its sending side (shutdown(2), close_notify) while an answer to it is due."""
+
+    session: Session
 
 
-class Late(NamedTuple):
-    """That actor has not answered within its edge's deadline: the kernel is to see whether it does anything at all."""
+class ListenSocketShut(NamedTuple):
+    """A listening socket of this listener was shut down and accepts no connections any more.
+
+    The listener accepts none on any socket, and serves those it has.
+    """
+
+
+class PeerTimeout(NamedTuple):
+    """That peer has not answered within its edge's deadline: the kernel checks whether it is alive."""
 
     peer: Name
 
 
 class LoginFailed(NamedTuple):
-    """For the log, one line a failure. `why`: a response code, or auth's own word (Denied.why). `seconds`: until it may be tried again."""
+    """A failed login, for one line of the log.
+
+    `why`: a response code; "nomailbox" for a right password without a maildrop; "auth" if auth refused it and
+    has told the kernel why (LoginDenied). `milliseconds`: how long its client waited for the answer.
+    """
 
     session: Session
     user: Annotated[str, Field("str", 0, 255)]
     address: Address
     why: Text
-    seconds: Count
+    milliseconds: Octets
 
 
 # ---- kernel -> listener
-class Opened(NamedTuple):
-    """Session so-and-so is logged in, as that user of the tables. Carries the channel to that user's maildir actor."""
+class SessionAdmitted(NamedTuple):
+    """The session is logged in as this user of the tables.
+
+    Carries the channel to that user's maildir actor.
+    """
 
     session: Session
     user: Name
 
 
-class Turned(NamedTuple):
-    """Session so-and-so was rightly authenticated but can't have its maildrop."""
+class SessionRefused(NamedTuple):
+    """The session authenticated, but cannot have its maildrop."""
 
     session: Session
     code: Code
-    text: Text
+    text: Line
+
+
+class SessionKick(NamedTuple):
+    """End this session: the operator wants it. Nothing is removed."""
+
+    session: Session
+
+
+# ---- kernel -> listener, gate, mda
+class ServiceDrain(NamedTuple):
+    """Take no new clients from now on or, if not `on`, take them again. Those at hand are served."""
+
+    on: bool
 
 
 # ---- kernel -> gate
-class Seat(NamedTuple):
-    """Your next client is this session, and its listener is called by it. Carries that listener's channel to the kernel."""
+class GateSeat(NamedTuple):
+    """Give the next client this session number; its listener is named after it.
+
+    Carries that listener's channel to the kernel.
+    """
 
     session: Session
 
 
-class Entered(NamedTuple):
-    """That client of yours has logged in."""
+class GateSeatLogin(NamedTuple):
+    """A login of this session has begun, or failed: in between, the client waits for the server."""
+
+    session: Session
+    begun: bool
+
+
+class GateSeatLoggedIn(NamedTuple):
+    """The client of this session has logged in."""
 
     session: Session
 
 
-class Drain(NamedTuple):
-    """A new listener has taken over: accept no more, serve on whom you have, go when the last is gone."""
+class ListenerDrain(NamedTuple):
+    """A new listener has taken over: accept no more connections, serve those at hand, exit after the last."""
 
 
 # ---- listener -> auth, auth -> listener, auth -> kernel
-class Login(NamedTuple):
-    """Is this who it says it is? The secret of XOAUTH2 and OAUTHBEARER is a token, else it is a password."""
+class LoginRequest(NamedTuple):
+    """Check these credentials. The secret of XOAUTH2 and OAUTHBEARER is a token, any other a password."""
 
     session: Session
     user: Name
     secret: Secret
     address: Address
-    mechanism: Annotated[str, Field("str", 0, 16)]  # PASS or a SASL mechanism's name
+    mechanism: Mechanism
 
 
-class Denied(NamedTuple):
-    """No; the response code and the words for the client.
+class LoginWithdrawn(NamedTuple):
+    """The login of this session need not be checked if its turn has not come.
 
-    `why`: the word for the log where the code does not say it: "guard" (not looked at, too many have failed there lately; `seconds`
-    until it may be tried again), "repeat" (a password that was found wrong there a moment ago). Else "" and 0.
+    `answer`: the client closed its sending side, and still takes an answer. Else it is gone, or its time is
+    over, and no answer is wanted.
+    """
+
+    session: Session
+    answer: bool
+
+
+class LoginRefused(NamedTuple):
+    """The login is refused, with the response code and the text for the client.
+
+    The listener is not told why: the kernel is, by LoginDenied.
     """
 
     session: Session
     code: Code
-    text: Text
-    why: Annotated[str, Field("str", 0, 16)]
-    seconds: Count
+    text: Line
 
 
-class Granted(NamedTuple):
-    """The session of that listener is that user, as the authorization table writes the name. Only auth may say so."""
+class LoginGranted(NamedTuple):
+    """The session of that listener belongs to this user, as the authorization table spells the name.
+
+    Only auth may send it. Then how long the login waited for a thread, for the hash of its password, and
+    because of earlier failures.
+    """
 
     listener: Name
     session: Session
     user: Name
+    queue_ms: Count = 0
+    hash_ms: Count = 0
+    penalty_ms: Count = 0
 
 
-# ---- kernel -> maildir, maildir -> kernel
-class Open(NamedTuple):
-    """Serve a session; park it when it has been silent so many seconds. Carries the channel to the listener."""
+class LoginDenied(NamedTuple):
+    """Auth refused a login of that session: the true reason, for the log only.
 
+    `reason`: as for the event login.failed (docs/logs.md). `seconds`: until the next attempt is allowed, 0 if
+    that is now. `milliseconds`: from the question to the answer.
+    """
+
+    listener: Name
     session: Session
-    park: Count
+    user: Name
+    address: Address
+    reason: Reason
+    seconds: Count
+    milliseconds: Octets
 
 
-class Wake(NamedTuple):
-    """Serve on a session that was parked, or begin one whose `state` is empty. Carries its channel to the listener."""
+# ---- kernel -> auth and back
+class AccountLookup(NamedTuple):
+    """Say how a user stands in the authorization table, and whether a login would have to wait.
 
-    session: Session
-    park: Count
-    state: Blob
+    For the operator. `user` or `address` may be empty.
+    """
+
+    request: Session
+    user: Annotated[str, Field("str", 0, 255)]
+    address: Address
 
 
-class Receive(NamedTuple):
-    """Take deliveries. Carries the channel to the mda."""
+class AccountState(NamedTuple):
+    """Answer to AccountLookup.
+
+    `entry`: absent, locked, unusable (its hash can't be checked) or present. `scheme`: of its hash, never the
+    hash. `wait`: ms that a login of this user from this address would wait before its check.
+    """
+
+    request: Session
+    entry: Annotated[str, Field("str", 1, 16)]
+    scheme: Annotated[str, Field("str", 0, 32)]
+    wait: Octets
+
+
+class LoginLoad(NamedTuple):
+    """How busy auth is. Sent before Counters, and every few seconds while logins wait long."""
+
+    waiting: Count  # logins that wait for a check
+    oldest: Octets  # ms that the oldest of them has waited
+    checks: Octets  # hashes and tokens checked since auth began
+    hits: Octets  # logins since auth began that a remembered password answered
+    misses: Octets  # and those that needed a check
+    penalised: Count  # addresses whose logins have to wait
+
+
+# ---- auth, listener or gate -> kernel
+class PlacesRefused(NamedTuple):
+    """So many clients were refused, or made room for others, by this bound since the last such message."""
+
+    bound: Annotated[str, Field("str", 1, 32)]  # a configuration key
+    clients: Count
+
+
+# ---- kernel -> auth, auth -> auth, auth -> kernel: at a reload that replaces auth
+class SuccessorChannel(NamedTuple):
+    """Hand over what you remember of logins to the auth of that name. Carries the channel to it."""
 
     name: Name
 
 
-class Retire(NamedTuple):
-    """Go, you have been idle long enough."""
+class PredecessorChannel(NamedTuple):
+    """Take over what the auth of that name remembers of logins. Carries the channel from it."""
+
+    name: Name
 
 
-class Closed(NamedTuple):
-    """A session is over here: the maildrop's lease is free."""
+class LoginMemoryBegin(NamedTuple):
+    """The key of all digests that follow, and the bits of an IPv6 address that identify a client."""
+
+    key: HandedKey
+    prefix: Annotated[int, Field("int", 0, 128)]
+
+
+class KnownAccounts(NamedTuple):
+    """Users of the sender's authorization table, each with a keyed digest of name and hash (16 octets)."""
+
+    users: HandedNames
+    digests: HandedDigests
+
+
+class VerifiedPasswords(NamedTuple):
+    """Users with a keyed digest of the password that was right, and for how many milliseconds it counts."""
+
+    users: HandedNames
+    digests: HandedDigests
+    milliseconds: HandedNumbers
+
+
+class FailedPasswords(NamedTuple):
+    """Keyed digests of passwords that were wrong, and for how many milliseconds they are remembered."""
+
+    digests: HandedDigests
+    milliseconds: HandedNumbers
+
+
+class LoginPenalties(NamedTuple):
+    """Scores of clients' addresses, of users (keyed digests), and of pairs of both (guessing.py).
+
+    `clients` and `users`: "" and b"" for a score of the other alone. `numbers`: five for each score, as
+    Guard.row returns them.
+    """
+
+    clients: HandedNames
+    users: HandedDigests
+    numbers: HandedNumbers
+
+
+class LoginMemoryEnd(NamedTuple):
+    """All is sent. What follows are changes since, until the sender ends."""
+
+
+class LoginMemoryTaken(NamedTuple):
+    """The sender has taken over what its predecessor remembers of logins or, if not `complete`, nothing.
+
+    `passwords`: verified ones. `penalties`: scores. `added`, `removed`, `changed`: how the users of its
+    authorization table, and their hashes, differ from the predecessor's.
+    """
+
+    complete: bool
+    passwords: Count
+    penalties: Count
+    added: Count
+    removed: Count
+    changed: Count
+
+
+# ---- kernel -> maildir, maildir -> kernel
+class SessionOpen(NamedTuple):
+    """Serve a session; park it after that many seconds of silence.
+
+    Carries the channel to the listener.
+    """
+
+    session: Session
+    park: Count
+
+
+class SessionWake(NamedTuple):
+    """Resume a parked session, or begin one if `state` is empty.
+
+    Carries its channel to the listener.
+    """
+
+    session: Session
+    park: Count
+    state: Blob
+
+
+class DeliveryChannel(NamedTuple):
+    """Accept deliveries on this channel. Carries the channel to the mda."""
+
+    name: Name
+
+
+class ActorRetire(NamedTuple):
+    """Exit: the actor has been idle long enough."""
+
+
+class SessionClosed(NamedTuple):
+    """The session is over here: the maildrop's lease is free.
+
+    `peak`: the most memory that the actor ever had, own or shared, in KiB, without what it had when it was
+    forked; 0: unknown. `uidls`: of messages that the session had marked, or that are removed, the first
+    twenty.
+    """
 
     session: Session
     removed: Count
     failed: Count
+    peak: Count
+    uidls: Annotated[list[str], Field("strs", 0, 70, items=MOST_UIDLS)]
 
 
-class Parked(NamedTuple):
-    """A session that slept: all there is to it, for Wake. Carries its channel to the listener."""
+class SessionParked(NamedTuple):
+    """The session is parked, with the state for SessionWake. Carries its channel to the listener.
+
+    `peak`: as in SessionClosed.
+    """
 
     session: Session
     state: Blob
+    peak: Count
 
 
-class Moved(NamedTuple):
-    """Another directory is in my maildir's place, which I can't see: the session, not begun where `state` is empty, is for the next of me.
+class SessionMoved(NamedTuple):
+    """The maildir now leads outside this actor's sandbox: another actor must serve the session.
 
-    Carries its channel to the listener.
+    The state is empty if the session has not begun. Carries its channel to the listener.
     """
 
     session: Session
@@ -274,7 +538,7 @@ class Moved(NamedTuple):
 
 # ---- listener -> maildir
 class Retrieve(NamedTuple):
-    """Send messages first .. first+many-1 whole, in order; then, if it costs no second frame, up to `ahead` more."""
+    """Send messages first .. first+many-1 whole, in order; then up to `ahead` more if the frame has room."""
 
     first: Count
     many: Count
@@ -282,21 +546,21 @@ class Retrieve(NamedTuple):
 
 
 class Top(NamedTuple):
-    """Send the header, the blank line and so many lines of the body (RFC 1939 section 7)."""
+    """Send the header, the blank line and that many lines of the body (RFC 1939 section 7)."""
 
     number: Count
     lines: Count
 
 
 class List(NamedTuple):
-    """Sizes of messages first .. first+many-1."""
+    """Send the sizes of messages first .. first+many-1."""
 
     first: Count
     many: Count
 
 
 class Uidl(NamedTuple):
-    """Unique ids of messages first .. first+many-1."""
+    """Send the unique ids of messages first .. first+many-1."""
 
     first: Count
     many: Count
@@ -310,74 +574,78 @@ class Delete(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """Unmark all."""
+    """Unmark all messages."""
 
 
-class Credit(NamedTuple):
-    """So many octets of bulk frames have gone out to the client: as many more may come."""
+class FlowCredit(NamedTuple):
+    """That many octets of bulk frames have gone to the client: as many more may be sent."""
 
     octets: Octets
 
 
 class Quit(NamedTuple):
-    """Remove what is marked. `taken`: (first, many) pairs of messages given out that Retrieve did not ask for."""
+    """Remove the marked messages.
+
+    `taken`: (first, many) pairs of messages that the client got without a Retrieve for them.
+    """
 
     taken: Numbers
 
 
 # ---- maildir -> listener
-class Ready(NamedTuple):
-    """The maildrop is open: how many messages, how many octets."""
+class MaildropReady(NamedTuple):
+    """The maildrop is open; with the number of messages and of octets."""
 
     messages: Count
     octets: Octets
 
 
-class Unready(NamedTuple):
-    """The maildrop can't be opened, or can't be served on."""
+class MaildropUnready(NamedTuple):
+    """The maildrop cannot be opened, or can no longer be served."""
 
     code: Code
-    text: Text
+    text: Line
 
 
-class Mail(NamedTuple):
-    """A bulk frame. `parts`: quadruples (number, octets of the whole message, octets of `data` that are its, kind).
+class MailContent(NamedTuple):
+    """Octets of messages, in one bulk frame.
 
-    Kind: 1 if they are its last, 2 if they are all of one that was not asked for yet, else 0.
+    `parts`: quadruples (number, octets of the whole message, its octets in `data`, kind). Kind: 1 if they end
+    the message, 2 if they are the whole of a message not asked for yet, else 0.
 
-    `data` is ready for the wire: CRLF line ends, dots stuffed, without the closing dot.
+    `data` is ready for the wire: CRLF line ends, stuffed dots, no closing dot.
     """
 
     parts: Numbers
     data: Data
 
 
-class Missing(NamedTuple):
-    """Message `number` can't be sent (deleted, gone, unreadable): the code and words for the client."""
+class MessageMissing(NamedTuple):
+    """Message `number` cannot be sent (deleted, gone, unreadable); with the code and text for the client."""
 
     number: Count
     code: Code
-    text: Text
+    text: Line
 
 
-class Sizes(NamedTuple):
-    """A bulk frame: sizes from message `first` on, -1 for a deleted one; `last` where no more follow."""
+class MessageSizes(NamedTuple):
+    """Sizes from message `first` on, -1 for a deleted one, in one bulk frame; `last` if none follow."""
 
     first: Count
     sizes: Numbers
     last: bool
 
 
-class Ids(NamedTuple):
-    """A bulk frame: unique ids from message `first` on, empty for a deleted one; `last` where no more follow."""
+class MessageUidls(NamedTuple):
+    """Unique ids from message `first` on, "" for a deleted one, in one bulk frame; `last` if none follow."""
 
     first: Count
     uidls: Uidls
     last: bool
 
 
-class Deleted(NamedTuple):
-    """Marked, but for `refused` (marked before). The totals of the maildrop as they are now."""
+class MessagesMarked(NamedTuple):
+    """The messages are marked, except `refused` (marked before); with the maildrop's totals now."""
 
     first: Count
     many: Count
@@ -386,22 +654,22 @@ class Deleted(NamedTuple):
     octets: Octets
 
 
-class Totals(NamedTuple):
-    """The totals of the maildrop after Reset."""
+class MaildropTotals(NamedTuple):
+    """Answer to Reset: the totals of the maildrop."""
 
     messages: Count
     octets: Octets
 
 
-class Bye(NamedTuple):
-    """What was marked is removed, but for `failed` of them."""
+class QuitDone(NamedTuple):
+    """The marked messages are removed, except `failed` of them."""
 
     removed: Count
     failed: Count
 
 
 # ---- kernel -> spawner, kernel -> init and back
-class Spawn(NamedTuple):
+class ActorSpawn(NamedTuple):
     """Fork a maildir actor. Carries its channel to the kernel."""
 
     name: Name
@@ -410,10 +678,10 @@ class Spawn(NamedTuple):
     maildir: Path
 
 
-class Execute(NamedTuple):
-    """Start a singleton afresh: an actor of the topology table. Carries its channel to the kernel.
+class SingletonStart(NamedTuple):
+    """Start a singleton, an actor of the topology table. Carries its channel to the kernel.
 
-    `roots`: for the spawner, the directories under which all maildirs lie.
+    `roots`: for the spawner, the directories that contain all maildirs.
     """
 
     actor: Name
@@ -421,23 +689,23 @@ class Execute(NamedTuple):
     roots: Roots
 
 
-class Kill(NamedTuple):
-    """End that child of yours at once."""
+class ProcessKill(NamedTuple):
+    """Kill that child at once."""
 
     name: Name
 
 
-class Started(NamedTuple):
-    """It runs."""
+class ProcessStarted(NamedTuple):
+    """The process runs."""
 
     name: Name
     pid: Pid
 
 
-class Exited(NamedTuple):
-    """It is gone, and no process of it is left; status as wait(2) has it.
+class ProcessExited(NamedTuple):
+    """The process has ended, and all its children; status as wait(2) gives it.
 
-    Of one that could not be forked `pid` is the number of who tells, `status` that of an exit with 75.
+    If it could not be forked, `pid` is the sender's, and `status` that of an exit with 75.
     """
 
     name: Name
@@ -445,65 +713,129 @@ class Exited(NamedTuple):
     status: Status
 
 
-class Displaced(NamedTuple):
-    """Maildirs lie under `root`, which leads to another directory by now than the one that my cage holds: my children can't see them."""
+class RootDisplaced(NamedTuple):
+    """The path `root` now leads outside the sender's sandbox: its children cannot see the maildirs there."""
 
     root: Path
 
 
-class Unstarted(NamedTuple):
-    """It could not be started, for want of what the text names: no process of it was there."""
+class ImageTried(NamedTuple):
+    """The memory of a maildir actor that was forked on trial at the spawner's start.
+
+    `octets`: the actor's own when it was idle, 0 if unknown. `peak`: as in SessionClosed.
+    """
+
+    octets: Octets
+    peak: Count
+
+
+class RootsMissing(NamedTuple):
+    """So many directories above maildirs did not exist when the spawner entered its sandbox."""
+
+    roots: Count
+
+
+class ProcessUnstarted(NamedTuple):
+    """The process could not be started; the text says what was missing."""
 
     name: Name
     text: Text
 
 
-class Reread(NamedTuple):
-    """The configuration is good: put what it names in force. Carries the user table. `later`: keys that wait for the next start."""
+class ReloadInputs(NamedTuple):
+    """The new configuration is good: put it in force.
+
+    Carries the user table. `later`: keys that apply at the next start. `spawner`: a setting of the spawner
+    has changed. `mail`: one of all maildir actors has; else `users` are those whose own settings have.
+    `auth`, `listeners`: a setting of that actor has changed, its user, or the content of a file that it
+    reads. `certificates`: their files, and in `ends` when each ends.
+    """
 
     later: Text
+    spawner: bool
+    mail: bool
+    users: Users
+    auth: bool
+    listeners: bool
+    certificates: Certificates
+    ends: Ends
 
 
-class Syslog(NamedTuple):
-    """A connection to whoever takes the system's log; carries it."""
+class SyslogChannel(NamedTuple):
+    """A connection to the system's log, which it carries."""
 
 
-class Unread(NamedTuple):
-    """What a reload begins with can't be had: why, and the code (sysexits(3)) for whoever asked for it."""
+class ReloadInputsFailed(NamedTuple):
+    """The reload cannot begin: the reason, and the exit code (sysexits(3)) for `popkernel reload`."""
 
     status: Status
     text: Text
 
 
-class Signal(NamedTuple):
-    """Init's word: TERM (end), ALIVE (answer the same).
-
-    Then, after "start" or "reload": MAILBOX, that word and what is wrong with one; LOOKED and that word when that was all.
-    The kernel's word to init: HUP (read the configuration anew), then DONE, or NOT (what was before stays); SYSLOG (who took the log is
-    gone: connect anew).
-    """
-
-    name: Text
+class ServiceStop(NamedTuple):
+    """Init to kernel: stop the service."""
 
 
-class Running(NamedTuple):
-    """The service is whole: say so to whoever waits (the terminal, sd_notify)."""
+class KernelCheck(NamedTuple):
+    """Init to kernel: answer with KernelLives."""
 
+
+class KernelLives(NamedTuple):
+    """Kernel to init: answer to KernelCheck."""
+
+
+class MailboxFault(NamedTuple):
+    """Init to kernel: a fault of one mailbox, found after a start or a reload (`after`)."""
+
+    after: Annotated[str, Field("str", 1, 16)]
     text: Text
 
 
-class Ending(NamedTuple):
-    """The kernel is done, with this exit code."""
+class MailboxesChecked(NamedTuple):
+    """Init to kernel: every MailboxFault after that start or reload (`after`) has been sent."""
+
+    after: Annotated[str, Field("str", 1, 16)]
+
+
+class ReloadRequest(NamedTuple):
+    """Kernel to init: read the configuration again; answer with ReloadInputs or ReloadInputsFailed."""
+
+
+class ReloadDone(NamedTuple):
+    """Kernel to init: the contents of ReloadInputs are in force or, if not `good`, nothing has changed."""
+
+    good: bool
+
+
+class SyslogRequest(NamedTuple):
+    """Kernel to init: the system's log is gone; connect again, and answer with SyslogChannel."""
+
+
+class ServiceRunning(NamedTuple):
+    """Kernel to init: the service is up; tell the terminal and the service manager (sd_notify).
+
+    `memory`: the budget of warm maildir actors, for people; "" if none stays.
+    """
+
+    addresses: Text
+    users: Count
+    memory: Text
+    milliseconds: Octets
+
+
+class ServiceEnding(NamedTuple):
+    """Kernel to init: the service ends with this exit code."""
 
     status: Status
     text: Text
 
 
 # ---- mda <-> kernel, mda <-> maildir
-class Recipient(NamedTuple):
-    """Whose maildrop is this recipient's? `uid` is the sender's, as the socket has it (-1: it came over TCP).
+class RecipientLookup(NamedTuple):
+    """Find the user of a recipient's address.
 
-    `look`: only say whether there is one; no channel is wanted yet. `lost`: the channel you last spoke of has ended here.
+    `uid`: that of the connected mail server, from the socket; -1 over TCP. `look`: say only whether there is
+    one, without a channel. `lost`: the last channel to that user has ended at the sender.
     """
 
     request: Session
@@ -513,32 +845,32 @@ class Recipient(NamedTuple):
     lost: bool
 
 
-class Maildrop(NamedTuple):
-    """It is that user's. Carries the channel to the maildir actor where this mda has none yet (`fresh`)."""
+class RecipientFound(NamedTuple):
+    """The recipient is that user. Carries a channel to the maildir actor if the mda has none (`fresh`)."""
 
     request: Session
     user: Name
     fresh: bool
 
 
-class NoMaildrop(NamedTuple):
-    """There is none, or not for you, or not now: an RFC 3463 status and words."""
+class RecipientUnknown(NamedTuple):
+    """The recipient is unknown, forbidden to this sender, or not available now: RFC 3463 status and text."""
 
     request: Session
-    status: Name
-    text: Text
+    status: ReplyStatus
+    text: Line
 
 
-class Anew(NamedTuple):
-    """The user table has changed: believe nothing I said about recipients before, ask again."""
+class RecipientsChanged(NamedTuple):
+    """The user table has changed: earlier answers about recipients are void."""
 
 
-class Busy(NamedTuple):
-    """No, I can't retire now: a message is on its way in."""
+class RetireRefused(NamedTuple):
+    """The actor cannot retire now: a message is being delivered."""
 
 
-class Post(NamedTuple):
-    """A whole message in one, LF line ends: who sends it, to which address. Make it safe."""
+class DeliveryWhole(NamedTuple):
+    """A whole message with LF line ends, its sender and recipient address: store it safely."""
 
     delivery: Session
     sender: Annotated[str, Field("str", 0, 320)]
@@ -546,8 +878,8 @@ class Post(NamedTuple):
     data: Data
 
 
-class Deliver(NamedTuple):
-    """A message too large for Post begins: who sends it, to which address, how large its sender said it was (0: it did not)."""
+class DeliveryBegin(NamedTuple):
+    """A message too large for DeliveryWhole begins; `octets`: the size that its sender announced, or 0."""
 
     delivery: Session
     sender: Annotated[str, Field("str", 0, 320)]
@@ -555,64 +887,79 @@ class Deliver(NamedTuple):
     octets: Octets
 
 
-class Content(NamedTuple):
-    """Its next octets, LF line ends."""
+class DeliveryContent(NamedTuple):
+    """The next octets of the message, with LF line ends."""
 
     delivery: Session
     data: Data
 
 
-class Commit(NamedTuple):
-    """It is whole: make it safe."""
+class DeliveryCommit(NamedTuple):
+    """The message is whole: store it safely."""
 
     delivery: Session
 
 
-class Abort(NamedTuple):
-    """It will not be whole: forget it."""
+class DeliveryAbort(NamedTuple):
+    """The message will not become whole: discard it."""
 
     delivery: Session
 
 
-class Accepted(NamedTuple):
-    """So many octets of content are taken in (credit), or, with `safe`, the message is safe on disk."""
+class DeliveryAccepted(NamedTuple):
+    """That many octets of content are taken (credit) or, if `safe`, the message is safe on disk."""
 
     delivery: Session
     octets: Octets
     safe: bool
 
 
-class Rejected(NamedTuple):
-    """The message is not taken: an RFC 3463 status and words."""
+class DeliveryRejected(NamedTuple):
+    """The message is not accepted: RFC 3463 status and text."""
 
     delivery: Session
-    status: Name
-    text: Text
+    status: ReplyStatus
+    text: Line
 
 
-class Leaving(NamedTuple):
-    """I am about to go. To the mda: send nothing new on this channel, and close it once all you sent is answered.
+class ActorLeaving(NamedTuple):
+    """The actor is about to exit.
 
-    To the kernel, where it did not ask for it: give me nothing new, wait for my end.
+    To the mda: send nothing new on this channel, and close it once everything sent is answered. To the
+    kernel, if it did not ask for it: send nothing new, and wait for the end of the process.
     """
 
 
-# How many descriptors a message carries; 0 for those that are not here. `Maildrop` carries one only where `fresh`.
+# How many descriptors a message carries; 0 if it is not listed. RecipientFound carries one only if `fresh`.
 CARRIES: dict[type, int] = {
-    Watch: 1, Peer: 1, Opened: 1, Seat: 1, Open: 1, Wake: 1, Receive: 1, Parked: 1, Moved: 1, Spawn: 1, Execute: 1, Reread: 1,
-    Syslog: 1,
+    TraceStart: 1,
+    PeerChannel: 1,
+    SuccessorChannel: 1,
+    PredecessorChannel: 1,
+    SessionAdmitted: 1,
+    GateSeat: 1,
+    SessionOpen: 1,
+    SessionWake: 1,
+    DeliveryChannel: 1,
+    SessionParked: 1,
+    SessionMoved: 1,
+    ActorSpawn: 1,
+    SingletonStart: 1,
+    ReloadInputs: 1,
+    SyslogChannel: 1,
 }
 
 
-WINDOW = 640 * 1024  # octets of bulk frames that a session may have on their way to its client: one being sent, one behind it
+# Octets of bulk frames that a session may have on the way to its client: one being sent, one waiting.
+WINDOW = 640 * 1024
 
 
 def bulk_octets(message: tuple[object, ...]) -> int:
-    """What a bulk frame costs of the credit: about the octets that it makes on the client's wire."""
-    if isinstance(message, Mail):
+    """Return how much credit a bulk frame uses: about the octets it takes on the client's wire."""
+    if isinstance(message, MailContent):
         return len(message.data)
-    if isinstance(message, Sizes):
+    if isinstance(message, MessageSizes):
         return 16 * len(message.sizes)
-    if isinstance(message, Ids):
+    if isinstance(message, MessageUidls):
         return 80 * len(message.uidls)
     return 0

@@ -1,4 +1,7 @@
-"""The topology table as people and programs want it: text, JSON data, Mermaid and Graphviz. Pure; the documentation is made with it."""
+"""Render the topology table as text, JSON data, Mermaid and Graphviz.
+
+Pure. The diagrams of the documentation are made with it.
+"""
 
 from typing import Any
 
@@ -9,7 +12,12 @@ __all__ = ["as_data", "as_dot", "as_mermaid", "as_text"]
 
 
 def _kind(field: Field) -> str:
-    bounds = {"int": f"{field.low}..{field.high}", "str": f"{field.low}..{field.high}", "bytes": f"<={field.high}", "bool": ""}
+    bounds = {
+        "int": f"{field.low}..{field.high}",
+        "str": f"{field.low}..{field.high}",
+        "bytes": f"<={field.high}",
+        "bool": "",
+    }
     return f"{field.kind} {bounds.get(field.kind, f'<={field.items}')}".strip()
 
 
@@ -26,21 +34,32 @@ def _message(message: type, edge: Edge) -> dict[str, Any]:
 
 def _actor(row: Actor) -> dict[str, Any]:
     return {
-        "name": row.name, "runs_as": row.runs_as, "promises": row.promises, "why": row.why,
+        "name": row.name,
+        "runs_as": row.runs_as,
+        "promises": row.promises,
+        "why": row.why,
         "unveiled": [{"what": u.what, "permissions": u.permissions, "why": u.why} for u in row.unveiled],
-        "singleton": row.singleton, "restart": row.restart, "shutdown_seconds": row.shutdown, "threads": row.threads,
-        "descriptors": row.nofile, "memory_octets": row.memory,
+        "singleton": row.singleton,
+        "restart": row.restart,
+        "shutdown_seconds": row.shutdown,
+        "threads": row.threads,
+        "descriptors": row.nofile,
+        "memory_octets": row.memory,
     }
 
 
 def as_data() -> dict[str, Any]:
-    """The whole table, for JSON."""
+    """Return the whole table as data for JSON."""
     return {
         "digest": digest(),
         "actors": [_actor(row) for row in ACTORS],
         "edges": [
             {
-                "from": e.source, "to": e.target, "octets": e.octets, "deadline_seconds": e.deadline, "depth": e.depth,
+                "from": e.source,
+                "to": e.target,
+                "octets": e.octets,
+                "deadline_seconds": e.deadline,
+                "depth": e.depth,
                 "messages": [_message(c, e) for c in e.messages],
             }
             for e in EDGES
@@ -49,14 +68,27 @@ def as_data() -> dict[str, Any]:
 
 
 def as_text() -> str:
-    """For reading: each actor, what it may do and why; each edge, what travels on it."""
+    """Render the actors, with promises and reasons, and the edges, with messages."""
     out = [f"topology {digest()}", "", "ACTORS, in order of start"]
     for row in ACTORS:
-        out += ["", f"{row.name}  (runs as {row.runs_as}; restart {row.restart})", f"  promises  {row.promises}", f"            {row.why}"]
-        out += [f"  unveils   {u.what} ({u.permissions}): {u.why}" for u in row.unveiled] or ["  unveils   nothing"]
-    out += ["", "EDGES: who may say what to whom; nothing else may be said"]
+        out += [
+            "",
+            f"{row.name}  (runs as {row.runs_as}; restart {row.restart})",
+            f"  promises  {row.promises}",
+            f"            {row.why}",
+        ]
+        out += [f"  unveils   {u.what} ({u.permissions}): {u.why}" for u in row.unveiled] or [
+            "  unveils   nothing"
+        ]
+    out += ["", "EDGES: which messages each actor may send to which other; all others are forbidden"]
     for e in EDGES:
-        out += ["", f"{e.source} -> {e.target}  (frames up to {e.octets} octets, {e.depth} queued, answers within {e.deadline} s)"]
+        out += [
+            "",
+            (
+                f"{e.source} -> {e.target}  (frames up to {e.octets} octets, {e.depth} queued,"
+                f" answers within {e.deadline} s)"
+            ),
+        ]
         for c in e.messages:
             fields = ", ".join(f"{n}{' [secret]' if f.secret else ''}" for n, f in fields_of(c).items())
             answers = "  <- " + " | ".join(e.answers[c.__name__]) if c.__name__ in e.answers else ""
@@ -69,27 +101,38 @@ def _label(name: str) -> str:
 
 
 def as_mermaid() -> str:
-    """A flowchart; the documentation shows it."""
+    """Render a flowchart for Mermaid, as in the documentation."""
     out = ["flowchart LR"]
     out += [f'  {_label(row.name)}["{row.name}<br/><small>{row.promises}</small>"]' for row in ACTORS]
-    out += [f'  {_label(e.source)} -- "{"<br/>".join(_own(e))}" --> {_label(e.target)}' for e in EDGES]
+    out += [
+        f'  {_label(e.source)} -- "{"<br/>".join(_main_messages(e))}" --> {_label(e.target)}' for e in EDGES
+    ]
     return "\n".join(out) + "\n"
 
 
 def as_dot() -> str:
-    """For Graphviz."""
+    """Render a graph for Graphviz."""
     out = ["digraph topology {", "  rankdir=LR; node [shape=box];"]
     out += [f'  "{row.name}" [label="{row.name}\\n{row.promises}"];' for row in ACTORS]
-    out += [f'  "{e.source}" -> "{e.target}" [label="{_lines(e)}"];' for e in EDGES]
+    out += [f'  "{e.source}" -> "{e.target}" [label="{_dot_label(e)}"];' for e in EDGES]
     return "\n".join([*out, "}"]) + "\n"
 
 
-def _own(e: Edge) -> list[str]:
-    """The edge's messages without those that every actor shares, unless it has no others."""
-    common = {"Hello", "Failed", "Broke", "Refused", "Log", "Counters", "Report", "Stop"}
+def _main_messages(e: Edge) -> list[str]:
+    """Return the edge's messages without those that every actor has, unless it has no others."""
+    common = {
+        "Hello",
+        "ActorFailed",
+        "PromiseBroken",
+        "PeerRefused",
+        "LogEvent",
+        "Counters",
+        "CountersRequest",
+        "ActorStop",
+    }
     names = [c.__name__ for c in e.messages]
     return [n for n in names if n not in common] or names
 
 
-def _lines(e: Edge) -> str:
-    return "\\n".join(_own(e))
+def _dot_label(e: Edge) -> str:
+    return "\\n".join(_main_messages(e))

@@ -1,4 +1,4 @@
-"""Options of the whole test suite; what a file's tests leave open is told at its own end; and one that fails takes none along."""
+"""Set options of the test suite; find what tests leave open; keep a failed test from failing others."""
 
 import gc
 import pathlib
@@ -9,8 +9,10 @@ import pytest
 
 from tests.support.service import ROOT, Service
 
-# Its own bounds are seconds of the wall, whoever has the processor: 0.2 for an example, and some for making the first ones.
-hypothesis.settings.register_profile("popkernel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# Hypothesis limits the wall time of an example to 0.2 s, whatever else runs.
+hypothesis.settings.register_profile(
+    "popkernel", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("popkernel")
 
 _FAILED = pytest.StashKey[bool]()
@@ -18,13 +20,17 @@ _FAILED = pytest.StashKey[bool]()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--replay-update", action="store_true",
-        help="make the recordings of tests/replay anew; those that were dropped in are updated with what the actors say now",
+        "--replay-update",
+        action="store_true",
+        help=(
+            "make the recordings of tests/replay anew; recordings added by hand are updated "
+            "with the new output"
+        ),
     )
 
 
 def pytest_collection_modifyitems(items):
-    """A test marked `root` is skipped for everybody else, with the reason that the mark gives."""
+    """Skip a test marked `root` for other users, with the reason that the mark gives."""
     for item in items:
         mark = item.get_closest_marker("root")
         if mark is not None and not ROOT:
@@ -32,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what was imported is there to stay: the collections below need not look at it
+    gc.freeze()  # imported objects stay, so the collections below need not scan them
 
 
 @pytest.hookimpl(wrapper=True)
@@ -45,25 +51,34 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(autouse=True)
 def _services_survive_a_failure(request):
-    """A service that several tests share: the clients of one that failed hold its mailboxes no longer, and where it ended it is started anew."""
+    """Close a failed test's clients, which hold mailboxes of a shared service.
+
+    A shared service that has ended is started again.
+    """
     before = {service: len(service.clients) for service in Service.opened}
     yield
     if request.node.stash.get(_FAILED, False):
         for service, clients in before.items():
             if service in Service.opened:
-                service.survive(clients)
+                service.clean_up_after_failure(clients)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _nothing_left_open():
-    """A pipe or socket that is only reachable in a circle is an error of the tests that made it, not of those that run when it is found."""
+    """Fail the tests that leave a pipe or socket reachable only in a reference cycle.
+
+    Otherwise a later test that happens to run the collector would fail.
+    """
     yield
     gc.collect()
 
 
 @pytest.fixture
 def open_path():
-    """As tmp_path, but every user may enter it. pytest shuts the directories above tmp_path (0700) at its start, also those of a run beside it."""
+    """Provide a directory like tmp_path that every user may enter.
+
+    pytest closes the directories above tmp_path (0700) at its start, also those of a concurrent run.
+    """
     with tempfile.TemporaryDirectory(prefix="pk") as path:
         opened = pathlib.Path(path)
         opened.chmod(0o711)

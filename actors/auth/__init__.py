@@ -1,1 +1,1 @@
-"""The auth actor."""
+"""Check passwords and tokens: the auth actor."""

@@ -1,45 +1,56 @@
-"""Who guesses waits: penalties by address, by user, and by both together. Pure: the clock is given.
+"""Delay password guessing: penalties by address, by user and by both together. Pure: the clock is given.
 
-What tells guessing from mistyping is how many *different* users fail at an address, and from how many different addresses a user
-fails. So three scores, each of which fades by half in ten minutes:
+Guessing shows by the number of *different* users that fail at one address, and of different addresses at
+which one user fails. So there are three scores. Each fades by half in ten minutes:
 
-- a *pair* (this user from this address): one for each failure. A success sets it to nothing.
-- an *address*: one for each user that begins to fail there, and a quarter for each of that user's next four failures: one telephone
-  with an old password is worth two, however often it asks. Each user that has logged in from there lately adds one to what it is
-  allowed, so that an office behind one address has room for its size; somebody guessing from his own one account gains one.
-- a *user*: the same over addresses. It delays, but never refuses, or else anybody could lock anybody out.
+- A *pair* (this user from this address): one point for each failure. A success sets it to zero.
+- An *address*: one point for each user that begins to fail there, and a quarter for each of that user's next
+  four failures. One telephone with an old password is worth two points, however often it asks. Each user that
+  has logged in from there lately raises the address's allowance: the first fifty by one each, any more by a
+  tenth. So an office behind one address, and ten thousand users behind a provider's or a webmail's, have room
+  for their size while one in ten has an old password, also after a start, when nobody is known yet. An
+  attacker who uses one account of his own gains one.
+- A *user*: the same over addresses. It delays but never refuses; else anybody could lock anybody out.
 
-An attempt in penalty waits *before* it is looked at, and one that fails is answered no sooner than the wait that is then due. Delaying
-the answer alone would not do: who guesses hangs up and asks again. At one address (and for one pair) attempts wait one behind the
-other. What would have to wait longer than the most is refused unseen, and costs no hashing. It is told SYS/TEMP (RFC 3206), not AUTH:
-nobody looked whether the password is right, so no client should make its user type it anew, and a guesser learns nothing.
+An attempt under penalty waits *before* it is checked. If it fails, it is answered no sooner than the wait
+that is then due. To delay the answer alone is not enough: an attacker hangs up and asks again. At one address
+(and for one pair) attempts wait one behind the other. An attempt that would have to wait longer than the
+maximum is refused unchecked, and costs no hashing. Its code is SYS/TEMP (RFC 3206), not AUTH: the password
+was not checked, so no client should make its user type it again, and an attacker learns nothing.
 
-Only failures count. How many logins are under way says nothing: a thousand users behind one address may come at once. So auth asks
-once more when an attempt that waited for a processor has its turn: of a burst of guesses those that were being looked at when the
-first ones failed are all that were looked at.
+Only failures count, not the number of logins under way: a thousand users behind one address may come at once.
+So auth asks again when an attempt that waited for a processor gets its turn. Of a burst of guesses, only
+those already being checked when the first ones failed are checked.
 
-A user that has logged in from an address within the last day is *trusted* there: looked at at once, whoever else guesses from there or
-for it elsewhere, until ten failures of its own.
+A user that has logged in from an address within the last day is *trusted* there. Its attempts are checked at
+once, however many others fail from there or for it elsewhere, until it has ten failures of its own.
 """
 
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import islice
 from typing import TypeVar
 
 from popkernel.proto.access.networks import host_of, prefix_of
 
 __all__ = ["Guard"]
 
-_HALF = 600.0  # seconds in which a score fades to half
-_FREE = 4.0  # a score that costs nothing yet
-_REPEAT, _REPEATS = 0.25, 4  # what the next failures of the same user at the same address add, and how many of them do
-_TRUST = 86400.0  # seconds; mail is fetched at least daily by who fetches at all
+_HALF = 600.0  # half-life of a score, in seconds
+_FREE = 4.0  # score up to which there is no penalty
+# the score of each further failure of the same user at the same address, and how many of them count
+_REPEAT, _REPEATS = 0.25, 4
+_TRUST = 86400.0  # seconds; most clients fetch mail at least daily
 _TRUST_FAILURES = 10.0
-_MOST_CREDIT = 50.0  # users; one in ten of five hundred may begin the day with a wrong password
+# users that count in full; of any more, one in ten may begin the day with a wrong password
+_FULL_CREDIT, _FURTHER_CREDIT = 50.0, 0.1
 _CREDIT_HALF = 86400.0
-_MOST = 100_000  # entries of each kind; the one longest untouched goes first
+_MOST = 100_000  # entries of each kind; the least recently used is dropped first
+# over the allowance, of a score that another process hands over: it has faded after forty minutes
+_MOST_OVER = 60.0
 
 
 class _Score:
-    """A number that fades; `next`: when the next attempt in penalty may be looked at."""
+    """A score that fades. `next`: when the next attempt under penalty may be checked."""
 
     __slots__ = ("at", "credit", "credit_at", "next", "value")
 
@@ -51,35 +62,38 @@ class _Score:
         self.credit_at = now
 
     def fade(self, now: float) -> float:
-        """The score as it is now."""
+        """Return the score as it is now."""
         if now > self.at:
             self.value *= 0.5 ** ((now - self.at) / _HALF)
             self.at = now
         return self.value
 
     def allowance(self, now: float) -> float:
-        """What costs nothing here: more where users log in."""
+        """Return the score up to which there is no penalty; it grows with users that log in."""
         if self.credit and now > self.credit_at:
             self.credit *= 0.5 ** ((now - self.credit_at) / _CREDIT_HALF)
             self.credit_at = now
-        return _FREE + self.credit
+        return _FREE + min(self.credit, _FULL_CREDIT) + _FURTHER_CREDIT * max(0.0, self.credit - _FULL_CREDIT)
 
     def earn(self, now: float) -> None:
-        """A user logs in here for the first time in a day."""
+        """Count a user who logs in here for the first time in a day."""
         self.allowance(now)
-        self.credit = min(_MOST_CREDIT, self.credit + 1.0)
+        self.credit += 1.0
         self.credit_at = now
 
 
 class _Pair(_Score):
-    """One user at one address. `counted`: what its failures added to the address's and to the user's score."""
+    """The score of one user at one address.
+
+    `counted`: the points that its failures added to the address's and to the user's score.
+    """
 
     __slots__ = ("counted", "trusted")
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
         self.counted = 0.0
-        self.trusted = 0.0  # until then
+        self.trusted = 0.0  # trusted until this time
 
 
 _Key = TypeVar("_Key")
@@ -87,27 +101,38 @@ _Kind = TypeVar("_Kind", bound=_Score)
 
 
 class Guard:
-    """`most`: the longest wait in seconds, 0 turns everything off. `ipv6_bits`: how much of an IPv6 address is one client's."""
+    """Keep the scores and say how long each attempt waits.
 
-    __slots__ = ("_addresses", "_bits", "_pairs", "_users", "most")
+    `most`: the longest wait in seconds; 0 turns all penalties off. `ipv6_bits`: the prefix length that counts
+    as one client's address. `key`: of the digests of user names; an auth that takes over has the same.
+    """
 
-    def __init__(self, most: int, ipv6_bits: int = 64) -> None:
+    __slots__ = ("_addresses", "_bits", "_key", "_pairs", "_penalised", "_users", "most")
+
+    def __init__(self, most: int, ipv6_bits: int = 64, key: bytes = b"") -> None:
         self.most = float(most)
         self._bits = ipv6_bits
+        self._key = key
         self._addresses: dict[str, _Score] = {}
-        self._users: dict[int, _Score] = {}
-        self._pairs: dict[tuple[str, int], _Pair] = {}
+        self._users: dict[bytes, _Score] = {}
+        self._pairs: dict[tuple[str, bytes], _Pair] = {}
+        self._penalised: dict[str, None] = {}  # addresses that came under penalty; the latest last
 
     def admit(self, user: str, address: str, now: float) -> float:
-        """Seconds until this attempt may be looked at; more than `most`: it is not. `address`: host and port, as Login has it."""
+        """Return the seconds until this attempt may be checked; more than `most`: refuse it.
+
+        `address`: host and port, as in LoginRequest.
+        """
         if not self.most:
             return 0.0
-        where, who = self._keys(user, address)
-        spot, pair = self._addresses.get(where), self._pairs.get((where, who))
+        client, user_hash = self.keys(user, address)
+        by_address, pair = self._addresses.get(client), self._pairs.get((client, user_hash))
         wait = 0.0
         if pair is None or pair.trusted <= now or pair.fade(now) >= _TRUST_FAILURES:
-            wait = self._delay(self._users.get(who), now)
-            queues = [score for score in (spot, pair) if score is not None and self._delay(score, now) > 0]
+            wait = self._delay(self._users.get(user_hash), now)
+            queues = [
+                score for score in (by_address, pair) if score is not None and self._delay(score, now) > 0
+            ]
             for score in queues:
                 wait = max(wait, max(score.next - now, 0.0) + self._delay(score, now))
             if wait <= self.most:
@@ -115,47 +140,134 @@ class Guard:
                     score.next = now + wait
         return wait
 
+    def wait(self, user: str, address: str, now: float) -> float:
+        """Return the seconds that an attempt would wait now, as `admit`, and count nothing."""
+        client, user_hash = self.keys(user, address)
+        pair = self._pairs.get((client, user_hash))
+        if not self.most or (pair is not None and pair.trusted > now and pair.fade(now) < _TRUST_FAILURES):
+            return 0.0
+        scores = (self._users.get(user_hash), self._addresses.get(client), pair)
+        delays = [(score, self._delay(score, now)) for score in scores if score is not None]
+        return max((max(score.next - now, 0.0) + delay for score, delay in delays if delay), default=0.0)
+
     def failed(self, user: str, address: str, now: float) -> float:
-        """A wrong password or token; how many seconds after it came the attempt may be answered."""
+        """Count a wrong password or token.
+
+        Returns how many seconds after its arrival the attempt may be answered.
+        """
         if not self.most:
             return 0.0
-        where, who = self._keys(user, address)
-        spot, person = self._touch(self._addresses, where, _Score, now), self._touch(self._users, who, _Score, now)
-        pair = self._touch(self._pairs, (where, who), _Pair, now)
+        client, user_hash = self.keys(user, address)
+        by_address, by_user = (
+            self._touch(self._addresses, client, _Score, now),
+            self._touch(self._users, user_hash, _Score, now),
+        )
+        pair = self._touch(self._pairs, (client, user_hash), _Pair, now)
         if pair.fade(now) < _REPEAT:
-            pair.counted = 0.0  # long ago, and faded everywhere
+            pair.counted = 0.0  # long ago; its points have faded from every score
         added = 1.0 if not pair.counted else _REPEAT if pair.counted < 1.0 + _REPEAT * _REPEATS else 0.0
         pair.counted += added
         pair.value += 1.0
-        for score in (spot, person):
+        for score in (by_address, by_user):
             score.fade(now)
             score.value += added
-        return max(self._delay(score, now) for score in (spot, person, pair))
+        if self._delay(by_address, now):
+            self._penalised.pop(client, None)
+            self._penalised[client] = None
+            if len(self._penalised) > _MOST:
+                del self._penalised[next(iter(self._penalised))]
+        return max(self._delay(score, now) for score in (by_address, by_user, pair))
 
     def succeeded(self, user: str, address: str, now: float) -> None:
-        """A right one: what this user failed here before was mistyped."""
+        """Count a success: earlier failures of this user from here were typing errors."""
         if not self.most:
             return
-        where, who = self._keys(user, address)
-        spot, pair = self._touch(self._addresses, where, _Score, now), self._touch(self._pairs, (where, who), _Pair, now)
+        client, user_hash = self.keys(user, address)
+        by_address, pair = (
+            self._touch(self._addresses, client, _Score, now),
+            self._touch(self._pairs, (client, user_hash), _Pair, now),
+        )
         if pair.trusted <= now:
-            spot.earn(now)
-        for score in (spot, self._users.get(who)):
+            by_address.earn(now)
+        for score in (by_address, self._users.get(user_hash)):
             if score is not None:
                 score.value = max(0.0, score.fade(now) - pair.counted)
         pair.value = pair.counted = pair.next = 0.0
         pair.trusted = now + _TRUST
 
+    def penalised(self, now: float, most: int) -> int:
+        """Return the number of addresses under penalty, if there are up to `most`.
+
+        Of more, some may have served theirs.
+        """
+        for client in list(islice(self._penalised, most)):
+            if not self._delay(self._addresses.get(client), now):
+                del self._penalised[client]
+        return len(self._penalised)
+
     def __len__(self) -> int:
-        """Entries of all kinds."""
+        """Return the number of entries of all kinds."""
         return len(self._addresses) + len(self._users) + len(self._pairs)
 
-    def _keys(self, user: str, address: str) -> tuple[str, int]:
-        """Names are kept as hashes: 300 characters each, chosen by whoever asks, would be memory for him to fill."""
-        return prefix_of(host_of(address), self._bits), hash(user)
+    def keys(self, user: str, address: str) -> tuple[str, bytes]:
+        """Return the keys of the tables: the client's address or prefix, and a digest of the user's name.
+
+        Names are kept as digests: an attacker chooses them, hundreds of characters each, and could fill
+        memory. Keyed, so that he cannot choose two names with the same digest.
+        """
+        digest = blake2b(user.encode(errors="surrogatepass"), digest_size=8, key=self._key).digest()
+        return prefix_of(host_of(address), self._bits), digest
+
+    # -- handing over
+    def entries(self) -> list[tuple[str, bytes]]:
+        """Return the keys of all scores: ("" or address, b"" or user), the least recently used first."""
+        addresses = [(client, b"") for client in self._addresses]
+        return [*addresses, *(("", user) for user in self._users), *self._pairs]
+
+    def row(self, client: str, user: bytes, now: float) -> list[int] | None:
+        """Return a score as five numbers, None if there is none.
+
+        Value, credit and counted points in thousandths; milliseconds until the next attempt may be checked,
+        and for which a pair is trusted.
+        """
+        score: _Score | None
+        if client and user:
+            score = self._pairs.get((client, user))
+        else:
+            score = self._addresses.get(client) if client else self._users.get(user)
+        if score is None:
+            return None
+        value = score.fade(now)
+        score.allowance(now)
+        counted, trusted = (score.counted, score.trusted) if isinstance(score, _Pair) else (0.0, 0.0)
+        thousandths = value, score.credit, counted, max(0.0, score.next - now), max(0.0, trusted - now)
+        return [round(1000 * number) for number in thousandths]
+
+    def restore(self, client: str, user: bytes, row: Sequence[int], now: float) -> None:
+        """Take a score as `row` returned it, cut to what this process would have: the other may be hostile.
+
+        With penalties turned off, nothing is taken.
+        """
+        if not self.most:
+            return
+        value, credit, counted, following, trusted = (number / 1000 for number in row)
+        score: _Score
+        if client and user:
+            pair = score = self._touch(self._pairs, (client, user), _Pair, now)
+            pair.counted = min(counted, 1.0 + _REPEAT * (_REPEATS + 1))
+            pair.trusted = now + min(trusted, _TRUST) if trusted else 0.0
+        elif client:
+            score = self._touch(self._addresses, client, _Score, now)
+        else:
+            score = self._touch(self._users, user, _Score, now)
+        score.credit, score.credit_at = min(credit, _MOST), now
+        score.value, score.at = min(value, score.allowance(now) + _MOST_OVER), now
+        score.next = now + min(following, self.most) if following else 0.0
+        if client and not user and self._delay(score, now):
+            self._penalised[client] = None
 
     def _delay(self, score: _Score | None, now: float) -> float:
-        """A second for the first point over the allowance, twice that for each more."""
+        """Return the delay in seconds: 1 for the first point over the allowance, doubled by each more."""
         if score is None:
             return 0.0
         over = score.fade(now) - score.allowance(now)
@@ -163,7 +275,7 @@ class Guard:
 
     @staticmethod
     def _touch(table: dict[_Key, _Kind], key: _Key, kind: type[_Kind], now: float) -> _Kind:
-        """The entry, made where there is none, as the one that goes last."""
+        """Return the entry, made if there is none, and make it the most recently used."""
         score = table.pop(key, None)
         if score is None:
             score = kind(now)

@@ -1,104 +1,144 @@
-"""The auth actor's shell: its table, its channels, and threads that hash on all cores.
+"""Run the auth actor: read its table, answer logins, hash in threads on all cores.
 
-It knows names and hashes, no uid and no path. Its word makes a session somebody's: it goes to the kernel, which alone knows whose
-mail lies where, and which believes it only of a session that the listener announced.
+It knows names and hashes, but no uid and no path. Its grant gives a session its user. The grant goes to the
+kernel, which alone knows where each user's mail lies, and which accepts it only for a session that the
+listener announced.
 """
 
 import contextlib
-import hmac
 import math
 import os
+import socket
 import threading
 import time
 from collections import deque
-from secrets import token_bytes
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from popkernel.actors.auth.guessing import Guard
-from popkernel.actors.auth.passwords import DENIED, Table, decoys, fits, usable, warm
-from popkernel.actors.auth.repeated_failures import REPEATS_SECONDS, Repeats, Wrong
+from popkernel.actors.auth.hand_over import Memory, Receiver, Sender, Settings, Taken
+from popkernel.actors.auth.passwords import DENIED, Table, fits, usable, warm
+from popkernel.actors.auth.repeated_failures import REPEATS_SECONDS, Repeats
+from popkernel.actors.auth.schemes import without_missing
 from popkernel.kernel.config.regular_files import UnreadableError, read_named
 from popkernel.kernel.runtime.actor import Actor, Boot
-from popkernel.kernel.runtime.channel import Channel, Message, adopt, watch
+from popkernel.kernel.runtime.channel import Channel, Message, watch
 from popkernel.kernel.runtime.scheduling import processors
 from popkernel.kernel.runtime.tap import note
 from popkernel.proto import messages as m
 from popkernel.proto.access.fairness import Fair
+from popkernel.proto.access.login_times import answer_by
 from popkernel.proto.access.networks import host_of, prefix_of
-from popkernel.proto.access.user_names import twins
-from popkernel.proto.files.tables import MAX_TABLE, few, parse_auth
+from popkernel.proto.access.user_names import case_conflicts, domain_conflicts
+from popkernel.proto.files.password_schemes import scheme_of
+from popkernel.proto.files.tables import MAX_TABLE, first_findings, parse_auth
+from popkernel.proto.log_levels import DEBUG, INFO, NOTICE, WARNING
 from popkernel.proto.pop3.sasl import MECHANISMS, TOKENS
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
 
-_MOST_SAID = 10  # users named in the log who cannot log in because of what stands in place of their hash
-_MOST_WAITING = 20000  # logins that wait for a thread
-_MOST_SECONDS = 50.0  # how long one may have to wait: its listener gives up at 60, and hashing for nobody keeps others waiting
-_AHEAD = 4  # logins given to each thread: one that it checks and three that wait, so that a slow turn of the loop leaves no core idle
-_COMPLAINTS = 60.0  # seconds between two lines of the log about logins that are not looked at
-_KNOWN = frozenset(("", "PASS", *MECHANISMS))  # what Login.mechanism may be
+_MOST_SAID = 10  # users named in the log who cannot log in because their entry is no valid hash
+# logins queued for each thread: one that it checks and three that wait, so that a slow turn of the loop
+# leaves no core idle
+_QUEUED = 4
+_LONG = 1.0  # seconds: a login that waits longer is reported to the kernel
+_REPORTS = 10.0  # seconds between two reports while logins wait
+_CHECKED = 1000  # penalised addresses looked at in a report
+_KNOWN = frozenset(("", "PASS", *MECHANISMS))  # values of LoginRequest.mechanism
 
 
 class Attempt(NamedTuple):
-    """A login that is looked at, now or later, with its user as the table writes the name. `came`: by the loop's clock.
+    """A login to be checked now or later, its user spelled as in the table.
 
-    `waited`: it has had to wait for those who guess, and need not again.
+    `came`: by the loop's clock. `waited`: its penalty is over, so that it gets no other. `number`: of this
+    login among all. `delayed`, `hashed`: seconds that it waited for its penalty, and that its password was
+    hashed.
     """
 
     listener: str
-    login: m.Login
+    login: m.LoginRequest
     came: float
     waited: bool = False
+    number: int = 0
+    delayed: float = 0.0
+    hashed: float = 0.0
 
 
 class Auth(Actor):
-    """Answers Login with Denied to the listener or Granted to the kernel."""
+    """Answer LoginRequest with LoginRefused to the listener or LoginGranted to the kernel."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, table: Table | None = None) -> None:
+        """`table`: used instead of the file in the configuration."""
         super().__init__(boot, many=True)
-        self.shut_out: list[tuple[int, str]] = []  # level and line for the log, once there is one
-        self.table = self._read(boot.config["auth_table"], fold=boot.config["login_case"] == "fold")
+        # for the log: findings about the table, and why users of it cannot log in
+        self.doubts: list[str] = []
+        self.shut_out: dict[str, str] = {}
+        if table is None:
+            table = self._read(boot.config["auth_table"])
+        self.table = table
         self.tokens = self._read_keys(boot.config["oauth"])
-        self.guard = Guard(int(boot.config["penalty_seconds"]), int(boot.config["ipv6_prefix"]))
-        self.handlers |= {m.Peer: self._peer}
+        self.handlers |= {m.PeerChannel: self._peer}
+        self.handlers |= {m.SuccessorChannel: self._hand_over}
+        self.handlers |= {m.PredecessorChannel: self._take_over}
         self.prefix = int(boot.config["ipv6_prefix"])
-        self.queue: Fair[int, Attempt] = Fair()  # by address, what the threads are not given yet
+        self.remembers = Settings(
+            int(boot.config["auth_cache_seconds"]), int(boot.config["penalty_seconds"]), self.prefix
+        )
+        self.sender: Sender | None = None  # to the successor, once a reload has started one
+        self.remember(Memory(self.remembers))
+        # attempts not given to the threads yet, by address and user; most of them
+        self.queue: Fair[int, Attempt] = Fair()
+        self.most = int(boot.config["max_sessions"])
+        self.patience = answer_by(float(boot.config["login_seconds"]))  # seconds an attempt is worth a check
+        # by listener and session: the number of the login that is to be answered
+        self.live: dict[str, dict[int, int]] = {}
         self.serial = 0
-        self.given = 0  # what they are given and have not given back
-        self.work: deque[Attempt] = deque()
-        self.ready = threading.Condition()  # held by who puts into `work` or takes from it
-        self.done: deque[tuple[Attempt, bool]] = deque()
-        self.woken = self.wake = -1  # a pipe for the threads, once there are to be any: a replay has none
-        self.seconds = 0.0  # what a check takes, lately
+        self.given = 0  # attempts given to the threads and not returned
+        self.delayed = 0  # attempts that wait for their penalty
+        self.work: SimpleQueue[Attempt] = SimpleQueue()  # attempts for the threads
+        self.done: deque[tuple[Attempt, bool | None]] = deque()
+        self.woken = self.wake = -1  # a pipe by which threads wake the loop; a replay has none
         self.hashers = processors()
         self.listeners: dict[str, Channel] = {}
-        self.granted: list[Message] = []  # in this turn
+        self.granted: list[Message] = []  # in this turn of the loop
         self.check = fits
-        self.cache = Verified(int(boot.config["auth_cache_seconds"]))
-        self.wrong = Wrong()
         self.repeats = Repeats()
-        self.complained = -_COMPLAINTS
+        self.checks = self.hits = self.misses = 0  # for LoginLoad
+        self.refused: dict[str, int] = {}  # logins refused since the last report, by bound
+        self.reported: m.LoginLoad | None = None
+        self.reporting = False  # a report is due
+        self.handlers |= {m.AccountLookup: self._account}
 
-    def _read(self, path: str, *, fold: bool) -> Table:
+    def remember(self, memory: Memory) -> None:
+        """Use this memory of logins from now on."""
+        self.memory = memory
+        self.guard, self.cache, self.wrong = memory.guard, memory.cache, memory.wrong
+
+    def _read(self, path: str) -> Table:
         try:
             data = read_named("auth_table", path, MAX_TABLE)
         except UnreadableError as error:
             self.fail(error.code, str(error))
-        table = parse_auth(data, path)
+        table, missing = without_missing(parse_auth(data, path), data, path)
         if table.errors:
             self.fail(65, "\n".join(map(str, table.errors[:20])))
-        said = few(list(table.shut_out.values()), "more users cannot log in, see `popkernel check`", _MOST_SAID)
-        self.shut_out = [(4, str(finding)) for finding in said]
-        if table.locked:
-            self.shut_out.append((6, f"{path}: {len(table.locked)} user{'s are' if len(table.locked) > 1 else ' is'} locked"))
+        said = first_findings(
+            list(table.shut_out.values()), "more users cannot log in, see `popkernel check`", _MOST_SAID
+        )
+        self.doubts = [str(finding) for finding in [*missing, *said]]
+        self.shut_out = dict.fromkeys(table.shut_out, "unusable") | dict.fromkeys(table.locked, "locked")
         names = table.names()
-        if fold:
-            self.shut_out += [(4, str(finding)) for finding in twins(names, data, path)]
-        return Table(table.hashes, decoys(), fold=fold, names=names)
+        fold, domain = self.boot.config["login_case"] == "fold", self.boot.config["default_domain"]
+        found = case_conflicts(names, data, path) if fold else []
+        found += domain_conflicts(names, data, path, domain, folds=fold) if domain else []
+        self.doubts += [str(finding) for finding in found]
+        return Table(table.hashes, fold=fold, names=names, domain=domain)
 
     def _read_keys(self, oauth: dict[str, str]) -> "Tokens | None":
-        """Keys for tokens, where there are to be any; what checks them is loaded then and only then, and used once."""
+        """Return the checker of tokens, or None if tokens are not configured.
+
+        Its libraries are loaded only here.
+        """
         if not oauth:
             return None
         from popkernel.actors.auth import tokens
@@ -115,7 +155,7 @@ class Auth(Actor):
         return tokens.Tokens(keys, oauth["issuer"], oauth["audience"], oauth["user_claim"], oauth["scope"])
 
     def begin(self) -> None:
-        """Lock in, say hello, serve."""
+        """Start the threads, lock the sandbox, greet the kernel, serve."""
         self.woken, self.wake = os.pipe()
         os.set_blocking(self.woken, False)
         os.set_blocking(self.wake, False)
@@ -123,8 +163,11 @@ class Auth(Actor):
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
         self.connect()
-        for level, line in self.shut_out:
-            self.log(level, line)
+        for problem in self.doubts:
+            self.log(WARNING, "auth_table.doubt", problem=problem)
+        locked = [*self.shut_out.values()].count("locked")
+        if locked:
+            self.log(DEBUG, "auth_table.locked", path=self.boot.config["auth_table"], users=locked)
         self.run()
 
     def _start_threads(self) -> None:
@@ -132,122 +175,315 @@ class Auth(Actor):
             threading.Thread(target=self._hash, daemon=True).start()
 
     def _hash(self) -> None:
-        """A thread: takes logins, hashes without the interpreter's lock, puts back what it found."""
+        """Check logins in a thread. bcrypt and Argon2 release the interpreter's lock."""
         while True:
-            with self.ready:
-                self.ready.wait_for(lambda: self.work)
-                attempt = self.work.popleft()
+            attempt = self.work.get()
             began = time.monotonic()
             good = self._judge(attempt)
-            self.seconds += (time.monotonic() - began - self.seconds) / 16  # a sliding mean; a race between threads costs nothing
-            self.done.append((attempt, good))
-            with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
+            self.done.append((attempt._replace(hashed=time.monotonic() - began), good))
+            with contextlib.suppress(BlockingIOError):  # the pipe is full: the loop wakes anyway
                 os.write(self.wake, b"\0")
 
-    def _judge(self, attempt: Attempt) -> bool:
-        """Whether it may log in. Who is not known, or has a password that bcrypt can't judge, costs what everybody does."""
+    def _judge(self, attempt: Attempt) -> bool | None:
+        """Return whether the password is right; None if there was no memory to check it.
+
+        An unknown user, or a password that can't be checked, costs the same time.
+        """
         secret = attempt.login.secret
         expected, known = self.table.hash_of(attempt.login.user)
-        fit = usable(secret)
-        good = self.check(secret if fit else b"\xff", expected)
+        fit = usable(secret, expected)
+        try:
+            good = self.check(secret if fit else b"\xff", expected)
+        except MemoryError:
+            return None
         return good and known and fit
 
     # -- messages
-    def _peer(self, message: m.Peer, fds: list[int]) -> None:
-        old = self.listeners.pop(message.name, None)
+    def _peer(self, message: m.PeerChannel, fds: list[int]) -> None:
+        self.join(message.name, fds[0])
+
+    def join(self, listener: str, end: socket.socket | int) -> None:
+        """Open the channel to a listener, in place of an earlier one of that name."""
+        old = self.listeners.get(listener)
         if old is not None:
             old.close()
-        self.listeners[message.name] = Channel(
-            self.loop, adopt(fds[0]), self.boot.name, message.name, self._on_login, self._on_listener_gone,
+            self._forget(listener)
+        self.listeners[listener] = self.world.channel(
+            self.loop, end, self.boot.name, listener, self._on_listener, self._on_listener_gone
         )
 
     def _on_listener_gone(self, channel: Channel, why: str) -> None:
-        self.listeners.pop(channel.peer, None)
+        self._forget(channel.peer)
         if why:
             self.refuse(channel, why)
 
+    def _forget(self, listener: str) -> None:
+        """Forget a listener that is gone, and its logins."""
+        self.listeners.pop(listener, None)
+        for number in self.live.pop(listener, {}).values():
+            self.queue.remove(number)
+
+    def _on_listener(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        if isinstance(message, m.LoginWithdrawn):
+            self.withdraw(channel.peer, message)
+        else:
+            self._on_login(channel, message, fds)
+
+    # -- a reload that replaces auth: hand_over.py
+    def _hand_over(self, message: m.SuccessorChannel, fds: list[int]) -> None:
+        """Hand over to the auth that is about to replace this one."""
+        if self.sender is not None:  # the successor of a reload that failed
+            self.sender.end()
+
+        def refuse(channel: Channel, *_: Any) -> None:
+            channel.close()  # a successor says nothing
+            self.sender = None
+
+        channel = self.world.channel(self.loop, fds[0], self.boot.name, message.name, refuse, refuse)
+        self.sender = Sender(channel, self.memory, self.table, self.prefix, lambda: self.loop.now)
+        self.sender.begin()
+
+    def _take_over(self, message: m.PredecessorChannel, fds: list[int]) -> None:
+        """Take over from the auth that this one is about to replace."""
+        receiver = Receiver(self.loop, self.remembers, self.table, self.taken_over)
+
+        def take(channel: Channel, message: Message, fds: list[int]) -> None:
+            del fds
+            try:
+                receiver.take(message)
+            except ValueError as error:
+                note("Untrue", 0, {"why": str(error)})
+                gone(channel, str(error))
+
+        def gone(channel: Channel, why: str) -> None:
+            receiver.fail(why or "it ended")  # first: the kernel then ends an auth that is replaced already
+            if why:
+                self.refuse(channel, why)
+
+        receiver.channel = self.world.channel(self.loop, fds[0], self.boot.name, message.name, take, gone)
+
+    def taken_over(self, memory: Memory | None, taken: Taken, why: str) -> None:
+        """Use the memory that was taken over, and tell the kernel that this auth is ready.
+
+        `memory`: None if there is none, with the reason in `why`.
+        """
+        note("TakenOver", 0, {"complete": memory is not None, **taken._asdict()})
+        if memory is not None:
+            self.remember(memory)
+            self.log(INFO, "auth.memory_taken", passwords=taken.passwords, penalties=taken.penalties)
+        else:
+            self.log(WARNING, "auth.memory_lost", why=why)
+        self.send(m.LoginMemoryTaken(memory is not None, *taken))
+
+    # -- logins
     def _on_login(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
-        assert isinstance(message, m.Login)
+        assert isinstance(message, m.LoginRequest)
         if message.mechanism not in _KNOWN:
-            self.listeners.pop(channel.peer, None)
-            self.refuse(channel, "Login.mechanism: no such mechanism")
+            self._forget(channel.peer)
+            self.refuse(channel, "LoginRequest.mechanism: no such mechanism")
             return
         login = message._replace(user=self.table.name_of(message.user))
-        attempt = Attempt(channel.peer, login, self.loop.now)
-        if self.wrong.holds(login, self._client(login), self.loop.now):  # by its other ways to log in a client learns nothing more
-            self._checked(attempt, good=False)
-        elif self._may_be_looked_at(attempt):
-            self._look(attempt)
+        self.serial += 1
+        attempt = Attempt(channel.peer, login, self.loop.now, number=self.serial)
+        self.live.setdefault(channel.peer, {})[login.session] = self.serial
+        if not self._known_wrong(attempt) and self._is_due(attempt):
+            self.verify(attempt)
 
-    def _client(self, login: m.Login) -> str:
-        """Whom the address belongs to."""
+    def withdraw(self, listener: str, message: m.LoginWithdrawn) -> None:
+        """Take a login out of the queue. One that is being checked gets its answer only if that is wanted."""
+        live = self.live.get(listener, {})
+        attempt = self.queue.remove(live.get(message.session, 0))
+        if not message.answer:
+            live.pop(message.session, None)
+        elif attempt is not None:
+            self._refuse(attempt, "the connection was closed before the password could be checked")
+
+    def _is_live(self, attempt: Attempt) -> bool:
+        """Return whether somebody waits for this login's answer."""
+        return self.live.get(attempt.listener, {}).get(attempt.login.session) == attempt.number
+
+    def _end(self, attempt: Attempt) -> bool:
+        """Note that this login gets its answer now. Returns whether it is wanted."""
+        live = self._is_live(attempt)
+        if live:
+            del self.live[attempt.listener][attempt.login.session]
+        return live
+
+    def _known_wrong(self, attempt: Attempt) -> bool:
+        """Answer a login whose secret was found wrong a moment ago: the client tries its other mechanisms."""
+        wrong = self.wrong.holds(attempt.login, self._client(attempt.login), self.loop.now)
+        if wrong:
+            self._checked(attempt, good=False)
+        return wrong
+
+    def _known_right(self, attempt: Attempt) -> bool:
+        """Answer a login whose password was found right lately."""
+        login = attempt.login
+        expected, known = self.table.hash_of(login.user)
+        right = (
+            known
+            and usable(login.secret, expected)
+            and self.cache.holds(login.user, login.secret, expected, self.loop.now)
+        )
+        if right:
+            self.hits += 1
+            self._checked(attempt, good=True)
+        return right
+
+    def _client(self, login: m.LoginRequest) -> str:
+        """Return the address or IPv6 prefix that counts as one client."""
         return prefix_of(host_of(login.address), self.prefix)
 
-    def _may_be_looked_at(self, attempt: Attempt) -> bool:
-        """Whether now; else it is later, or was answered that it is not."""
+    def _is_due(self, attempt: Attempt) -> bool:
+        """Return whether to check it now. Otherwise it is delayed or refused here."""
         login = attempt.login
         wait = self.guard.admit(login.user, login.address, self.loop.now)
         if wait > self.guard.most:
             seconds = math.ceil(wait)
             text = f"too many failed logins from your address, try again in {seconds} seconds"
-            self._refuse(attempt.listener, login, text, "guard", seconds)
+            self._count_refused("penalty_seconds")
+            self._refuse(attempt, text, "guard", seconds)
+        elif wait and self.delayed >= self.most:  # a listener that lies: each may have 8 KiB of a secret
+            self._count_refused("max_sessions")
+            self._refuse(attempt, "too many logins at once, try again later")
         elif wait:
-            self.loop.later(wait, lambda: self._look(attempt._replace(waited=True)), login.session)
+            due = attempt._replace(waited=True, delayed=wait)
+            self.delayed += 1
+            self.loop.later(wait, lambda: self._penalty_over(due), login.session)
         return not wait
 
-    def _look(self, attempt: Attempt) -> None:
-        """Check a login whose time has come."""
+    def _penalty_over(self, attempt: Attempt) -> None:
+        self.delayed -= 1
+        self.verify(attempt)
+
+    def verify(self, attempt: Attempt) -> None:
+        """Check a login: a token here, a password by the cache or in a thread."""
         login = attempt.login
-        if attempt.listener not in self.listeners:
+        if not self._is_live(attempt):
             return
-        expected, known = self.table.hash_of(login.user)
-        if login.mechanism in TOKENS:  # some hundred microseconds: no work for threads
-            user = self.tokens.user_of(login.secret) if self.tokens is not None else None
-            self._checked(attempt, good=known and user == login.user)  # to the letter: what is typed is folded, a claim is not
+        if login.mechanism in TOKENS:  # takes some hundred microseconds: not worth a thread
+            self.checks += 1
+            self.misses += 1
+            claim = self.tokens.user_of(login.secret) if self.tokens is not None else None
+            # a typed name is folded, a claim is not
+            named = claim is not None and self.table.claimed(claim) == login.user
+            self._checked(attempt, good=self.table.hash_of(login.user)[1] and named)
             return
-        if known and usable(login.secret) and self.cache.holds(login.user, login.secret, expected, self.loop.now):
-            self._checked(attempt, good=True)
+        if self._known_right(attempt):
             return
-        if not self.queue and self.given < _AHEAD * self.hashers:
+        self.misses += 1
+        if not self.queue and self.given < _QUEUED * self.hashers:
             self._give(attempt)
         elif self._room(attempt):
-            self.serial += 1
-            self.queue.put(self._client(login), self.serial, attempt)
+            self.queue.put(self._client(login), attempt.number, attempt, login.user)
+            if not self.reporting:
+                self._report_in(_LONG)
 
     def _give(self, attempt: Attempt) -> None:
-        """To the threads."""
+        """Give an attempt to the threads."""
         self.given += 1
-        with self.ready:
-            self.work.append(attempt)
-            self.ready.notify()
+        self.work.put(attempt)
 
     def _give_more(self) -> None:
-        """Those whose turn it is; who waited beside others that failed meanwhile is asked about anew."""
-        while self.queue and self.given < _AHEAD * self.hashers:
+        """Give waiting attempts to the threads, in turn.
+
+        The answer may be known by now, and others may have failed, so the penalty is asked for again.
+        """
+        while self.queue and self.given < _QUEUED * self.hashers:
             _, attempt = self.queue.take()
-            if attempt.listener in self.listeners and (attempt.waited or self._may_be_looked_at(attempt)):
+            if not self._is_live(attempt):  # the listener sent another login of that session
+                continue
+            if self.loop.now - attempt.came > self.patience:  # the listener gives up at the same time
+                self._count_refused("login_seconds")
+                self._refuse(attempt, "the server is too busy to check passwords in time, try again later")
+            elif (
+                not self._known_wrong(attempt)
+                and not self._known_right(attempt)
+                and (attempt.waited or self._is_due(attempt))
+            ):
                 self._give(attempt)
 
     def _room(self, attempt: Attempt) -> bool:
-        """Whether it may wait for a thread: where too many do, the address with most of them has one less."""
-        waiting = len(self.queue) + self.given
-        seconds = waiting * self.seconds / self.hashers
-        if waiting < _MOST_WAITING and seconds <= _MOST_SECONDS:
+        """Return whether an attempt may wait for a thread.
+
+        As many wait as there may be sessions, so this bound refuses nobody but a listener that lies. If too
+        many wait, the latest of the address with most of them is refused.
+        """
+        if len(self.queue) < self.most:
             return True
-        if self.loop.now - self.complained >= _COMPLAINTS:
-            self.complained = self.loop.now
-            self.log(4, f"logins are refused: {waiting} wait for their passwords to be checked, which takes {seconds:.0f} s here")
         other = self.queue.spare(self._client(attempt.login))
         refused = self.queue.remove(other) if other is not None else attempt
-        if refused is not None and refused.listener in self.listeners:
-            self._refuse(refused.listener, refused.login, "too many logins at once, try again later")
+        if refused is not None:
+            self._count_refused("max_sessions")
+            self._refuse(refused, "too many logins at once, try again later")
         return refused is not attempt
 
-    def _refuse(self, listener: str, login: m.Login, text: str, why: str = "", seconds: int = 0) -> None:
-        """Not looked at: whether the password is right, nobody knows (RFC 3206 section 4: SYS/TEMP)."""
-        note("Full", login.session, {"listener": listener, "text": text, "why": why, "seconds": seconds})
-        self.listeners[listener].send(m.Denied(login.session, "SYS/TEMP", text, why, seconds))
+    # -- load
+    def _count_refused(self, bound: str) -> None:
+        self.refused[bound] = self.refused.get(bound, 0) + 1
+        if not self.reporting:
+            self._report_in(_LONG)
+
+    def _report_in(self, seconds: float) -> None:
+        self.reporting = True
+        self.loop.later(seconds, self._report_load)
+
+    def _report_load(self) -> None:
+        """Tell the kernel about the load, again and again while logins wait long."""
+        self.reporting = False
+        first = self.queue.oldest()
+        if first is not None and self.loop.now - first[1].came < _LONG and not self.refused:
+            self._report_in(_LONG)
+            return
+        self._tell_load()
+        if self.reported is not None and self.reported.waiting:
+            self._report_in(_REPORTS)
+
+    def _tell_load(self) -> None:
+        """Tell the kernel what has changed since it was told last."""
+        first, now = self.queue.oldest(), self.loop.now
+        oldest = 0 if first is None else round(1000 * (now - first[1].came))
+        load = m.LoginLoad(
+            len(self.queue), oldest, self.checks, self.hits, self.misses, self.guard.penalised(now, _CHECKED)
+        )
+        if load != self.reported:
+            self.reported = load
+            self.send(load)
+        for bound, clients in self.refused.items():
+            self.send(m.PlacesRefused(bound, clients))
+        self.refused.clear()
+
+    def _report(self, message: m.CountersRequest, fds: list[int]) -> None:
+        self._tell_load()
+        super()._report(message, fds)
+
+    # -- answers
+    def _refuse(self, attempt: Attempt, text: str, reason: str = "temp", seconds: int = 0) -> None:
+        """Refuse an attempt unchecked, if its answer is wanted."""
+        if self._end(attempt):
+            self.refuse_login(attempt, text, reason, seconds)
+
+    def refuse_login(self, attempt: Attempt, text: str, reason: str, seconds: int) -> None:
+        """Refuse a login unchecked (RFC 3206 section 4: SYS/TEMP)."""
+        fields = {"user": attempt.login.user, "text": text, "reason": reason, "seconds": seconds}
+        note("Full", attempt.login.session, {"listener": attempt.listener, **fields})
+        self._deny(attempt, "SYS/TEMP", text, reason, seconds)
+
+    def _deny(self, attempt: Attempt, code: str, text: str, reason: str, seconds: int = 0) -> None:
+        """Refuse a login. The kernel learns the true reason; the listener and its client do not."""
+        login = attempt.login
+        waited = int((self.loop.now - attempt.came) * 1000)
+        self.send(
+            m.LoginDenied(attempt.listener, login.session, login.user, login.address, reason, seconds, waited)
+        )
+        self.listeners[attempt.listener].send(m.LoginRefused(login.session, code, text))
+
+    def _reason(self, login: m.LoginRequest) -> str:
+        """Return why credentials that were checked are wrong, for the log."""
+        if not self.table.hash_of(login.user)[1]:
+            return self.shut_out.get(login.user, "unknown")
+        return "token" if login.mechanism in TOKENS else "password"
 
     def _answers(self, events: int) -> None:
         del events
@@ -258,97 +494,92 @@ class Auth(Actor):
         while self.done:
             attempt, good = self.done.popleft()
             login = attempt.login
+            self.given -= 1
+            self.checks += 1
+            if good is None:
+                self._refuse(attempt, "the server has no memory now, try again later")
+                continue
             if good:
                 self.cache.put(login.user, login.secret, self.table.hash_of(login.user)[0], self.loop.now)
-            self.given -= 1
+                if self.sender is not None:
+                    self.sender.verified(login.user)
             self._checked(attempt, good=good)
         self._give_more()
 
     def _checked(self, attempt: Attempt, *, good: bool) -> None:
-        """The outcome is known; a bad one is told when its wait is over."""
-        listener, login, now = attempt.listener, attempt.login._replace(secret=b""), self.loop.now
+        """Act on the outcome of a check. A failure is answered when its delay is over."""
+        login, now = attempt.login, self.loop.now
         if good:
             self.guard.succeeded(login.user, login.address, now)
-            self._answer(listener, login, good=True)
+            if self.sender is not None:
+                self.sender.checked(login.user, login.address)
+            self._answer(attempt)
             return
-        if self.wrong.put(attempt.login, self._client(login), now):
-            # At once: it tells nothing new, for a right one is not held back, and each that is held is one of max_logins.
-            self._answer(listener, login, good=False, why="repeat")
+        if self.wrong.put(login, self._client(login), now):
+            # At once: it gives nothing away, since a success is never delayed.
+            self._answer(attempt, "repeat")
             self._tell_repeats(self._client(login))
             return
+        attempt = attempt._replace(login=login._replace(secret=b""))
+        reason = self._reason(login)
         wait = attempt.came + self.guard.failed(login.user, login.address, now) - now
+        if self.sender is not None:
+            self.sender.failed()
+            self.sender.checked(login.user, login.address)
         if wait > 0:
-            self.loop.later(wait, lambda: self._answer(listener, login, good=False), login.session)
+            self.loop.later(wait, lambda: self._answer(attempt, reason), login.session)
         else:
-            self._answer(listener, login, good=False)
+            self._answer(attempt, reason)
+
+    def _answer(self, attempt: Attempt, reason: str = "") -> None:
+        """Grant a login, or refuse it for a reason, if its answer is wanted."""
+        if self._end(attempt):
+            self.answer(attempt, reason)
 
     def _tell_repeats(self, client: str) -> None:
-        """Each repeat is told to who asks for more of the log; of an address with very many everybody's log has a line."""
+        """Log an address that repeats failed logins often."""
         many = self.repeats.count(client, self.loop.now)
         if many:
-            what = f"{many} times within {REPEATS_SECONDS:.0f} s"
-            self.log(5, f"{self.boot.name}: {client} repeats passwords found wrong a moment ago: {what}")
+            self.log(NOTICE, "login.repeated", address=client, times=many, seconds=round(REPEATS_SECONDS))
+
+    def _account(self, message: m.AccountLookup, fds: list[int]) -> None:
+        """Tell the operator how a user stands here, and whether a login would have to wait."""
+        del fds
+        user = self.table.name_of(message.user) if message.user else ""
+        wait = self.guard.wait(user, message.address, self.loop.now) if message.address or user else 0.0
+        hashed, known = self.table.hash_of(user)
+        entry = "present" if known else self.shut_out.get(user, "absent")
+        scheme = scheme_of(hashed) if known else ""
+        self.send(m.AccountState(message.request, entry, scheme, round(wait * 1000)))
 
     def settings(self) -> dict[str, Any]:
         return {"listeners": list(self.listeners)}
 
-    def _answer(self, listener: str, login: m.Login, *, good: bool, why: str = "") -> None:
+    def answer(self, attempt: Attempt, reason: str) -> None:
+        """Grant the login, or refuse it for a reason."""
+        listener, login = attempt.listener, attempt.login
         if watch.tap is not None:
-            note("Checked", login.session, {"listener": listener, "user": login.user, "good": good, "why": why})
-        channel = self.listeners.get(listener)
-        if channel is None:  # gone, and its sessions with it
+            note("Checked", login.session, {"listener": listener, "user": login.user, "reason": reason})
+        if listener not in self.listeners:  # the listener ended, and its sessions with it
             return
-        if good:
-            self.granted.append(m.Granted(listener, login.session, login.user))
-            if len(self.granted) == 1:
-                self.loop.soon(self._tell_granted)
-        else:
-            channel.send(m.Denied(login.session, *DENIED, why, 0))
+        if reason:
+            self._deny(attempt, *DENIED, reason)
+            return
+        queue = hashed = delayed = 0
+        if attempt.hashed or attempt.delayed:
+            hashed, delayed = int(attempt.hashed * 1000), int(attempt.delayed * 1000)
+            queue = max(0, int((self.loop.now - attempt.came) * 1000) - hashed - delayed)
+        self.granted.append(m.LoginGranted(listener, login.session, login.user, queue, hashed, delayed))
+        if len(self.granted) == 1:
+            self.loop.soon(self._tell_granted)
 
     def _tell_granted(self) -> None:
-        """Those of a turn of the loop travel together."""
+        """Send the grants of this turn of the loop together."""
         granted, self.granted = self.granted, []
         if self.kernel is not None:
             self.kernel.send_all(granted)
 
 
-class Verified:
-    """Passwords that bcrypt has found good lately, as keyed digests under a key that never leaves this process's memory.
-
-    A table line that changes comes with a new process, which begins with nothing. `seconds` 0 turns it off.
-    """
-
-    __slots__ = ("_digests", "_key", "_seconds")
-
-    _MOST = 100_000
-
-    def __init__(self, seconds: int) -> None:
-        self._key = token_bytes(32)
-        self._seconds = seconds
-        self._digests: dict[str, tuple[bytes, float]] = {}
-
-    def _digest(self, user: str, secret: bytes, hashed: bytes) -> bytes:
-        return hmac.digest(self._key, b"\0".join((user.encode(), hashed, secret)), "sha256")
-
-    def holds(self, user: str, secret: bytes, hashed: bytes, now: float) -> bool:
-        """Whether this very password was found good for this very hash within the time to live."""
-        known = self._digests.get(user)
-        if known is None or not self._seconds:
-            return False
-        if known[1] < now:
-            del self._digests[user]
-            return False
-        return hmac.compare_digest(known[0], self._digest(user, secret, hashed))
-
-    def put(self, user: str, secret: bytes, hashed: bytes, now: float) -> None:
-        """Remember a password that was found good."""
-        if self._seconds:
-            self._digests.pop(user, None)
-            if len(self._digests) >= self._MOST:
-                self._digests.pop(next(iter(self._digests)))
-            self._digests[user] = (self._digest(user, secret, hashed), now + self._seconds)
-
-
 def main(boot: Boot) -> None:
-    """Become auth."""
+    """Run as auth."""
     Auth(boot).begin()

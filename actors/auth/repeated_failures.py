@@ -1,4 +1,7 @@
-"""Which failures are the same one again. Pure, but for the key of its digests; the clock is given."""
+"""Recognize failed logins that repeat an earlier one.
+
+Pure, but for the random key of its digests; the clock is given.
+"""
 
 import hmac
 from secrets import token_bytes
@@ -6,62 +9,89 @@ from secrets import token_bytes
 from popkernel.proto import messages as m
 from popkernel.proto.pop3.sasl import TOKENS
 
-__all__ = ["REPEATS_SECONDS", "Repeats", "Wrong"]
+__all__ = ["REPEATS_SECONDS", "Repeats", "WrongPasswords"]
 
-_SECONDS = 30.0  # a client tries a mistyped password by each way to log in that it knows, one after the other
-_MOST = 10_000  # failures that are remembered; the oldest goes first
-REPEATS_SECONDS = 60.0  # in which the repeats of an address are counted together
-_FEW = 20  # of them are no news: several clients of one household, each by three ways
-_MOST_CLIENTS = 1000  # addresses that are counted
-_PAUSE = 5.0  # seconds between two lines of the log, whatever the address
+_SECONDS = 30.0  # a client tries a mistyped password with each mechanism that it knows, one after the other
+_MOST = 10_000  # failures that are remembered; the oldest is dropped first
+REPEATS_SECONDS = 60.0  # the repeats of an address are counted over this time
+_FEW = 20  # repeats that are not logged: several clients of one household, each with three mechanisms
+_MOST_CLIENTS = 1000  # addresses for which repeats are counted
+_PAUSE = 5.0  # seconds between two lines of the log, over all addresses
 
 
-class Wrong:
-    """Passwords that were found wrong a moment ago, with their user and address, as keyed digests: what comes again is no new guess.
+class WrongPasswords:
+    """Remember passwords that were found wrong lately, with user and address, as keyed digests.
 
-    A client that knows three ways to log in tries one mistyped password three times; it is counted, and costs hashing, once.
+    A client that knows three mechanisms tries one mistyped password three times. It is counted, and costs
+    hashing, once.
     """
 
     __slots__ = ("_digests", "_key")
 
-    def __init__(self) -> None:
-        self._key = token_bytes(32)
-        self._digests: dict[bytes, float] = {}  # until when; the oldest first
+    def __init__(self, key: bytes = b"") -> None:
+        """`key`: of the digests, 32 octets; a random one by default."""
+        self._key = key or token_bytes(32)
+        self._digests: dict[bytes, float] = {}  # the time each is kept until; the oldest first
 
-    def _digest(self, login: m.Login, client: str) -> bytes:
-        kind = b"token" if login.mechanism in TOKENS else b"password"  # which is wrong as the one may be right as the other
-        return hmac.digest(self._key, b"\0".join((kind, login.user.encode(), client.encode(), login.secret)), "sha256")
+    def _digest(self, login: m.LoginRequest, client: str) -> bytes:
+        # what is wrong as a token may be right as a password
+        kind = b"token" if login.mechanism in TOKENS else b"password"
+        return hmac.digest(
+            self._key, b"\0".join((kind, login.user.encode(), client.encode(), login.secret)), "sha256"
+        )
 
-    def holds(self, login: m.Login, client: str, now: float) -> bool:
-        """Whether it was found wrong there within the last half minute."""
+    def holds(self, login: m.LoginRequest, client: str, now: float) -> bool:
+        """Return whether this secret was found wrong from there within the last half minute."""
         return bool(self._digests) and self._digests.get(self._digest(login, client), now) > now
 
-    def put(self, login: m.Login, client: str, now: float) -> bool:
-        """It was found wrong; whether that is known already. The time runs from the first on."""
+    def put(self, login: m.LoginRequest, client: str, now: float) -> bool:
+        """Remember a secret that was found wrong. Returns whether it was known.
+
+        The time runs from the first failure on.
+        """
         if self.holds(login, client, now):
             return True
-        digest = self._digest(login, client)
+        self._keep(self._digest(login, client), now + _SECONDS, now)
+        return False
+
+    def _keep(self, digest: bytes, until: float, now: float) -> None:
         self._digests.pop(digest, None)
-        self._digests[digest] = now + _SECONDS
-        for _ in range(2):  # two looked at for each put in
+        self._digests[digest] = until
+        for _ in range(2):  # two checked for each one added
             oldest = next(iter(self._digests))
             if self._digests[oldest] > now and len(self._digests) <= _MOST:
                 break
             del self._digests[oldest]
-        return False
+
+    # -- handing over
+    def rows(self, now: float) -> list[tuple[bytes, int]]:
+        """Return the digests, and for how many milliseconds each is remembered, the oldest first."""
+        return [(digest, round(1000 * (end - now))) for digest, end in self._digests.items() if end > now]
+
+    def newest(self) -> tuple[bytes, int] | None:
+        """Return the entry that was added last, as `rows` does; None if there is none."""
+        return (next(reversed(self._digests)), round(1000 * _SECONDS)) if self._digests else None
+
+    def restore(self, digest: bytes, milliseconds: int, now: float) -> None:
+        """Take an entry as `rows` returned it."""
+        self._keep(digest, now + min(milliseconds / 1000, _SECONDS), now)
 
 
 class Repeats:
-    """How often each address repeats what was just found wrong. One line of the log a minute for an address with many."""
+    """Count how often each address repeats a failed login.
+
+    An address with many repeats gets one line of the log a minute.
+    """
 
     __slots__ = ("_clients", "_quiet")
 
     def __init__(self) -> None:
-        self._clients: dict[str, list[float]] = {}  # until when it is counted, how many, 1 where it was told; the oldest first
-        self._quiet = 0.0  # nothing is told before then
+        # by address: the end of the count, the number, and 1 if it was logged; the oldest first
+        self._clients: dict[str, list[float]] = {}
+        self._quiet = 0.0  # nothing is logged before this time
 
     def count(self, client: str, now: float) -> int:
-        """One more of that client; how many there are where that is to be told, else 0."""
+        """Count one repeat. Returns the number of repeats if it is to be logged, else 0."""
         entry = self._clients.get(client)
         if entry is None or entry[0] <= now:
             self._clients.pop(client, None)

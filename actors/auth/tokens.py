@@ -1,10 +1,11 @@
-"""Bearer tokens: JWTs (RFC 7519, 9068) that a configured issuer has signed, checked against its keys in a file (JWKS, RFC 7517).
+"""Check bearer tokens: JWTs (RFC 7519, 9068) that a configured issuer signed, with its keys from a file.
 
-No network: whoever runs the site fetches the issuer's keys into the file, and a reload takes them. Signatures, issuer and audience are
-PyJWT's business; which keys and algorithms count, when, and whose mail a token opens, is decided here. Only asymmetric algorithms:
+The file is a JWKS (RFC 7517). There is no network access: the administrator fetches the issuer's keys into
+the file, and a reload reads them. PyJWT checks signatures, issuer and audience. This module decides which
+keys and algorithms are accepted, at what times, and which user a token names. Only asymmetric algorithms:
 with a shared secret every server that checks tokens could make them.
 
-Loaded where tokens are configured, and nowhere else: cryptography is several megabytes.
+Loaded only if tokens are configured: cryptography takes several megabytes.
 """
 
 import json
@@ -19,17 +20,18 @@ from popkernel.proto.files.tables import Finding
 __all__ = ["MOST_OCTETS", "Tokens", "parse_jwks", "warm"]
 
 _ALGORITHMS = {("RSA", None): ("RS256", "PS256"), ("EC", "P-256"): ("ES256",), ("OKP", "Ed25519"): ("EdDSA",)}
-_LEEWAY = 60  # seconds that two machines' clocks may differ
-MOST_OCTETS = 1 << 20  # of a key set; whoever reads one reads at most one octet more
+_LEEWAY = 60  # seconds by which the clocks of two machines may differ
+MOST_OCTETS = 1 << 20  # of a key set; a reader reads at most one octet more
 _MOST_KEYS = 64
-_MOST_TRIED = 8  # keys a token without `kid` is tried with
+_MOST_TRIED = 8  # keys that a token without `kid` is checked with
 _LEAST_RSA = 2048  # bits; NIST SP 800-131A
-_JWS = re.compile(rb"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 section 3.1: base64url without padding
+# RFC 7515 section 3.1: base64url without padding
+_JWS = re.compile(rb"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _FETCH = "fetch the issuer's key set (its jwks_uri) anew"
 
 
 class Key(NamedTuple):
-    """A public key bound to one algorithm. `kid` None where the file names none."""
+    """A public key bound to one algorithm. `kid` is None if the file gives none."""
 
     kid: str | None
     algorithm: str
@@ -37,25 +39,32 @@ class Key(NamedTuple):
 
 
 def parse_jwks(data: bytes, path: str) -> tuple[list[Key], list[Finding]]:
-    """The keys of a file that can check tokens, and what is wrong with it. Never raises; of a key nothing but its number is said.
+    """Return the keys of a file that can check tokens, and the findings about it.
 
-    Keys for encryption, and of kinds that none of RS256, PS256, ES256 and EdDSA uses, are passed over: issuers list them too.
+    Never raises. A finding about a key tells only its number.
+
+    Keys for encryption, and of kinds that none of RS256, PS256, ES256 and EdDSA uses, are ignored: issuers
+    list them too.
     """
     if len(data) > MOST_OCTETS:
         return [], [Finding(path, 0, f"the key set has over {MOST_OCTETS} octets", "is it the right file?")]
     try:
         whole = json.loads(data)
     except (ValueError, RecursionError):
-        return [], [Finding(path, 0, "the key set is no JSON", _FETCH)]
+        return [], [Finding(path, 0, "the key set is not JSON", _FETCH)]
     rows = whole.get("keys") if isinstance(whole, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or len(rows) > _MOST_KEYS:
-        return [], [Finding(path, 0, f'the key set is no {{"keys": [...]}} of at most {_MOST_KEYS} keys', _FETCH)]
+        return [], [
+            Finding(path, 0, f'the key set is not {{"keys": [...]}} of at most {_MOST_KEYS} keys', _FETCH)
+        ]
     keys: list[Key] = []
     findings: list[Finding] = []
     for number, row in enumerate(rows, 1):
         what = _take(row, keys)
         if what:
-            findings.append(Finding(path, 0, f"key {number} {what}", "remove it, or have the issuer give another"))
+            findings.append(
+                Finding(path, 0, f"key {number} {what}", "remove it, or have the issuer give another")
+            )
     if not keys and not findings:
         what = "no key for RS256, PS256, ES256 or EdDSA is in the key set"
         findings.append(Finding(path, 0, what, _FETCH))
@@ -63,10 +72,13 @@ def parse_jwks(data: bytes, path: str) -> tuple[list[Key], list[Finding]]:
 
 
 def _take(row: dict[str, Any], keys: list[Key]) -> str:
-    """Put a key's rows into `keys`, one for each algorithm that it may be used with; what is wrong with it, or ""."""
+    """Append a key to `keys`, once for each algorithm it may be used with.
+
+    Returns what is wrong with it, or "".
+    """
     kty, crv, kid, alg = (row.get(name) for name in ("kty", "crv", "kid", "alg"))
     if not all(value is None or isinstance(value, str) for value in (kty, crv, kid, alg)):
-        return "has a kty, crv, kid or alg that is no text"
+        return "has a kty, crv, kid or alg that is not a text"
     if kty == "oct":
         return "is a shared secret, which anybody who checks tokens could make them with"
     if "d" in row:
@@ -88,10 +100,19 @@ def _take(row: dict[str, Any], keys: list[Key]) -> str:
 
 
 class Tokens:
-    """Whose mail a token opens. `claim` names the user; `scope`, where not empty, must be granted; `clock` gives seconds since 1970."""
+    """Find the user that a token names.
+
+    `claim` names the user; `scope`, if not empty, must be granted; `clock` gives seconds since 1970.
+    """
 
     def __init__(
-        self, keys: Collection[Key], issuer: str, audience: str, claim: str, scope: str = "", clock: Callable[[], float] = time.time,
+        self,
+        keys: Collection[Key],
+        issuer: str,
+        audience: str,
+        claim: str,
+        scope: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._issuer = issuer
@@ -101,18 +122,22 @@ class Tokens:
         self._clock = clock
 
     def user_of(self, token: bytes) -> str | None:
-        """The user that a good token names; None for every other token. Raises nothing, whatever the octets are."""
+        """Return the user that a valid token names; None for any other token.
+
+        Never raises, whatever the octets are.
+        """
         try:
             return self._user_of(token)
         except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            return None  # each reason is the client's affair, and none is told
+            return None  # the client is not told the reason
 
     def _user_of(self, token: bytes) -> str | None:
         shape = _JWS.fullmatch(token)
         if shape is None:
             return None
         header = jwt.get_unverified_header(token)
-        # `crit` names what must be understood, and `zip`, `b64`, `jwk`, `jku`, `x5u`: nothing that an access token needs.
+        # `crit` lists extensions that must be understood; no access token needs it, `zip` or `b64`. The key
+        # never comes from the token (`jwk`, `jku`, `x5u`).
         if {"crit", "zip", "b64"} & set(header):
             return None
         kid, algorithm = header.get("kid"), header.get("alg")
@@ -126,15 +151,24 @@ class Tokens:
         return None
 
     def _claims(self, token: bytes, key: Key) -> dict[str, Any]:
-        """The claims of a token that this key has signed and that is for us, now."""
+        """Return the claims of a token that this key signed and that is for this audience."""
         claims: dict[str, Any] = jwt.decode(
-            token, key.key, algorithms=[key.algorithm], issuer=self._issuer, audience=self._audience,
-            options={"require": ["exp", "iss", "aud"], "verify_exp": False, "verify_nbf": False, "verify_iat": False},
+            token,
+            key.key,
+            algorithms=[key.algorithm],
+            issuer=self._issuer,
+            audience=self._audience,
+            options={
+                "require": ["exp", "iss", "aud"],
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+            },
         )
         return claims
 
     def _named(self, claims: dict[str, Any]) -> str | None:
-        """The user, if the token is in force (RFC 7519 section 4.1) and has the scope."""
+        """Return the user if the token is valid now (RFC 7519 section 4.1) and has the scope."""
         now = self._clock()
         expires, begins = claims["exp"], claims.get("nbf", 0)
         if not all(type(value) in (int, float) for value in (expires, begins)):
@@ -143,7 +177,7 @@ class Tokens:
             return None
         if self._scope and self._scope not in _scopes(claims):
             return None
-        # An issuer that lets people write any address of mail into their account says so: then it is nobody's name.
+        # If an issuer lets users enter any mail address, it marks it unverified: then it proves nothing.
         if self._claim == "email" and claims.get("email_verified", True) is not True:
             return None
         user = claims.get(self._claim)
@@ -151,7 +185,7 @@ class Tokens:
 
 
 def _scopes(claims: dict[str, Any]) -> set[str]:
-    """Scopes granted: `scope`, one text (RFC 8693 section 4.2), or `scp`, a text or a list, as some issuers have it."""
+    """Return the scopes granted: `scope`, a text (RFC 8693 section 4.2), or `scp`, a text or a list."""
     found: set[str] = set()
     for value in (claims.get("scope"), claims.get("scp")):
         if isinstance(value, str):
@@ -162,12 +196,21 @@ def _scopes(claims: dict[str, Any]) -> set[str]:
 
 
 def warm(now: float) -> None:
-    """Check a token made here, so that all that checking loads is loaded now: once locked in, nothing can be."""
+    """Check a token made here, so that everything checking needs is loaded before the sandbox is locked."""
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
     private = generate_private_key(SECP256R1())
     row = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key()))
-    claims = {"iss": "i", "aud": ["a"], "exp": int(now) + 60, "nbf": int(now), "email": "u", "scope": "s", "sub": "u", "jti": "j"}
+    claims = {
+        "iss": "i",
+        "aud": ["a"],
+        "exp": int(now) + 60,
+        "nbf": int(now),
+        "email": "u",
+        "scope": "s",
+        "sub": "u",
+        "jti": "j",
+    }
     token = jwt.encode(claims, private, algorithm="ES256").encode()
     keys, _ = parse_jwks(json.dumps({"keys": [row]}).encode(), "")
     if Tokens(keys, "i", "a", "email", "s", lambda: now).user_of(token) != "u":

@@ -1,1 +1,1 @@
-"""The listener actor."""
+"""Serve POP3 clients: the listener actor."""

@@ -1,7 +1,7 @@
-"""Accept connections: listening sockets, PROXY headers, the block list. What becomes of a connection is its owner's.
+"""Accept connections: listening sockets, PROXY headers, the block list.
 
-An address is the client's own from here on: of a connection from a proxy that the configuration names it is the one in its PROXY header,
-and limits, bans and the log go by it.
+A callback gets each connection, with the client's own address. For a connection from a configured proxy that
+is the address in its PROXY header. Limits, bans and the log use it.
 """
 
 import contextlib
@@ -19,33 +19,53 @@ from popkernel.kernel.config.regular_files import UnreadableError, read_named
 from popkernel.kernel.runtime.actor import Actor
 from popkernel.kernel.runtime.loop import Timer
 from popkernel.proto import messages as m
-from popkernel.proto.access.networks import MAX_NETWORKS, Networks, parse_network, parse_networks, plain
+from popkernel.proto.access.networks import MAX_NETWORKS, Networks, parse_network, parse_networks, unmapped
+from popkernel.proto.log_levels import DEBUG, ERROR, WARNING
 from popkernel.proto.pop3.proxy_header import ProxyError
 
 __all__ = ["Acceptor", "read_keys"]
 
-_ACCEPTS = 64  # connections taken from one listening socket a turn, so that those who are in get their turn too
-_UNSENT = 131072  # octets the system may hold of one client before it lets them go: what more it held would look like silence
-_HEADER_SECONDS = 5.0  # a proxy has its header ready: it comes with the connection, or something is wrong
-_PAUSE = 0.1  # seconds without connections where there is no room for one
+# connections taken from one listening socket a turn, so that connected clients get their turn too
+_ACCEPTS = 64
+# octets the system may hold unsent for one client: a larger amount would look like a silent client
+_UNSENT = 131072
+_HEADER_SECONDS = 5.0  # a proxy sends its header with the connection
+_PAUSE = 0.1  # seconds without accepting, if there is no room for a connection
 
 
 class Acceptor:
-    """The listening sockets of one process."""
+    """Accept from the listening sockets of one process."""
 
-    __slots__ = ("_actor", "_admission", "_admit", "_blocked", "_complained", "_listening", "_paused", "_proxies", "_unknown")
+    __slots__ = (
+        "_actor",
+        "_admission",
+        "_admit",
+        "_blocked",
+        "_complained",
+        "_listening",
+        "_paused",
+        "_proxies",
+        "_unknown",
+    )
 
-    def __init__(self, actor: Actor, admission: Admission, admit: Callable[[socket.socket, str, int, bool, str], None]) -> None:
-        """`admit` gets each connection: its socket, the client's own address and port, whether it begins with TLS, why it is refused."""
+    def __init__(
+        self, actor: Actor, admission: Admission, admit: Callable[[socket.socket, str, int, bool, str], None]
+    ) -> None:
+        """`admit` gets each connection.
+
+        Its arguments are the socket, the client's own address and port, whether it begins with TLS, and why
+        it is refused ("": it is not).
+        """
         config = actor.boot.config
         self._actor = actor
         self._admission = admission
         self._admit = admit
         self._proxies = Networks(parse_network(text) for text in config["proxy_networks"])
         self._blocked = _read_blocked(actor, config["block_list"])
-        self._unknown: dict[socket.socket, Timer] = {}  # connections of proxies, whose client is not known yet
+        # connections of proxies whose header has not come yet
+        self._unknown: dict[socket.socket, Timer] = {}
         self._listening: list[tuple[socket.socket, bool]] = []
-        self._paused: set[socket.socket] = set()  # of those
+        self._paused: set[socket.socket] = set()  # listening sockets not accepted from now
         self._complained = -COMPLAINTS
 
     # -- listening sockets
@@ -56,11 +76,11 @@ class Acceptor:
         self._listening += [(socket.socket(fileno=fd), False) for fd in config["plain_fds"]]
         for sock, _ in self._listening:
             sock.setblocking(False)
-            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # those it accepts inherit it
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted sockets inherit it
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
     def begin(self) -> None:
-        """Accept from now on."""
+        """Accept connections from now on."""
         for sock, tls in self._listening:
             self._listen(sock, tls)
 
@@ -73,7 +93,7 @@ class Acceptor:
         self._actor.loop.add(sock.fileno(), ready)
 
     def _pause(self, sock: socket.socket, tls: bool) -> None:
-        """There is no room for connections: they wait in the system's queue, and this process does not turn in a circle."""
+        """Stop accepting for a moment: connections wait in the system's queue, and the loop does not spin."""
 
         def resume() -> None:
             if sock in self._paused and (sock, tls) in self._listening:
@@ -84,7 +104,7 @@ class Acceptor:
         self._actor.loop.later(_PAUSE, resume)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         for sock, _ in self._listening:
             self._actor.loop.remove(sock.fileno())
             sock.close()
@@ -99,40 +119,45 @@ class Acceptor:
                 sock, address = listening.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self.complain(f"no more connections can be taken: {os.strerror(error.errno)}")
+                    self.complain("listener.accept_failed", os.strerror(error.errno))
                     self._pause(listening, tls)
-                elif error.errno == errno.EINVAL:  # all who share the socket see it, and would be told so without end
+                elif error.errno == errno.EINVAL:
+                    # all processes that share the socket get this error, again and again
                     self.close()
-                    self._actor.tell(m.Deaf())
+                    self._actor.send(m.ListenSocketShut())
                 return
             sock.setblocking(False)
-            with contextlib.suppress(OSError):  # the client has gone already: the first read tells
+            with contextlib.suppress(OSError):  # the client is gone: the first read finds that
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._proxies.contains(address[0]):
                 self._await_header(sock, address, tls)
             else:
                 self._enter(sock, address[0], address[1], tls)
 
-    def complain(self, text: str) -> None:
-        """Log that connections can't be taken: one line a minute."""
+    def complain(self, event: str, why: str) -> None:
+        """Log that connections can't be accepted: one line a minute."""
         now = self._actor.loop.now
         if now - self._complained >= COMPLAINTS:
             self._complained = now
-            self._actor.log(3, text)
+            self._actor.log(ERROR, event, error=why)
 
     def _enter(self, sock: socket.socket, host: str, port: int, tls: bool) -> None:
-        """By the client's own address: whether it is served."""
-        host = plain(host)
+        """Admit a connection by the client's own address, unless it is blocked."""
+        host = unmapped(host)
         if self._blocked.contains(host):
-            self._actor.log(6, f"{host}: connection closed: it is in the block list")
+            self._actor.log(DEBUG, "client.blocked", address=host)
             sock.close()
             return
-        self._admit(sock, host, port, tls, self._admission.come(host))
+        self._admit(sock, host, port, tls, self._admission.closed or self._admission.come(host))
 
     # -- PROXY
     def _await_header(self, sock: socket.socket, peer: Any, tls: bool) -> None:
         admission = self._admission
-        if len(self._unknown) + admission.limits.sessions >= admission.most and not admission.make_room(TOO_MANY, peer[0]):
+        if (
+            len(self._unknown) + admission.limits.sessions >= admission.most
+            and not admission.make_room(TOO_MANY, peer[0])
+            and not (len(self._unknown) < _ACCEPTS and admission.may_wait(peer[0]))
+        ):
             sock.close()
             admission.report(TOO_MANY, peer[0])
             return
@@ -143,7 +168,8 @@ class Acceptor:
             try:
                 header = proxied.ready()
             except (ProxyError, OSError) as error:
-                self._actor.log(4, f"{peer[0]}: connection closed: {error if isinstance(error, ProxyError) else error.strerror}")
+                why = str(error) if isinstance(error, ProxyError) else error.strerror or ""
+                self._actor.log(WARNING, "client.bad_proxy_header", address=peer[0], why=why)
                 self._turn_away(sock)
                 return
             if header is not None:
@@ -175,7 +201,7 @@ def _read_blocked(actor: Actor, path: str) -> Networks:
 
 
 def read_keys(actor: Actor) -> Served:
-    """Read certificates and keys. If one can't be used, the actor ends."""
+    """Read certificates and keys. End the actor if one can't be used."""
     config = actor.boot.config
     try:
         return serve(config["pairs"], config["tls_min"], config["phrase"])

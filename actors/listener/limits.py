@@ -1,11 +1,12 @@
-"""How many of what a listener takes at a time: connections, TLS handshakes, logins, by address, by user and in all. Pure: no clock, no I/O.
+"""Bound connections, TLS handshakes and logins of a listener, by address, by user and in all. Pure: no clock.
 
-Every question costs the same however many are counted, and what is remembered is bounded: an address is known while it has a connection
-or a debt of connections a minute, a user while a login of theirs is under way. What is refused is refused with the name of the bound.
+Each operation takes constant time, and memory is bounded. An address is kept while it has a connection or its
+rate bucket is not full, a user while a login of theirs is under way. A refusal names the bound.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from popkernel.proto.access.fairness import Fair, Places
@@ -14,90 +15,130 @@ from popkernel.proto.access.user_names import fold
 
 __all__ = ["KEYS", "Bounds", "Limits", "group"]
 
-_MOST_BUCKETS = 65536  # addresses whose rate is remembered; beyond it the one that was longest quiet is forgotten
-_WAITING = 20  # logins that may wait, for each that may be under way: 100 and 2,000 are a minute of bcrypt of cost 10 on two cores
-# When every place is taken, a client that has not logged in makes room for the next at once where such clients have this part of the
-# places: they may be a flood, and however fast it is, each has its place for as long as it takes to fill so many. Where nearly all have
-# logged in, those few would drive each other out; there each has these seconds: five round trips of 0.4 s, which TLS and a login take.
+# addresses whose rate is kept; beyond that, the least recently used is dropped
+_MOST_BUCKETS = 65536
+# When all sessions are taken, a client that has not logged in is dropped for the next one, but none that
+# waits for the server: for its password check, its mailbox, or its turn to shake hands. If at least one in
+# _PART sessions is such a client, one of them goes at once: this may be a flood, and each still has the time
+# in which so many connect. If there are few, they would drive each other out. So each of them has at least
+# _SPARE seconds: five round trips of 0.4 s, which TLS and a login take.
 _PART = 10
 _SPARE = 2.0
 
-_Who = tuple[str, str]  # a user, and where they come from
+_Who = tuple[str, str]  # a user, and the address group they come from
 
 TOO_MANY = "too many connections, try again later"
 TOO_MANY_ADDRESS = "too many connections from your address"
 TOO_FAST = "too many connections a minute from your address, try again later"
 TOO_MANY_HANDSHAKES = "too many TLS handshakes at once, try again"
-TOO_MANY_LOGINS = "too many logins at once, try again"
 TOO_MANY_LOGINS_USER = "too many logins of this user from your address at once, try again"
 KEYS = {
-    TOO_MANY: "max_sessions", TOO_MANY_ADDRESS: "max_sessions_address", TOO_FAST: "connects_per_minute",
-    TOO_MANY_HANDSHAKES: "max_handshakes", TOO_MANY_LOGINS: "max_logins", TOO_MANY_LOGINS_USER: "max_logins_user",
+    TOO_MANY: "max_sessions",
+    TOO_MANY_ADDRESS: "max_sessions_address",
+    TOO_FAST: "connects_per_minute",
+    TOO_MANY_HANDSHAKES: "max_handshakes",
+    TOO_MANY_LOGINS_USER: "max_logins_user",
 }
-"""Which bound each is, for the log."""
+"""The configuration key of each refusal, for the log."""
 
 
 class Bounds(NamedTuple):
-    """What one listener takes. Zero: no bound."""
+    """The bounds of one listener. Zero: no bound."""
 
     sessions: int = 10000
     sessions_address: int = 0
     prefix_v6: int = 64
-    """Bits of an IPv6 address that tell one customer from another."""
+    """Prefix length of an IPv6 address that counts as one customer."""
     handshakes: int = 0
     logins: int = 0
     logins_user: int = 0
-    """Of one user from one address: of the user alone, whoever guesses could lock them out."""
+    """Logins of one user from one address. Counted by user alone, an attacker could lock the user out."""
     per_minute: int = 0
-    """Connections of one address; as many may come at once."""
+    """Connections of one address; all of them may come at once."""
 
     @classmethod
     def of(cls, config: Mapping[str, int]) -> "Bounds":
-        """From what init tells a listener. `max_sessions` there is its share already."""
-        keys = ("max_sessions_address", "ipv6_prefix", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute")
-        return cls(0, *(config[key] for key in keys)).share(config["listeners"])._replace(sessions=config["max_sessions"])
+        """Make the bounds from a listener's configuration. `max_sessions` there is already its share."""
+        keys = (
+            "max_sessions_address",
+            "ipv6_prefix",
+            "max_handshakes",
+            "max_logins",
+            "max_logins_user",
+            "connects_per_minute",
+        )
+        return (
+            cls(0, *(config[key] for key in keys))
+            .share(config["listeners"])
+            ._replace(sessions=config["max_sessions"])
+        )
 
     def share(self, listeners: int) -> "Bounds":
-        """What each of several listener processes takes, rounded up, so that nobody's share is nothing.
+        """Return the share of each of several listener processes, rounded up, so that no share is zero.
 
-        The system hands connections to whichever listener is awake: an address may meet the bound of one earlier than that of all.
+        The system gives a connection to any listener that is awake, so an address may meet the bound of one
+        listener before it meets the total.
         """
 
         def part(bound: int) -> int:
             return -(-bound // listeners)
 
-        return Bounds(*(self.prefix_v6 if name == "prefix_v6" else part(getattr(self, name)) for name in self._fields))
+        return Bounds(
+            *(self.prefix_v6 if name == "prefix_v6" else part(getattr(self, name)) for name in self._fields)
+        )
 
 
 def group(host: str, prefix_v6: int) -> str:
-    """Whom an address is counted for: itself, or an IPv6 network of `prefix_v6` bits; IPv4 in IPv6 is IPv4.
+    """Return what `host` is counted as: itself, or its IPv6 network of `prefix_v6` bits.
 
-    `host` is the system's or a PROXY header's word, so it is an address, maybe with a zone behind `%`.
+    IPv4 in IPv6 is IPv4. `host` comes from the system or a PROXY header, so it is an address, perhaps with a
+    zone after `%`.
     """
     bare, percent, zone = host.partition("%")
     return prefix_of(bare, prefix_v6) + percent + zone
 
 
 class Limits:
-    """What one listener has under way. `now` arguments are monotonic seconds, never going back."""
+    """Count what one listener has under way. `now` arguments are monotonic seconds."""
 
-    __slots__ = ("_addresses", "_begun", "_buckets", "_early", "_queue", "_shaking", "_since", "_users", "bounds", "sessions")
+    __slots__ = (
+        "_addresses",
+        "_begun",
+        "_buckets",
+        "_early",
+        "_queue",
+        "_shaking",
+        "_shaking_since",
+        "_since",
+        "_unshaken",
+        "_users",
+        "bounds",
+        "served",
+        "sessions",
+    )
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.sessions = 0
-        self._early: Places[int] = Places()  # sessions that have not logged in
-        self._since: dict[int, float] = {}  # since when they are there; in that order
+        self._early: Places[int] = Places()  # sessions not logged in, for which the server does nothing now
+        self._since: dict[int, float] = {}  # since when, in that order
+        self.served: set[int] = set()  # sessions not logged in that wait for the server
         self._shaking: Places[int] = Places()
+        self._shaking_since: dict[int, tuple[float, str]] = {}  # since when and by whom, in that order
+        self._unshaken: Fair[int, str] = Fair()  # handshakes that wait for their turn, by address
         self._addresses: dict[str, int] = {}
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, when; the longest untouched first
+        # tokens left, and when that was; the least recently used first
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._begun: dict[int, _Who] = {}  # logins under way, by session
-        self._queue: Fair[int, _Who] = Fair()  # those that wait, by address
-        self._users: dict[_Who, int] = {}  # how many of each, begun or waiting
+        self._queue: Fair[int, _Who] = Fair()  # logins that wait, by address and user
+        self._users: dict[_Who, int] = {}  # logins of each, under way or waiting
 
     # -- connections
     def come(self, host: str, now: float) -> str:
-        """A connection: "" and counted, or why it is not taken. A refused one costs its address no token."""
+        """Count a connection. Returns "", or why it is refused.
+
+        A refused connection takes no token of its address.
+        """
         bounds = self.bounds
         if bounds.sessions and self.sessions >= bounds.sessions:
             return TOO_MANY
@@ -112,9 +153,9 @@ class Limits:
         return ""
 
     def gone(self, host: str) -> None:
-        """The end of one that was taken."""
+        """Count out a connection that was accepted."""
         address = group(host, self.bounds.prefix_v6)
-        there = self._addresses[address] - 1  # KeyError: it was never taken, the shell is wrong
+        there = self._addresses[address] - 1  # KeyError: it was never counted, a fault of the shell
         self.sessions -= 1
         if there:
             self._addresses[address] = there
@@ -130,7 +171,8 @@ class Limits:
             return False
         buckets[address] = (tokens - 1.0, now)
         buckets.move_to_end(address)
-        # Two looked at for each put in: those untouched for a minute are full again, and as good as unknown.
+        # Two are checked for each one added. A bucket untouched for a minute is full again, and need not be
+        # kept.
         for _ in range(2):
             oldest = next(iter(buckets))
             if len(buckets) <= _MOST_BUCKETS and buckets[oldest][1] > now - 60.0:
@@ -138,21 +180,29 @@ class Limits:
             del buckets[oldest]
         return True
 
-    # -- who has not logged in yet
+    # -- sessions that have not logged in yet
     def waits(self, session: int, host: str, now: float) -> None:
-        """A connection that was taken is this session, which may have to make room while it has not logged in."""
+        """Count an accepted connection as session `session`, not logged in: it may have to make room."""
+        self.served.discard(session)
         self._early.add(group(host, self.bounds.prefix_v6), session)
         self._since[session] = now
 
-    def entered(self, session: int) -> None:
-        """It has logged in, or is gone."""
+    def serve(self, session: int) -> None:
+        """Note that a session waits for the server: it makes no room until `waits` is called again."""
         self._early.remove(session)
         self._since.pop(session, None)
+        self.served.add(session)
+
+    def entered(self, session: int) -> None:
+        """Count a session as logged in, or gone."""
+        self._early.remove(session)
+        self._since.pop(session, None)
+        self.served.discard(session)
 
     def spare(self, now: float) -> int | None:
-        """When all sessions are taken: one that has not logged in, to be dropped for the next that comes; None where there is none.
+        """Choose a session without login to drop for the next client when all are taken; None if none may go.
 
-        It is the oldest of the address that has most of them, or of one that has half as many.
+        It is the oldest of the address that has most of them, or of one that has at least half as many.
         """
         if len(self._early) * _PART >= self.bounds.sessions:
             return self._early.spare()
@@ -160,65 +210,100 @@ class Limits:
         return oldest if oldest is not None and self._since[oldest] <= now - _SPARE else None
 
     def spare_of(self, host: str, now: float) -> int | None:
-        """The same of one address, which has all the sessions that it may have."""
+        """Choose a session of one address that has all it may have, as `spare` does."""
         address = group(host, self.bounds.prefix_v6)
         oldest = self._early.oldest(address)
         many = self._early.many(address) * _PART >= self.bounds.sessions_address
         return oldest if oldest is not None and (many or self._since[oldest] <= now - _SPARE) else None
 
     # -- TLS
-    def shake(self, session: int, host: str) -> str:
-        """A client has sent the first of its handshake, or more of it: "" and counted once, or why not.
+    def shake(self, session: int, host: str, now: float = 0.0) -> str:
+        """Count a handshake once, when its first octet has come. Returns "", or why it may not begin.
 
-        Not to be asked before: a client that says nothing costs what a connection costs, and is bound as one.
+        Not to be called earlier: a silent client costs no more than a connection, and is bounded as one.
         """
         if session in self._shaking:
             return ""
         if self.bounds.handshakes and len(self._shaking) >= self.bounds.handshakes:
             return TOO_MANY_HANDSHAKES
-        self._shaking.add(group(host, self.bounds.prefix_v6), session)
+        self._unshaken.remove(session)
+        self._begin_handshake(session, group(host, self.bounds.prefix_v6), now)
         return ""
 
+    def _begin_handshake(self, session: int, address: str, now: float) -> None:
+        self._shaking.add(address, session)
+        self._shaking_since[session] = now, address
+
     def room_to_shake(self) -> bool:
-        """Whether there is room for half of what may be under way: more than that is not for those who are to be refused."""
+        """Return whether less than half of the handshakes allowed are under way.
+
+        The other half is not for clients that are to be refused.
+        """
         return not self.bounds.handshakes or len(self._shaking) * 2 < self.bounds.handshakes
 
     def shaken(self, session: int) -> None:
-        """One is over, however it went; harmless where there was none."""
+        """Count out a handshake, whatever its result; does nothing if there was none."""
         self._shaking.remove(session)
+        self._shaking_since.pop(session, None)
+        self._unshaken.remove(session)
 
-    def spare_handshake(self) -> int | None:
-        """As `spare`, when all handshakes are taken: at once, for a client that has begun needs the others' time only, not its user's."""
-        return self._shaking.spare()
+    def spare_handshake(self, host: str = "") -> int | None:
+        """Choose a handshake to drop for one of `host` when all are taken.
+
+        None if `host` has at least half as many as any other address: its handshakes wait for their turn.
+        """
+        many = self._shaking.many(group(host, self.bounds.prefix_v6))
+        return self._shaking.spare() if 2 * many < self._shaking.most else None
+
+    def wait_to_shake(self, session: int, host: str) -> None:
+        """Queue a handshake that may not begin yet."""
+        if session not in self._unshaken:
+            address = group(host, self.bounds.prefix_v6)
+            self._unshaken.put(address, session, address)
+
+    def waiting_handshakes(self) -> int:
+        """Return the number of handshakes that wait for their turn."""
+        return len(self._unshaken)
+
+    def next_handshake(self, now: float) -> int | None:
+        """Begin the handshake whose turn it is, if there is room for it; return its session."""
+        if not self._unshaken or len(self._shaking) >= self.bounds.handshakes:
+            return None
+        session, address = self._unshaken.take()
+        self._begin_handshake(session, address, now)
+        return session
+
+    def slow_handshakes(self, now: float) -> list[tuple[int, str]]:
+        """List as many handshakes as wait that have had their time, the oldest first, and their addresses."""
+        late = (
+            (session, address)
+            for session, (since, address) in self._shaking_since.items()
+            if since <= now - _SPARE
+        )
+        return list(islice(late, len(self._unshaken)))
 
     # -- logins
     def login(self, session: int, user: str, host: str) -> str | None:
-        """A client has said who it is: "" where auth may be asked now, None where it is to wait, or why it is refused.
+        """Count a login. Returns "" if auth may be asked now, None if it must wait, or why it is refused.
 
-        Who waits comes out of some later `logged_in`; a session has one login at a time.
+        A login that waits is returned by a later `logged_in`. A session has one login at a time.
         """
         bounds = self.bounds
         who = (fold(user), group(host, bounds.prefix_v6))
         if bounds.logins_user and self._users.get(who, 0) >= bounds.logins_user:
             return TOO_MANY_LOGINS_USER
         waits = bool(bounds.logins) and len(self._begun) >= bounds.logins
-        if waits and len(self._queue) >= bounds.logins * _WAITING:
-            return TOO_MANY_LOGINS
         if waits:
-            self._queue.put(who[1], session, who)
+            self._queue.put(who[1], session, who, who[0])
         else:
             self._begun[session] = who
         self._users[who] = self._users.get(who, 0) + 1
         return None if waits else ""
 
-    def spare_login(self, host: str) -> int | None:
-        """When as many wait as may: one of the address that has most waiting, to be refused for one more of `host`; None where that has."""
-        return self._queue.spare(group(host, self.bounds.prefix_v6))
-
     def logged_in(self, session: int) -> int | None:
-        """A login is over, however it went, or its client has gone: the session whose turn it is now, or None.
+        """Count out a login, whatever its result. Returns the session whose login may begin now, or None.
 
-        Also to be called for one that still waits, and harmless for one that never was.
+        Also for a login that still waits; does nothing if there was none.
         """
         who = self._begun.pop(session, None)
         if who is None:
@@ -234,16 +319,19 @@ class Limits:
         return following
 
     def knows(self, session: int) -> bool:
-        """Whether a login of that session is under way, or waits."""
+        """Return whether a login of that session is under way or waits."""
         return session in self._begun or session in self._queue
 
     def logins(self) -> list[list[int | str]]:
-        """Logins under way, then those that wait, in their order: session, user, address; as `login` was told."""
-        return [[session, user, host.partition("/")[0]] for session, (user, host) in [*self._begun.items(), *self._queue.in_turn()]]
+        """Return logins under way, then those that wait: session, user, address, as `login` got them."""
+        return [
+            [session, user, host.partition("/")[0]]
+            for session, (user, host) in [*self._begun.items(), *self._queue.in_turn()]
+        ]
 
     @property
     def turn(self) -> int:
-        """With `logins`, all there is to the order of those that wait."""
+        """Return the queue's turn: together with `logins` it gives the order of those that wait."""
         return self._queue.turn
 
     @turn.setter

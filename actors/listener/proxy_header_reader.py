@@ -1,7 +1,7 @@
-"""Takes the PROXY header off a connection, without one octet of what stands behind it: that may be a TLS handshake.
+"""Read the PROXY header from a connection, and no octet after it: that may be a TLS handshake.
 
-An incomplete header is taken out of the socket as it comes, so that a level-triggered loop does not spin; the complete one is looked at
-first (MSG_PEEK) and then taken to its end and no further.
+An incomplete header is read from the socket as it comes, so that a level-triggered loop does not spin. Octets
+are peeked at first (MSG_PEEK); then only those of the header are read.
 """
 
 import socket
@@ -12,22 +12,21 @@ __all__ = ["Proxied"]
 
 
 class Proxied:
-    """A connection whose header has not come yet. Call `ready` whenever its socket can be read."""
+    """Read the header of one connection. Call `ready` whenever its socket can be read."""
 
     __slots__ = ("_before", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
-        """`sock`: connected, without blocking, not yet TLS."""
+        """`sock`: connected, non-blocking, not yet TLS."""
         self._sock = sock
         self._before = b""
 
     def ready(self) -> Header | None:
-        """Take what has come: the header, or None while more of it is to come.
+        """Read what has come. Returns the header, or None if it is incomplete.
 
         Raises:
-            ProxyError: it is none, or the connection ended in it.
+            ProxyError: it is no header, or the connection ended in it.
             OSError: the connection is lost.
-
         """
         try:
             seen = self._sock.recv(MOST - len(self._before), socket.MSG_PEEK)

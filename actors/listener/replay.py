@@ -1,9 +1,8 @@
-"""A recorded listener on the stage: from what its clients typed to what it told them, auth, the kernel and the maildir actors."""
+"""Replay a recorded listener: from what its clients sent to what it sent to them and to the other actors."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.listener import connections, peers
 from popkernel.actors.listener.admission import Admission
 from popkernel.actors.listener.connection import Connection
 from popkernel.actors.listener.connections import Connections
@@ -14,7 +13,7 @@ from popkernel.actors.listener.session.policy import Policy
 from popkernel.actors.listener.session.session import Session
 from popkernel.actors.listener.single_listener import SingleListener
 from popkernel.actors.listener.tls import Served
-from popkernel.kernel.replay.harness import LeftError, Stage, StageSocket, boot_of
+from popkernel.kernel.replay.harness import Harness, LeftError, ReplaySocket, no_socket
 from popkernel.kernel.runtime.loop import READ, WRITE
 from popkernel.proto import messages as m
 from popkernel.proto.pop3.commands import TOO_LONG
@@ -26,7 +25,7 @@ __all__ = ["play"]
 
 
 class _Nothing(bytes):
-    """Octets came, but not yet a line's end: nothing that may be recorded. Not the end of the connection."""
+    """Octets without a line end, which are not recorded. True, for it is not the end of the connection."""
 
     __slots__ = ()
 
@@ -34,8 +33,8 @@ class _Nothing(bytes):
         return True
 
 
-class _ClientSocket(StageSocket):
-    """A client's: what it typed is read from here, and it takes all but `leaves` octets of what it is sent."""
+class _ClientSocket(ReplaySocket):
+    """A client's socket: gives what the client typed, and takes all but `leaves` octets of each answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,10 +43,10 @@ class _ClientSocket(StageSocket):
         self._open = True
 
     def setblocking(self, flag: bool) -> None:
-        """It never blocks."""
+        """Do nothing: it never blocks."""
 
     def setsockopt(self, *arguments: int) -> None:
-        """It has no options."""
+        """Do nothing: it has no options."""
 
     def fileno(self) -> int:
         return super().fileno() if self._open else -1
@@ -69,43 +68,42 @@ class _ClientSocket(StageSocket):
 
 
 class _Admission(Admission):
-    """Who came in is in the recording."""
+    """Admission without its log: the recording has who was admitted."""
 
     def report(self, why: str, host: str, what: str = "refused") -> None:
-        """For the log of the service."""
+        """Log nothing."""
 
 
 class _Connections(Connections):
-    """Connections whose TLS and sockets are none."""
+    """Connections without real TLS and sockets."""
 
-    stage: Stage
+    harness: Harness
 
-    def _start_tls(self, client: Connection) -> None:
+    def start_tls(self, client: Connection) -> None:
         client.handshake = True
 
-    def _begin(self, address: str, *, tls: bool) -> Session:
-        session = super()._begin(address, tls=tls)
-        session.replies.shown = [bytes(part) for part in session.replies.out]  # the greeting
+    def new_session(self, address: str, *, tls: bool, refusal: str) -> Session:
+        session = super().new_session(address, tls=tls, refusal=refusal)
+        session.watch()
         return session
 
-    def _show(self, session: Session) -> None:
-        said = session.replies.take_shown()
-        form = content if self.stage.payload else (lambda data: cut(len(data)))
+    def show(self, session: Session, said: Sequence[bytes | tuple[bytes]]) -> None:
+        form = content if self.harness.payload else (lambda data: cut(len(data)))
         pieces: list[Any] = [form(part[0]) if type(part) is tuple else part for part in said]
         octets = sum(len(part[0] if type(part) is tuple else part) for part in said)
-        self.stage.notes("client", "Reply", session.id, {"said": pieces}, octets)
+        self.harness.notes("client", "Reply", session.id, {"said": pieces}, octets)
 
 
 class _Peers(Peers):
-    """Where others' logins are not in the recording, its word counts on whether there was room for this one."""
+    """Take from the recording whether a login had room, where it lacks the others' logins."""
 
-    stage: Stage
+    harness: Harness
     frames: Sequence[Frame]
 
-    def _turn_of(self, login: m.Login, host: str) -> str | None:
-        if not self.stage.guided:
-            return super()._turn_of(login, host)
-        queued = self.stage.behind(self.frames, "Queued", login.session)
+    def turn_of(self, login: m.LoginRequest, host: str) -> str | None:
+        if not self.harness.guided:
+            return super().turn_of(login, host)
+        queued = self.harness.behind(self.frames, "Queued", login.session)
         return "" if queued is None else str(queued.fields["refused"]) or None
 
 
@@ -113,33 +111,37 @@ _PARTS: Parts = (_Admission, _Connections, _Peers)
 _Played = Listener | SingleListener
 
 
-def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
-    """Play the frames of one listener, from its Settings on."""
-    with stage.set_up(peers, connections):
-        listener = _enter(stage, name, settings, frames[0].turn / 1e9)
-        begun: set[int] = set()
-        _peers(listener).frames = frames
-        try:
-            for frame in stage.play(frames):
-                if frame.session and frame.session not in begun and frame.name != "Connected":
-                    stage.skipped.add(frame.session)
-                begun.add(frame.session)
-                if frame.session in stage.skipped:
-                    _pass_by(listener, frame)
-                else:
-                    _play(stage, listener, frames, frame)
-        except LeftError:
-            stage.left(frames)
+def play(harness: Harness, name: str, settings: dict[str, Any], frames: Sequence[Frame]) -> None:
+    """Play the frames of one listener, beginning at its Settings."""
+    listener = _enter(harness, name, settings, frames[0].turn / 1e9)
+    begun: set[int] = set()
+    _peers(listener).frames = frames
+    try:
+        for frame in harness.play(frames):
+            if frame.session and frame.session not in begun and frame.name != "Connected":
+                harness.skipped.add(frame.session)
+            begun.add(frame.session)
+            if frame.session in harness.skipped:
+                _pass_by(listener, frame)
+            else:
+                _play(harness, listener, frames, frame)
+    except LeftError:
+        harness.left(frames)
 
 
 def _pass_by(listener: _Played, frame: Frame) -> None:
-    """What a session that is not played does to those that are: its login takes a turn, and its report takes others' along."""
+    """Do what a session that is left out does to the others.
+
+    Its login takes a place in the queue, and its report is sent together with theirs.
+    """
     limits = listener.admission.limits
-    if frame.name == "Login" and not limits.knows(frame.session):
+    if frame.name == "LoginRequest" and not limits.knows(frame.session):
         limits.login(frame.session, frame.fields["user"], _host(frame.fields["address"]))
-    elif frame.name in ("Opened", "Denied", "Turned", "LoginFailed") or (frame.name == "Gone" and frame.peer == "client"):
+    elif frame.name in ("SessionAdmitted", "LoginRefused", "SessionRefused", "LoginFailed") or (
+        frame.name == "Gone" and frame.peer == "client"
+    ):
         listener.peers.login_over(frame.session)
-    elif frame.name == "Ended":
+    elif frame.name == "ConnectionEnded":
         listener.peers.login_over(frame.session)
         listener.peers.reports.send()
 
@@ -148,31 +150,36 @@ def _host(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
-def _enter(stage: Stage, name: str, settings: dict[str, Any], start: float) -> _Played:
+def _enter(harness: Harness, name: str, settings: dict[str, Any], start: float) -> _Played:
     try:
         policy = Policy(*settings["policy"])
         bounds = Bounds(*settings["bounds"])
         auth = settings["auth"]
     except (KeyError, TypeError, AttributeError):
-        raise RecordingError("the listener's settings are other ones now: record it anew") from None
+        raise RecordingError("the listener's settings have changed: record it anew") from None
     config = {"version": "", "served": Served(None, [])}  # type: ignore[arg-type]
-    listener: _Played = (SingleListener if settings.get("alone") else Listener)(boot_of(name, config), _PARTS)
+    boot = harness.boot(name, config, start)
+    listener: _Played = (SingleListener if settings.get("alone") else Listener)(boot, _PARTS)
     listener.connections.policy = policy
-    # Who came in is in the recording; whose turn it is to log in is decided again.
-    limits = listener.admission.limits = Limits(bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0))
-    _connections(listener).stage = _peers(listener).stage = stage
+    # Who was admitted is in the recording; the turns of logins are decided again.
+    limits = listener.admission.limits = Limits(
+        bounds._replace(sessions=0, sessions_address=0, per_minute=0, handshakes=0)
+    )
+    _connections(listener).harness = _peers(listener).harness = harness
     if isinstance(listener, SingleListener):
         listener.left = settings.get("left", policy.login_seconds)
-    stage.enter(listener, start)
-    stage.skipped |= set(settings.get("sessions", ()))
+    harness.enter(listener)
+    harness.skipped |= set(settings.get("sessions", ()))
     for session, user, host in settings.get("logins", ()):
         limits.login(session, user, host)
     limits.turn = settings.get("turn", 0)
     listener.connections.draining = settings.get("draining", False)
     if settings.get("watch", -1.0) >= 0:
-        listener.peers.timer = stage.loop.later(settings["watch"], listener.peers.go_on_watching)
+        listener.peers.timer = harness.loop.later(settings["watch"], listener.peers.go_on_watching)
     if auth:
-        listener.peers.auth = stage.channel(stage.loop, None, name, auth, listener.peers.on_auth, listener.peers.on_auth_gone)  # type: ignore[assignment]
+        listener.peers.auth = harness.channel(
+            harness.loop, no_socket(), name, auth, listener.peers.on_auth, listener.peers.on_auth_gone
+        )
     return listener
 
 
@@ -186,27 +193,25 @@ def _peers(listener: _Played) -> _Peers:
     return listener.peers
 
 
-def _play(stage: Stage, listener: _Played, frames: Sequence[Frame], frame: Frame) -> None:
+def _play(harness: Harness, listener: _Played, frames: Sequence[Frame], frame: Frame) -> None:
     if frame.peer == "client" and frame.way == "in":
-        _client(stage, listener, frames, frame)
+        _client(harness, listener, frames, frame)
     elif frame.way == "in":
         client = listener.connections.by_session.get(frame.session)
         if client is not None:
-            _leave(stage, client, frames)
-        stage.tell(frame)
-    elif frame.name == "Turn" and stage.guided:
+            _leave(harness, client, frames)
+        harness.tell(frame)
+    elif frame.name == "Turn" and harness.guided:
         client = listener.peers.awaiting.get(frame.session)
-        if frame.fields["refused"]:
-            listener.peers.refuse_login(frame.session, "SYS/TEMP", frame.fields["refused"])
-        elif client is not None and client.session.authorization.login is not None:
-            listener.peers.ask(client, client.session.authorization.login)
-    elif frame.name == "Ended" and stage.guided:
+        if client is not None and client.login is not None:
+            listener.peers.ask(client, client.login)
+    elif frame.name == "ConnectionEnded" and harness.guided:
         listener.peers.reports.send()  # with those of sessions that the recording does not have
     elif frame.name == "Unsent":
         client = listener.connections.by_session.get(frame.session)
         if client is not None and client.unsent and client.unsent != frame.fields["octets"]:
             _socket(client).leaves = frame.fields["octets"]
-            listener.connections.ready(client, WRITE)  # the loop's part is played here
+            listener.connections.ready(client, WRITE)  # as the loop would
 
 
 def _socket(client: Connection) -> _ClientSocket:
@@ -215,10 +220,10 @@ def _socket(client: Connection) -> _ClientSocket:
     return sock
 
 
-def _leave(stage: Stage, client: Connection, frames: Sequence[Frame]) -> None:
-    """How much of its answer the client leaves for later, as the recording has it behind this frame, in the same turn."""
-    leaves, turn = client.unsent, frames[stage.at].turn
-    for later in frames[stage.at + 1 :]:
+def _leave(harness: Harness, client: Connection, frames: Sequence[Frame]) -> None:
+    """Set how many octets of its answer the client leaves: recorded after this frame, in the same turn."""
+    leaves, turn = client.unsent, frames[harness.at].turn
+    for later in frames[harness.at + 1 :]:
         if later.turn != turn:
             break
         if later.session == client.session.id:
@@ -230,8 +235,8 @@ def _leave(stage: Stage, client: Connection, frames: Sequence[Frame]) -> None:
     _socket(client).leaves = leaves
 
 
-def _client(stage: Stage, listener: _Played, frames: Sequence[Frame], frame: Frame) -> None:
-    """What a client does."""
+def _client(harness: Harness, listener: _Played, frames: Sequence[Frame], frame: Frame) -> None:
+    """Play what a client does."""
     if frame.name == "Connected":
         host, port = _host(frame.fields["address"]), frame.fields["address"].rpartition(":")[2]
         listener.connections.serial = frame.session - 1
@@ -246,12 +251,15 @@ def _client(stage: Stage, listener: _Played, frames: Sequence[Frame], frame: Fra
     client = listener.connections.by_session.get(frame.session)
     if client is None:
         return
-    _leave(stage, client, frames)
+    _leave(harness, client, frames)
     if frame.name == "Secured":
         listener.connections.shaken(client, frame.fields["version"])
     elif frame.name == "Typed":
         lines = [b"x" * AUTH_LINE_LIMIT if line == TOO_LONG else line for line in frame.fields["lines"]]
         _socket(client).typed.append(b"".join(line + b"\r\n" for line in lines) if lines else _Nothing())
+        listener.connections.ready(client, READ)
+    elif frame.name == "HungUp":
+        _socket(client).typed.append(b"")
         listener.connections.ready(client, READ)
     elif frame.name == "Gone":
         listener.connections.over(client, frame.fields["why"])

@@ -1,28 +1,31 @@
-"""Report ended connections to the kernel, for the log: several at a time."""
+"""Report ended connections to the kernel, for the log, several at a time."""
 
 from popkernel.kernel.runtime.actor import Actor
 from popkernel.proto import messages as m
 
 __all__ = ["Reports"]
 
-_SECONDS = 0.1  # how long the log may wait for the line of a session
+_SECONDS = 0.1  # longest delay of a report, in seconds
 _MOST = 64
 
 
 class Reports:
-    """What the kernel has not been told yet. Several travel together, for it is woken once for them: only the log waits."""
+    """Collect the reports not sent yet.
+
+    Several are sent together, so that the kernel wakes once: only the log waits.
+    """
 
     __slots__ = ("_actor", "_waiting")
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._waiting: list[m.Ended] = []
+        self._waiting: list[m.ConnectionEnded] = []
 
-    def add(self, ended: m.Ended, *, leased: bool) -> None:
-        """Report a connection that is over.
+    def add(self, ended: m.ConnectionEnded, *, leased: bool) -> None:
+        """Report a connection that ended.
 
-        At once where a session ended without QUIT and has, or is about to have, a maildrop (`leased`): its user's next login may be here
-        before the maildir actor has seen the end.
+        At once if a session ended without QUIT and has, or is about to get, a maildrop (`leased`): its user's
+        next login may come before the maildir actor has seen the end.
         """
         self._waiting.append(ended)
         if leased and ended.why != "quit":
@@ -33,7 +36,7 @@ class Reports:
             self.send()
 
     def send(self) -> None:
-        """Tell the kernel now."""
+        """Send the reports to the kernel now."""
         if self._waiting and self._actor.kernel is not None:
             reports, self._waiting = self._waiting, []
             self._actor.kernel.send_all(reports)

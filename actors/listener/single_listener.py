@@ -1,7 +1,8 @@
-"""Be a listener for one connection (isolation = "connection"): made by the gate before the fork, and brought to life in each child.
+"""Run a listener for one connection (isolation = "connection").
 
-It is put together of the same parts as main.py's listener, but for the acceptor. It holds one client's socket and its own channels; the
-bounds on clients are the gate's, which has also given up root and set the limits that are inherited here.
+The gate makes the object before the fork, and each child runs it. It consists of the same parts as the
+listener of main.py, without the acceptor. It holds one client's socket and its own channels. The gate applies
+the limits on clients. It has also given up root and set the resource limits, which are inherited.
 """
 
 import socket
@@ -11,35 +12,58 @@ from typing import Any, NoReturn
 from popkernel.actors.listener.main import PARTS, Parts, Server
 from popkernel.actors.listener.tls import Served
 from popkernel.kernel.runtime.actor import Boot
-from popkernel.kernel.runtime.channel import adopt, counts
+from popkernel.kernel.runtime.channel import counts
 from popkernel.kernel.runtime.process_title import set_title
 from popkernel.proto.trace.session_names import listener_name
 
 __all__ = ["SingleListener", "configuration"]
 
-_THE_GATES = (  # bounds that hold over many clients
-    "max_sessions", "max_sessions_address", "max_handshakes", "max_logins", "max_logins_user", "connects_per_minute",
+_THE_GATES = (  # limits over many clients, which the gate applies
+    "max_sessions",
+    "max_sessions_address",
+    "max_handshakes",
+    "max_logins",
+    "max_logins_user",
+    "connects_per_minute",
 )
 
 
 def configuration(config: dict[str, Any], served: Served) -> dict[str, Any]:
-    """Make a child's configuration of the gate's; `served` are the keys as they are in memory."""
-    return {**config, **dict.fromkeys(_THE_GATES, 0), "tls_fds": [], "plain_fds": [], "served": served._replace(warnings=[])}
+    """Make a child's configuration from the gate's; `served`: the keys as loaded."""
+    return {
+        **config,
+        **dict.fromkeys(_THE_GATES, 0),
+        "tls_fds": [],
+        "plain_fds": [],
+        "served": served._replace(warnings=[]),
+    }
 
 
 class SingleListener(Server):
-    """Serves one client, then ends."""
+    """Serve one client, then end."""
 
     def __init__(self, boot: Boot, parts: Parts = PARTS) -> None:
-        super().__init__(boot, parts, many=False)  # poll(2): an epoll descriptor would be the same one in all children
+        # poll(2): an epoll descriptor would be shared by all children
+        super().__init__(boot, parts, many=False)
         self.connections.tls = boot.config["served"].context
-        self.left = 0.0  # seconds that its client has to log in
+        self.left = 0.0  # seconds its client has to log in
 
     def serve(
-        self, session: int, channel: int, sock: socket.socket, address: tuple[str, int], *, tls: bool, refused: str, left: float,
+        self,
+        session: int,
+        channel: int,
+        sock: socket.socket,
+        address: tuple[str, int],
+        *,
+        tls: bool,
+        refused: str,
+        left: float,
     ) -> NoReturn:
-        """In the child: lock in, take what the kernel has sent ahead, serve the client. `left`: seconds it has to log in."""
-        self.boot.name, self.boot.channel = listener_name(session), adopt(channel)
+        """Run in the child: lock the sandbox, read what the kernel sent ahead, serve the client.
+
+        `left`: seconds the client has to log in.
+        """
+        self.boot.name, self.boot.channel = listener_name(session), channel
         self.connections.serial = session - 1
         self.loop.now = time.monotonic()
         counts.messages_in = counts.messages_out = 0
@@ -48,7 +72,8 @@ class SingleListener(Server):
         self.lock()
         self.connect()
         if self.kernel is not None:
-            self.kernel.read()  # Watch comes before the client, so that a trace has all of its session
+            # TraceStart is read before the client is served, so that a trace has the whole session
+            self.kernel.receive()
         if not self.connections.draining:
             self.admission.limits.come(address[0], self.loop.now)
             self.connections.admit(sock, *address, tls, refused)
@@ -57,14 +82,14 @@ class SingleListener(Server):
         self.run()
 
     def no_other(self) -> None:
-        """Its one client is there, and has what the gate left of the time to log in."""
+        """Accept no other client, and give this one the rest of its time to log in."""
         self.connections.draining = True
         for client in self.connections.by_session.values():
             client.deadline = min(client.deadline, self.loop.now + self.left)
             self.connections.arm(client, client.deadline - self.loop.now)
 
     def drop_ids(self, nofile: int | None = None) -> None:
-        """Nothing is left to drop: the gate has done it."""
+        """Drop nothing: the gate has dropped root."""
         del nofile
         self.boot.config["die_with_parent"]()
 

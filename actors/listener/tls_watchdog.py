@@ -1,53 +1,89 @@
-"""A thread that ends a client whose TLS keeps OpenSSL busy: key updates without end are taken within one call, which no timer ends.
+"""End clients whose TLS keeps OpenSSL busy, from a thread.
 
-It measures what the listener's own thread has computed since the call began, not the time: a busy machine is nobody's fault.
-What it does is shutdown(2): the call then finds the end of the connection, and returns.
+OpenSSL processes endless key updates within one call, which no timer interrupts. The watchdog measures the
+processor time of the listener's thread since the call began, not wall time: a slow call on a busy machine is
+not the client's fault. It calls shutdown(2) on the socket; OpenSSL's call then sees the end of the connection
+and returns.
 """
 
 import contextlib
 import socket
 import threading
 import time
+from collections.abc import Sized
 
 __all__ = ["Watchdog"]
 
-_LOOK = 0.1  # seconds between two looks
-_LOOK_IDLE = 0.5  # and where nothing is computed: a tenth of a millisecond each, else most of what an idle server costs
-_STILL = 0.001  # seconds of processor between two looks: whoever computed less is idle
-_MOST = 0.05  # seconds of processor for one call: reading all that a socket holds takes a tenth of that
+_CHECK = 0.1  # seconds between two checks
+_CHECK_IDLE = 0.5  # seconds while nothing is computed; a check takes 0.1 ms
+_STILL = 0.001  # seconds of processor between two checks: less is idle
+_MOST = 0.05  # seconds of processor for one call: to read all that a socket holds takes a tenth of that
 
 
 class Watchdog:
-    """Watches the thread it is made in.
+    """Watch the thread it is made in, while that has `connections`.
 
-    `call`: the call under way, as a tuple of its own with the socket in it, so that no two calls are the same; None between calls.
+    `call`: the call under way, as a new tuple with its socket, so that no two calls are the same object; None
+    between calls.
+
+    `asleep`: no connection has been there for a while, and no check will come before `wake` is called.
     """
 
-    __slots__ = ("_before", "_clock", "_seen", "_since", "call", "stopped")
+    __slots__ = (
+        "_before",
+        "_clock",
+        "_connections",
+        "_seen",
+        "_since",
+        "_wakeup",
+        "asleep",
+        "call",
+        "stopped",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, connections: Sized) -> None:
+        self._connections = connections
+        self._wakeup = threading.Event()
+        self.asleep = False
         self.call: tuple[socket.socket] | None = None
-        self.stopped = 0  # connections
+        self.stopped = 0  # connections ended
         self._seen: tuple[socket.socket] | None = None
-        self._since = 0.0  # processor time of the watched thread when a look first found that call
-        self._before = 0.0  # and at the last look
+        self._since = 0.0  # processor time of the watched thread when a check first found that call
+        self._before = 0.0  # and at the last check
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
 
     def start(self) -> None:
-        """Begin; to be called between Landlock and seccomp, as all threads must."""
+        """Start the thread; to be called between Landlock and seccomp, as for all threads."""
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def wake(self) -> None:
+        """Check again. To be called for a connection that comes while it is `asleep`."""
+        self.asleep = False
+        self._wakeup.set()
+
     def _watch(self) -> None:
-        pause = _LOOK
+        pause = _CHECK
         while True:
             time.sleep(pause)
-            pause = _LOOK if self.look() else min(2 * pause, _LOOK_IDLE)
+            if self.check():
+                pause = _CHECK
+            elif pause < _CHECK_IDLE:
+                pause = min(2 * pause, _CHECK_IDLE)
+            elif not self._connections:
+                self._sleep()
 
-    def look(self) -> bool:
-        """End the connection of a call that has computed too much since a look first found it, however many looks ago.
+    def _sleep(self) -> None:
+        self._wakeup.clear()
+        self.asleep = True
+        if not self._connections:  # one that came before `asleep` was set has called nothing
+            self._wakeup.wait()
+        self.asleep = False
 
-        On a busy machine the thread may have little of the processor between two looks. True where it does anything, so that the next look
-        should be soon.
+    def check(self) -> bool:
+        """End the connection of a call that has computed too long. Returns whether the thread is busy.
+
+        If it is, the next check should come soon. The time counts from the first check that found the call:
+        on a busy machine the thread may have run little between two checks.
         """
         call, before = self.call, self._before
         now = self._before = time.clock_gettime(self._clock)
@@ -56,6 +92,6 @@ class Watchdog:
         elif call is not None and now - self._since > _MOST:
             self._since = now
             self.stopped += 1
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the connection may have ended
                 socket.socket.shutdown(call[0], socket.SHUT_RDWR)
         return call is not None or now - before > _STILL

@@ -1,1 +1,1 @@
-"""The maildir actor."""
+"""Serve one user's maildrop: the maildir actor."""

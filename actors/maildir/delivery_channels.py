@@ -1,31 +1,37 @@
-"""Where mail comes in: the maildir actor's channels to the mda, and how it takes leave of them.
+"""Receive mail: a maildir actor's channels to the mda, and how it leaves them.
 
-An actor that is to go says Leaving on each; the mda then sends nothing new, and closes the channel once all it sent is
-answered. So nothing that crossed that word is lost, or delivered twice.
+An actor that is to end sends ActorLeaving on each channel. The mda then sends nothing new, and closes the
+channel once all it sent is answered. So nothing that crossed ActorLeaving is lost or delivered twice.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from popkernel.actors.maildir.actions import Delivered, DeliveryAction, Leave, Note, Refuse
 from popkernel.actors.maildir.deliveries import Deliveries
 from popkernel.actors.maildir.session import Session
-from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.errors import StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop
 from popkernel.actors.maildir.store.quota import Quota
 from popkernel.kernel.runtime.actor import Boot
-from popkernel.kernel.runtime.channel import Channel, Message, adopt
+from popkernel.kernel.runtime.channel import Channel, Message
 from popkernel.kernel.runtime.loop import Loop, Timer
+from popkernel.kernel.runtime.world import World
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import INFO, NOTICE, WARNING
 
-__all__ = ["Reception"]
+__all__ = ["DeliveryChannels"]
 
-_SWEEP_AFTER = 1.0  # seconds from the first delivery: nobody waits for the sweep
+_SWEEP_AFTER = 1.0  # seconds after the first delivery: the sweep is not urgent
 
-_MOST_CHANNELS = 4  # an mda has one, and one it is done with; after a reload there are two mdas
+_MOST_CHANNELS = 4  # an mda has one, and perhaps one it has finished with; after a reload there are two mdas
 
 
 class Shell(Protocol):
-    """As much of the maildir actor as its delivery side sees."""
+    """What the delivery side uses of the maildir actor."""
 
     boot: Boot
+    world: World
     loop: Loop
     drop: Maildrop | None
     trouble: StoreError
@@ -34,90 +40,113 @@ class Shell(Protocol):
     stopping: bool
     final: bool
 
-    @staticmethod
-    def clock() -> float:
-        """Wall time in seconds."""
-
     def leave(self) -> None:
-        """Tell the kernel that whoever comes next is for another process."""
+        """Tell the kernel that the next session and delivery are for another process."""
 
     def rest(self) -> None:
-        """Something has ended: go, if that is wanted and nothing is open any more."""
+        """End the actor if it is to leave and nothing is open."""
 
-    def tell(self, message: Message) -> None:
-        """Say something to the kernel."""
+    def send(self, message: Message) -> None:
+        """Send a message to the kernel."""
 
-    def log(self, level: int, text: str) -> None:
-        """A line for the log."""
+    def log(self, level: int, event: str, /, **fields: str | int) -> None:
+        """Log an event."""
+
+    def tell(self, level: int, event: str, /, **fields: str | int) -> None:
+        """Send an event for the log and the history."""
 
     def refuse(self, channel: Channel, why: str) -> None:
-        """A peer broke the rules."""
+        """Report a peer that broke the protocol."""
 
 
-class Reception:
+class DeliveryChannels:
     """The delivery side of a maildir actor's shell."""
 
     def __init__(self, actor: Shell) -> None:
         self.actor = actor
         self.channels: list[Channel] = []
         self.deliveries: Deliveries | None = None
-        self.told: set[Channel] = set()  # channels that Leaving was said on
+        self.told: set[Channel] = set()  # channels that ActorLeaving was sent on
         self.sweeping: Timer | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a message is on its way in."""
+        """Return whether a large message is coming in."""
         return self.deliveries is not None and bool(self.deliveries.open)
 
-    def receive(self, message: m.Receive, fds: list[int]) -> None:
-        """A channel to the mda."""
+    def receive(self, message: m.DeliveryChannel, fds: list[int]) -> None:
+        """Take a channel to the mda."""
         del message
         actor = self.actor
         if self.deliveries is None:
-            self.deliveries = self._begin()
+            self.deliveries = self.begin()
         if len(self.channels) >= _MOST_CHANNELS:
             oldest = self.channels[0]
             oldest.close()
-            self._on_mda_gone(oldest, "")
-        self.channels.append(Channel(actor.loop, adopt(fds[0]), actor.boot.name, "mda", self._on_mda, self._on_mda_gone))
+            self.on_mda_gone(oldest, "")
+        self.channels.append(
+            actor.world.channel(actor.loop, fds[0], actor.boot.name, "mda", self.on_mda, self.on_mda_gone)
+        )
 
-    def _begin(self, sweep: float = _SWEEP_AFTER) -> Deliveries:
+    def begin(self, sweep: float = _SWEEP_AFTER) -> Deliveries:
         actor, config, drop = self.actor, self.actor.boot.config, self.actor.drop
         quota: Quota | None = None
         if drop is not None:
-            quota = drop.quota = Quota(drop.root, config["quota"], actor.clock)
+            quota = drop.quota = Quota(drop.root, config["quota"], actor.world.clock)
             if sweep >= 0:
                 self.sweeping = actor.loop.later(sweep, self._sweep)
         return Deliveries(
-            drop, actor.trouble, quota, full="4.2.2" if config["quota_temporary"] else "5.2.2",
-            log=lambda level, text: actor.log(level, f"{actor.boot.name}: {text}"), leave=self._leave,
+            drop,
+            actor.trouble,
+            quota,
+            actor.world.clock,
+            full="4.2.2" if config["quota_temporary"] else "5.2.2",
         )
 
     def _leave(self) -> None:
-        """The maildir was moved. The mdas hear that before they hear what was refused: that goes to the next actor.
+        """Leave, because the maildir was moved.
 
-        With a session open there will be no other for a while: each message is refused, and tried again later.
+        ActorLeaving goes to the mdas before the refusals, so that they send the refused mail to the next
+        actor.
+
+        While a session is open there is no next actor: each message is refused, and tried again later.
         """
         self.actor.leave()
         if self.actor.session is None:
             self.left()
 
     def moved(self) -> None:
-        """A session has found out that the maildir was moved."""
+        """Refuse deliveries: a session found that the maildir was moved."""
         if self.deliveries is not None:
-            self.deliveries.moved()
+            self._do(self.deliveries.moved())
 
     def failed(self) -> None:
-        """The maildir could not be read, so this actor goes."""
+        """Refuse deliveries: the maildir could not be read, and this actor leaves."""
         if self.deliveries is not None:
-            self.deliveries.failed()
+            self._do(self.deliveries.failed())
+
+    def _do(self, actions: Sequence[DeliveryAction]) -> None:
+        """Do those actions of deliveries that are no answers."""
+        for action in actions:
+            match action:
+                case Leave():
+                    self._leave()
+                case Refuse(channel, message):
+                    channel.send(message)
+                case Note(event, fields):
+                    self.actor.log(WARNING, event, **fields)
+                case Delivered(fields):
+                    self.actor.tell(INFO, "delivery.done", **fields)
 
     def settings(self, now: float) -> dict[str, Any]:
-        """What is under way, for who watches: the channels in their order, what comes in on each, and when tmp will be swept."""
+        """Return the state for traces: channels in order, large messages on each, time until the sweep."""
         deliveries = self.deliveries
         return {
             "mda": [
-                {"told": channel in self.told, "open": deliveries.settings(channel) if deliveries is not None else []}
+                {
+                    "told": channel in self.told,
+                    "open": deliveries.settings(channel) if deliveries is not None else [],
+                }
                 for channel in self.channels
             ],
             "received": deliveries is not None,
@@ -131,29 +160,39 @@ class Reception:
         try:
             swept = actor.drop.sweep_tmp()
         except StoreError as error:
-            actor.log(4, f"{actor.boot.name}: {error}")
+            actor.log(WARNING, "maildir.sweep_failed", error=str(error))
             return
         if swept:
-            actor.log(5, f"{actor.boot.name}: swept {swept} old files out of tmp")
+            actor.log(NOTICE, "maildir.swept", files=swept)
 
-    def _on_mda(self, channel: Channel, message: Message, fds: list[int]) -> None:
+    def on_mda(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
         actor, deliveries = self.actor, self.deliveries
         assert deliveries is not None
-        if actor.leaving and type(message) is m.Deliver and not (actor.stopping or actor.final or deliveries.stale):
-            actor.leaving = False  # a large one crossed our leave: stay for it
-            actor.tell(m.Busy())
+        if (
+            actor.leaving
+            and type(message) is m.DeliveryBegin
+            and not (actor.stopping or actor.final or deliveries.stale)
+        ):
+            actor.leaving = False  # it crossed ActorLeaving: stay for it
+            actor.send(m.RetireRefused())
         try:
-            deliveries.take(channel, message)
+            actions = deliveries.take(channel, message)
         except ValueError as error:
             channel.close()
-            self._on_mda_gone(channel, str(error))
+            self.on_mda_gone(channel, str(error))
             return
+        for action in actions:
+            match action:
+                case m.DeliveryAccepted() | m.DeliveryRejected():
+                    channel.send(action)
+                case _:
+                    self._do([action])
         if deliveries.stale and not deliveries.open:
             actor.leave()
             actor.rest()
 
-    def _on_mda_gone(self, channel: Channel, why: str) -> None:
+    def on_mda_gone(self, channel: Channel, why: str) -> None:
         if why:
             self.actor.refuse(channel, why)
         assert self.deliveries is not None
@@ -164,9 +203,9 @@ class Reception:
         self.actor.rest()
 
     def left(self) -> bool:
-        """The actor is to go: take leave of every mda. True once none is left."""
+        """Send ActorLeaving to every mda. Returns whether no channel is left."""
         for channel in self.channels:
             if channel not in self.told:
                 self.told.add(channel)
-                channel.send(m.Leaving())
+                channel.send(m.ActorLeaving())
         return not self.channels

@@ -1,20 +1,21 @@
-"""A recorded maildir actor on the stage: over a copy of its maildir, with the clock and the random numbers that it had.
+"""Replay a recorded maildir actor over a copy of its maildir, with the recorded clock and random octets.
 
-What it was in the middle of when the recording began is in its Settings: it goes on from there, or the session is left out.
+Its Settings say what was under way when the recording began: the replay continues that, or leaves the session
+out.
 """
 
 import os
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from popkernel.actors.maildir import delivery_channels, main
+from popkernel.actors.maildir.main import MaildirActor
 from popkernel.actors.maildir.session import Session
 from popkernel.actors.maildir.store.delivery import Delivery
-from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.errors import StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop
 from popkernel.actors.maildir.store.policy import policy_of
 from popkernel.actors.maildir.store.quota import NAME as QUOTA_FILE
-from popkernel.kernel.replay.harness import LeftError, Stage, boot_of
+from popkernel.kernel.replay.harness import Harness, LeftError, Readings, no_socket
 from popkernel.proto.pop3.octets import SizeCounter
 from popkernel.proto.trace.recording import MOST_OCTETS, Frame, RecordingError
 from popkernel.proto.trace.redaction import is_cut
@@ -22,41 +23,28 @@ from popkernel.proto.trace.redaction import is_cut
 __all__ = ["play"]
 
 _MOST_WRITTEN = 2 * MOST_OCTETS
-_NO_MAIL = "mail that was delivered is not in the recording, for want of --payload: sessions that began behind it are left out"
+_NO_MAIL = (
+    "mail that was delivered is not in the recording, for want of --payload: "
+    "sessions that began after it are left out"
+)
 
 
-class _Source:
-    """What was read of clock or randomness, each reading behind the frame that caused it; more readings give `more()`."""
+class _Clock:
+    """Wall time as recorded. A reading that the recording lacks advances with the loop's clock."""
 
-    def __init__(self, stage: Stage, frames: Sequence[Frame], name: str, field: str) -> None:
-        self._stage = stage
-        self._read: dict[int, deque[Any]] = {}
-        cause = 0
-        for index, frame in enumerate(frames):
-            if frame.way == "in" or frame.name == "Timer":
-                cause = index
-            elif frame.name == name:
-                self._read.setdefault(cause, deque()).append(frame.fields[field])
+    def __init__(self, harness: Harness, frames: Sequence[Frame], wall: float) -> None:
+        """`wall`: wall time minus the loop's clock, seconds; 0 if the recording lacks it."""
+        self._loop = harness.loop
+        self._readings = Readings(harness, frames, "Clock", "seconds")
+        self._wall = wall
+        self._last = 0.0
 
-    def next(self) -> Any:
-        """The next of them; None where the recorded program did not read."""
-        there = self._read.get(self._stage.at)
-        return there.popleft() if there else None
-
-
-class _Actor(main.MaildirActor):
-    """The shell itself; what it reads of clock and randomness comes from the recording."""
-
-    clocks: _Source
-    last = 0.0
-    wall = 0.0  # less the loop's clock
-
-    def clock(self) -> float:  # type: ignore[override]
-        now = self.clocks.next()
+    def __call__(self) -> float:
+        now = self._readings.next()
         if now is None:
-            now = max(self.last, self.wall + self.loop.now) if self.wall else self.last
-        self.last = now
-        return self.last
+            now = max(self._last, self._wall + self._loop.now) if self._wall else self._last
+        self._last = now
+        return self._last
 
 
 class _Resumed(Delivery):
@@ -80,7 +68,7 @@ class _Resumed(Delivery):
 
 
 class _Bounded(Delivery):
-    """A recording says what is written, as often as it likes: all of it together has an end."""
+    """A delivery that counts its octets: a recording may hold any number, and a replay must have a bound."""
 
     __slots__ = ()
 
@@ -89,12 +77,14 @@ class _Bounded(Delivery):
         assert isinstance(drop, _Drop)
         drop.left -= len(data)
         if drop.left < 0:
-            raise RecordingError(f"its deliveries are more than {_MOST_WRITTEN >> 20} MiB: too much for a replay")
+            raise RecordingError(
+                f"its deliveries are more than {_MOST_WRITTEN >> 20} MiB: too much for a replay"
+            )
         super().write(data)
 
 
 class _Drop(Maildrop):
-    """The copy of the maildir."""
+    """The copy of the maildir that the replay works on."""
 
     left = 0  # octets that may still be written
 
@@ -102,125 +92,146 @@ class _Drop(Maildrop):
         return _Bounded(self)
 
 
-def play(stage: Stage, name: str, settings: dict[str, Any], frames: Sequence[Frame], maildir: str) -> None:
-    """Play the frames of one life of a maildir actor, over the maildir at that path, which changes as it did then."""
+def play(
+    harness: Harness, name: str, settings: dict[str, Any], frames: Sequence[Frame], maildir: str
+) -> None:
+    """Play the frames of one life of a maildir actor over a maildir, and change that as it did."""
     missing = [key for key in ("hostname", "quota", "quota_temporary") if key not in settings]
     if missing:
-        raise RecordingError("the maildir actor's settings are other ones now: record it anew")
-    with stage.set_up(main, delivery_channels, give_back=lambda: None):
-        actor = _Actor(boot_of(name, {**settings, "maildir": maildir.encode()}))
-        start = frames[0].turn / 1e9
-        actor.clocks = _Source(stage, frames, "Clock", "seconds")
-        actor.wall = settings.get("wall", start) - start
-        octets = _Source(stage, frames, "Random", "octets")
-        stage.enter(actor, start)
-        try:
-            actor.drop = drop = _Drop(
-                maildir, hostname=settings["hostname"], clock=actor.clock, random=lambda many: octets.next() or bytes(many),
-                policy=policy_of(settings),
-            )
-            drop.left = _MOST_WRITTEN
-        except StoreError as error:
-            actor.trouble = error
-        counted = bool(settings["quota"]) or os.path.exists(os.path.join(os.fsencode(maildir), QUOTA_FILE))
-        try:
-            begun = set() if "mda" not in settings else _set_scene(stage, actor, settings)
-            _play_all(stage, frames, begun, counted=counted)
-        finally:
-            if actor.drop is not None:
-                actor.drop.close()
+        raise RecordingError("the maildir actor's settings have changed: record it anew")
+    start = frames[0].turn / 1e9
+    clock = _Clock(harness, frames, settings.get("wall", start) - start)
+    drawn = Readings(harness, frames, "Random", "octets")
+    boot = harness.boot(
+        name,
+        {**settings, "maildir": maildir.encode()},
+        start,
+        clock=clock,
+        random=lambda many: drawn.next() or bytes(many),
+    )
+    actor = MaildirActor(boot)
+    harness.enter(actor)
+    try:
+        actor.drop = drop = _Drop(
+            maildir,
+            hostname=settings["hostname"],
+            clock=boot.world.clock,
+            random=boot.world.random,
+            policy=policy_of(settings),
+        )
+        drop.left = _MOST_WRITTEN
+    except StoreError as error:
+        actor.trouble = error
+    counted = bool(settings["quota"]) or os.path.exists(os.path.join(os.fsencode(maildir), QUOTA_FILE))
+    try:
+        begun = set() if "mda" not in settings else _set_scene(harness, actor, settings)
+        _play_all(harness, frames, begun, counted=counted)
+    finally:
+        if actor.drop is not None:
+            actor.drop.close()
 
 
-def _set_scene(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> set[int]:
-    """What was there when the recording began. The sessions that can go on."""
+def _set_scene(harness: Harness, actor: MaildirActor, settings: dict[str, Any]) -> set[int]:
+    """Restore the state at the beginning of the recording. Returns the sessions that can go on."""
     actor.leaving, actor.stopping = settings["leaving"], settings["stopping"]
     if actor.drop is not None and settings["named"]:
         actor.drop.named = tuple(settings["named"])
-    _receive(stage, actor, settings)
+    _receive(harness, actor, settings)
     if settings.get("tidying", -1.0) >= 0 and actor.drop is not None:
         actor.drop.untidy = True
-        actor.tidying = stage.loop.later(settings["tidying"], actor._tidy)  # noqa: SLF001
+        actor.tidying = harness.loop.later(settings["tidying"], actor.tidy)
     if not settings["session"]:
         return set()
     number, park, silent = settings["session"]
-    if stage.session not in (0, number):
-        return set()  # when it ends is not in the recording
-    stage.skipped.add(number)
-    if actor.drop is None or settings["state"] is None or stage.strange:
+    if harness.session not in (0, number):
+        return set()  # its end is not in the recording
+    harness.skipped.add(number)
+    if actor.drop is None or settings["state"] is None or harness.strange:
         return set()
     try:
         actor.session = Session.wake(actor.drop, actor.drop.listing(), settings["state"])
     except StoreError:
         return set()
-    channel: Any = stage.channel(stage.loop, None, actor.boot.name, "listener", actor._on_session, actor._on_session_gone)  # noqa: SLF001
-    channel.tag, channel.on_drained = number, actor._answer  # noqa: SLF001
+    channel = harness.channel(
+        harness.loop, no_socket(), actor.boot.name, "listener", actor.on_session, actor.on_session_gone
+    )
+    channel.tag, channel.on_drained = number, actor.answer
     actor.channel, actor.number, actor.park_seconds = channel, number, park
-    actor.silent_since = stage.loop.now - silent
+    actor.silent_since = harness.loop.now - silent
     if settings["parking"] >= 0:
-        actor.parking = stage.loop.later(settings["parking"], actor._park)  # noqa: SLF001
-    stage.skipped.discard(number)
+        actor.parking = harness.loop.later(settings["parking"], actor.park)
+    harness.skipped.discard(number)
     return {number}
 
 
-def _receive(stage: Stage, actor: _Actor, settings: dict[str, Any]) -> None:
-    """The channels from the mda, and what was coming in on them."""
-    there = actor.reception
+def _receive(harness: Harness, actor: MaildirActor, settings: dict[str, Any]) -> None:
+    """Restore the channels to the mda, and the large messages that were coming in on them."""
+    receiver = actor.delivery_channels
     if settings["received"]:
-        there.deliveries = there._begin(sweep=settings["sweep"])  # noqa: SLF001
+        receiver.deliveries = receiver.begin(sweep=settings["sweep"])
     for row in settings["mda"]:
-        channel: Any = stage.channel(stage.loop, None, actor.boot.name, "mda", there._on_mda, there._on_mda_gone)  # noqa: SLF001
-        there.channels.append(channel)
+        channel = harness.channel(
+            harness.loop, no_socket(), actor.boot.name, "mda", receiver.on_mda, receiver.on_mda_gone
+        )
+        receiver.channels.append(channel)
         if row["told"]:
-            there.told.add(channel)
+            receiver.told.add(channel)
         for one in row["open"]:
-            assert there.deliveries is not None
+            assert receiver.deliveries is not None
             try:
-                if actor.drop is None or stage.strange:
+                if actor.drop is None or harness.strange:
                     raise FileNotFoundError
-                there.deliveries.resume(channel, _Resumed(actor.drop, one[-1], one[-2]), one)
+                receiver.deliveries.resume(channel, _Resumed(actor.drop, one[-1], one[-2]), one)
             except OSError:
-                stage.unknown.add(one[0])
+                harness.unknown.add(one[0])
 
 
-def _play_all(stage: Stage, frames: Sequence[Frame], begun: set[int], *, counted: bool) -> None:
+def _play_all(harness: Harness, frames: Sequence[Frame], begun: set[int], *, counted: bool) -> None:
     try:
-        for frame in stage.play(frames):
-            if not _play_frame(stage, frame, begun, counted=counted):
+        for frame in harness.play(frames):
+            if not _play_frame(harness, frame, begun, counted=counted):
                 return
     except LeftError:
-        stage.left(frames)
+        harness.left(frames)
 
 
-def _play_frame(stage: Stage, frame: Frame, begun: set[int], *, counted: bool) -> bool:
-    """Whether what comes behind it can be played."""
-    if frame.way == "in" and frame.name in ("Open", "Wake") and is_cut(frame.fields.get("state")) < 0:
-        if stage.strange:
-            stage.skipped.add(frame.session)
+def _play_frame(harness: Harness, frame: Frame, begun: set[int], *, counted: bool) -> bool:
+    """Play a frame. Returns whether the frames after it can be played."""
+    if (
+        frame.way == "in"
+        and frame.name in ("SessionOpen", "SessionWake")
+        and is_cut(frame.fields.get("state")) < 0
+    ):
+        if harness.strange:
+            harness.skipped.add(frame.session)
         else:
             begun.add(frame.session)
-    if frame.way == "in" and not _mail(stage, frame, counted=counted):
+    if frame.way == "in" and not _mail(harness, frame, counted=counted):
         return False
     if frame.session and frame.session not in begun:
-        stage.skipped.add(frame.session)
+        harness.skipped.add(frame.session)
         if frame.name == "Quit":
-            stage.strange = True
+            harness.strange = True
     elif frame.way == "in":
-        stage.tell(frame)
+        harness.tell(frame)
     return True
 
 
-def _mail(stage: Stage, frame: Frame, *, counted: bool) -> bool:
-    """Whether this can be played, if it is mail that comes in; what comes behind it when the mail itself is not in the recording."""
-    if frame.name not in ("Post", "Content", "Commit"):
+def _mail(harness: Harness, frame: Frame, *, counted: bool) -> bool:
+    """Return whether a frame can be played.
+
+    Its mail may be cut, or belong to a delivery that began before the recording.
+    """
+    if frame.name not in ("DeliveryWhole", "DeliveryContent", "DeliveryCommit"):
         return True
-    if frame.fields["delivery"] in stage.unknown:
-        stage.strange = True
-        stage.halt("a delivery that had begun before the recording")
+    if frame.fields["delivery"] in harness.unknown:
+        harness.strange = True
+        harness.halt("a delivery that had begun before the recording")
         return False
     if is_cut(frame.fields.get("data")) >= 0:
-        stage.strange = True
-        stage.remark(_NO_MAIL)
-    if stage.strange and counted:
-        stage.halt("a delivery to a maildir with a quota, of which too little is in the recording")
+        harness.strange = True
+        harness.remark(_NO_MAIL)
+    if harness.strange and counted:
+        harness.halt("a delivery to a maildir with a quota, of which too little is in the recording")
         return False
     return True

@@ -1,1 +1,1 @@
-"""The mda actor."""
+"""Accept mail over LMTP and have it delivered: the mda actor."""

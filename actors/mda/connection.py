@@ -1,4 +1,4 @@
-"""An LMTP connection, and what is asked of the kernel for it, as main.py serves them."""
+"""Hold the state of an LMTP connection, and of a lookup, for main.py."""
 
 import socket
 from typing import NamedTuple
@@ -11,7 +11,10 @@ __all__ = ["Ask", "Client"]
 
 
 class Ask(NamedTuple):
-    """Who wants to know something of the kernel: a client about its recipient, or a user's copies. Until when."""
+    """A lookup under way, and its deadline (loop's clock).
+
+    `asker`: a client, for its recipient, or a user, for copies that wait for a channel.
+    """
 
     asker: "Client | str"
     due: float
@@ -20,17 +23,33 @@ class Ask(NamedTuple):
 class Client:
     """An LMTP connection."""
 
-    __slots__ = ("asking", "counted", "deadline", "events", "half", "id", "lmtp", "out", "sock", "transaction", "uid")
+    __slots__ = (
+        "asking",
+        "closing",
+        "counted",
+        "deadline",
+        "events",
+        "half",
+        "id",
+        "lmtp",
+        "out",
+        "replies",
+        "sock",
+        "transaction",
+        "uid",
+    )
 
     def __init__(self, sock: socket.socket, uid: int, lmtp: Lmtp, number: int) -> None:
         self.sock = sock
-        self.id = number  # for who watches
+        self.id = number  # for traces
         self.counted = False
-        self.half = False  # what came last did not end with a line
+        self.half = False  # the octets received last did not end with a line end
         self.uid = uid
         self.lmtp = lmtp
         self.transaction: Transaction | None = None
-        self.asking = 0  # the request about a recipient that the kernel has not answered
+        self.asking = 0  # the open RecipientLookup, 0 if none
         self.deadline = 0.0
         self.events = READ
-        self.out = b""
+        self.closing = False  # close once all is sent
+        self.replies: list[bytes] = []  # replies since the last write
+        self.out = b""  # octets the client has not taken yet

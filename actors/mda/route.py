@@ -1,72 +1,83 @@
-"""A way to one user's maildir actor: what is under way on it, and what waits for its turn. Sans I/O.
+"""Bound what is sent to one user's maildir actor, and queue the rest. Sans I/O.
 
-An actor has few descriptors and one thread, and who sends it mail may be anybody: it is given no more at a time than it can
-hold, and nothing new while it has not taken in what it was sent. What has to wait stays with its client.
+An actor has few descriptors and one thread, and anybody may send it mail. So it gets no more at a time than
+it can hold, and nothing new while it has not read all it was sent. What must wait stays with its client.
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from popkernel.actors.mda.transaction import MOST_STREAMS, Copy
+from popkernel.actors.mda.transaction import MOST_STREAMS, Action, Copy
 
 __all__ = ["MOST_POSTS", "Route"]
 
-MOST_POSTS = 8  # small messages under way; each may wait some seconds for the popcache's lock
+MOST_POSTS = 8  # small messages under way; each may wait seconds for the popcache lock
 
 
 class Route:
-    """A channel to a user's maildir actor. `send(message, bulk)` sends. Small ones never wait for large ones, nor so for clients."""
+    """A channel to a user's maildir actor.
 
-    __slots__ = ("channel", "copies", "doubted", "heard", "leaving", "posts", "send", "streams", "user", "waiting")
+    Small messages never wait for large ones, and so not for a client's octets.
+    """
 
-    def __init__(self, user: str, send: Callable[[tuple[Any, ...], bytes], None]) -> None:
+    __slots__ = (
+        "channel",
+        "copies",
+        "doubted",
+        "heard",
+        "leaving",
+        "posts",
+        "streams",
+        "user",
+        "waiting",
+    )
+
+    def __init__(self, user: str) -> None:
         self.user = user
-        self.send = send
         self.channel: Any = None
         self.copies: dict[int, Copy] = {}  # by the delivery's number
         self.posts = self.streams = 0
         self.waiting: tuple[deque[Copy], deque[Copy]] = (deque(), deque())  # small ones, large ones
-        self.leaving = False  # nothing new on it; to be closed when nothing is under way
-        self.doubted = 0.0  # seconds: when the kernel was last asked to see whether the actor is alive
-        self.heard = 0.0  # seconds: when the actor last said something, or owed nothing
+        self.leaving = False  # nothing new is sent; it is closed when nothing is under way
+        self.doubted = 0.0  # when the kernel was last asked to check the actor, loop's clock
+        self.heard = 0.0  # when the actor last sent something, or owed nothing, loop's clock
 
-    def ask(self, copy: Copy) -> list[Copy]:
-        """That copy wants to set off; as `go`."""
+    def ask(self, copy: Copy) -> list[Action]:
+        """Queue a copy, then do as `go`."""
         self.waiting[copy.transaction.large].append(copy)
         return self.go()
 
-    def go(self) -> list[Copy]:
-        """Let set off, in their order, as many as there is room for; those that did."""
-        gone: list[Copy] = []
+    def go(self) -> list[Action]:
+        """Start the next copy if there is room. Call again once its actions are done: they take room."""
         for queue in self.waiting:
             while queue and self._room(large=queue is self.waiting[1]):
                 copy = queue.popleft()
                 if copy in copy.transaction.open:
-                    copy.transaction.routed(copy, self)
-                    gone.append(copy)
-        return gone
+                    return copy.transaction.routed(copy, self)
+        return []
 
     def _room(self, *, large: bool) -> bool:
         return not self.behind and (self.streams < MOST_STREAMS if large else self.posts < MOST_POSTS)
 
     @property
     def behind(self) -> bool:
-        """Whether the actor has not taken in all that it was sent."""
+        """Return whether the actor has not read all it was sent."""
         return self.channel is not None and bool(self.channel.waiting)
 
     @property
     def owes(self) -> bool:
-        """Whether the actor is to say something."""
-        return self.behind or any(copy.transaction.whole or copy.unwritten > 0 for copy in self.copies.values())
+        """Return whether the actor owes an answer."""
+        return self.behind or any(
+            copy.transaction.whole or copy.unwritten > 0 for copy in self.copies.values()
+        )
 
     def take(self, copy: Copy) -> None:
-        """It is under way."""
+        """Count a copy as under way."""
         self.copies[copy.number] = copy
         self._count(copy, 1)
 
     def drop(self, copy: Copy) -> None:
-        """It is no more."""
+        """Count out a copy."""
         if self.copies.pop(copy.number, None) is not None:
             self._count(copy, -1)
 
@@ -77,7 +88,7 @@ class Route:
             self.streams += by
 
     def dismiss(self) -> list[Copy]:
-        """Those that waited, small ones first: for another route."""
+        """Remove and return the copies that wait, small ones first, for another route."""
         left = [*self.waiting[0], *self.waiting[1]]
         for queue in self.waiting:
             queue.clear()

@@ -1,48 +1,102 @@
-"""The mda's channels to the maildir actors: made by the kernel, one a user, each given up where its actor answers no more."""
+"""Send mail over the mda's channels to the maildir actors.
 
-from collections.abc import Callable
+The kernel makes them, one for each user. A channel is closed if its actor no longer answers.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 from popkernel.actors.mda.route import Route
-from popkernel.actors.mda.transaction import AWAY, SLOW, Copy, Transaction
+from popkernel.actors.mda.transaction import (
+    AWAY,
+    SLOW,
+    Action,
+    Answer,
+    Copy,
+    FindRoute,
+    Resume,
+    Send,
+    Transaction,
+)
 from popkernel.kernel.runtime.actor import Actor
-from popkernel.kernel.runtime.channel import Channel, Message, adopt
+from popkernel.kernel.runtime.channel import Channel, Message
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import WARNING
 from popkernel.proto.topology import edge
 
 __all__ = ["CROWDED", "Routes"]
 
 CROWDED = "4.3.2 too many messages wait for this mailbox, try again later"
-_DOUBT = 10.0  # seconds without a word after which the kernel is asked to see whether an actor is alive
-_SILENT = 3.0  # seconds without a word after which few connections may wait for one mailbox
+_DOUBT = 10.0  # seconds of silence after which the kernel is asked to check an actor
+_SILENT = 3.0  # seconds of silence after which few connections may wait for a mailbox
 
 
 class Routes:
-    """`ask(user, copy)`: ask the kernel for a channel to that user's actor. `resume(owner)`: go on with a copy's client, soon."""
+    """The routes, and the shell of the transactions.
 
-    def __init__(self, actor: Actor, ask: Callable[[str, Copy], None], resume: Callable[[Any], None]) -> None:
+    `ask(user, copy)`: ask the kernel for a channel to that user's actor. `answer`: answer a copy's client.
+    `resume(owner)`: continue with a copy's client soon.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        ask: Callable[[str, Copy], None],
+        answer: Callable[[Answer], None],
+        resume: Callable[[Any], None],
+    ) -> None:
         self.actor = actor
         self.ask = ask
+        self.answer = answer
         self.resume = resume
         self.by_user: dict[str, Route] = {}
         self.wanting: dict[str, list[Copy]] = {}  # user -> copies that wait for a route
-        self.most = 3000  # channels kept; idle ones beyond that are closed
-        self.connections = 200  # that the mda takes; _bound() says how many of them one mailbox may hold
+        self.most = 3000  # channels; idle ones beyond that are closed
+        # connections of the mda; _bound() says how many of them may wait for one mailbox
+        self.connections = 200
         self.patience = edge("mda", "maildir.{user}").deadline
         self.doubt = min(_DOUBT, self.patience / 2)
 
+    def do(self, actions: Sequence[Action]) -> None:
+        """Do a transaction's actions, in order."""
+        for action in actions:
+            match action:
+                case Send(route, message, bulk):
+                    assert isinstance(route, Route)
+                    if bulk:
+                        route.channel.send_bulk(message, bulk)
+                    else:
+                        route.channel.send(message)
+                case FindRoute(copy):
+                    if copy in copy.transaction.open:
+                        self.want(copy)
+                case Answer():
+                    self.answer(action)
+                case Resume(owner):
+                    self.resume(owner)
+
+    def _go(self, route: Route, actions: Sequence[Action]) -> None:
+        """Start as many copies as there is room for. Sending each one takes room."""
+        while actions:
+            self.do(actions)
+            actions = route.go()
+
     # -- copies
     def want(self, copy: Copy) -> None:
-        """Find a route for that copy, from what is there or from the kernel; one question a user at a time."""
+        """Find a route for a copy, an open one or from the kernel: one lookup for each user at a time."""
         copy.wanted = True
         route = self.by_user.get(copy.user)
         senders = self._senders(copy.user)
-        if copy.transaction not in senders and len(senders) >= self._bound(route, large=copy.transaction.large):
-            self.actor.loop.soon(lambda: self._turn_away(copy))  # not at once: a transaction may be about to want its next copies
+        if copy.transaction not in senders and len(senders) >= self._bound(
+            route, large=copy.transaction.large
+        ):
+            # not at once: the transaction may be about to want its next copies
+            self.actor.loop.soon(lambda: self._refuse_copy(copy))
             return
         if route is not None:
-            self._set_off(route.ask(copy))
+            self._go(route, route.ask(copy))
             return
         waiting = self.wanting.setdefault(copy.user, [])
         waiting.append(copy)
@@ -50,23 +104,28 @@ class Routes:
             self.ask(copy.user, copy)
 
     def _senders(self, user: str) -> list[Transaction]:
-        """The messages that are under way to that user or wait, the first come first."""
+        """Return the messages that are under way to that user or wait, the oldest first."""
         route = self.by_user.get(user)
         there = () if route is None else (route.copies.values(), *route.waiting)
         return list(dict.fromkeys(copy.transaction for copy in chain(*there, self.wanting.get(user, ()))))
 
     def _bound(self, route: Route | None, *, large: bool) -> int:
-        """How many connections may wait for that mailbox: a quarter is always left for the others' mail."""
+        """Return how many connections may wait for a mailbox.
+
+        A quarter of all is always left for other mailboxes.
+        """
         silent = route is not None and route.owes and self.actor.loop.now - route.heard > _SILENT
         return max(1, self.connections // 8 if silent else self.connections * (2 if large else 3) // 4)
 
-    def _turn_away(self, copy: Copy) -> None:
+    def _refuse_copy(self, copy: Copy) -> None:
         copy.wanted = False
-        copy.transaction.failed(copy, CROWDED)
-        self.resume(copy.transaction.owner)
+        self.do(copy.transaction.failed(copy, CROWDED))
 
     def withdraw(self, copy: Copy) -> None:
-        """It is wanted no more. Else who comes and goes would fill the queue of an actor that does nothing."""
+        """Take a copy out of the queues.
+
+        Else clients that connect and leave would fill the queue of an actor that does nothing.
+        """
         copy.wanted = False
         route = self.by_user.get(copy.user)
         for queue in (*(route.waiting if route is not None else ()), self.wanting.get(copy.user, [])):
@@ -74,44 +133,44 @@ class Routes:
                 queue.remove(copy)
 
     def found(self, user: str) -> None:
-        """The kernel has said where that user's actor is."""
+        """Start the copies that wait for a user: the kernel has answered."""
         route = self.by_user.get(user)
         for copy in self.wanting.pop(user, ()):
             if route is None:
-                copy.transaction.failed(copy)
-                self.resume(copy.transaction.owner)
+                self.do(copy.transaction.failed(copy))
             else:
-                self._set_off(route.ask(copy))
+                self._go(route, route.ask(copy))
 
     def refused(self, user: str, text: str) -> None:
-        """The kernel has said that there is none, or has said nothing. `text` begins with the status."""
-        for copy in self.wanting.pop(user, ()):
-            copy.transaction.failed(copy, text)
-            self.resume(copy.transaction.owner)
+        """Fail the copies that wait for a user: the kernel refused, or did not answer.
 
-    def _set_off(self, copies: list[Copy]) -> None:
-        for copy in copies:
-            if copy.transaction.large:
-                self.resume(copy.transaction.owner)
+        `text` begins with the status.
+        """
+        for copy in self.wanting.pop(user, ()):
+            self.do(copy.transaction.failed(copy, text))
 
     # -- channels
     def join(self, user: str, fd: int) -> None:
-        """A channel to that user's maildir actor; one to an earlier actor is over."""
+        """Take a channel to a user's maildir actor, in place of one to an earlier actor."""
         earlier = self.by_user.pop(user, None)
-        route = self.open(user, Channel(self.actor.loop, adopt(fd), self.actor.boot.name, f"maildir.{user}", self.hear, self.gone))
+        route = self.open(user, fd)
         if earlier is not None:
             earlier.leaving = True
-            self._elsewhere(earlier)
+            self._reroute(earlier)
             self.tidy(earlier)
         if len(self.by_user) > self.most:
             self._drop_idle()
-        self._set_off(route.go())
+        self._go(route, route.go())
 
-    def open(self, user: str, channel: Channel) -> Route:
-        """A route over that channel, in force from now on."""
-        route = self.by_user[user] = Route(user, lambda message, bulk: self._send(route, message, bulk))
+    def open(self, user: str, end: socket.socket | int) -> Route:
+        """Open a route over that channel, in use from now on."""
+        actor = self.actor
+        channel = actor.world.channel(
+            actor.loop, end, actor.boot.name, f"maildir.{user}", self.on_message, self.gone
+        )
+        route = self.by_user[user] = Route(user)
         route.channel = channel
-        route.heard = self.actor.loop.now
+        route.heard = actor.loop.now
         channel.tag = route
         channel.on_drained = lambda: self.tidy(route)
         return route
@@ -121,96 +180,93 @@ class Routes:
             self._forget(route)
             route.channel.close()
 
-    @staticmethod
-    def _send(route: Route, message: Message, bulk: bytes) -> None:
-        if bulk:
-            route.channel.send_bulk(message, bulk)
-        else:
-            route.channel.send(message)
-
-    def hear(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        """A maildir actor says something."""
+    def on_message(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        """Process a message from a maildir actor."""
         del fds
         route: Route = channel.tag
         route.heard = self.actor.loop.now
-        if type(message) is m.Leaving:
+        if type(message) is m.ActorLeaving:
             route.leaving = True
             self._forget(route)
         else:
             copy = route.copies.get(message[0])
             if copy is None:
-                return  # given up meanwhile
-            if type(message) is m.Accepted:
+                return  # the copy was given up
+            if type(message) is m.DeliveryAccepted:
                 if message.octets > max(copy.unwritten, copy.transaction.size):
                     channel.close()
-                    self.gone(channel, "credit for more than it was sent")
+                    self.gone(channel, "credit for more octets than were sent to it")
                     return
-                copy.transaction.accepted(copy, message)
-                if copy.transaction.large and not message.safe:
-                    self.resume(copy.transaction.owner)
-            elif type(message) is m.Rejected and route.leaving and copy.transaction.again(copy):
-                self.want(copy)  # refused by an actor that had taken its leave: the next one may see it otherwise
-            elif type(message) is m.Rejected:
-                copy.transaction.failed(copy, f"{message.status} {message.text}")
-                self.resume(copy.transaction.owner)
+                self.do(copy.transaction.accepted(copy, message))
+            elif type(message) is m.DeliveryRejected and route.leaving and copy.transaction.again(copy):
+                # refused by an actor that was leaving: the next one may accept it
+                self.want(copy)
+            elif type(message) is m.DeliveryRejected:
+                self.do(copy.transaction.failed(copy, f"{message.status} {message.text}"))
         self.tidy(route)
 
     def gone(self, channel: Channel, why: str) -> None:
-        """What it had not confirmed the sender tries again; what it was not sent goes to the next one."""
+        """Fail what the actor had not confirmed, and send the rest to the next actor.
+
+        The senders try failed mail again.
+        """
         if why:
             self.actor.refuse(channel, why)
         self._lost(channel.tag, AWAY)
 
     def _lost(self, route: Route, text: str) -> None:
-        self._forget(route)  # first: the next copies of what fails now must not come here
+        self._forget(route)  # first: further copies of failed messages must not come here
         for copy in list(route.copies.values()):
-            copy.transaction.failed(copy, text)
-            self.resume(copy.transaction.owner)
+            self.do(copy.transaction.failed(copy, text))
 
     def _forget(self, route: Route) -> None:
         if self.by_user.get(route.user) is route:
             del self.by_user[route.user]
-        self._elsewhere(route)
+        self._reroute(route)
 
-    def _elsewhere(self, route: Route) -> None:
+    def _reroute(self, route: Route) -> None:
         for copy in route.dismiss():
             if copy in copy.transaction.open:
                 self.want(copy)
 
     def tidy(self, route: Route) -> None:
-        """Something on it is over: whose turn is it, or was that all?"""
-        self._set_off(route.go())
+        """Start the next copies, and close a route that is leaving once nothing is under way."""
+        self._go(route, route.go())
         if route.leaving and not route.copies:
             route.channel.close()
 
     # -- deadlines
     def sweep(self) -> None:
-        """Give up those that owe an answer and have said nothing for as long as the table allows."""
+        """Give up routes that owe an answer and have been silent as long as the table allows."""
         now = self.actor.loop.now
         for route in [*self.by_user.values()]:
             if not route.owes:
                 route.heard = now
                 continue
-            self._thin_out(route)
+            self._enforce_bound(route)
             if now - route.heard > self.patience:
                 self._give_up(route)
             elif now - route.heard > self.doubt and now - route.doubted > self.doubt:
                 route.doubted = now
-                self.actor.tell(m.Late(f"maildir.{route.user}"))  # mail for others may wait behind this user's
+                # mail for other users may wait behind this user's
+                self.actor.send(m.PeerTimeout(f"maildir.{route.user}"))
 
-    def _thin_out(self, route: Route) -> None:
-        """Who waits behind those that may wait, and has nothing under way there, tries again later."""
+    def _enforce_bound(self, route: Route) -> None:
+        """Refuse copies beyond the bound, of messages with nothing under way there."""
         senders = self._senders(route.user)
         bound = self._bound(route, large=False)
         if len(senders) > bound:
             staying = {*senders[:bound], *(copy.transaction for copy in route.copies.values())}
             for copy in [c for queue in route.waiting for c in queue if c.transaction not in staying]:
                 self.withdraw(copy)
-                self._turn_away(copy)
+                self._refuse_copy(copy)
 
     def _give_up(self, route: Route) -> None:
-        """Its mail is tried again later. The kernel hears that the channel is lost, and sees for itself whether the actor is alive."""
-        self.actor.log(4, f"maildir.{route.user} has answered nothing for {self.patience} s")
+        """Close the route and fail its copies; the senders try again later.
+
+        The kernel learns that the channel is lost, and checks whether the actor is alive.
+        """
+        self.actor.log(WARNING, "lmtp.maildir_silent", user=route.user, seconds=round(self.patience))
         first = next(iter(route.copies.values()), None)
         route.channel.close()
         self._lost(route, SLOW)

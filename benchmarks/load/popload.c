@@ -7,19 +7,19 @@
  *  -T   implicit TLS (pop3s)   -c concurrent sessions   -n sessions in all
  *  -u   user name format ("user%04d"), -U number of users (round robin)
  *  -F   number of the first user (default 0)
- *  -t   seconds after which what is not done has failed (default 600)
- *  -P   pipeline every step after the login in one write; QUIT alone waits until all is answered
- *       (Dovecot 2.3 cuts the last answers off now and then when QUIT comes before they are read)
+ *  -t   seconds after which unfinished sessions have failed (default 600)
+ *  -P   pipeline every step after the login in one write, except QUIT, which waits for all answers
+ *       (Dovecot 2.3 sometimes drops the last answers if QUIT comes before they are read)
  *  -H   hold: log in -c sessions, then sleep SECS (or until SIGUSR1), then the steps in each
- *  -r   how often a step that begins with '@' is said, each time after the answer to the last and
- *       timed by itself; '%' in it is a message number, from 1 on and round again
+ *  -r   how often a step that begins with '@' is sent, each time after the last answer and timed
+ *       by itself; '%' in it is a message number, from 1 on, cyclically
  *  -W   a second password: odd sessions use it and must be refused
  *  STEP a POP3 command; a trailing '.' marks a multi-line answer;
  *       "RETR*." stands for RETR 1..N with N from STAT, "DELE*" likewise.
  * Prints one line of name=value: sessions ok, fail(ed), refused; wall s; rate (sessions/s); mbs (MB/s of
  * payload); msgs (messages/s); messages and octets read in all;
  * percentiles of session, login and timed command in ms; cpu s of this client.
- * "holding N sessions" goes to standard error once all are logged in. Exit code 1 where a session failed. */
+ * "holding N sessions" goes to standard error once all are logged in. Exit code 1 if a session failed. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -36,7 +36,7 @@
 #include <unistd.h>
 #include "tls13.h"
 
-enum { MAXSTEP = 64, OPENING = 30 /* sessions to be held that log in at a time */ };
+enum { MAXSTEP = 64, OPENING = 30 /* held sessions that log in at a time */ };
 static const char *host = "127.0.0.1", *userfmt = "user%04d", *password = "secret", *badpw;
 static int port = 110, tls, conns = 10, users = 1, pipelined, quiet, first;
 static long total = 100;
@@ -89,7 +89,7 @@ static void finish(struct conn *c, int ok, const char *why)
 	allbytes += c->bytes; allmsgs += c->msgs;
 	if (c->tls) tls_end(c->tls);
 	close(c->fd); c->fd = -1; free(c->out); c->out = NULL; c->outcap = 0; free(c->q); c->q = NULL; c->qcap = 0;
-	if (hold == 0 && started < total && now() < limit) begin(c);   /* what was to be held and is gone is a failure, no login more */
+	if (hold == 0 && started < total && now() < limit) begin(c);   /* a lost held session is a failure and is not replaced */
 }
 static int flush(struct conn *c)
 {
@@ -112,7 +112,7 @@ static void emit(struct conn *c, const char *s)
 	if (star) { *star = 0; char l[600]; for (long i = 1; i <= c->count; i++) { snprintf(l, sizeof l, "%s %ld%s", b, i, star + 1); push(c, l, multi, !strncmp(b, "RETR", 4) ? 'r' : 0); } return; }
 	push(c, b, multi, !strncmp(b, "STAT", 4) ? 's' : !strncmp(b, "RETR", 4) ? 'r' : 0);
 }
-static int timed(struct conn *c)   /* says a timed step once more; 0 when it is over */
+static int timed(struct conn *c)   /* sends a timed step again; 0 when all are done */
 {
 	char b[300], *p; const char *s = steps[c->step] + 1; double t = now();
 	if (c->rep > 0) rtt[nrtt++] = t - c->tcmd;
@@ -124,7 +124,7 @@ static int timed(struct conn *c)   /* says a timed step once more; 0 when it is 
 	c->rep++; push(c, b, multi, 0); c->tcmd = now(); return 1;
 }
 static void released_by(int number) { (void)number; let_go = 1; }
-static int advance(struct conn *c)   /* every answer owed has come */
+static int advance(struct conn *c)   /* all answers have come */
 {
 	char b[300];
 	switch (c->phase) {
@@ -144,7 +144,7 @@ static int advance(struct conn *c)   /* every answer owed has come */
 	if (flush(c) < 0) { finish(c, 0, "write"); return 1; }
 	return 0;
 }
-static int endline(struct conn *c)   /* returns 1 where the conn was finished */
+static int endline(struct conn *c)   /* returns 1 if the connection is finished */
 {
 	char *l = c->line; int n = c->linelen; c->linelen = 0; c->longline = 0;
 	if (n && l[n - 1] == '\r') n--;
@@ -196,7 +196,7 @@ static void ready(struct conn *c, unsigned ev)
 {
 	static char b[65536];
 	if (c->fd < 0) return;
-	if (!c->linked) {   /* the connection is there */
+	if (!c->linked) {   /* connected */
 		c->linked = 1;
 		if (tls) c->tls = tls_begin(c->tls, c->fd);
 		arm(c, 0);
@@ -212,7 +212,7 @@ static void ready(struct conn *c, unsigned ev)
 			continue;
 		}
 		n = read(c->fd, b, sizeof b); if (n < 0 && errno == EAGAIN) return; if (n <= 0) { finish(c, 0, "closed"); return; }
-		if (feed(c, b, n) || n < (int)sizeof b) return;   /* what else has come, epoll tells */
+		if (feed(c, b, n) || n < (int)sizeof b) return;   /* epoll reports further input */
 	}
 }
 static int dcmp(const void *a, const void *b) { double x = *(double *)a, y = *(double *)b; return x < y ? -1 : x > y; }
@@ -220,7 +220,7 @@ static double pct(double *v, long n, double p) { return n ? v[(long)(p * (n - 1)
 int main(int argc, char **argv)
 {
 	int o; double dur = 0;
-	signal(SIGPIPE, SIG_IGN); /* a server that goes is a failed session, not the end of the load */
+	signal(SIGPIPE, SIG_IGN); /* a lost server is a failed session, not the end of the load */
 	while ((o = getopt(argc, argv, "h:p:Tc:n:d:u:U:F:t:r:w:W:PH:q")) != -1) switch (o) {
 	case 'h': host = optarg; break; case 'p': port = atoi(optarg); break; case 'T': tls = 1; break;
 	case 'c': conns = atoi(optarg); break; case 'n': total = atol(optarg); break; case 'd': dur = atof(optarg); total = 10000000; break;
@@ -248,7 +248,7 @@ int main(int argc, char **argv)
 		if (now() - t0 > bound) { failn += started - done; fprintf(stderr, "given up after %.0f s\n", bound); break; }
 		int n = epoll_wait(ep, ev, 256, 100);
 		for (int i = 0; i < n; i++) ready(ev[i].data.ptr, ev[i].events);
-		if (hold > 0 && !released && failn && nheld + failn >= conns) break;   /* not as many as were to be held */
+		if (hold > 0 && !released && failn && nheld + failn >= conns) break;   /* fewer than should be held */
 		if (hold > 0 && !released && nheld + failn >= conns && now() - (heldsince ? heldsince : (heldsince = now())) > (let_go ? 0 : hold)) { released = now(); for (int i = 0; i < conns; i++) if (all[i].fd >= 0 && all[i].phase == 4) advance(&all[i]); }
 	}
 	double w = now() - t0; struct rusage ru; getrusage(RUSAGE_SELF, &ru);

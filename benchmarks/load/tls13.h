@@ -1,9 +1,9 @@
-/* TLS 1.3 (RFC 8446) as a load client needs it: one suite (TLS_AES_128_GCM_SHA256), one group (X25519), no resumption.
+/* TLS 1.3 (RFC 8446) for a load client: one suite (TLS_AES_128_GCM_SHA256), one group (X25519), no resumption.
  *
- * It shares the processors with the server it loads, and what it spends is taken from that server: with OpenSSL's libssl a quarter of
- * a warm session's time was the client's. What a client has to compute is computed in each session: a key for the exchange, the
- * secrets, the server's Finished and what its certificate's key signed. The certificate is parsed once in a run, and has to be the same then;
- * whom it is for is not asked. For a benchmark on one machine; this is no client for anybody's mail. */
+ * The client shares the processors with the server, so its time is taken from the server: with OpenSSL's libssl it
+ * took a quarter of a warm session's time. Each session computes what a client must: a key for the exchange, the
+ * secrets, the server's Finished and the signature of its certificate's key. The certificate is parsed once in a
+ * run and must stay the same; its name is not checked. For a benchmark on one machine, not for real mail. */
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <errno.h>
 #include <openssl/evp.h>
@@ -25,10 +25,11 @@ struct tls {
 	SHA256_CTX said;                              /* the transcript */
 	u8 secret[HASH], client[HASH], server[HASH];  /* the current secret of the schedule; traffic secrets of the handshake */
 	int keyed, done, expect;                      /* the type of the next message */
-	u8 *hs; size_t hslen, hscap;                  /* handshake messages that are not whole yet */
-	u8 *left; size_t leftlen;                     /* of a record that is not whole yet */
-	u8 *pend; size_t pendlen, pendoff;            /* records the system has not taken yet */
-	EVP_PKEY *key; u8 share[32];                  /* ours for the exchange */
+	int asked;                                    /* the server asked for a certificate, which the client has not */
+	u8 *hs; size_t hslen, hscap;                  /* partial handshake messages */
+	u8 *left; size_t leftlen;                     /* octets of a partial record */
+	u8 *pend; size_t pendlen, pendoff;            /* records not sent yet */
+	EVP_PKEY *key; u8 share[32];                  /* own key for the exchange */
 	const char *why;
 };
 
@@ -56,7 +57,7 @@ static void transcript(struct tls *t, u8 *out) { SHA256_CTX copy = t->said; SHA2
 static void next_secret(struct tls *t, const u8 *input, size_t inputlen)
 {
 	static const u8 nothing[HASH] = { 0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
-		0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55 };   /* SHA-256 of no octet */
+		0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55 };   /* SHA-256 of nothing */
 	u8 salt[HASH]; label(t->secret, "derived", nothing, HASH, salt, HASH); hmac(salt, HASH, input, inputlen, t->secret);
 }
 static void rekey(struct half *h, const u8 *traffic, int encrypt)
@@ -71,7 +72,7 @@ static void nonce(struct half *h, u8 *out)
 	for (int i = 0; i < 8; i++) out[IV - 1 - i] ^= h->seq >> (8 * i);
 	h->seq++;
 }
-/* One record around `type`; its octets in `out`, how many there are. */
+/* Seals one record of `type` into `out`; returns its length. */
 static size_t seal(struct tls *t, int type, const u8 *data, size_t len, u8 *out)
 {
 	u8 n[IV]; int k = 0, end = 0; size_t inner = len + 1 + TAG;
@@ -85,7 +86,7 @@ static size_t seal(struct tls *t, int type, const u8 *data, size_t len, u8 *out)
 	EVP_CIPHER_CTX_ctrl(t->out.cipher, EVP_CTRL_AEAD_GET_TAG, TAG, out + 5 + end);
 	return 5 + inner;
 }
-/* A record opened in place: length of its content, its type in *type; -1 where the tag is wrong. */
+/* Opens a record in place; returns the content length, its type in *type; -1 if the tag is wrong. */
 static long unseal(struct tls *t, u8 *record, size_t len, int *type)
 {
 	u8 n[IV]; int k = 0; long inner = (long)len - 5 - TAG;
@@ -107,7 +108,7 @@ static int tls_setup(void)
 	making = EVP_PKEY_CTX_new_id(EVP_PKEY_X25519, NULL);
 	return aes && making && EVP_PKEY_keygen_init(making) == 1 ? 0 : -1;
 }
-/* What the system takes of `data` now; the rest waits in t->pend. -1: the connection is gone. */
+/* Sends what the socket takes of `data`; the rest stays in t->pend. -1: the connection is lost. */
 static int push_out(struct tls *t, int fd, const u8 *data, size_t len)
 {
 	ssize_t n = t->pend ? 0 : write(fd, data, len);
@@ -116,7 +117,7 @@ static int push_out(struct tls *t, int fd, const u8 *data, size_t len)
 	if ((size_t)n < len) { if (!t->pend) t->pendlen = t->pendoff = 0; t->pend = realloc(t->pend, t->pendlen + len - n); memcpy(t->pend + t->pendlen, data + n, len - n); t->pendlen += len - n; }
 	return 0;
 }
-/* Sends what waits: 1 nothing does any more, 0 the system takes no more now, -1 the connection is gone. */
+/* Sends what is pending: 1 all is sent, 0 the socket is full, -1 the connection is lost. */
 static int push_pending(struct tls *t, int fd)
 {
 	while (t->pend) {
@@ -126,7 +127,7 @@ static int push_pending(struct tls *t, int fd)
 	}
 	return 1;
 }
-static struct tls *tls_begin(struct tls *t, int fd)   /* sends the hello; with a tls of an earlier session its room is used again */
+static struct tls *tls_begin(struct tls *t, int fd)   /* sends the hello; reuses the buffers of an earlier session */
 {
 	static const u8 fixed[] = {
 		0, 2, 0x13, 0x01, 1, 0,                                   /* one suite, no compression */
@@ -139,7 +140,7 @@ static struct tls *tls_begin(struct tls *t, int fd)   /* sends the hello; with a
 	};
 	static u8 random[64]; u8 hello[256]; size_t at = 0;
 	if (!t) t = calloc(1, sizeof *t);
-	t->keyed = t->done = 0; t->expect = 2; t->hslen = 0; t->why = NULL;
+	t->keyed = t->done = t->asked = 0; t->expect = 2; t->hslen = 0; t->why = NULL;
 	size_t n = 32; t->key = NULL;
 	if (EVP_PKEY_keygen(making, &t->key) != 1 || EVP_PKEY_get_raw_public_key(t->key, t->share, &n) != 1) abort();
 	if (!random[0]) RAND_bytes(random, 64); else for (int i = 0; i < 64 && !++random[i]; i++) ;   /* never the same twice */
@@ -199,13 +200,16 @@ static int verified(struct tls *t, const u8 *m, size_t len)
 }
 static int finished(struct tls *t, int fd, const u8 *m, size_t len)
 {
-	u8 hash[HASH], key[HASH], mac[HASH], flight[256] = { 20, 3, 3, 0, 1, 1 }, own[4 + HASH] = { 20, 0, 0, HASH }, c[HASH], s[HASH];
+	u8 hash[HASH], key[HASH], mac[HASH], flight[256] = { 20, 3, 3, 0, 1, 1 }, c[HASH], s[HASH], answered[HASH];
+	u8 both[8 + 4 + HASH] = { 11, 0, 0, 4, 0, 0, 0, 0, 20, 0, 0, HASH }, *own = both + 8;   /* an empty Certificate if asked, Finished */
 	static const u8 zero[HASH];
 	transcript(t, hash); label(t->server, "finished", NULL, 0, key, HASH); hmac(key, HASH, hash, HASH, mac);
 	if (len != 4 + HASH || memcmp(mac, m + 4, HASH)) { t->why = "the server's Finished is wrong"; return -1; }
 	SHA256_Update(&t->said, m, len); transcript(t, hash);
-	label(t->client, "finished", NULL, 0, key, HASH); hmac(key, HASH, hash, HASH, own + 4);
-	size_t n = 6 + seal(t, HANDSHAKE, own, sizeof own, flight + 6);   /* behind a ChangeCipherSpec, as clients send it (appendix D.4) */
+	if (t->asked) SHA256_Update(&t->said, both, 8);
+	transcript(t, answered);
+	label(t->client, "finished", NULL, 0, key, HASH); hmac(key, HASH, answered, HASH, own + 4);
+	size_t n = 6 + (t->asked ? seal(t, HANDSHAKE, both, sizeof both, flight + 6) : seal(t, HANDSHAKE, own, 4 + HASH, flight + 6));   /* after a ChangeCipherSpec, as clients send it (appendix D.4) */
 	next_secret(t, zero, HASH);
 	label(t->secret, "c ap traffic", hash, HASH, c, HASH); label(t->secret, "s ap traffic", hash, HASH, s, HASH);
 	rekey(&t->in, s, 0); rekey(&t->out, c, 1); t->done = 1;
@@ -214,6 +218,7 @@ static int finished(struct tls *t, int fd, const u8 *m, size_t len)
 static int message(struct tls *t, int fd, const u8 *m, size_t len)
 {
 	if (t->done) return m[0] == 4 ? 0 : (t->why = "a message after the handshake", -1);   /* NewSessionTicket */
+	if (m[0] == 13 && t->expect == 11 && !t->asked && len > 4 && !m[4]) { t->asked = 1; SHA256_Update(&t->said, m, len); return 0; }   /* CertificateRequest */
 	if (m[0] != t->expect) { t->why = "a message out of turn"; return -1; }
 	t->expect = m[0] == 2 ? 8 : m[0] == 8 ? 11 : m[0] == 11 ? 15 : 20;
 	if (m[0] == 20) return finished(t, fd, m, len);
@@ -238,8 +243,8 @@ static int handshake_octets(struct tls *t, int fd, const u8 *data, size_t len)
 	memmove(t->hs, t->hs + at, t->hslen -= at);
 	return 0;
 }
-/* Reads once, and gives what is whole of it to `take(arg, octets, length)`, which returns 1 where the session is over: `t` is then another
- * session's. 1: there may be more; 0: wait; -1: over, by take(); -2: closed or broken, see t->why. */
+/* Reads once and passes whole records to `take(arg, octets, length)`, which returns 1 if the session is over; `t`
+ * then belongs to another session. 1: there may be more; 0: wait; -1: over, by take(); -2: closed or broken, t->why. */
 static int tls_read(struct tls *t, int fd, int (*take)(void *, char *, int), void *arg)
 {
 	static u8 room[ROOM * 16];
@@ -256,7 +261,7 @@ static int tls_read(struct tls *t, int fd, int (*take)(void *, char *, int), voi
 		if (whole > ROOM) { t->why = "a record too long"; return -2; }
 		if (whole > have - at) break;
 		at += whole;
-		if (type == 20) continue;   /* ChangeCipherSpec means nothing any more */
+		if (type == 20) continue;   /* ChangeCipherSpec is ignored */
 		if (t->keyed && (type != DATA || (len = unseal(t, r, whole, &type)) < 0)) { t->why = "a record that can't be opened"; return -2; }
 		if (type == HANDSHAKE) { if (handshake_octets(t, fd, r + 5, len) < 0) return -2; }
 		else if (type == DATA && t->done) { if (len && take(arg, (char *)r + 5, len)) return -1; }
@@ -265,7 +270,7 @@ static int tls_read(struct tls *t, int fd, int (*take)(void *, char *, int), voi
 	if (at < have) { t->left = malloc(have - at); memcpy(t->left, room + at, t->leftlen = have - at); }
 	return again ? 0 : full;
 }
-/* Encrypts and sends: 1 all is gone, 0 the system takes no more now, -1 the connection is lost. */
+/* Encrypts and sends: 1 all is sent, 0 the socket is full, -1 the connection is lost. */
 static int tls_write(struct tls *t, int fd, const char *data, size_t len, size_t *taken)
 {
 	static u8 out[ROOM];

@@ -1,1 +1,1 @@
-"""What several commands have in common: how flags and helps are made, output, and what a command shows or serves."""
+"""What several commands share: flags and help, output, traces, sample sites."""

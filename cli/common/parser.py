@@ -1,6 +1,6 @@
-"""Make a command's parser and its help: one shape for all of them, on argparse.
+"""Make the parsers of commands and their help texts, in one form, with argparse.
 
-Shell completion is made from the same parsers, so `complete` on a flag says what kind of value it takes.
+Shell completion is made from the same parsers; `complete` tells it the kind of a flag's value.
 """
 
 import argparse
@@ -13,7 +13,16 @@ from typing import Any, NoReturn
 from popkernel.kernel.config.keys import default_of, flag_of, key_of
 from popkernel.kernel.runtime.exit_codes import EXITS
 
-__all__ = ["DIRECTORY", "FILE", "CommandParser", "Parser", "Version", "add_config_file", "add_key", "complete"]
+__all__ = [
+    "DIRECTORY",
+    "FILE",
+    "CommandParser",
+    "Parser",
+    "Version",
+    "add_config_file",
+    "add_key",
+    "complete",
+]
 
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 DIRECTORY = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
@@ -22,7 +31,7 @@ _COMPLETIONS = {"file": FILE, "directory": DIRECTORY}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with sysexits' code for wrong usage, and no guessing of shortened flags."""
+    """argparse's parser with sysexits' code for wrong usage, and without abbreviated flags."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -30,33 +39,44 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where the help is, in two lines."""
+        """Print the error and how to get help, in two lines, and exit."""
         self.exit(os.EX_USAGE, f"{self.prog}: {message}\nTry `{self.prog} --help`.\n")
 
 
 class CommandParser(Parser):
-    """The parser of a command: what it does not know it says itself, with its own help; argparse leaves that to the whole program's."""
+    """A command's parser. It reports unknown arguments itself; argparse leaves them to the main parser."""
 
     more: Callable[[], str] | None = None
-    """Makes what the help goes on with."""
+    """Makes the last part of the help."""
 
     def describe(
-        self, description: str, examples: str, exits: str = "", *, done: str = "done", codes: tuple[tuple[int, str], ...] = (),
-        files: str = "", more: Callable[[], str] | None = None,
+        self,
+        description: str,
+        examples: str,
+        exits: str = "",
+        *,
+        done: str = "done",
+        codes: tuple[tuple[int, str], ...] = (),
+        files: str = "",
+        more: Callable[[], str] | None = None,
     ) -> None:
-        """Say what the help has besides the flags.
+        """Set the parts of the help besides the flags.
 
         Args:
-            description: the first part, in lines as they are to stand.
-            examples: one a line; indentation common to all is taken off. `files` likewise.
+            description: the first part, with its line breaks.
+            examples: one a line; common indentation is removed. `files` likewise.
             exits: names of exit codes (kernel/runtime/exit_codes.py), in any order.
-            done: what 0 means.
-            codes: exit codes that mean something else here than elsewhere.
-            files: where it reads and writes, one a line.
-            more: makes what follows all that, when the help is asked for.
+            done: the meaning of 0.
+            codes: exit codes with a meaning of their own in this command.
+            files: files that it reads and writes, one a line.
+            more: makes the last part, when the help is printed.
 
         """
-        rows = [(0, done), *codes, *((row.code, row.said) for row in sorted(EXITS[exit_] for exit_ in exits.split()))]
+        rows = [
+            (0, done),
+            *codes,
+            *((row.code, row.said) for row in sorted(EXITS[exit_] for exit_ in exits.split())),
+        ]
         parts = [_part("examples", examples), "exit codes:\n" + "\n".join(_row(*row) for row in rows)]
         if files:
             parts.append(_part("files", files))
@@ -73,7 +93,7 @@ class CommandParser(Parser):
 
 
 class Version(argparse.Action):
-    """`--version`; reads the package's metadata only when asked."""
+    """`--version`: reads the package's metadata on demand only."""
 
     def __call__(self, *_parser_and_rest: Any) -> NoReturn:
         from importlib.metadata import version
@@ -86,21 +106,21 @@ def _part(title: str, lines: str) -> str:
     return f"{title}:\n" + textwrap.indent(textwrap.dedent(lines).strip(), "  ")
 
 
-def _row(code: int, said: str) -> str:
-    return textwrap.fill(f"{code:<2}  {said}", 100, initial_indent="  ", subsequent_indent=" " * 6)
+def _row(code: int, text: str) -> str:
+    return textwrap.fill(f"{code:<2}  {text}", 100, initial_indent="  ", subsequent_indent=" " * 6)
 
 
 def complete(action: argparse.Action, how: dict[str, str]) -> None:
-    """Tell shtab how to complete an option's value; it reads this attribute."""
+    """Tell shtab, which reads this attribute, how to complete an option's value."""
     action.complete = how  # type: ignore[attr-defined]
 
 
 def add_key(parser: argparse.ArgumentParser, name: str, **other: Any) -> None:
-    """Add the flag of a configuration key; `other`: what add_argument() is to be given instead of what the key says."""
+    """Add the flag of a configuration key; `other` overrides arguments of add_argument()."""
     key = key_of(name)
     rules, flag = key.metadata, key.metadata["flag"]
-    said = flag.help.format(doc=rules["doc"], default=default_of(key), low=rules["low"])
-    options: dict[str, Any] = {"dest": name, "help": said}
+    text = flag.help.format(doc=rules["doc"], default=default_of(key), low=rules["low"])
+    options: dict[str, Any] = {"dest": name, "help": text}
     if flag.counted:
         options["action"] = "count"
     elif rules["kind"] == "bool":
@@ -119,5 +139,8 @@ def add_key(parser: argparse.ArgumentParser, name: str, **other: Any) -> None:
 
 
 def add_config_file(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add `-f`. Made absolute at once: a reload reads it again, and a detached server has gone to "/"."""
-    complete(parser.add_argument("-f", dest="toml_path", type=os.path.abspath, metavar="CONFIG.toml", help=what), FILE)
+    """Add `-f`, made absolute: a reload reads the file again, and a detached server works in "/"."""
+    complete(
+        parser.add_argument("-f", dest="toml_path", type=os.path.abspath, metavar="CONFIG.toml", help=what),
+        FILE,
+    )

@@ -1,4 +1,4 @@
-"""How this program was called, so that the commands it suggests work as they are typed."""
+"""Find the name of this program by which the commands that it suggests work as typed."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ __all__ = ["as_typed"]
 
 
 def as_typed() -> str:
-    """The program's name where the shell finds this very program by it, else its path, else ``python -m popkernel``."""
+    """Return the name if the shell finds this program by it, else the path, else `python -m popkernel`."""
     called = sys.argv[0]
     name = os.path.basename(called)
     if name == "__main__.py" or not os.access(called, os.X_OK) or not os.path.isfile(called):

@@ -1,4 +1,4 @@
-"""Put a command's questions to the running server; what goes wrong becomes lines and an exit code."""
+"""Run a command against the running server, and turn errors into lines and an exit code."""
 
 import argparse
 import os
@@ -12,10 +12,10 @@ __all__ = ["with_server"]
 
 
 def with_server(options: argparse.Namespace, work: Callable[[Client], None]) -> int:
-    """Do what a command does with the server that its flags name; the exit code.
+    """Call `work` with a client of the server that the flags name. Returns the exit code.
 
     Raises:
-        ConfigError: the run directory is not to be found out, or its path is too long.
+        ConfigError: the run directory cannot be determined, or its path is too long.
 
     """
     try:

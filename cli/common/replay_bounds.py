@@ -1,4 +1,4 @@
-"""What a recording, which anybody may have sent, may cost whoever looks at it: memory, processor time, patience with a pipe."""
+"""Bound what reading a recording, made by anybody, can cost: memory, processor time, waiting for a pipe."""
 
 import contextlib
 import os
@@ -12,71 +12,76 @@ from typing import Any
 
 from popkernel.proto.trace.recording import MOST_OCTETS, RecordingError
 
-__all__ = ["DearError", "bounded", "read_file"]
+__all__ = ["TooExpensiveError", "bounded", "read_file"]
 
-MEMORY = 2 << 30  # octets of address space, beside what there is already
+MEMORY = 2 << 30  # octets of address space, beyond the present size
 SECONDS = 60  # of processor time for a recording, and
 SECONDS_MIB = 2  # more for each MiB of it
-WALL = 4  # times as long by the clock: waiting for a disk takes no processor
-PATIENCE = 60  # seconds, for what comes through a pipe
-WRITER = 2  # seconds until somebody must write into it
-_AGAIN = 10.0  # seconds: the word that it was too much may have met one who does not pass it on
+WALL = 4  # times the processor time on the clock, since waiting for a disk uses no processor
+PATIENCE = 60  # seconds to read a pipe
+WRITER = 2  # seconds until a pipe must have a writer
+_AGAIN = 10.0  # seconds until the exception is raised again, if code has swallowed it
 _ADDRESS_SPACE: int = getattr(resource, "RLIMIT_AS", resource.RLIMIT_DATA)
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # octets
 
 
-class DearError(BaseException):
-    """It takes too long. Not an Exception: code that mends what goes wrong in it must not go on."""
+class TooExpensiveError(BaseException):
+    """The time is used up. No Exception, so that code that handles errors does not go on."""
 
 
 def read_file(path: str) -> bytes:
-    """A recording's octets. RecordingError for more than one may have, and for a pipe that does not end; OSErrors as they come."""
+    """Read a recording's octets.
+
+    Raises RecordingError if there are too many, or a pipe does not end; OSError as it comes.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with open(fd, "rb", buffering=0) as file:
         found = os.fstat(fd)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError
         if stat.S_ISREG(found.st_mode):
-            _not_more(found.st_size)
+            _check_size(found.st_size)
             return file.read(MOST_OCTETS + 1)
-        return _through_pipe(fd)
+        return _read_pipe(fd)
 
 
-def _not_more(octets: int) -> None:
+def _check_size(octets: int) -> None:
     if octets > MOST_OCTETS:
         raise RecordingError(f"more than {MOST_OCTETS >> 20} MiB: too much for a recording")
 
 
-def _through_pipe(fd: int) -> bytes:
-    """It may have nobody who writes into it, or somebody who never ends."""
+def _read_pipe(fd: int) -> bytes:
+    """Read a pipe, which may have no writer, or one that never ends."""
     until, octets = time.monotonic() + PATIENCE, 0
     parts: list[bytes] = []
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     if not poll.poll(min(PATIENCE, WRITER) * 1000):
-        with contextlib.suppress(BlockingIOError):  # somebody has it open, and may write yet
+        with contextlib.suppress(BlockingIOError):  # there is a writer, which may be slow
             if not os.read(fd, 1):
-                raise RecordingError(f"a FIFO that nobody has opened to write within {WRITER} s; begin with the one who writes")
+                raise RecordingError(
+                    f"a FIFO that nobody has opened to write within {WRITER} s; begin with the writer"
+                )
     while poll.poll(max(0.0, until - time.monotonic()) * 1000):
         part = os.read(fd, _PIECE)
         if not part:
             return b"".join(parts)
         parts.append(part)
         octets += len(part)
-        _not_more(octets)
+        _check_size(octets)
     raise RecordingError(f"no file, and its end has not come within {PATIENCE} s")
 
 
 @contextlib.contextmanager
 def bounded(octets: int) -> Iterator[None]:
-    """Within, memory has an end (MemoryError) and so has time (DearError). `octets`: the file's."""
+    """Bound memory (MemoryError) and time (TooExpensiveError) inside the `with`. `octets`: of the file."""
     before = resource.getrlimit(_ADDRESS_SPACE)
     most = _size() + MEMORY
     if before[0] == resource.RLIM_INFINITY or most < before[0]:
         resource.setrlimit(_ADDRESS_SPACE, (most, before[1]))
     seconds = SECONDS + SECONDS_MIB * (octets >> 20)
-    handler = signal.signal(signal.SIGPROF, lambda *_: _dear(f"{seconds} s of processor time"))
-    waited = signal.signal(signal.SIGALRM, lambda *_: _dear(f"{WALL * seconds} s"))
+    handler = signal.signal(signal.SIGPROF, lambda *_: _too_expensive(f"{seconds} s of processor time"))
+    waited = signal.signal(signal.SIGALRM, lambda *_: _too_expensive(f"{WALL * seconds} s"))
     signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
     signal.setitimer(signal.ITIMER_REAL, WALL * seconds, _AGAIN)
     try:
@@ -89,12 +94,12 @@ def bounded(octets: int) -> Iterator[None]:
         resource.setrlimit(_ADDRESS_SPACE, before)
 
 
-def _dear(what: str) -> Any:
-    raise DearError(f"takes more than {what}")
+def _too_expensive(what: str) -> Any:
+    raise TooExpensiveError(f"takes more than {what}")
 
 
 def _size() -> int:
-    """Address space of this process, octets."""
+    """Return this process's address space in octets."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

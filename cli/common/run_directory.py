@@ -1,10 +1,11 @@
-"""Say which running server a command is for: --run-dir, or the run_dir of the configuration, or the default."""
+"""Determine which server a command is for: --run-dir, the run_dir of the configuration, or the default."""
 
 import argparse
 import os
 
 from popkernel.cli.common.parser import add_config_file, add_key
-from popkernel.kernel.config.keys import COMMAND_LINE, ConfigError, default_run_dir, run_dir_in
+from popkernel.kernel.config.keys import default_run_dir
+from popkernel.kernel.config.loading import COMMAND_LINE, ConfigError, run_dir_in
 from popkernel.proto.files.tables import Finding
 
 __all__ = ["add_which_server", "run_dir_of"]
@@ -17,14 +18,17 @@ def add_which_server(parser: argparse.ArgumentParser) -> None:
 
 
 def run_dir_of(options: argparse.Namespace) -> str:
-    """The run directory's absolute path.
+    """Return the run directory's absolute path.
 
     Raises:
-        ConfigError: the file cannot be read, or its run_dir is wrong.
+        ConfigError: the configuration cannot be read, or its run_dir is wrong.
 
     """
-    if options.run_dir == "":  # of a variable that was not set, most likely: the default would be another server
-        raise ConfigError([Finding(f"{COMMAND_LINE}: --run-dir", 0, "no name", "give one, or leave the flag out")])
+    # Most likely an unset variable: taking the default would address another server.
+    if options.run_dir == "":
+        raise ConfigError(
+            [Finding(f"{COMMAND_LINE}: --run-dir", 0, "no name", "give one, or leave the flag out")]
+        )
     if options.run_dir:
         return os.path.abspath(str(options.run_dir))
     return run_dir_in(options.toml_path) if options.toml_path else default_run_dir()

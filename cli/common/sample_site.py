@@ -1,7 +1,7 @@
-"""A whole site in one directory: certificate, tables, maildirs with sample mail, configuration.
+"""Make a whole site in one directory: certificate, tables, maildirs with sample mail, configuration.
 
-For the demo, the tests and the benchmarks. No system user is made: as root the mail belongs to free numeric uids, as an
-ordinary user everything is the caller's own.
+For the demo, the tests and the benchmarks. Creates no system user: as root, mail belongs to unused numeric
+uids; as an ordinary user, everything belongs to the caller.
 """
 
 import datetime as dt
@@ -13,17 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from popkernel.kernel.config.keys import Config, load
+from popkernel.kernel.config.keys import Config
+from popkernel.kernel.config.loading import load
 from popkernel.proto.files.tables import MailUser
 
 HOST = "127.0.0.1"
-PASSWORD = "secret"  # noqa: S105 - the demo's own, printed for everyone to try
+PASSWORD = "secret"  # noqa: S105 - of the demo, which prints it
 FIRST_UID = 64101
-"""Mail users' uids start here; the actors' are 64001 to 64003."""
-# Uids are shared out again after this many, so that a site of 10,000 users stays below 65534 (nobody) and fits into a
-# container's range of 65,536.
+"""The first uid of mail users; the actors have 64001 to 64003."""
+# Uids repeat after this many, so that a site of 10,000 users stays below 65534 (nobody), and within the
+# 65,536 uids of a container.
 _UIDS = 1000
-_FIRST_TIME = 1_700_000_000  # 2023-11-14, a fixed moment: the same site has the same UIDLs every time
+_FIRST_TIME = 1_700_000_000  # 2023-11-14: with a fixed time a site has the same UIDLs every time
 
 _WELCOME = b"""\
 From: popkernel <demo@localhost>
@@ -61,13 +62,16 @@ SAMPLE_MAIL: tuple[bytes, ...] = (
     _EIGHT_BIT,
     b"From: demo@localhost\nTo: alice@localhost\nSubject: A long line\n\n" + b"0123456789" * 2000 + b"\n",
     b"From: demo@localhost\nTo: alice@localhost\nSubject: No newline at the end\n\nThe last line has none",
-    b"From: demo@localhost\r\nTo: alice@localhost\r\nSubject: CR LF in the file\r\n\r\nAs the network sends it\r\n",
+    (
+        b"From: demo@localhost\r\nTo: alice@localhost\r\nSubject: CR LF in the file\r\n\r\n"
+        b"As the network sends it\r\n"
+    ),
 )
-"""Messages as they lie in a maildir: awkward ones, each in its own way."""
+"""Messages in the form of maildir files, each with another difficulty."""
 
 
 class Site(NamedTuple):
-    """What make_site() made."""
+    """The result of make_site()."""
 
     directory: str
     auth_table: str
@@ -90,28 +94,28 @@ def make_site(
     ports: tuple[int, int] | None = None,
     **settings: Any,
 ) -> Site:
-    """Make a site in a directory, which is made if it is not there.
+    """Make a site in a directory, which is created if needed.
 
-    As root the directory gets mode 0711 and each maildir its user's uid, from FIRST_UID on, skipping uids that exist on
-    this machine; after 1,000 users the uids repeat.
+    As root, the directory gets mode 0711, and each maildir a uid from FIRST_UID on; uids that exist on this
+    machine are skipped, and after 1,000 users the uids repeat.
 
     Args:
-        directory: absolute path; short, since the control socket lies in it (see control_path()).
-        users: password by name, or names that all have PASSWORD. One hash is made for each different password.
-        mail: messages as octets, by user; or one sequence that every user gets. Stored in ``new/``, in order.
+        directory: absolute path; short, since it holds the control socket (see control_path()).
+        users: password by name, or names that all have PASSWORD. Each different password is hashed once.
+        mail: messages as octets, by user; or one sequence for every user. Stored in `new/`, in order.
         cost: bcrypt cost, 4 to 18.
-        ports: for implicit TLS and STLS on 127.0.0.1; None picks two that are free now.
+        ports: for implicit TLS and STLS on 127.0.0.1; None for two that are free now.
         settings: further keys of the configuration, as in the TOML file.
 
     Raises:
-        OSError: something cannot be made.
-        ConfigError: ``settings`` are wrong, or the path is too long.
+        OSError: something cannot be created.
+        ConfigError: `settings` are wrong, or the path is too long.
 
     """
     passwords = dict(users) if isinstance(users, Mapping) else dict.fromkeys(users, PASSWORD)
     os.makedirs(directory, exist_ok=True)
-    # mkdtemp() gives 0700, which would keep the users from their own maildirs.
-    os.chmod(directory, 0o711)  # noqa: S103 - to be passed through, not listed
+    # mkdtemp() sets 0700, which would keep the users from their maildirs.
+    os.chmod(directory, 0o711)  # noqa: S103 - others may traverse it, not list it
     place = Paths(directory)
     mail_users = _make_maildirs(place.mail, passwords)
     for number, (name, user) in enumerate(mail_users.items()):
@@ -151,7 +155,7 @@ def make_site(
 
 
 class Paths:
-    """Where things lie in a site."""
+    """The paths in a site."""
 
     def __init__(self, directory: str) -> None:
         self.mail = os.path.join(directory, "mail")
@@ -164,7 +168,7 @@ class Paths:
 
 
 def _actor_users() -> dict[str, str]:
-    """Numeric ids for the actors as root; an ordinary user's actors have that user's anyway."""
+    """Return numeric ids for the actors, as root; as an ordinary user all actors have that user's ids."""
     if os.geteuid() != 0:
         return {}
     return {"listener_user": "64001:64001", "auth_user": "64002:64002", "mda_user": "64003:64003"}
@@ -180,7 +184,7 @@ def _mail_ids() -> Iterator[tuple[int, int]]:
 
 def _make_maildirs(base: str, names: Mapping[str, str]) -> dict[str, MailUser]:
     os.makedirs(base, exist_ok=True)
-    os.chmod(base, 0o711)  # noqa: S103 - to be passed through, not listed
+    os.chmod(base, 0o711)  # noqa: S103 - others may traverse it, not list it
     made: dict[str, MailUser] = {}
     for name, (uid, gid) in zip(names, _mail_ids(), strict=False):
         maildir = os.path.join(base, name)
@@ -193,7 +197,7 @@ def _make_maildirs(base: str, names: Mapping[str, str]) -> dict[str, MailUser]:
 
 
 def _deliver(user: MailUser, messages: Sequence[bytes], salt: int) -> None:
-    """Put messages into ``new/`` under names as the original's MDA gives them."""
+    """Put messages into `new/`, named as by the original server's delivery."""
     for number, message in enumerate(messages):
         name = f"{_FIRST_TIME + number}.{(salt << 16 | number) & 0xFFFFFFFF:08x}.localhost"
         path = os.path.join(user.maildir, "new", name)
@@ -216,20 +220,22 @@ def _write(path: str, data: bytes, mode: int) -> None:
 
 
 def _toml(values: Mapping[str, Any]) -> bytes:
-    # JSON's texts, numbers, booleans and lists of texts are TOML's too.
+    # JSON's strings, numbers, booleans and lists of strings are valid TOML.
     import json
 
     lines = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
     return lines.encode()
 
 
-def make_certificate(names: Sequence[str] = ("localhost",), *, days: int = 30, starts: int = -1) -> tuple[bytes, bytes]:
+def make_certificate(
+    names: Sequence[str] = ("localhost",), *, days: int = 30, starts: int = -1
+) -> tuple[bytes, bytes]:
     """Make a self-signed ECDSA P-256 certificate for some names, 127.0.0.1 and ::1.
 
     Args:
-        names: DNS names; the first is the subject too.
-        days: how many days from now it is valid.
-        starts: from how many days from now on.
+        names: DNS names; the first is also the subject.
+        days: days from now to its end.
+        starts: days from now to its start.
 
     Returns:
         Certificate and private key, both PEM.
@@ -258,12 +264,14 @@ def make_certificate(names: Sequence[str] = ("localhost",), *, days: int = 30, s
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return certificate.public_bytes(serialization.Encoding.PEM), private
 
 
 def free_ports() -> tuple[int, int]:
-    """Find two loopback ports that nothing listens on now; another program may still take them first."""
+    """Find two loopback ports that are free now; another program may still take them first."""
     with closing(socket.socket()) as one, closing(socket.socket()) as two:
         one.bind((HOST, 0))
         two.bind((HOST, 0))

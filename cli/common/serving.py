@@ -1,4 +1,4 @@
-"""Serve until stopped: in the foreground, or detached."""
+"""Run the service until it is stopped: in the foreground, or detached."""
 
 import contextlib
 import os
@@ -8,31 +8,43 @@ from collections.abc import Callable
 import popkernel
 from popkernel.kernel.config.keys import Config
 from popkernel.kernel.init import main
-from popkernel.kernel.init.pass_phrase import ask, file_of
-from popkernel.kernel.init.singleton_start import short_of
+from popkernel.kernel.init.pass_phrase import ask_phrase, phrase_file
+from popkernel.kernel.init.singleton_start import start_failure
 from popkernel.kernel.runtime.child_process import do_and_leave
-from popkernel.kernel.runtime.log import ERROR, say
+from popkernel.kernel.runtime.log import say
+from popkernel.proto.log_levels import ERROR
 
 
 def serve(
-    config: Config, again: Callable[[], Config] | None = None, toml_path: str | None = None, on_ready: Callable[[], None] | None = None,
+    config: Config,
+    again: Callable[[], Config] | None = None,
+    toml_path: str | None = None,
+    on_ready: Callable[[], None] | None = None,
 ) -> int:
-    """Serve; the exit code. `again` reads the configuration anew at a reload, `toml_path` is its file.
+    """Run the service. Returns the exit code.
 
-    `on_ready`: as init.run() has it, of a service in the foreground.
+    `again` reads the configuration from `toml_path` for a reload. `on_ready`: see init.run(); foreground
+    only.
     """
     try:
         return _serve(config, again, toml_path, on_ready)
-    except OSError as error:  # a process, a pipe
-        say(ERROR, short_of(error), config.log_format)
+    except OSError as error:  # no process or no pipe could be made
+        say(ERROR, "service.failed", config.log_format, error=start_failure(error))
         return os.EX_TEMPFAIL
 
 
 def _serve(
-    config: Config, again: Callable[[], Config] | None, toml_path: str | None, on_ready: Callable[[], None] | None,
+    config: Config,
+    again: Callable[[], Config] | None,
+    toml_path: str | None,
+    on_ready: Callable[[], None] | None,
 ) -> int:
-    # Asked before anything is forked: a detached service has no terminal, and the kernel may not know the phrase.
-    phrase = None if file_of(config.key_passphrase_file) else ask([(config.cert, config.key), *config.certs])
+    # Before the fork: a detached service has no terminal, and the kernel must not know the phrase.
+    phrase = (
+        None
+        if phrase_file(config.key_passphrase_file)
+        else ask_phrase([(config.cert, config.key), *config.certs])
+    )
 
     def work(on_ready: Callable[[], None] | None = None) -> int:
         return main.run(config, again or (lambda: config), popkernel.__version__, on_ready, phrase, toml_path)
@@ -41,21 +53,21 @@ def _serve(
 
 
 def _detached(config: Config, work: Callable[[Callable[[], None]], int]) -> int:
-    """Fork; this process waits for the service to be ready, or to fail, and ends with the service's exit code.
+    """Fork the service, and wait until it is ready or fails. Returns its exit code.
 
-    What the service says on standard error comes here until then, and is passed on; a log that is wanted on standard error
-    (--log stderr, into a file most likely) goes there directly, then and later.
+    Until then its standard error comes through a pipe and is passed on. With --log stderr it writes to
+    standard error, most likely a file, itself.
     """
-    said_in, said_out = os.pipe()
+    stderr_in, stderr_out = os.pipe()
     ready_in, ready_out = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(said_in)
+        os.close(stderr_in)
         os.close(ready_in)
-        do_and_leave(lambda: _be_detached(config, work, said_out, ready_out), os.EX_SOFTWARE)
-    os.close(said_out)
+        do_and_leave(lambda: _run_detached(config, work, stderr_out, ready_out), os.EX_SOFTWARE)
+    os.close(stderr_out)
     os.close(ready_out)
-    open_ends = {said_in, ready_in}
+    open_ends = {stderr_in, ready_in}
     ready = False
     while open_ends and not ready:
         for fd in select.select(list(open_ends), [], [])[0]:
@@ -67,7 +79,7 @@ def _detached(config: Config, work: Callable[[Callable[[], None]], int]) -> int:
             else:
                 open_ends.discard(fd)
     if ready:
-        while select.select([said_in], [], [], 0)[0] and (part := os.read(said_in, 4096)):
+        while select.select([stderr_in], [], [], 0)[0] and (part := os.read(stderr_in, 4096)):
             _pass_on(part)
         return os.EX_OK
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -75,19 +87,19 @@ def _detached(config: Config, work: Callable[[Callable[[], None]], int]) -> int:
 
 
 def _pass_on(part: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it: the service starts all the same
+    with contextlib.suppress(OSError):  # without a reader the service starts nevertheless
         os.write(2, part)
 
 
-def _be_detached(config: Config, work: Callable[[Callable[[], None]], int], said: int, ready: int) -> int:
-    """Be the service: a session of its own, no terminal."""
+def _run_detached(config: Config, work: Callable[[Callable[[], None]], int], stderr: int, ready: int) -> int:
+    """Run the service in a session of its own, without a terminal."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
     if config.log != "stderr":
-        os.dup2(said, 2)
-    os.close(said)
+        os.dup2(stderr, 2)
+    os.close(stderr)
     os.close(null)
     os.chdir("/")
 

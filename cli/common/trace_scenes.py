@@ -1,4 +1,7 @@
-"""Scenes of a story as text: for people, for programs (JSON lines), as a Mermaid sequence diagram. No terminal here, only its width."""
+"""Render the scenes of a story as text for people, as JSON lines, or as a Mermaid sequence diagram.
+
+Needs no terminal, only its width.
+"""
 
 import json
 import textwrap
@@ -11,10 +14,19 @@ from popkernel.proto.trace.session_names import session_name
 
 __all__ = ["HIDDEN", "Json", "Mermaid", "Pretty"]
 
-_MOST_TEXT = 60  # characters of one field's text, where people read it
+_MOST_TEXT = 60  # characters of one field, for people
 _MOST_ITEMS = 12  # of a list
-_ENDS = 26  # columns for "from → to"
-_COLOURS = {"client": 36, "listener": 32, "auth": 35, "kernel": 34, "maildir": 33, "mda": 32, "spawner": 90, "init": 90}
+_ENDS = 26  # columns of "from → to"
+_COLOURS = {
+    "client": 36,
+    "listener": 32,
+    "auth": 35,
+    "kernel": 34,
+    "maildir": 33,
+    "mda": 32,
+    "spawner": 90,
+    "init": 90,
+}
 _BAD = frozenset(
     {
         "Refused",
@@ -22,23 +34,43 @@ _BAD = frozenset(
         "Ended",
         "Restart",
         "Lost",
-        "Denied",
-        "Turned",
-        "Unready",
-        "Missing",
+        "LoginRefused",
+        "SessionRefused",
+        "MaildropUnready",
+        "MessageMissing",
         "LoginFailed",
-        "Rejected",
-        "NoMaildrop",
-        "Failed",
+        "LoginDenied",
+        "DeliveryRejected",
+        "RecipientUnknown",
+        "ActorFailed",
     }
 )
-HIDDEN = frozenset({  # for replays
-    "Settings", "State", "Decision", "Clock", "Random", "Timer", "Checked", "Full", "Unsent", "Queued", "Turn", "Known",
-})
+HIDDEN = frozenset(
+    {  # for replays
+        "Settings",
+        "State",
+        "Decision",
+        "Clock",
+        "Random",
+        "Timer",
+        "Checked",
+        "Full",
+        "Unsent",
+        "Queued",
+        "Turn",
+        "Known",
+        "TakenOver",
+        "Untrue",
+    }
+)
 _NOTES = {
-    "Began": "{peer} serves, process {pid}", "Ended": "{peer} ended: {how}", "Restart": "{peer} starts again in {seconds} s",
-    "Lease": "{user}'s maildrop: lease given to session {short}", "LeaseOver": "{user}'s maildrop: lease of session {short} is over",
-    "Refused": "{by} refused what {peer} said: {reason}", "Broke": "{peer} broke its promises: {call} would need {promise}",
+    "Began": "{peer} serves, process {pid}",
+    "Ended": "{peer} ended: {how}",
+    "Restart": "{peer} starts again in {seconds} s",
+    "Lease": "{user}'s maildrop: lease given to session {short}",
+    "LeaseOver": "{user}'s maildrop: lease of session {short} is over",
+    "Refused": "{by} refused what {peer} said: {reason}",
+    "Broke": "{peer} broke its promises: {call} would need {promise}",
     "Lost": "{frames} frames lost: they came faster than they were read",
 }
 
@@ -48,7 +80,7 @@ def _plain(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """One field's value, in one short piece without anything that could drive a terminal."""
+    """Render a field's value as one short piece, without control characters."""
     size = is_cut(value)
     if size >= 0:
         return f"<{size} octets>"
@@ -70,12 +102,14 @@ def _value(value: Any) -> str:
 def _fields(frame: Frame) -> str:
     fields = {k: v for k, v in frame.fields.items() if k != "session"}
     if frame.name in ("Typed", "Reply"):
-        return " | ".join(_said(piece) for piece in frame.fields.get("lines") or frame.fields.get("said") or ())
+        return " | ".join(
+            _line(piece) for piece in frame.fields.get("lines") or frame.fields.get("said") or ()
+        )
     return " ".join(f"{_plain(k)}={_value(v)}" for k, v in fields.items())
 
 
-def _said(piece: Any) -> str:
-    """What a client typed, or was told: a line as it is."""
+def _line(piece: Any) -> str:
+    """Render a line that a client sent or got."""
     if isinstance(piece, bytes):
         text = piece.decode("utf-8", "backslashreplace").rstrip("\r\n")
         first, *rest = text.split("\r\n")
@@ -94,20 +128,23 @@ def _note(frame: Frame) -> str:
 
 
 class Pretty:
-    """Lines for people: when, from → to, what, its fields, what it answers and how long that took."""
+    """Render lines for people: time, from → to, message, fields, the question it answers and the delay."""
 
     begin = ""
 
     def __init__(self, attached: int, *, width: int, colour: bool, ascii_only: bool) -> None:
-        """`attached`: the monotonic clock then, nanoseconds. `width`: columns, 0 for no end. `ascii_only`: no arrows."""
+        """`attached`: the monotonic clock at the start, in nanoseconds, from which times count.
+
+        `width`: columns, 0 for no limit. `ascii_only`: no arrows.
+        """
         self._attached = attached
         self._width = width
         self._colour = colour
         self._arrow, self._back, self._dot = ("->", "<-", "*") if ascii_only else ("→", "↩", "•")
         self._ascii = ascii_only
 
-    def tell(self, scene: Scene) -> str:
-        """A scene as one or more lines; "" for one that tells people nothing."""
+    def render(self, scene: Scene) -> str:
+        """Render a scene as one or more lines; "" if it is of no interest to people."""
         frame = scene.frame
         if frame.name in HIDDEN:
             return ""
@@ -115,25 +152,34 @@ class Pretty:
         session = session_name(frame.session) if frame.session else ""
         if frame.way == "note":
             head, name, rest = f"{when}  {session:<6} {self._dot} ", "", _note(frame)
-            return self._lay(head, rest, 31 if frame.name in _BAD else 90, frame)
+            return self._layout(head, rest, 31 if frame.name in _BAD else 90, frame)
         ends = f"{_plain(frame.source)} {self._arrow} {_plain(frame.target)}"
-        name = f"{frame.name:<10}"
+        name = f"{frame.name:<16}"
         tail = f"{frame.octets} octets" if frame.octets else ""
         if scene.question:
             tail += f"  {self._back} {scene.question} {_duration(scene.took)}"
         rest = "  ".join(part for part in (f"{name} {_fields(frame)}", tail) if part.strip())
-        return self._lay(
-            f"{when}  {session:<6} {ends:<{_ENDS}} ", rest, _COLOURS.get(frame.source.partition(".")[0].partition("~")[0], 39), frame
+        return self._layout(
+            f"{when}  {session:<6} {ends:<{_ENDS}} ",
+            rest,
+            _COLOURS.get(frame.source.partition(".")[0].partition("~")[0], 39),
+            frame,
         )
 
-    def _lay(self, head: str, rest: str, colour: int, frame: Frame) -> str:
+    def _layout(self, head: str, rest: str, colour: int, frame: Frame) -> str:
         text = head + rest
         if self._ascii:
             text = text.encode("ascii", "backslashreplace").decode()
         if self._width and len(text) > self._width:
             indent = " " * (14 if self._width > 40 else 2)
             text = "\n".join(
-                textwrap.wrap(text, max(20, self._width), subsequent_indent=indent, drop_whitespace=False, break_on_hyphens=False)
+                textwrap.wrap(
+                    text,
+                    max(20, self._width),
+                    subsequent_indent=indent,
+                    drop_whitespace=False,
+                    break_on_hyphens=False,
+                )
             ).rstrip()
         if not self._colour:
             return text.rstrip()
@@ -149,7 +195,7 @@ def _duration(nanoseconds: int) -> str:
 
 
 class Json:
-    """One JSON object a line, everything in it."""
+    """Render one JSON object a line, with all fields."""
 
     begin = end = ""
 
@@ -157,8 +203,8 @@ class Json:
         self._attached = attached
         self._hidden = hidden
 
-    def tell(self, scene: Scene) -> str:
-        """A scene as one line; "" for what only a replay needs."""
+    def render(self, scene: Scene) -> str:
+        """Render a scene as one line; "" if only a replay needs it."""
         f = scene.frame
         if f.name in self._hidden:
             return ""
@@ -171,7 +217,10 @@ class Json:
             "name": f.name,
             "session": session_name(f.session) if f.session else None,
             "octets": f.octets,
-            "fields": {k: session_name(v) if k == "session" and isinstance(v, int) else v for k, v in f.fields.items()},
+            "fields": {
+                k: session_name(v) if k == "session" and isinstance(v, int) else v
+                for k, v in f.fields.items()
+            },
         }
         if scene.question:
             row |= {"answers": scene.question, "took_seconds": scene.took / 1e9}
@@ -179,12 +228,12 @@ class Json:
 
 
 def _octets(value: Any) -> str:
-    """JSON has no octets: text, with escapes for what is no UTF-8."""
+    """Turn octets, for which JSON has no form, into text with escapes."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else repr(value)
 
 
 class Mermaid:
-    """A sequence diagram, https://mermaid.js.org/syntax/sequenceDiagram.html."""
+    """Render a sequence diagram, https://mermaid.js.org/syntax/sequenceDiagram.html."""
 
     begin = "sequenceDiagram"
     end = ""
@@ -192,22 +241,28 @@ class Mermaid:
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    def tell(self, scene: Scene) -> str:
-        """A scene as a line of the diagram, with a new participant's before it."""
+    def render(self, scene: Scene) -> str:
+        """Render a scene as a line of the diagram, after lines for new participants."""
         frame = scene.frame
         if frame.name in HIDDEN:
             return ""
         if frame.way == "note":
             about = frame.peer or frame.actor
-            return "\n".join([*self._meet(about), f"    Note over {_id(about)}: {_mermaid(_note(frame))}"]) if about else ""
+            return (
+                "\n".join(
+                    [*self._participant(about), f"    Note over {_id(about)}: {_mermaid(_note(frame))}"]
+                )
+                if about
+                else ""
+            )
         text = f"{frame.name} {_fields(frame)}".strip()
         if scene.question:
             text += f" ({_duration(scene.took)})"
         arrow = "-->>" if scene.question else "->>"
-        lines = [*self._meet(frame.source), *self._meet(frame.target)]
+        lines = [*self._participant(frame.source), *self._participant(frame.target)]
         return "\n".join([*lines, f"    {_id(frame.source)}{arrow}{_id(frame.target)}: {_mermaid(text)}"])
 
-    def _meet(self, name: str) -> list[str]:
+    def _participant(self, name: str) -> list[str]:
         if name in self._known:
             return []
         self._known.add(name)
@@ -219,6 +274,10 @@ def _id(name: str) -> str:
 
 
 def _mermaid(text: str) -> str:
-    """Mermaid ends a statement at `;` and begins a comment or an entity with `#`; "end" alone it takes for a word of its own."""
-    text = text.replace("#", "#35;").replace(";", "#59;") if "#" not in text else text.replace(";", ",").replace("#", "")
+    """Replace what Mermaid would interpret: `;` ends a statement, `#` begins a comment or an entity."""
+    text = (
+        text.replace("#", "#35;").replace(";", "#59;")
+        if "#" not in text
+        else text.replace(";", ",").replace("#", "")
+    )
     return text.replace("<", "(").replace(">", ")").replace("\n", " ")[:160]

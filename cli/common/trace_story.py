@@ -1,7 +1,10 @@
-"""Many actors' frames as one story: in order, each message once, each answer beside its question. No terminal and no clock here.
+"""Merge the frames of many actors into one story: in order, each message once, answers with their questions.
 
-A message is seen twice where both its ends are watched: the receiver's "in" tells it; the sender's "out" stands in where that does
-not come. An answer is what the topology table says answers; its question is the oldest of that session that still waits.
+Needs no terminal and no clock.
+
+If both ends of a message are traced, it comes twice: the receiver's "in" is shown, or the sender's "out" if
+no "in" comes. The topology table says which messages answer which; an answer belongs to the session's oldest
+open question.
 """
 
 import heapq
@@ -14,15 +17,16 @@ from popkernel.proto.trace.recording import Frame
 
 __all__ = ["Scene", "Story"]
 
-HOLD = 60_000_000  # nanoseconds a frame waits for earlier ones of other actors
-_REMEMBERED = 2000  # messages told by their sender's "out", and questions that wait
+HOLD = 60_000_000  # nanoseconds that a frame waits for earlier ones of other actors
+_REMEMBERED = 2000  # messages shown by their "out", and open questions
 _ANSWERS = {(e.source, e.target): e.answers for e in EDGES if e.answers}
-_ONE_AT_A_TIME = frozenset({"Login", "Awaiting"})  # a session has one of these under way, and may never hear of an earlier one
+# A session has at most one of these open, and may never see an answer to an earlier one.
+_ONE_AT_A_TIME = frozenset({"LoginRequest", "LoginStarted"})
 _KEYS = ("request", "delivery", "session")
 
 
 class Scene(NamedTuple):
-    """A frame of the story. `question` and `took` (nanoseconds) where it answers one."""
+    """A frame of the story. `question` and `took` (nanoseconds): the message it answers, and the delay."""
 
     frame: Frame
     question: str = ""
@@ -33,22 +37,22 @@ class _Question(NamedTuple):
     name: str
     time: int
     answers: tuple[str, ...]
-    last: int  # the number of the last message that is asked for, 0 where that is not how it is answered
+    last: int  # number of the last mail message asked for; 0 if the answers do not count them
 
 
 class Story:
-    """Put frames in with `add`, take what is ready out with `tell`."""
+    """Sort and match frames: put them in by `add`, take scenes out by `ready`."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Frame]] = []
         self._count = 0
-        self._ins: OrderedDict[Any, int] = OrderedDict()  # messages that wait in the heap as "in"
-        self._outs: OrderedDict[Any, int] = OrderedDict()  # messages already told by their "out"
+        self._ins: OrderedDict[Any, int] = OrderedDict()  # messages in the heap as "in"
+        self._outs: OrderedDict[Any, int] = OrderedDict()  # messages already shown by their "out"
         self._questions: dict[Any, deque[_Question]] = {}
         self._latest = 0
 
     def add(self, frame: Frame) -> None:
-        """A frame as it came."""
+        """Add a frame, in the order of arrival."""
         time = frame.time or self._latest
         self._latest = max(self._latest, time)
         if frame.way == "in":
@@ -57,19 +61,19 @@ class Story:
         self._count += 1
         heapq.heappush(self._heap, (time, self._count, frame))
 
-    def tell(self, now: int | None = None) -> Iterator[Scene]:
-        """All that is older than the time to wait, `now` being the monotonic clock in nanoseconds; all there is, for None."""
+    def ready(self, now: int | None = None) -> Iterator[Scene]:
+        """Yield the scenes that need wait no longer at `now` (monotonic clock, nanoseconds); all for None."""
         while self._heap and (now is None or self._heap[0][0] + HOLD <= now):
             frame = heapq.heappop(self._heap)[2]
-            if self._is_told(frame):
+            if self._is_double(frame):
                 continue
             if frame.way == "note":
                 yield Scene(frame)
             else:
-                yield self._answered(frame)
+                yield self._matched(frame)
 
-    def _is_told(self, frame: Frame) -> bool:
-        """Whether the other end's frame tells this message."""
+    def _is_double(self, frame: Frame) -> bool:
+        """Say whether the frame of the other end shows this message."""
         if frame.way == "in":
             key = _key(frame)
             _take(self._ins, key)
@@ -83,7 +87,8 @@ class Story:
                 self._outs.popitem(last=False)
         return False
 
-    def _answered(self, frame: Frame) -> Scene:
+    def _matched(self, frame: Frame) -> Scene:
+        """Make the scene, with the question that it answers; remember a new question."""
         source, target = _row(frame.source), _row(frame.target)
         about = next((frame.fields[k] for k in _KEYS if k in frame.fields), frame.session)
         waiting = self._questions.get((frame.target, frame.source, about))
@@ -100,7 +105,11 @@ class Story:
             if frame.name in _ONE_AT_A_TIME:
                 queue.clear()
             fields = frame.fields
-            last = fields.get("first", 0) + fields.get("many", 0) - 1 if frame.name == "Retrieve" else fields.get("number", 0)
+            last = (
+                fields.get("first", 0) + fields.get("many", 0) - 1
+                if frame.name == "Retrieve"
+                else fields.get("number", 0)
+            )
             queue.append(_Question(frame.name, frame.time, expected, last))
             if len(self._questions) > _REMEMBERED:
                 del self._questions[next(iter(self._questions))]
@@ -108,14 +117,14 @@ class Story:
 
 
 def _is_last(frame: Frame, last: int) -> bool:
-    """Whether nothing more answers that question."""
+    """Say whether this is the last answer to the question."""
     fields = frame.fields
-    if frame.name == "Mail" and last:
+    if frame.name == "MailContent" and last:
         parts = fields.get("parts", [])
         return any(parts[i] >= last and parts[i + 3] == 1 for i in range(0, len(parts) - 3, 4))
-    if frame.name == "Missing" and last:
+    if frame.name == "MessageMissing" and last:
         return bool(fields.get("number", last) >= last)
-    if frame.name == "Accepted":
+    if frame.name == "DeliveryAccepted":
         return True
     return bool(fields.get("last", True))
 
@@ -125,7 +134,7 @@ def _key(frame: Frame) -> Any:
 
 
 def _take(counts: "OrderedDict[Any, int]", key: Any) -> bool:
-    """One less of it; False where there was none."""
+    """Decrease a count; False if there is none."""
     if key not in counts:
         return False
     counts[key] -= 1

@@ -1,1 +1,1 @@
-"""The configuration: keys, values, TOML, addresses, user table."""
+"""Read and check the configuration: keys, values, TOML, addresses, user table."""

@@ -1,4 +1,4 @@
-"""Addresses to listen on: numeric, never looked up, in one canonical form."""
+"""Parse addresses to listen on: numeric ones, never looked up, into a canonical form."""
 
 import re
 import socket
@@ -6,28 +6,27 @@ from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 POP3S_PORT = 995
-"""Implicit TLS (RFC 8314 section 3.1)."""
+"""POP3 with implicit TLS (RFC 8314 section 3.1)."""
 POP3_PORT = 110
-"""POP3 with STLS (RFC 1939, RFC 2595)."""
+"""POP3 with STLS (RFC 1939 section 3, RFC 2595 section 4)."""
 LMTP_PORT = 24
-"""LMTP has no port of its own; RFC 2033 rules out 25, and mail servers commonly take 24."""
+"""LMTP has no port of its own: RFC 2033 section 1 rules out 25, and mail servers commonly use 24."""
 
 
 class Address(NamedTuple):
-    """A numeric address and port to listen on; str() gives the canonical ``ADDR:PORT`` or ``[ADDR6]:PORT``."""
+    """A numeric address and port to listen on; str() gives the canonical `ADDR:PORT` or `[ADDR6]:PORT`."""
 
     host: str
-    """Canonical IPv4 or IPv6 address, the latter without brackets, perhaps with ``%zone``."""
+    """Canonical IPv4 or IPv6 address, the latter without brackets, perhaps with `%zone`."""
     port: int
-    """0 to 65535; 0 leaves the choice to the system."""
+    """0 to 65535; at 0 the system chooses."""
 
     @classmethod
     def parse(cls, text: str, default_port: int) -> "Address":
-        """Read ``ADDR``, ``ADDR:PORT``, ``[ADDR6]``, ``[ADDR6]:PORT`` or a bare IPv6 address.
+        """Parse `ADDR`, `ADDR:PORT`, `[ADDR6]`, `[ADDR6]:PORT` or a bare IPv6 address.
 
         Raises:
-            ValueError: with a text for people, when it is none of these; names are never looked up.
-
+            ValueError: it is none of these; the text is for people.
         """
         bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text, re.DOTALL)
         if bracketed:
@@ -42,12 +41,12 @@ class Address(NamedTuple):
 
     @property
     def family(self) -> socket.AddressFamily:
-        """AF_INET or AF_INET6."""
+        """Return AF_INET or AF_INET6."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only this machine can reach the address."""
         return self.host == "::1" or self.host.startswith("127.")
 
     def __str__(self) -> str:
@@ -55,7 +54,7 @@ class Address(NamedTuple):
 
 
 def _numeric(host: str, text: str) -> str:
-    """Bring an address to its canonical form."""
+    """Return the address `host` in canonical form; `text` is for the error."""
     bare, percent, zone = host.partition("%")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     try:
@@ -69,7 +68,10 @@ def _numeric(host: str, text: str) -> str:
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         raise ValueError(f"{text!r} is an IPv4 address written as IPv6; write {found.ipv4_mapped}")
     if found.is_link_local and family == socket.AF_INET6 and not percent:
-        raise ValueError(f"{text!r} is link-local, one on each interface; name the interface, for example [{canonical}%eth0]")
+        raise ValueError(
+            f"{text!r} is link-local, one on each interface; "
+            f"name the interface, for example [{canonical}%eth0]"
+        )
     if found.is_multicast or canonical == "255.255.255.255":
         raise ValueError(f"{text!r} is an address of many machines; write one of this machine's own")
     return canonical + percent + zone

@@ -1,7 +1,7 @@
-"""Read a file that an operator names: only a regular one, without waiting for anybody, and not without end.
+"""Read a file that the operator names: only a regular file, without blocking, up to a number of octets.
 
-A FIFO waits for a writer when it is opened, and a device may do anything. So the kind is looked at before the file is opened, and once
-more after that, for another may have taken its place meanwhile.
+Opening a FIFO waits for a writer, and opening a device may have effects. So the file's type is checked before
+it is opened, and again afterwards, since another file may have replaced it in between.
 """
 
 import errno
@@ -14,15 +14,26 @@ from popkernel.proto.files.tables import Finding
 __all__ = ["UnreadableError", "open_regular", "read_named", "read_regular"]
 
 _KINDS = {
-    stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _PIECE = 1 << 20  # octets
-_NAMED = {"auth_table": "auth_table (-a)", "user_table": "user_table (-u)", "cert": "cert (-c) or certs", "key": "key (-k) or certs"}
+_NAMED = {
+    "auth_table": "auth_table (-a)",
+    "user_table": "user_table (-u)",
+    "cert": "cert (-c) or certs",
+    "key": "key (-k) or certs",
+}
 
 
 class UnreadableError(Exception):
-    """A file of the configuration cannot be read. `finding`: with the key that names it; `code`: sysexits(3)."""
+    """A file of the configuration cannot be read.
+
+    `finding` names the file and the key that gives it; `code` is one of sysexits(3).
+    """
 
     def __init__(self, finding: Finding, code: int) -> None:
         super().__init__(str(finding))
@@ -31,11 +42,11 @@ class UnreadableError(Exception):
 
 
 def open_regular(path: str) -> int:
-    """Open a file for reading; its descriptor, the caller's to close.
+    """Open a file for reading, and return its descriptor, which the caller closes.
 
     Raises:
-        OSError: it is not there, or not readable, or no regular file; `strerror` says so, to stand behind the path and before the mend.
-
+        OSError: it does not exist, is not readable, or is no regular file. `strerror` is a text to put
+            between the path and the mend.
     """
     _must_be_regular(os.stat(path), path)
     fd = os.open(path, _OPEN)
@@ -48,15 +59,10 @@ def open_regular(path: str) -> int:
 
 
 def read_regular(path: str, most: int) -> bytes:
-    """Read the whole of a file.
-
-    Args:
-        path: as the operator named it.
-        most: octets it may have.
+    """Read a whole file of at most `most` octets.
 
     Raises:
-        OSError: as of open_regular(), or it has more octets (EFBIG), or the disk does not give them.
-
+        OSError: as of open_regular(); it has more octets (EFBIG); or reading fails.
     """
     fd = open_regular(path)
     parts: list[bytes] = []
@@ -73,11 +79,10 @@ def read_regular(path: str, most: int) -> bytes:
 
 
 def read_named(key: str, path: str, most: int) -> bytes:
-    """Read the file that a key of the configuration names; what is wrong is said in the same words by start, reload and `check`.
+    """Read the file that `key` of the configuration names, for start, reload and `check`.
 
     Raises:
-        UnreadableError: as read_regular() raises OSError.
-
+        UnreadableError: where read_regular() raises OSError.
     """
     try:
         return read_regular(path, most)

@@ -1,4 +1,4 @@
-"""A TOML file, read with the line of each fault: tomllib stops at the first, and does not tell where a key stands."""
+"""Read a TOML file, and find the lines of all faults and keys: tomllib stops at the first fault."""
 
 import re
 import tomllib
@@ -9,13 +9,16 @@ from popkernel.proto.files.tables import Finding
 
 __all__ = ["line_of", "read_toml"]
 
-_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Duplicate")  # tomllib's words
+_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Duplicate")  # of tomllib's errors
 _MOST_ERRORS = 20
 _MOST_OCTETS = 1 << 20
 
 
 def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
-    """Text, values, and what is wrong with the file; a line that is no TOML is left out, and the rest read on."""
+    """Return the file's text, its values, and a finding for each fault.
+
+    A line that is no TOML is left out, and the rest is read; at most 20 faults are found.
+    """
     findings: list[Finding] = []
     try:
         text = read_regular(path, _MOST_OCTETS).decode("utf-8")
@@ -30,10 +33,14 @@ def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
         try:
             return text, tomllib.loads("\n".join(lines)), findings
         except tomllib.TOMLDecodeError as error:
-            said = str(error)
-            place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", said)
-            number = int(place[1]) if place and place[1] else len(lines) - lines[::-1].index(next(filter(str.strip, reversed(lines)), ""))
-            what = said[: place.start()] if place else said
+            message = str(error)
+            place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", message)
+            number = (
+                int(place[1])
+                if place and place[1]
+                else len(lines) - lines[::-1].index(next(filter(str.strip, reversed(lines)), ""))
+            )
+            what = message[: place.start()] if place else message
             mend = "write it as TOML: key = value, texts in quotes"
             if what.startswith(_TWICE):
                 what, mend = "this is given twice", "remove one of the two"
@@ -45,7 +52,7 @@ def read_toml(path: str) -> tuple[str, dict[str, Any], list[Finding]]:
 
 
 def line_of(text: str, name: str) -> int:
-    """Find the line a top-level key or table stands on: tomllib does not tell."""
+    """Return the line number of a top-level key or table, 1 if it is not found."""
     quoted = re.escape(name)
     found = re.search(rf"^[ \t]*\[*[ \t]*[\"']?{quoted}[\"']?[ \t]*[=.\]]", text, re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1

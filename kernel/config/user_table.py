@@ -1,6 +1,7 @@
-"""The user table: one judge of it for the start, a reload and whoever else looks at it.
+"""Read and check the user table, for start, reload and commands.
 
-The kernel opens no file of it. A child of init's reads it (kernel/init/inputs.py), and the kernel is handed a descriptor of what was read.
+The kernel does not open the table's file: a child of init reads it (kernel/init/inputs.py), and the kernel
+gets a descriptor of a copy in memory.
 """
 
 import os
@@ -9,15 +10,15 @@ from popkernel.kernel.config.regular_files import UnreadableError, read_named
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.files.tables import MAX_TABLE, MailUser, parse_users
 
-__all__ = ["NoTableError", "code_of", "handed_over", "judge", "read_table", "read_users", "roots_of"]
+__all__ = ["NoTableError", "exit_code", "read_descriptor", "read_table", "read_users", "roots_of", "users_of"]
 
 _MOST_ROOTS = 200  # directories that the spawner unveils
-_MOST_OCTETS = 100_000  # characters of them all: they travel in one message
+_MOST_OCTETS = 100_000  # characters of these directories together: one message carries them
 _PIECE = 1 << 20  # octets
 
 
 class NoTableError(ValueError):
-    """The user table is not there, or is not readable. `code`: sysexits(3)."""
+    """The user table does not exist, or is not readable. `code`: sysexits(3)."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -25,15 +26,23 @@ class NoTableError(ValueError):
 
 
 def read_table(path: str) -> bytes:
-    """What the file holds; NoTableError where it can't be read."""
+    """Return the table's octets.
+
+    Raises:
+        NoTableError: the file can't be read.
+    """
     try:
         return read_named("user_table", path, MAX_TABLE)
     except UnreadableError as error:
         raise NoTableError(str(error), error.code) from None
 
 
-def handed_over(fd: int) -> bytes:
-    """What was read of the table, from the memory that it was put into; closes the descriptor. OSError where there is no memory."""
+def read_descriptor(fd: int) -> bytes:
+    """Return the table's octets from the descriptor of its copy in memory, and close it.
+
+    Raises:
+        OSError: there is no memory.
+    """
     parts: list[bytes] = []
     try:
         while part := os.pread(fd, _PIECE, sum(map(len, parts))):
@@ -43,8 +52,12 @@ def handed_over(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def judge(data: bytes, path: str, subdir: str) -> dict[str, MailUser]:
-    """The users of a table. ValueError, with every finding a line, for one that can't be used."""
+def users_of(data: bytes, path: str, subdir: str) -> dict[str, MailUser]:
+    """Return the users of a table, given its octets, its path and the configured subdirectory of maildirs.
+
+    Raises:
+        ValueError: the table has faults; its text has a line for each of the first 20.
+    """
     users, findings = parse_users(data, path, subdir)
     if findings:
         raise ValueError("\n".join(map(str, findings[:20])))
@@ -52,17 +65,24 @@ def judge(data: bytes, path: str, subdir: str) -> dict[str, MailUser]:
 
 
 def read_users(path: str, subdir: str) -> dict[str, MailUser]:
-    """Read and judge. ValueError as of read_table() and judge()."""
-    return judge(read_table(path), path, subdir)
+    """Read a table, and return its users.
+
+    Raises:
+        ValueError: as of read_table() and users_of().
+    """
+    return users_of(read_table(path), path, subdir)
 
 
-def code_of(error: ValueError) -> int:
-    """What a start ends with, or a reload, for what was raised here; sysexits(3)."""
+def exit_code(error: ValueError) -> int:
+    """Return the exit code, of sysexits(3), for an error of this module."""
     return error.code if isinstance(error, NoTableError) else EXITS["data"].code
 
 
 def roots_of(users: dict[str, MailUser]) -> list[bytes]:
-    """A few directories under which all maildirs lie: their parents, or the parents' parents, as many as make them few."""
+    """Return at most 200 directories that all maildirs lie under.
+
+    These are the maildirs' parents or, where those are too many, the directories one or more levels above.
+    """
     roots = {os.path.dirname(u.maildir) for u in users.values()}
     while len(roots) > _MOST_ROOTS or sum(map(len, roots)) > _MOST_OCTETS:
         roots = {os.path.dirname(r) for r in roots}

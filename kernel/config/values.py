@@ -1,6 +1,7 @@
-"""One value of the configuration, by its kind: what is taken, and how it is kept. What is given may be of any type, as TOML has it.
+"""Check and convert one value of the configuration, by its key's kind.
 
-Each check raises ValueError, "what is wrong; how to mend it".
+A value may be of any type that TOML has. Each check returns the value as Config keeps it, or raises
+ValueError with "what is wrong; how to mend it".
 """
 
 import os
@@ -15,11 +16,10 @@ __all__ = ["checked"]
 
 
 def checked(value: Any, rules: Mapping[str, Any]) -> Any:
-    """Check a value given for a key; `rules`: the key's metadata, of which `kind` says which check it is.
+    """Check and convert a value for a key; `rules` is the key's metadata, whose `kind` names the check.
 
     Raises:
-        ValueError: "what is wrong; how to mend it", the second part not always.
-
+        ValueError: "what is wrong; how to mend it", sometimes without the second part.
     """
     return _CHECKS[rules["kind"]](value, rules)
 
@@ -51,12 +51,14 @@ def _take_path(value: Any, _rules: Mapping[str, Any]) -> str:
 def _take_subdir(value: Any, _rules: Mapping[str, Any]) -> str:
     path = _text(value)
     if path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"{path!r} is no subdirectory; write it relative to the user's directory, without `..`")
+        raise ValueError(
+            f"{path!r} is no subdirectory; write it relative to the user's directory, without `..`"
+        )
     return path.strip("/")
 
 
 def _bare(value: Any) -> str:
-    """The mend of a value in quotes, where it has them."""
+    """Return the end of a mend for a value that wrongly stands in quotes."""
     return ", without quotes" if isinstance(value, str) else ""
 
 
@@ -69,13 +71,17 @@ def _take_int(value: Any, rules: Mapping[str, Any]) -> int:
 
 def _take_bool(value: Any, _rules: Mapping[str, Any]) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false; write one of the two{_bare(value)}")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f"{value!r} is neither true nor false; write one of the two{_bare(value)}"
+        )
     return value
 
 
 def _take_choice(value: Any, rules: Mapping[str, Any]) -> str:
     if value not in rules["choices"]:
-        raise ValueError(f"{value!r} is not known; write one of " + ", ".join(f'"{c}"' for c in rules["choices"]))
+        raise ValueError(
+            f"{value!r} is not known; write one of " + ", ".join(f'"{c}"' for c in rules["choices"])
+        )
     return str(value)
 
 
@@ -99,7 +105,9 @@ def _take_hostname(value: Any, _rules: Mapping[str, Any]) -> str:
 def _take_addresses(value: Any, rules: Mapping[str, Any]) -> tuple[Address, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
-        raise ValueError(f'{value!r} is no list of addresses; write ["192.0.2.1:{rules["low"]}"]')  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f'{value!r} is no list of addresses; write ["192.0.2.1:{rules["low"]}"]'
+        )
     return tuple(Address.parse(_text(text), rules["low"]) for text in texts)
 
 
@@ -142,18 +150,19 @@ def _take_networks(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(networks)
 
 
-def _take_domains(value: Any, _rules: Mapping[str, Any]) -> tuple[str, ...]:
-    domains = []
-    for text in _texts(value, "example.org"):
-        domain = _text(text).lower().rstrip(".")
-        if "@" in domain or re.search(r"\s", domain):
-            raise ValueError(f"{text!r} is no domain; write example.org")
-        domains.append(domain)
-    return tuple(domains)
+def _take_domains(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_take_domain(text, rules) for text in _texts(value, "example.org"))
+
+
+def _take_domain(value: Any, _rules: Mapping[str, Any]) -> str:
+    domain = _text(value).lower().rstrip(".")
+    if "@" in domain or re.search(r"\s", domain):
+        raise ValueError(f"{value!r} is no domain; write example.org")
+    return domain
 
 
 def _take_quota(value: Any, _rules: Mapping[str, Any]) -> str:
-    """Give a quota as the first line of Maildir++'s maildirsize has it: `1073741824S,5000C`; "" for none."""
+    """Return a quota as in the first line of Maildir++'s maildirsize: `1073741824S,5000C`; "" for none."""
     if value in ("", "none"):
         return ""
     parts = []
@@ -164,6 +173,16 @@ def _take_quota(value: Any, _rules: Mapping[str, Any]) -> str:
         number = int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
         parts.append(f"{number}{found[3] or 'S'}")
     return ",".join(parts)
+
+
+def _take_size(value: Any, _rules: Mapping[str, Any]) -> str:
+    """Return a size in octets, as a text; "" for none."""
+    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", value) if isinstance(value, str) else None
+    if value == "":
+        return ""
+    if found is None:
+        raise ValueError(f'{value!r} is no size; write "500M", "2G", or "0" for none')
+    return str(int(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def _take_quotas(value: Any, rules: Mapping[str, Any]) -> tuple[str, ...]:
@@ -189,9 +208,11 @@ _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "addresses": _take_addresses,
     "users": _take_users,
     "separators": _take_separators,
+    "domain": _take_domain,
     "domains": _take_domains,
     "certs": _take_certs,
     "networks": _take_networks,
     "quota": _take_quota,
     "quotas": _take_quotas,
+    "size": _take_size,
 }

@@ -1,1 +1,1 @@
-"""What the kernel decides, sans I/O: leases, deliveries, misbehaviour."""
+"""Make the kernel's decisions, sans I/O: leases, deliveries, recipients."""

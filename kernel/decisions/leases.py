@@ -1,7 +1,8 @@
-"""What the kernel decides, as a function of what it is told: leases, sessions, maildir actors, restarts. Sans I/O.
+"""Decide about leases, sessions, maildir actors and restarts, sans I/O.
 
-Each method takes a message or an event and returns what is to be done, a list of effects (effects.py); kernel/supervisor does it.
-No clock, no descriptors, no processes here: replay feeds this the same events and compares the same effects.
+Each method takes a message or an event and returns a list of actions (actions.py), which kernel/supervisor
+carries out. There is no clock, no descriptor and no process here, so a replay feeds it the recorded events
+and compares its actions with the recorded ones.
 """
 
 from collections import deque
@@ -9,212 +10,312 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import NamedTuple
 
-from popkernel.kernel.decisions.effects import Effect, Forget, Full, Join, Kill, Line, Restart, Rouse, Send, Spawn, Suspect
+from popkernel.kernel.decisions.actions import (
+    Action,
+    Forget,
+    Full,
+    Join,
+    Kill,
+    Restart,
+    Rouse,
+    Send,
+    Spawn,
+    Suspect,
+    WriteLog,
+)
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
+from popkernel.proto.log_levels import DEBUG, ERROR, WARNING
 
-__all__ = ["Core", "Effect", "Forget", "Full", "Join", "Kill", "Line", "Restart", "Rouse", "Send", "Settings", "Spawn", "Suspect"]
+__all__ = ["Core", "Settings"]
 
-_QUIT_SECONDS = 30  # that an actor may say nothing whose session's client has gone: a slow disk may be busy with its QUIT
-_MOST_AWAITING = 100_000  # logins under way: a listener that goes on announcing must not fill this memory
+# an actor whose session's client has gone may stay silent so long: a slow disk may be busy with its QUIT
+_QUIT_SECONDS = 30
+_MOST_AWAITING = 100_000  # logins under way: a listener that announces without end must not fill the memory
+_GROWTH = 1 << 20  # octets by which an actor must have grown to count as larger than the others
+_COPIED = 1 << 19  # octets of inherited pages that such an actor has copied in addition: no peak has them
+_LARGE = 8  # an actor that has grown by this part of the budget, as a divisor, is not kept warm
 
 
 class Settings(NamedTuple):
-    """What of the configuration decides. Seconds."""
+    """Hold the configuration that the decisions need. Times are in seconds."""
 
-    warm_seconds: float = 60.0
-    warm_max: int = 500
+    warm_seconds: float = 3600.0
+    warm_octets: int = 1 << 30  # octets that idle actors may have together
+    warm_max: int = 1 << 30  # idle actors; fewer if there may be few processes
     park_seconds: int = 30  # 0: never
-    crowd: int = 1000  # maildir actors beyond which sessions are parked after a second of silence
+    # with so many busy actors one second of silence parks a session; from half as many, park_seconds falls.
+    # With more sessions than that, an actor whose session is parked is not kept warm.
+    crowd: int = 1000
     restart_intensity: int = 5
     restart_seconds: float = 30.0
     login_delay: int = 0  # seconds between two logins of one user (RFC 2449 section 6.5)
 
 
 class Key(NamedTuple):
-    """A session: the listener's name and that listener's number for it."""
+    """Name a session: the listener, and that listener's number for the session."""
 
     listener: str
     session: int
 
 
 class Maildir:
-    """What the kernel knows of a user's maildir actor."""
+    """Hold the kernel's knowledge of a user's maildir actor."""
 
-    __slots__ = ("key", "name", "parks", "retiring", "row", "stale", "user", "waiting")
+    __slots__ = ("grown", "key", "name", "parks", "retiring", "row", "stale", "user", "waiting")
 
     def __init__(self, user: str, row: MailUser) -> None:
         self.user = user
-        self.row = row  # as it was when it was forked
+        self.row = row  # the user table's, at its fork
         self.name = f"maildir.{user}"
         self.key: Key | None = None  # the session that holds the lease
-        self.parks = 0.0  # before then it can't have been silent long enough to be parked
-        self.retiring = False  # told to go: the next session waits for its end
-        self.stale = False  # older than the user table: to go as soon as its session is over
-        self.waiting: Key | None = None  # the session that gets the maildrop once its last one, or this actor, has ended
+        self.grown = 0  # octets that it has more than others, for a large mailbox
+        self.parks = 0.0  # before this time its session can't have been silent long enough to be parked
+        self.retiring = False  # told to end: the next session waits for that
+        self.stale = False  # older than the user table: retired as soon as its session is over
+        # the session that gets the maildrop once its last one, or this actor, has ended
+        self.waiting: Key | None = None
 
 
 class Core:
-    """The kernel's state. `now` arguments are monotonic seconds."""
+    """Keep the kernel's state. `now` arguments are monotonic seconds."""
 
-    # Users whose session was handed back by an actor whose maildir had moved, and has neither slept nor ended since.
-    handed: frozenset[str] = frozenset()  # here: recordings of before have none
+    # Users whose session was handed back by an actor whose maildir had moved, and was neither parked nor
+    # ended since. A class attribute, for older recordings of the state lack it.
+    handed: frozenset[str] = frozenset()
 
-    room: int | None = None  # how many more actors there may be, where that is little; kernel/supervisor/descriptor_room.py looks
+    # the operator has said that no session begins; a class attribute likewise
+    draining: bool = False
+
+    # how many more actors may be started; None: no limit is near (kernel/supervisor/descriptor_room.py)
+    room: int | None = None
+
+    # What was measured of an actor forked on trial, and what is assumed until then: octets of its own when
+    # idle, and the most that it had, own or shared, in KiB; 0: unknown.
+    actor_octets = 2_500_000
+    actor_peak = 0
+    idle_grown = 0  # sum of `grown` of the idle actors
 
     def __init__(self, users: Mapping[str, MailUser], settings: Settings) -> None:
         self.users = users
         self.settings = settings
         self.awaiting: set[Key] = set()
+        self.hung: set[Key] = set()  # logins whose client shut its sending side before it had a maildrop
         self.leases: dict[str, Key] = {}
-        self.waiting: dict[Key, str] = {}  # whose maildrop those wait for that can't have it yet
-        self.leaving: set[Key] = set()  # sessions whose client has gone and whose maildir actor has not yet said Closed
-        self.sessions: dict[Key, tuple[str, float]] = {}  # user, since when
+        self.waiting: dict[Key, str] = {}  # sessions that wait for a maildrop: its user
+        # sessions whose client has gone and whose maildir actor has not yet sent SessionClosed
+        self.leaving: set[Key] = set()
+        self.sessions: dict[Key, tuple[str, float]] = {}  # user, and when it began
         self.maildirs: dict[str, Maildir] = {}
-        self.idle: dict[str, float] = {}  # user -> since when; in that order
-        self.asleep: dict[str, tuple[Key, bytes]] = {}  # parked sessions: the lease is kept, the process may go
-        self.roused: set[str] = set()  # those of them that wait for a retiring actor's end
-        self.logins: dict[str, float] = {}  # user -> when last given a maildrop, where logins must lie apart
-        self.deaths: dict[str, deque[float]] = {}
+        self.idle: dict[str, float] = {}  # user -> when the actor became idle, the oldest first
+        # parked sessions by user: the lease is kept, the process may end; with the actor's state
+        self.asleep: dict[str, tuple[Key, bytes]] = {}
+        self.roused: set[str] = set()  # users whose parked session waits for a retiring actor's end
+        self.logins: dict[str, float] = {}  # user -> time of the last login, if login_delay is set
+        self.deaths: dict[str, deque[float]] = {}  # singleton -> when it ended unexpectedly
 
     # -- logging in
-    def awaits(self, listener: str, message: m.Awaiting) -> list[Effect]:
-        """A listener announces a login."""
+    def awaits(self, listener: str, message: m.LoginStarted) -> list[Action]:
+        """Record a login that a listener announces; a listener that announces without end is killed."""
         key = Key(listener, message.session)
-        if key in self.sessions and (maildir := self.maildirs.get(self.sessions[key][0])) and maildir.key == key and maildir.retiring:
-            self._free(maildir)  # it died before it could say Closed
+        if (
+            key in self.sessions
+            and (maildir := self.maildirs.get(self.sessions[key][0]))
+            and maildir.key == key
+            and maildir.retiring
+        ):
+            self._free(maildir)  # the actor died before it could send SessionClosed
         if key not in self.sessions and key not in self.waiting:
             self.awaiting.add(key)
-        if len(self.awaiting) > _MOST_AWAITING and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2:
-            self.awaiting = {k for k in self.awaiting if k.listener != listener}  # or what it says before its end would each cost as much
-            return [Line(3, f"{listener} announces logins without end; ended"), Kill(listener)]
+        if (
+            len(self.awaiting) > _MOST_AWAITING
+            and sum(k.listener == listener for k in self.awaiting) > _MOST_AWAITING // 2
+        ):
+            # removed at once: else each message that it sends before its end would cost this count again
+            self.awaiting = {k for k in self.awaiting if k.listener != listener}
+            return [WriteLog(ERROR, "logins.endless", {"process": listener}), Kill(listener)]
         return []
 
-    def granted(self, message: m.Granted, now: float) -> list[Effect]:
-        """Auth says who a session is. True only of one that its listener announced, and once."""
+    def granted(self, message: m.LoginGranted, now: float) -> list[Action]:
+        """Give a session the maildrop that auth grants: once, and only if its listener announced it."""
         key = Key(message.listener, message.session)
         if key not in self.awaiting:
-            return [Line(7, f"a login of {message.listener} was over before auth had its answer")]
+            return [WriteLog(DEBUG, "login.too_late", {"process": message.listener})]
         self.awaiting.discard(key)
         row = self.users.get(message.user)
         if row is None:
             return [
-                Line(4, f"{message.user} is in the authorization table and not in the user table: no login"),
-                Send(key.listener, m.Turned(key.session, "AUTH", "wrong name or password")),
+                WriteLog(WARNING, "login.no_maildrop", {"user": message.user}),
+                Send(key.listener, m.SessionRefused(key.session, "AUTH", "wrong name or password")),
             ]
+        if self.draining:
+            turned = m.SessionRefused(key.session, "SYS/TEMP", "no new sessions now, try again later")
+            return [Send(key.listener, turned)]
         if self._too_soon(message.user, now):
-            return [Send(key.listener, m.Turned(key.session, "LOGIN-DELAY", f"only one login in {self.settings.login_delay} seconds"))]
+            return [
+                Send(
+                    key.listener,
+                    m.SessionRefused(
+                        key.session, "LOGIN-DELAY", f"only one login in {self.settings.login_delay} seconds"
+                    ),
+                )
+            ]
         return self._open(message.user, row, key, now)
 
     def _too_soon(self, user: str, now: float) -> bool:
-        """Measured from login to login; one that is refused does not begin the time anew."""
+        """Return whether `login_delay` forbids a login now; a refused login does not restart the delay."""
         return self.settings.login_delay > 0 and now - self.logins.get(user, -1e9) < self.settings.login_delay
 
-    def _open(self, user: str, row: MailUser, key: Key, now: float) -> list[Effect]:
-        """Give the maildrop to a session, or have it wait for one whose client has gone or for an actor that is to go."""
-        effects: list[Effect] = []
+    def _open(self, user: str, row: MailUser, key: Key, now: float) -> list[Action]:
+        """Give the maildrop to a session, refuse it, or let it wait.
+
+        It waits for the end of a session whose client has gone, or of a retiring actor.
+        """
+        actions: list[Action] = []
         if user in self.asleep:
             if self.asleep[user][0] not in self.leaving:
-                return [Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
-            effects += self.sleeper_gone(user)
+                return [self._in_use(key)]
+            actions += self.sleeper_gone(user)
         maildir = self.maildirs.get(user)
         if maildir is None and self.full:
-            turned = m.Turned(key.session, "SYS/TEMP", "the server is full now, try again later")
-            return [*effects, *self.no_room(user), Send(key.listener, turned)]
+            turned = m.SessionRefused(key.session, "SYS/TEMP", "the server is full now, try again later")
+            return [*actions, *self.no_room(user), Send(key.listener, turned)]
         if maildir is None:
-            effects += self.start(user, row)
+            actions += self.start(user, row)
             maildir = self.maildirs[user]
-        elif maildir.waiting is not None or (maildir.key is not None and maildir.key not in self.leaving):
-            return [*effects, Send(key.listener, m.Turned(key.session, "IN-USE", "another session has this mailbox open"))]
+        elif (maildir.waiting is not None and maildir.waiting not in self.hung) or (
+            maildir.key is not None and maildir.key not in self.leaving
+        ):
+            return [*actions, self._in_use(key)]
         elif maildir.retiring or maildir.key is not None:
+            if maildir.waiting is not None:
+                actions.append(self._in_use(maildir.waiting))
+                self._stop_waiting(maildir.waiting)
             maildir.waiting = key
             self.waiting[key] = user
-            return [*effects, Suspect(maildir.name, 0 if maildir.key is None else _QUIT_SECONDS)]  # or it may be waited for in vain
+            # the actor may be hung, and would never end the session
+            return [*actions, Suspect(maildir.name, 0 if maildir.key is None else _QUIT_SECONDS)]
         self.leases[user] = key
         self.sessions[key] = (user, now)
         if self.settings.login_delay:
-            self.logins[user] = now  # no more of them than users
+            self.logins[user] = now  # at most one entry for each user
         maildir.key = key
-        self.idle.pop(user, None)
-        effects.append(Join(key.listener, m.Opened(key.session, user), maildir.name, m.Open(key.session, self._park(maildir, now))))
-        return effects
+        self._not_idle(maildir)
+        if key in self.hung:
+            self.hung.remove(key)
+            self.leaving.add(key)
+        actions.append(
+            Join(
+                key.listener,
+                m.SessionAdmitted(key.session, user),
+                maildir.name,
+                m.SessionOpen(key.session, self._park(maildir, now)),
+            )
+        )
+        return actions
 
-    def start(self, user: str, row: MailUser) -> list[Effect]:
-        """Have a user's maildir actor forked; there must be none."""
+    def _in_use(self, key: Key) -> Action:
+        text = "another session has this mailbox open"
+        return Send(key.listener, m.SessionRefused(key.session, "IN-USE", text))
+
+    def start(self, user: str, row: MailUser) -> list[Action]:
+        """Have a user's maildir actor forked. The user must have none."""
         maildir = self.maildirs[user] = Maildir(user, row)
         if self.room is None:
             return [Spawn(maildir.name, row)]
         self.room -= 1
-        return [*self._idle_go(), Spawn(maildir.name, row)]
+        return [*self._retire_oldest(), Spawn(maildir.name, row)]
 
-    def short(self, room: int | None) -> list[Effect]:
-        """There is room for so many actors more, or for as many as may come."""
+    def short(self, room: int | None) -> list[Action]:
+        """Take how many more actors may be started, None for no limit."""
         self.room = room
         return []
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one more actor."""
+        """Return whether there is no room for another actor."""
         return self.room is not None and self.room <= 0
 
-    def no_room(self, user: str) -> list[Effect]:
-        """An actor of that user cannot be started; the next may be."""
-        return [Full(user), *self._idle_go()]
+    def no_room(self, user: str) -> list[Action]:
+        """Report that an actor cannot be started, and retire idle ones so that the next can be."""
+        return [Full(user), *self._retire_oldest()]
 
-    def _idle_go(self) -> list[Effect]:
-        """Where there is little room, two that are idle go for each that comes: the oldest."""
-        return [e for user in list(islice(self.idle, 2)) for e in self._retire(user)]
+    def _retire_oldest(self) -> list[Action]:
+        """Retire the two actors that have been idle longest, for each new one while there is little room."""
+        return self.let_go(2)
 
-    # -- sessions sleep
+    # -- parked sessions
     def _park(self, maildir: Maildir, now: float) -> int:
-        """How long a session may be silent before its process is wanted for others. Its actor may be early by clocks' grain, by no half."""
-        seconds = min(1, self.settings.park_seconds) if len(self.maildirs) > self.settings.crowd else self.settings.park_seconds
+        """Return the seconds of silence after which the actor is to park its session.
+
+        An actor that parks before half of them have passed breaks the rules (`Maildir.parks`).
+        """
+        seconds, crowd = self.settings.park_seconds, self.settings.crowd
+        busy = len(self.maildirs) - len(self.idle)
+        if 2 * busy > crowd:
+            # falls linearly, so that the number of actors settles: with one step it would oscillate around it
+            seconds = min(seconds, max(1, 2 * seconds * (crowd - busy) // max(1, crowd)))
         maildir.parks = now + (seconds / 2 if seconds else 1e12)
         return seconds
 
-    def parked(self, name: str, message: m.Parked | m.Moved, now: float) -> list[Effect]:
-        """A maildir actor hands its session over. The lease stays the session's; the actor is idle, or goes."""
+    def parked(self, name: str, message: m.SessionParked | m.SessionMoved, now: float) -> list[Action]:
+        """Park a session that its maildir actor hands over.
+
+        The session keeps the lease. Its actor is idle from now on, or is retired.
+        """
         maildir = self.maildirs.get(name.removeprefix("maildir."))
-        if isinstance(message, m.Moved):
+        if isinstance(message, m.SessionMoved):
             return [] if maildir is None else self._moved(maildir, message)
         if maildir is None or maildir.key is None or maildir.key.session != message.session:
             return []
-        if maildir.key in self.leaving:  # its client went meanwhile: nothing will ever wake it
+        self._grows(maildir, message.peak)
+        if maildir.key in self.leaving:  # its client has gone meanwhile, so nothing would ever wake it
             self._free(maildir)
-            return self._next(maildir, now) if maildir.waiting is not None and not maildir.stale else self._rests(maildir, now)
+            return (
+                self._serve_waiting(maildir, now)
+                if maildir.waiting is not None and not maildir.stale
+                else self._keep_idle(maildir, now)
+            )
         self.asleep[maildir.user] = (maildir.key, message.state)
         maildir.key = None
         self.handed -= {maildir.user}
-        effects = self._rests(maildir, now)
-        return effects + self._retire(maildir.user) if len(self.maildirs) > self.settings.crowd or self.room is not None else effects
+        actions = self._keep_idle(maildir, now)
+        if len(self.sessions) > self.settings.crowd:
+            # and one that was parked before there were so many
+            earlier = next((user for user in self.idle if user in self.asleep), maildir.user)
+            return [*actions, *self._retire(maildir.user), *self._retire(earlier)]
+        return actions + self._retire(maildir.user) if self.room is not None else actions
 
-    def _moved(self, maildir: Maildir, message: m.Moved) -> list[Effect]:
-        """Another directory is in the place of the maildir that this actor sees: it goes, its session is for the next one, but once."""
+    def _moved(self, maildir: Maildir, message: m.SessionMoved) -> list[Action]:
+        """Keep the session of an actor whose maildir was replaced by another directory, for the next actor.
+
+        The actor ends. If the same happens to the next one, the session ends too.
+        """
         self.ending(maildir.name)
         if maildir.key is None or maildir.key.session != message.session:
             return []
         again = maildir.user in self.handed
         if again or maildir.key in self.leaving:
             self._free(maildir)
-            return [Line(4, f"{maildir.user}: the maildir is moved again and again; the session ends")] if again else []
+            return [WriteLog(WARNING, "maildrop.moved", {"user": maildir.user})] if again else []
         self.asleep[maildir.user] = (maildir.key, message.state)
         self.roused.add(maildir.user)
         self.handed |= {maildir.user}
         maildir.key = None
         return []
 
-    def woken(self, user: str, now: float) -> list[Effect]:
-        """A parked session's client has spoken: its channel and what there was to it go to its user's actor."""
+    def woken(self, user: str, now: float) -> list[Action]:
+        """Wake a parked session whose client sent a command: hand its channel to its user's actor."""
         if user not in self.asleep:
             return []
         key, state = self.asleep[user]
         maildir = self.maildirs.get(user)
-        effects: list[Effect] = []
+        actions: list[Action] = []
         if maildir is None:
             row = self.users.get(user)
             if row is None:
                 return self.sleeper_gone(user)
-            effects += self.start(user, row)
+            actions += self.start(user, row)
             maildir = self.maildirs[user]
         elif maildir.retiring:
             self.roused.add(user)
@@ -222,12 +323,15 @@ class Core:
         del self.asleep[user]
         self.roused.discard(user)
         maildir.key = key
-        self.idle.pop(user, None)
+        self._not_idle(maildir)
         self.sessions[key] = (user, self.sessions.get(key, (user, now))[1])
-        return [*effects, Rouse(user, maildir.name, m.Wake(key.session, self._park(maildir, now), state))]
+        return [
+            *actions,
+            Rouse(user, maildir.name, m.SessionWake(key.session, self._park(maildir, now), state)),
+        ]
 
-    def sleeper_gone(self, user: str) -> list[Effect]:
-        """A parked session's client has gone: nothing is removed, the lease is free."""
+    def sleeper_gone(self, user: str) -> list[Action]:
+        """End a parked session whose client has gone: free the lease, remove no message."""
         key, _ = self.asleep.pop(user)
         self.roused.discard(user)
         self.handed -= {user}
@@ -237,34 +341,99 @@ class Core:
             del self.leases[user]
         return [Forget(user)]
 
-    # -- sessions end
-    def closed(self, name: str, message: m.Closed, now: float) -> list[Effect]:
-        """A maildir actor has done with a session: the lease is free."""
+    # -- ends of sessions
+    def closed(self, name: str, message: m.SessionClosed, now: float) -> list[Action]:
+        """Free the lease of a session that its maildir actor has finished."""
         maildir = self.maildirs.get(name.removeprefix("maildir."))
         if maildir is None or maildir.key is None or maildir.key.session != message.session:
             return []
-        effects: list[Effect] = [Line(4, f"{maildir.user}: {message.failed} messages could not be removed")] if message.failed else []
+        actions: list[Action] = (
+            [WriteLog(WARNING, "maildrop.not_removed", {"user": maildir.user, "messages": message.failed})]
+            if message.failed
+            else []
+        )
+        self._grows(maildir, message.peak)
         self._free(maildir)
         if maildir.waiting is not None and not maildir.stale:
-            return effects + self._next(maildir, now)
-        return effects + self._rests(maildir, now)
+            return actions + self._serve_waiting(maildir, now)
+        return actions + self._keep_idle(maildir, now)
 
-    def _rests(self, maildir: Maildir, now: float) -> list[Effect]:
-        """An actor without a session is kept for a while, within a number."""
-        if maildir.stale or maildir.retiring:  # the latter of its own will: it said so with the session's end
+    def _keep_idle(self, maildir: Maildir, now: float) -> list[Action]:
+        """Keep an actor without a session, unless it is old or very large; retire those idle longest."""
+        # retiring: it sent ActorLeaving with the session's end
+        if self._unwanted(maildir) or maildir.retiring:
             return self._retire(maildir.user)
-        self.idle[maildir.user] = now
-        return self._retire(next(iter(self.idle))) if len(self.idle) > self.settings.warm_max else []
+        self._is_idle(maildir, now)
+        return self._fit(0)
 
-    def _next(self, maildir: Maildir, now: float) -> list[Effect]:
-        """Whoever waited for this maildrop gets it, from this actor or, where it has gone, from a new one."""
+    def _unwanted(self, maildir: Maildir) -> bool:
+        """Return whether an actor is not kept warm, but only until it has received the mail under way."""
+        return maildir.stale or maildir.grown > self.settings.warm_octets // _LARGE
+
+    def _is_idle(self, maildir: Maildir, now: float) -> None:
+        if maildir.user not in self.idle:
+            self.idle_grown += maildir.grown
+        self.idle[maildir.user] = now
+
+    def _not_idle(self, maildir: Maildir) -> None:
+        if self.idle.pop(maildir.user, None) is not None:
+            self.idle_grown -= maildir.grown
+
+    def _fit(self, least: int) -> list[Action]:
+        """Retire the actors that have been idle longest until the others fit, but keep `least` of them."""
+        actions: list[Action] = []
+        while len(self.idle) > least and (
+            len(self.idle) > self.settings.warm_max or self.idle_octets > self.settings.warm_octets
+        ):
+            actions += self._retire(next(iter(self.idle)))
+        return actions
+
+    # -- memory
+    @property
+    def idle_octets(self) -> int:
+        """Return the memory that the idle actors have of their own."""
+        return len(self.idle) * self.actor_octets + self.idle_grown
+
+    @property
+    def holds(self) -> int:
+        """Return how many idle actors may be kept, if none has grown."""
+        return min(self.settings.warm_max, self.settings.warm_octets // self.actor_octets)
+
+    def measured(self, octets: int, peak: int) -> list[Action]:
+        """Take what was measured of an actor forked on trial; 0 octets: nothing was."""
+        self.actor_peak = peak
+        if octets:
+            self.actor_octets = octets
+        return self._fit(0)
+
+    def let_go(self, many: int) -> list[Action]:
+        """Retire so many of the actors that have been idle longest: the system is short of something."""
+        return [e for user in list(islice(self.idle, many)) for e in self._retire(user)]
+
+    def _grows(self, maildir: Maildir, peak: int) -> None:
+        """Take the most memory that a busy actor had, in KiB; 0: unknown.
+
+        The number may be false: it counts no further than to where the actor is not kept warm, so that one
+        that refuses to retire takes no more than that from the others.
+        """
+        more = (peak - self.actor_peak) * 1024 if self.actor_peak and peak else 0
+        if more >= _GROWTH:
+            maildir.grown = min(more + _COPIED, self.settings.warm_octets // _LARGE + 1)
+
+    def _serve_waiting(self, maildir: Maildir, now: float) -> list[Action]:
+        """Give the maildrop to the session that waited for it: with this actor, or a new one if it ended."""
         key, maildir.waiting = maildir.waiting, None
         if key is None:
             return []
         del self.waiting[key]
         row = self.users.get(maildir.user)
         if row is None:
-            return [Send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now"))]
+            return [
+                Send(
+                    key.listener,
+                    m.SessionRefused(key.session, "SYS/TEMP", "the mailbox is not available now"),
+                )
+            ]
         return self._open(maildir.user, row, key, now)
 
     def _free(self, maildir: Maildir) -> None:
@@ -276,117 +445,185 @@ class Core:
             maildir.key = None
             self.handed -= {maildir.user}
 
-    def ended(self, listener: str, message: m.Ended) -> list[Effect]:
-        """A listener's connection is over. Its lease, if any, is freed by the maildir actor, not by this word.
+    def ended(self, listener: str, message: m.ConnectionEnded) -> list[Action]:
+        """Record that a listener's connection is closed.
 
-        But from now on the next session of that user waits for this, instead of being turned away: a client that quits and
-        logs in again at once must not meet its own past.
+        The maildir actor frees the lease, not this message. But from now on the user's next session waits for
+        that instead of being refused: a client may quit and log in again at once.
         """
         key = Key(listener, message.session)
         self.awaiting.discard(key)
+        self.hung.discard(key)
         if key in self.sessions:
             self.leaving.add(key)
-        self._waits_no_more(key)
+        self._stop_waiting(key)
         return []
 
-    def login_over(self, listener: str, session: int) -> list[Effect]:
-        """A listener has told its client no. Where that was its own word, because the kernel's did not come, nothing waits any more."""
+    def client_hung_up(self, listener: str, message: m.ClientHungUp) -> list[Action]:
+        """Record that a client shut its sending side. It has most likely gone, but may still read.
+
+        As after the end of its connection, the user's next login waits for this session and is not refused.
+        If this login itself waits for a session's end, the next one takes its place.
+        """
+        key = Key(listener, message.session)
+        if key in self.sessions:
+            self.leaving.add(key)
+        elif key in self.waiting or key in self.awaiting:
+            self.hung.add(key)
+        return []
+
+    def login_over(self, listener: str, session: int) -> list[Action]:
+        """Forget a login that its listener has refused, also if it waited for a maildrop."""
         key = Key(listener, session)
         self.awaiting.discard(key)
-        self._waits_no_more(key)
+        self.hung.discard(key)
+        self._stop_waiting(key)
         return []
 
-    def _waits_no_more(self, key: Key) -> None:
+    def kicked(self, key: Key) -> list[Action]:
+        """End a session, or a login under way, for the operator.
+
+        The user's next login does not have to wait for the listener and the maildir actor to notice.
+        """
+        if key in self.sessions:
+            self.leaving.add(key)
+        else:
+            self.login_over(*key)
+        return [Send(key.listener, m.SessionKick(key.session))]
+
+    def stuck(self, key: Key) -> list[Action]:
+        """End a kicked session that its listener has not ended, with its maildir actor if it has one."""
+        user = self.sessions[key][0] if key in self.sessions else ""
+        if user in self.asleep and self.asleep[user][0] == key:
+            return self.sleeper_gone(user)
+        maildir = self.maildirs.get(user)
+        return [Kill(maildir.name)] if maildir is not None and maildir.key == key else []
+
+    def drain(self, on: bool) -> list[Action]:
+        """Begin no session from now on, or begin them again."""
+        self.draining = on
+        return []
+
+    def _stop_waiting(self, key: Key) -> None:
         maildir = self.maildirs.get(self.waiting.pop(key, ""))
         if maildir is not None:
             maildir.waiting = None
 
-    def listener_gone(self, listener: str) -> list[Effect]:
-        """Its maildir actors see their channels end; nothing else is to be done for its sessions."""
+    def listener_gone(self, listener: str) -> list[Action]:
+        """Forget the logins of a listener that ended.
+
+        Its sessions' maildir actors see their channels end, and send SessionClosed.
+        """
         self.awaiting = {k for k in self.awaiting if k.listener != listener}
+        self.hung = {k for k in self.hung if k.listener != listener}
         self.leaving |= {k for k in self.sessions if k.listener == listener}
         for key in [k for k in self.waiting if k.listener == listener]:
-            self._waits_no_more(key)
+            self._stop_waiting(key)
         return []
 
     # -- maildir actors
-    def maildir_gone(self, name: str, now: float) -> list[Effect]:
-        """A maildir actor's process is no more: its lease is free, and who waited for its end gets a new one."""
+    def maildir_gone(self, name: str, now: float) -> list[Action]:
+        """Free the lease of a maildir actor that ended, and start the next for the session that waited."""
         maildir = self.maildirs.pop(name.removeprefix("maildir."), None)
         if maildir is None:
             return []
-        self.idle.pop(maildir.user, None)
+        self._not_idle(maildir)
         self._free(maildir)
         if maildir.user in self.roused:
             return self.woken(maildir.user, now)
-        return self._next(maildir, now)
+        return self._serve_waiting(maildir, now)
 
-    def sweep(self, now: float) -> list[Effect]:
-        """Let go of maildir actors that have been idle long enough."""
-        effects: list[Effect] = []
+    def sweep(self, now: float) -> list[Action]:
+        """Retire maildir actors that have been idle for `warm_seconds`."""
+        actions: list[Action] = []
         for user, since in list(self.idle.items()):
-            if since + self.settings.warm_seconds > now:
+            if since + self.settings.warm_seconds <= now:
+                actions += self._retire(user)
+            elif not self._unwanted(self.maildirs[user]):  # those come first, in no order
                 break
-            effects += self._retire(user)
-        return effects
+        return actions
 
     def next_sweep(self) -> float | None:
-        """When `sweep` will have something to do, None for not so soon."""
+        """Return when `sweep` will have something to do, None if no actor is idle."""
         first = next(iter(self.idle.values()), None)
         return None if first is None else first + self.settings.warm_seconds
 
-    def _retire(self, user: str) -> list[Effect]:
-        self.idle.pop(user, None)
+    def _retire(self, user: str) -> list[Action]:
         maildir = self.maildirs.get(user)
-        if maildir is None or maildir.retiring or maildir.key is not None:
+        if maildir is None:
+            return []
+        self._not_idle(maildir)
+        if maildir.retiring or maildir.key is not None:
             return []
         maildir.retiring = True
-        return [Send(maildir.name, m.Retire())]
+        return [Send(maildir.name, m.ActorRetire())]
 
-    def used(self, user: str, now: float) -> list[Effect]:
-        """A delivery goes to that actor: where it has no session it is idle from now on, and another goes for it if need be."""
-        if self.maildirs[user].key is not None:
+    def used(self, user: str, now: float) -> list[Action]:
+        """Restart the idle time of an actor that gets a delivery; retire the oldest if there are too many."""
+        maildir = self.maildirs[user]
+        if maildir.key is not None or (user in self.idle and self._unwanted(maildir)):
             return []
-        self.idle.pop(user, None)
-        self.idle[user] = now
-        return self._retire(next(iter(self.idle))) if len(self.idle) > max(1, self.settings.warm_max) else []
+        self._not_idle(maildir)
+        self._is_idle(maildir, now)
+        return self._fit(1)
 
-    def stays(self, user: str, now: float) -> list[Effect]:
-        """It could not retire: a message is on its way in. Who waited for its end has it; a stale one is asked again soon."""
+    def stays(self, user: str, now: float) -> list[Action]:
+        """Use an actor again that refused to retire because it is receiving mail.
+
+        The session that waited for its end gets it. A stale or very large actor is told again after a second.
+        """
         maildir = self.maildirs.get(user)
         if maildir is None or not maildir.retiring:
             return []
         maildir.retiring = False
+        if maildir.key is not None:  # it said that it ends, untold: it is not idle before its session ends
+            return []
         if user in self.roused:
             return self.woken(user, now)
         if maildir.waiting is not None:
-            return self._next(maildir, now)
-        self.idle[user] = now
-        if maildir.stale:
+            return self._serve_waiting(maildir, now)
+        self._is_idle(maildir, now)
+        if self._unwanted(maildir):
             del self.idle[user]
             self.idle = {user: now - self.settings.warm_seconds + 1, **self.idle}
         return []
 
     def ending(self, name: str) -> None:
-        """An actor's channel has ended, so its process is about to: nothing new for it."""
+        """Give nothing new to an actor whose process is about to end."""
         maildir = self.maildirs.get(name.removeprefix("maildir."))
         if maildir is not None:
             maildir.retiring = True
-            self.idle.pop(maildir.user, None)
+            self._not_idle(maildir)
 
-    def retire_all(self) -> list[Effect]:
-        """Let go of all, the idle ones now, the others after their sessions (a reload: users may have moved)."""
-        for maildir in self.maildirs.values():
-            maildir.stale = True
-        return [e for user in list(self.idle) for e in self._retire(user)]
+    def retire_all(self) -> list[Action]:
+        """Retire all actors, the busy ones after their sessions: they have old settings."""
+        return self.retire_changed(list(self.maildirs))
+
+    def retire_changed(self, users: list[str]) -> list[Action]:
+        """Retire the actors of these users, and of those whose row differs from the user table's."""
+        named = set(users)
+        for user, maildir in self.maildirs.items():
+            if user in named or maildir.row != self.users.get(user):
+                maildir.stale = True
+        return [e for user in list(self.idle) if self.maildirs[user].stale for e in self._retire(user)]
 
     # -- restarts
     def died(self, name: str, now: float) -> Restart:
-        """A singleton ended unasked: again after a pause that doubles; past the intensity, no more (OTP's supervisor)."""
+        """Decide about the restart of a singleton that ended unexpectedly.
+
+        As OTP's supervisor: after a pause that doubles, and not after more than `restart_intensity` ends
+        within `restart_seconds`.
+        """
         deaths = self.deaths.setdefault(name, deque())
         deaths.append(now)
         while deaths and deaths[0] < now - self.settings.restart_seconds:
             deaths.popleft()
         if len(deaths) > self.settings.restart_intensity:
             return Restart(name, -1.0)
-        return Restart(name, min(0.0 if len(deaths) == 1 else 0.1 * 2 ** min(len(deaths) - 2, 16), self.settings.restart_seconds))
+        return Restart(
+            name,
+            min(
+                0.0 if len(deaths) == 1 else 0.1 * 2 ** min(len(deaths) - 2, 16),
+                self.settings.restart_seconds,
+            ),
+        )

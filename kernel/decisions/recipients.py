@@ -1,8 +1,9 @@
-"""From a recipient's address to a name of the user table. Pure: no files, no users of the system.
+"""Find the user of a recipient's address. Pure: it reads the user table alone, no files, no system users.
 
-In this order, the first that the table has: the address as it is (OpenSMTPD's tables may hold `joe@example.org`), the
-address without its detail (`alice+list@…`, RFC 5233), the local part, the local part without its detail. Where case is
-folded, a name is also found by another spelling of it, unless two names differ in nothing else.
+The first of these that the table has is the user: the address as it is (OpenSMTPD's tables may hold
+`joe@example.org`), the address without its detail (`alice+list@…`, RFC 5233), the local part, and the local
+part without its detail. If case is folded, a name also matches in another case, unless two names differ
+only in case.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,24 @@ __all__ = ["Rules"]
 
 
 class Rules:
-    """How addresses are read. `separators`: each of these characters begins a detail; `domains`: empty for all."""
+    """Match addresses with users.
+
+    `separators`: each of these characters begins a detail. `fold`: ignore case. `domains`: the accepted ones,
+    empty for all.
+    """
 
     def __init__(self, *, separators: str = "+", fold: bool = True, domains: tuple[str, ...] = ()) -> None:
         self.separators = separators
         self.fold = fold
         self.domains = frozenset(d.lower() for d in domains)
-        self._of: Mapping[str, MailUser] | None = None  # the table that `_spellings` are of
+        self._of: Mapping[str, MailUser] | None = None  # the table of `_spellings`
         self._spellings = Spellings((), fold=fold)
 
     def find(self, address: str, users: Mapping[str, MailUser]) -> str | None:
-        """The user whose mail it is; None where there is none. `address` as in RCPT TO, without its angle brackets."""
+        """Return the user of an address, None if there is none.
+
+        `address`: as in RCPT TO (RFC 5321 section 4.1.1.3), without angle brackets.
+        """
         if self._of is not users:
             self._of, self._spellings = users, Spellings(users, fold=self.fold)
         for name in (address, *self._names(address)):
@@ -47,13 +55,13 @@ class Rules:
             yield bare
 
     def _without_detail(self, local: str) -> str:
-        """The part before the first separator; "" where there is none, or nothing before it."""
+        """Return the part before the first separator, "" if there is no separator or nothing before it."""
         cuts = [at for at in (local.find(mark, 1) for mark in self.separators) if at > 0]
         return local[: min(cuts)] if cuts else ""
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Local part, its quotes taken off (RFC 5321 section 4.1.2), and domain in lower case; "" where there is none."""
+    """Return local part, without quotes (RFC 5321 section 4.1.2), and domain, in lower case or ""."""
     local, sign, domain = address.rpartition("@")
     if not sign:
         local, domain = address, ""

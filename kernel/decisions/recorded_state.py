@@ -1,13 +1,13 @@
-"""The kernel's state and its decisions as plain data, for recordings; and back again, for replay. Pure.
+"""Convert the kernel's state and decisions to plain data for recordings, and back for a replay. Pure.
 
-What is frozen is made of the classes that leases.py, deliveries.py, tables.py and messages.py define, and of Python's own containers;
-`thaw` makes nothing else, so a recording can't name a class of its own choice.
+The state consists of Python's own containers and of classes that leases.py, deliveries.py, tables.py,
+messages.py and a few others define. `thaw` makes no other objects, so a recording can't choose a class.
 """
 
 from collections import deque
 from typing import Any
 
-from popkernel.kernel.decisions import deliveries, effects, leases, recipients
+from popkernel.kernel.decisions import actions, deliveries, leases, recipients
 from popkernel.proto import messages
 from popkernel.proto.access import user_names
 from popkernel.proto.files import tables
@@ -15,29 +15,30 @@ from popkernel.proto.trace.redaction import cut, is_cut
 
 __all__ = ["FreezeError", "freeze", "thaw"]
 
-_MODULES = (leases, deliveries, effects, recipients, messages, tables, user_names)
+_MODULES = (leases, deliveries, actions, recipients, messages, tables, user_names)
 _CLASSES: dict[str, type] = {
     name: value
     for module in _MODULES
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__
 }
-_LARGE = 8192  # octets; a parked session of a large maildrop: what is in it decides nothing
+_LARGE = 8192  # octets; longer is the state of a parked session of a large maildrop, which decides nothing
 _PLAIN = (int, str, float, bool, type(None))
 
 
 class FreezeError(ValueError):
-    """Something in a recording that is no state of the kernel's."""
+    """Raised for recorded data that is no state of this kernel."""
 
 
 def _attributes(value: Any) -> dict[str, Any]:
     slots = getattr(type(value), "__slots__", None)
     found = {name: getattr(value, name) for name in slots} if slots else vars(value)
-    return {name: v for name, v in found.items() if not callable(v)}  # kernel/operator/tracing.py wraps methods while somebody watches
+    # kernel/operator/tracing.py wraps methods during a trace
+    return {name: v for name, v in found.items() if not callable(v)}
 
 
 def freeze(value: Any, leave: tuple[type, ...] = ()) -> Any:
-    """As msgpack can hold it. Objects of the classes `leave` become None: they are frozen elsewhere."""
+    """Convert to what msgpack can hold. Objects of the classes `leave` become None: frozen elsewhere."""
     if type(value) in _PLAIN:
         return value
     if type(value) is bytes:
@@ -58,11 +59,17 @@ def freeze(value: Any, leave: tuple[type, ...] = ()) -> Any:
     return {"is": name, "has": {k: freeze(v, leave) for k, v in _attributes(value).items()}}
 
 
-_CONTAINERS: dict[str, Any] = {"dict": dict, "set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
+_CONTAINERS: dict[str, Any] = {
+    "dict": dict,
+    "set": set,
+    "frozenset": frozenset,
+    "tuple": tuple,
+    "deque": deque,
+}
 
 
 def thaw(data: Any) -> Any:
-    """What `freeze` was given; FreezeError where it can't be."""
+    """Return the object that `freeze` was given; FreezeError if the data names no such object."""
     if type(data) is list:
         return [thaw(v) for v in data]
     if type(data) is not dict:

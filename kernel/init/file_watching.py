@@ -1,8 +1,8 @@
-"""Watching the files that a reload reads (`--watch`): one that changes is put in force at once. Init's.
+"""Watch the files that a reload reads (`--watch`), in a process of its own, and have init reload them.
 
-It looks once a second, by stat(2): inotify and kqueue would be two ways to write, would miss what a network file system does, and
-an editor that renames a file over the old one changes the directory, not the file. A look at eight files costs some 30 microseconds.
-It does so in a process of its own, for a file may lie on a disk that hangs.
+Polls once a second by stat(2): inotify and kqueue would be two implementations, do not see changes by other
+hosts on a network file system, and report a file that is renamed over another for the directory only. Polling
+eight files takes some 30 microseconds. The process of its own is for files on a disk that hangs.
 """
 
 import os
@@ -11,59 +11,67 @@ from collections.abc import Callable, Mapping, Sequence
 from popkernel.kernel.runtime.child_process import end, fork_and_tell, told
 from popkernel.kernel.runtime.loop import Loop, Timer
 
-__all__ = ["State", "WatchedBeside", "Watching", "states"]
+__all__ = ["FileWatch", "State", "Watcher", "states"]
 
 _SECONDS = 1.0
-_AGAIN = 10.0  # seconds until a process that could not be had is tried for again
+_RETRY = 10.0  # seconds until a process that could not be forked, or ended, is forked again
 State = tuple[int, int, int, int, int] | None
+"""Of a file: device, inode, octets, times of modification and of change (ns); None if it can't be seen."""
 
 
-class WatchedBeside:
-    """A process that watches, on and off. `changed` is called as Watching's is; until `set` is called again it is called no more."""
+class FileWatch:
+    """Run a process that watches files.
+
+    `changed` is called as by Watcher, but only once after each `set`.
+    """
 
     def __init__(self, loop: Loop, changed: Callable[[], None]) -> None:
         self._loop = loop
         self._changed = changed
-        self._taken: dict[str, State] = {}  # also of files that a configuration named which was not put in force
+        # also of files that a refused configuration named
+        self._taken: dict[str, State] = {}
         self._pipe = -1
-        self._again: Timer | None = None
+        self._retry: Timer | None = None
         self.pid = 0
 
-    def taken(self, seen: Mapping[str, State]) -> None:
-        """The files were these just before they were read, whether or not they were put in force."""
+    def mark_read(self, seen: Mapping[str, State]) -> None:
+        """Note the files' states just before they were read, whether or not they were put in force."""
         self._taken |= seen
 
     def set(self, files: Sequence[str]) -> None:
-        """Watch these from now on; none: watch nothing. Where there is no room for a process, they are watched once there is."""
+        """Watch these files from now on; none: stop watching.
+
+        If the system has no room for a process, this is tried again later.
+        """
         self.end()
         if not files:
             return
         try:
             self.pid, self._pipe = fork_and_tell(lambda pipe: _watch(pipe, files, self._taken))
         except OSError:
-            self._again = self._loop.later(_AGAIN, lambda: self.set(files))
+            self._retry = self._loop.later(_RETRY, lambda: self.set(files))
             return
-        self._loop.add(self._pipe, lambda _: self._told(files))
+        self._loop.add(self._pipe, lambda _: self._ready(files))
 
-    def _told(self, files: Sequence[str]) -> None:
-        said = told(self._pipe)
-        if said is None:
+    def _ready(self, files: Sequence[str]) -> None:
+        data = told(self._pipe)
+        if data is None:
             return
         self.end()
-        if said:
+        if data:
             self._changed()
-        else:  # it was ended by another (the system, for want of memory)
-            self._again = self._loop.later(_AGAIN, lambda: self.set(files))
+        else:  # the process was killed, for example by the system for want of memory
+            self._retry = self._loop.later(_RETRY, lambda: self.set(files))
 
     def reaped(self, pid: int) -> None:
-        """That process has ended, its number is nobody's any more."""
+        """Forget the process of that number: it has ended."""
         if pid == self.pid:
             self.pid = 0
 
     def end(self) -> None:
-        """Watch no longer; nobody is waited for."""
-        if self._again is not None:
-            self._again.cancel()
+        """Stop watching, without waiting for the process."""
+        if self._retry is not None:
+            self._retry.cancel()
         if self._pipe >= 0:
             self._loop.remove(self._pipe)
             os.close(self._pipe)
@@ -75,7 +83,7 @@ class WatchedBeside:
 
 def _watch(pipe: int, files: Sequence[str], taken: Mapping[str, State]) -> None:
     loop = Loop()
-    watching = Watching(loop, lambda: files, lambda: _tell(pipe, loop), taken)
+    watching = Watcher(loop, lambda: files, lambda: _tell(pipe, loop), taken)
     watching.set(on=True)
     loop.run()
 
@@ -85,34 +93,47 @@ def _tell(pipe: int, loop: Loop) -> None:
     loop.stop()
 
 
-class Watching:
-    """Calls `changed` once the files are others than those that were taken, and have stayed the same for a look.
+class Watcher:
+    """Call `changed` when the files differ from those that were read, and two polls in a row agree.
 
-    What was refused is not offered again until it changes: `changed` is called once for each state of the files.
+    `changed` is called once for each state of the files: a refused file is not offered again until it
+    changes.
     """
 
     def __init__(
-        self, loop: Loop, files: Callable[[], Sequence[str]], changed: Callable[[], None], taken: Mapping[str, State] | None = None,
+        self,
+        loop: Loop,
+        files: Callable[[], Sequence[str]],
+        changed: Callable[[], None],
+        taken: Mapping[str, State] | None = None,
     ) -> None:
-        """`files`: those that count, by the configuration in force; empty names are passed over. `taken`: as they are by default."""
+        """Prepare to watch; `set` begins it.
+
+        Args:
+            loop: of this process.
+            files: returns the paths to watch; empty ones are ignored.
+            changed: called as above.
+            taken: the states that were read; None: the files' present states.
+        """
         self._loop = loop
         self._files = files
         self._changed = changed
-        self._taken: dict[str, State] = {}  # also of files that a configuration named which was not put in force
+        # also of files that a refused configuration named
+        self._taken: dict[str, State] = {}
         self._last: dict[str, State] = {}
         self._timer: Timer | None = None
         if taken is None:
-            self.taken()
+            self.mark_read()
         else:
             self._taken |= taken
 
-    def taken(self) -> None:
-        """The files are about to be read as they are now. To be called before they are, so that no change falls between."""
-        self._last = self._look()
+    def mark_read(self) -> None:
+        """Note the files' present states as read. Called before they are read, to miss no change."""
+        self._last = self._states()
         self._taken |= self._last
 
     def set(self, *, on: bool) -> None:
-        """Begin, or leave it."""
+        """Begin or stop watching."""
         if on and self._timer is None:
             self._timer = self._loop.later(_SECONDS, self._turn)
         elif not on and self._timer is not None:
@@ -121,23 +142,23 @@ class Watching:
 
     def _turn(self) -> None:
         self._timer = self._loop.later(_SECONDS, self._turn)
-        now = self._look()
-        steady, self._last = now == self._last, now  # half-written ones grow from look to look
+        now = self._states()
+        steady, self._last = now == self._last, now  # a file that is being written changes between two polls
         if steady and any(state != self._taken.setdefault(path, state) for path, state in now.items()):
-            self.taken()
+            self.mark_read()
             self._changed()
 
-    def _look(self) -> dict[str, State]:
+    def _states(self) -> dict[str, State]:
         return states(self._files())
 
 
 def states(files: Sequence[str]) -> dict[str, State]:
-    """How each is now; empty names are passed over."""
+    """Return the files' present states by path; empty paths are ignored."""
     return {path: _state(path) for path in files if path}
 
 
 def _state(path: str) -> State:
-    """What changes with a file's content, or when another takes its place; None where there is none."""
+    """Return what changes when a file is written or replaced."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,26 +1,27 @@
-"""Whose the actors are: the configured users, and mail servers' users, as uids and gids of this system."""
+"""Look up uids and gids: of the actors' configured users, and of mail servers' users."""
 
 import os
 import pwd
 import sys
 
-from popkernel.kernel.config.keys import Config, ConfigError
+from popkernel.kernel.config.keys import Config
+from popkernel.kernel.config.loading import ConfigError
 from popkernel.proto.files.tables import Finding
 
 __all__ = ["actor_ids", "make_user_command", "mta_ids", "mta_uids"]
 
 _FREE_IDS = {"listener": 64301, "auth": 64302, "mda": 64303}
-"""For a mend: ids that systems do not give out by themselves, below nobody's 65534."""
+"""Ids that a mend proposes: systems do not assign them on their own, and they are below nobody's 65534."""
 
 
 def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
-    """Give uid and gid for "listener", "auth" and "mda".
+    """Return uid and gid by actor: "listener", "auth" and "mda".
 
-    An ordinary user cannot become anyone else, so then all three are the caller's own.
+    If the caller is not root, all three are the caller's own: only root can become another user.
 
     Raises:
-        ConfigError: as root, when a user does not exist; the mend is the command that makes it.
-
+        ConfigError: as root, if a user does not exist (the mend is the command that makes it), or two actors
+            have the same uid.
     """
     users = {"listener": config.listener_user, "auth": config.auth_user, "mda": config.mda_user}
     if os.geteuid() != 0:
@@ -33,7 +34,9 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
         except ValueError as error:
             what, _, mend = str(error).partition("; ")
             numbers = f'{actor}_user = "{_FREE_IDS[actor]}:{_FREE_IDS[actor]}"'
-            findings.append(Finding(f"{actor}_user", 0, what, f"{mend}, or write numbers in the file of -f: {numbers}"))
+            findings.append(
+                Finding(f"{actor}_user", 0, what, f"{mend}, or write numbers in the file of -f: {numbers}")
+            )
     first_of: dict[int, str] = {}
     for actor, (uid, _gid) in ids.items():
         twin = first_of.setdefault(uid, actor)
@@ -46,16 +49,15 @@ def actor_ids(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def mta_uids(config: Config) -> list[int]:
-    """Give the uids of ``mta_users``; as `mta_ids`."""
+    """Return the uids of `mta_users`. Raises what mta_ids() raises."""
     return [uid for uid, _ in mta_ids(config)]
 
 
 def mta_ids(config: Config) -> list[tuple[int, int]]:
-    """Give uid and gid of each of ``mta_users``.
+    """Return uid and gid of each of `mta_users`.
 
     Raises:
         ConfigError: one of them does not exist.
-
     """
     ids: list[tuple[int, int]] = []
     findings: list[Finding] = []
@@ -64,7 +66,9 @@ def mta_ids(config: Config) -> list[tuple[int, int]]:
             ids.append(_ids_of(user))
         except ValueError as error:
             what = str(error).partition("; ")[0]
-            findings.append(Finding("mta_users", 0, what, "name the user that the mail server's delivery runs as"))
+            findings.append(
+                Finding("mta_users", 0, what, "name the user that the mail server's delivery runs as")
+            )
     if findings:
         raise ConfigError(findings)
     return ids
@@ -84,7 +88,7 @@ def _ids_of(user: str) -> tuple[int, int]:
 
 
 def make_user_command(user: str) -> str:
-    """Say how a system user without a login is made on this system."""
+    """Return the command that makes a system user without a login on this system."""
     if sys.platform.startswith("openbsd"):
         return f"useradd -L daemon -s /sbin/nologin -d /var/empty {user}"
     return f"useradd --system --home-dir /var/empty --shell /usr/sbin/nologin {user}"

@@ -1,7 +1,7 @@
-"""Read what a start or a reload begins with, in a process of its own: configuration, ids, user table.
+"""Read the inputs of a start or a reload in a process of its own: configuration, ids, user table, digests.
 
-A disk that hangs then holds up nobody but that child, which has a deadline. Init gets the configuration by a pipe, and the user table in
-memory, of which it hands the kernel a descriptor; it looks at no octet of the table itself.
+A disk that hangs stops only that child, which has a deadline. Init gets the configuration over a pipe and the
+user table in memory. It hands the kernel a descriptor of the table, and reads none of its octets.
 """
 
 import contextlib
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import msgpack
 from popkernel.kernel.config.addresses import Address
-from popkernel.kernel.config.keys import Config, ConfigError, keys
+from popkernel.kernel.config.keys import Config, keys
+from popkernel.kernel.config.loading import ConfigError
 from popkernel.kernel.config.user_table import NoTableError, read_table
+from popkernel.kernel.init.contents import ends, fingerprint
 from popkernel.kernel.init.file_watching import State, states
 from popkernel.kernel.init.ids import actor_ids, mta_ids
 from popkernel.kernel.runtime.child_process import end, fork_and_tell, told
@@ -21,46 +23,66 @@ from popkernel.kernel.runtime.deadlines import Deadline
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.kernel.runtime.loop import Loop
 
-__all__ = ["Read", "Reading", "watched"]
+__all__ = ["InputReader", "Inputs", "watched_files"]
 
-SECONDS = 20  # that reading may take
-_MOST_SAID = 16 << 20  # octets of what the child says: a configuration of 1 MiB, and what stands around each of its texts
+SECONDS = 20  # for reading
+# octets over the pipe: a configuration of 1 MiB, and msgpack's framing of its texts
+_MOST_RECEIVED = 16 << 20
 _CONFIG, _IOERR, _TEMPFAIL = (EXITS[name].code for name in ("config", "ioerr", "tempfail"))
 
 
-class Read(NamedTuple):
-    """What came of it. With an `error` only that, its exit code (sysexits(3)) and `states` mean anything."""
+class Inputs(NamedTuple):
+    """The result of reading. With an `error`, only it, its `code` (sysexits(3)) and `states` are valid."""
 
     error: str = ""
     code: int = 0
     states: Mapping[str, State] = {}
-    """The watched files as they were before they were read, as far as that was seen."""
+    """The watched files just before they were read, as far as the child got."""
     config: Config | None = None
-    """With what a reload puts in force taken from the file, and the rest as it was."""
+    """Keys that a reload puts in force are from the file; the others are as before."""
     later: Sequence[str] = ()
-    """Changed keys that count from the next start on."""
+    """Changed keys that take effect at the next start."""
     ids: Mapping[str, tuple[int, int]] = {}
+    """Uid and gid by actor."""
     table: int = -1
-    """A descriptor of the user table's octets, whoever gets this is to close."""
+    """A descriptor of the user table's octets, which the receiver closes."""
+    contents: Mapping[str, str] = {}
+    """Digests of the files that auth and the listeners read (contents.py), by actor."""
+    certificates: Sequence[tuple[str, int]] = ()
+    """The file of each certificate, and its end in seconds since the epoch."""
 
 
-def watched(config: Config) -> list[str]:
-    """The files that a reload reads, but for the configuration itself: its keys are the operator's to put in force."""
+def watched_files(config: Config) -> list[str]:
+    """Return the files that a reload reads, without the configuration: the operator puts that in force."""
     single = [getattr(config, key.name) for key in keys() if key.metadata["kind"] == "file"]
     return [path for path in (*single, *(path for pair in config.certs for path in pair)) if path]
 
 
-class Reading:
-    """One child that reads. `over` is called once, unless `end` comes before."""
+class InputReader:
+    """Run one child that reads. `over` is called once with the result, unless `end` is called before."""
 
-    def __init__(self, loop: Loop, config: Config, again: Callable[[], Config], over: Callable[[Read], None]) -> None:
-        """`config`: the one in force; `again` reads the file anew. OSError: there is no room for a process, nothing is left over."""
+    def __init__(
+        self, loop: Loop, config: Config, again: Callable[[], Config], over: Callable[[Inputs], None]
+    ) -> None:
+        """Fork the child.
+
+        Args:
+            loop: of init.
+            config: the configuration in force.
+            again: reads the configuration anew, in the child.
+            over: takes the result.
+
+        Raises:
+            OSError: the system has no room for a process or a descriptor; none is left open.
+        """
         self._loop = loop
         self._over = over
-        self._said = b""
+        self._received = b""
         self._table = memory_file(config.run_dir)
         try:
-            self.pid, self._pipe = fork_and_tell(lambda pipe: _read(pipe, self._table, config, again), [self._table])
+            self.pid, self._pipe = fork_and_tell(
+                lambda pipe: _read(pipe, self._table, config, again), [self._table]
+            )
         except OSError:
             os.close(self._table)
             raise
@@ -70,25 +92,25 @@ class Reading:
     def _ready(self, events: int) -> None:
         del events
         part = told(self._pipe)
-        self._said += part or b""
-        if part == b"" or len(self._said) > _MOST_SAID:
+        self._received += part or b""
+        if part == b"" or len(self._received) > _MOST_RECEIVED:
             self._finish()
 
     def _finish(self, *, late: bool = False) -> None:
         table, self._table = self._table, -1
-        read = _understood(self._said, table, late=late)
-        if read.error:
+        inputs = _decoded(self._received, table, late=late)
+        if inputs.error:
             os.close(table)
         self.end()
-        self._over(read)
+        self._over(inputs)
 
     def reaped(self, pid: int) -> None:
-        """That process has ended, its number is nobody's any more. What it said is in the pipe still."""
+        """Forget the process of that number: it has ended. What it wrote is still in the pipe."""
         if pid == self.pid:
             self.pid = 0
 
     def end(self) -> None:
-        """Read no further. Nothing is said, and nobody is waited for: it may hang on a disk that is gone."""
+        """Stop reading, without calling `over` and without waiting for the child: its disk may hang."""
         self._late.cancel()
         if self._pipe >= 0:
             self._loop.remove(self._pipe)
@@ -103,7 +125,11 @@ class Reading:
 
 
 def memory_file(run_dir: str) -> int:
-    """A file without a name: in memory, or where the system has none of these in the run directory. OSError where there is no room."""
+    """Return the descriptor of a file without a name: in memory if the system can, else in the run directory.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):
             return os.memfd_create("popkernel")
@@ -115,67 +141,79 @@ def memory_file(run_dir: str) -> int:
 
 # -- in the child
 def _read(pipe: int, table: int, config: Config, again: Callable[[], Config]) -> None:
-    """Say what is about to be read, and at the end what was read or what was wrong."""
-    said: dict[str, Any] = {"states": {}}
+    """Read all inputs, and write the result to the pipe; before each, its name, for the text of a timeout."""
+    result: dict[str, Any] = {"states": {}}
     try:
-        _say(pipe, "the configuration, or a file that it names,")
-        said["states"] = states(watched(config))
-        asked = again()
-        new, later = _merged(config, asked)
-        said["states"] |= states(watched(new))
-        _say(pipe, "the list of the system's users")
+        _write(pipe, "the configuration, or a file that it names,")
+        result["states"] = states(watched_files(config))
+        read = again()
+        new, later = _merged(config, read)
+        result["states"] |= states(watched_files(new))
+        _write(pipe, "the list of the system's users")
         ids = actor_ids(new)
-        mta_ids(asked)  # for the next start, which would be refused
-        said |= {"ids": ids, "later": later, "config": {key.name: getattr(new, key.name) for key in keys()}}
-        _say(pipe, new.user_table)
+        mta_ids(read)  # raises for a user that would make the next start fail
+        result |= {"ids": ids, "later": later}
+        result["config"] = {key.name: getattr(new, key.name) for key in keys()}
+        result["contents"] = {
+            actor: fingerprint(new, actor, lambda path: _write(pipe, path)) for actor in ("auth", "listener")
+        }
+        result["certificates"] = ends(new)
+        _write(pipe, new.user_table)
         left = memoryview(read_table(new.user_table))
         while left:
             left = left[os.write(table, left) :]
     except ConfigError as error:
-        said |= {"error": str(error), "code": _CONFIG}
+        result |= {"error": str(error), "code": _CONFIG}
     except NoTableError as error:
-        said |= {"error": str(error), "code": error.code}
+        result |= {"error": str(error), "code": error.code}
     except (OSError, MemoryError) as error:
         why = error.strerror if isinstance(error, OSError) else "no memory"
-        said |= {"error": f"the user table could not be kept in memory: {why}", "code": _TEMPFAIL}
-    _say(pipe, said)
+        result |= {"error": f"the user table could not be kept in memory: {why}", "code": _TEMPFAIL}
+    _write(pipe, result)
 
 
 def _merged(config: Config, new: Config) -> tuple[Config, list[str]]:
-    """What a reload would put in force, and the changed keys that wait for the next start."""
+    """Return the configuration for a reload to put in force, and the changed keys that wait for a start."""
     waiting = [key.name for key in keys() if not key.metadata["reload"]]
     later = [name for name in waiting if getattr(new, name) != getattr(config, name)]
     return replace(new, **{name: getattr(config, name) for name in later}), later
 
 
-def _say(pipe: int, what: Any) -> None:
-    data = memoryview(msgpack.packb(what, unicode_errors="surrogateescape"))
+def _write(pipe: int, value: Any) -> None:
+    data = memoryview(msgpack.packb(value, unicode_errors="surrogateescape"))
     while data:
         data = data[os.write(pipe, data) :]
 
 
 # -- in init
-def _understood(said: bytes, table: int, *, late: bool) -> Read:
-    """What the child said; where it did not come to its end, what it was at."""
-    at, found = "the configuration", None
-    unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", max_buffer_size=2 * _MOST_SAID)
-    unpacker.feed(said)
+def _decoded(data: bytes, table: int, *, late: bool) -> Inputs:
+    """Decode what the child wrote. Without a result, the error names what the child was reading."""
+    at, result = "the configuration", None
+    unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", max_buffer_size=2 * _MOST_RECEIVED)
+    unpacker.feed(data)
     for item in unpacker:
         if isinstance(item, dict):
-            found = item
+            result = item
         else:
             at = item
-    if found is None:
-        return Read(f"{at} could not be read within {SECONDS} s" if late else f"{at} could not be read: its reader ended", _IOERR)
-    seen = {path: tuple(state) if state else None for path, state in found["states"].items()}
-    if "error" in found:
-        return Read(found["error"], found["code"], seen)
-    ids = {name: (uid, gid) for name, (uid, gid) in found["ids"].items()}
-    return Read("", 0, seen, _config_of(found["config"]), found["later"], ids, table)
+    if result is None:
+        return Inputs(
+            f"{at} could not be read within {SECONDS} s"
+            if late
+            else f"{at} could not be read: its reader ended",
+            _IOERR,
+        )
+    seen = {path: tuple(state) if state else None for path, state in result["states"].items()}
+    if "error" in result:
+        return Inputs(result["error"], result["code"], seen)
+    ids = {name: (uid, gid) for name, (uid, gid) in result["ids"].items()}
+    certificates = [(path, end) for path, end in result["certificates"]]
+    config = _config_of(result["config"])
+    return Inputs("", 0, seen, config, result["later"], ids, table, result["contents"], certificates)
 
 
 def _config_of(values: dict[str, Any]) -> Config:
-    """A configuration that went through a pipe: lists are tuples again."""
+    """Return a configuration from values that msgpack decoded: lists become tuples and addresses again."""
     for key in keys():
         value = values[key.name]
         if key.metadata["kind"] == "addresses":

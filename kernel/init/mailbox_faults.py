@@ -1,7 +1,7 @@
-"""What keeps mailboxes from being served, found without opening one: for `popkernel check`, and for init after a start or a reload.
+"""Find what prevents serving mailboxes, by stat(2) alone: for `popkernel check`, a start and a reload.
 
-It only looks (stat(2)). Every mend is safe to type as root though the mailbox's owner may have put links into it: nothing that follows
-a link, and nothing recursive but on what is a maildir and names its old owner.
+Every mend is safe to run as root, though the mailbox's owner may have put links into it. No command follows a
+link. A recursive one is given for a maildir only, and changes only files of one former owner.
 """
 
 import contextlib
@@ -13,43 +13,57 @@ from itertools import islice
 
 from popkernel.kernel.config.regular_files import read_regular
 from popkernel.kernel.config.user_table import read_users
-from popkernel.proto.access.user_names import name_lines, twins
+from popkernel.proto.access.user_names import case_conflicts, name_lines
 from popkernel.proto.files.maildir_names import is_message
-from popkernel.proto.files.tables import MAX_TABLE, Finding, MailUser, few
+from popkernel.proto.files.tables import MAX_TABLE, Finding, MailUser, first_findings
 
-__all__ = ["MOST_NAMED", "Neighbours", "Ways", "judge", "mailbox_problem", "odd_names", "open_to_others", "passed_over", "warnings"]
+__all__ = [
+    "MOST_NAMED",
+    "PathAccess",
+    "TableUsers",
+    "count_odd_names",
+    "mailbox_findings",
+    "mailbox_problem",
+    "odd_names",
+    "open_to_others",
+    "warnings",
+]
 
 MOST_NAMED = 10  # broken mailboxes named one by one at a start
 _OWN = "name this user's own maildir in the table"
 _NOT_ROOT = "keep the mail outside of root's home directory"
 _SUBS = ("tmp", "new", "cur")
-_SYSTEM = ("/", "/var", "/usr", "/usr/local")  # what lies in these, /mnt and /var/empty for example, is nobody's maildir though it be empty
+# systemd's ProtectHome=yes puts a directory of mode 000 over each of these
+_HIDDEN = ("/home", "/root")
+# an empty directory directly in one of these is no maildir: /mnt and /var/empty, for example
+_SYSTEM = ("/", "/var", "/usr", "/usr/local")
 
 Problem = tuple[str, str]
 """What is wrong, and the mend."""
 
 
-class Ways:
-    """The ways to mailboxes, each directory looked at once: 10,000 users share a few."""
+class PathAccess:
+    """Check directories above maildirs, each once: 10,000 users share a few."""
 
     def __init__(self) -> None:
         self._blocked: dict[tuple[str, int, int], str] = {}
         self._open: dict[str, os.stat_result | None] = {}
 
     def blocked(self, directory: str, user: MailUser) -> str:
-        """The first directory on the way that the user's uid and gid may not pass through; "" for none."""
+        """Return the first directory, from / to `directory`, that the user may not enter; "" for none."""
         key = (directory, user.uid, user.gid)
         if key not in self._blocked:
-            self._blocked[key] = self._look(directory, user)
+            self._blocked[key] = self._find_blocked(directory, user)
         return self._blocked[key]
 
-    def _look(self, directory: str, user: MailUser) -> str:
-        way = [directory]
-        while way[-1] != os.path.dirname(way[-1]):
-            way.append(os.path.dirname(way[-1]))
-        for path in reversed(way):
+    def _find_blocked(self, directory: str, user: MailUser) -> str:
+        paths = [directory]
+        while paths[-1] != os.path.dirname(paths[-1]):
+            paths.append(os.path.dirname(paths[-1]))
+        for path in reversed(paths):
             found = self._state(path)
-            if found is None:  # missing, or not to be seen by whoever runs this: the look at the maildir itself says so
+            # missing, or hidden from this process: reported for the maildir itself
+            if found is None:
                 return ""
             bit = 0o100 if found.st_uid == user.uid else 0o010 if found.st_gid == user.gid else 0o001
             if not found.st_mode & bit:
@@ -65,57 +79,61 @@ class Ways:
         return self._open[path]
 
 
-class Neighbours:
-    """Who else is in the table: a mend must not hand anybody's mail to another."""
+class TableUsers:
+    """Compare a user with the others of the table: a mend must not give one user's mail to another."""
 
     def __init__(self, users: Mapping[str, MailUser], lines: Mapping[str, int]) -> None:
-        """`lines`: in the table, by name."""
+        """Take the users by name, and their lines in the table."""
         self._users = users
         self._lines = lines
-        self._real: dict[str, str] = {}  # directories above maildirs, as links lead
-        self._at: dict[str, list[str]] = {}  # names by maildir, as links lead
-        self._of: dict[int, list[str]] = {}  # names by uid
-        self._housed: dict[int, set[str]] = {}  # by uid, names (three at most) whose maildirs belong to it
-        self._above: dict[str, str] | None = None  # a name by directory above its maildir, once that is asked for
-        self._places: dict[str, str] = {}
-        self._outer: dict[str, str] = {}  # the maildir that a directory is or lies in, "" for none: thousands of users share one
+        self._real: dict[str, str] = {}  # directories above maildirs -> real paths
+        self._at: dict[str, list[str]] = {}  # real path of a maildir -> names
+        self._of: dict[int, list[str]] = {}  # uid -> names
+        # uid -> names, at most three, whose maildirs belong to that uid
+        self._owners: dict[int, set[str]] = {}
+        # directory above a maildir -> one name; made when it is first needed
+        self._above: dict[str, str] | None = None
+        self._places: dict[str, str] = {}  # name -> real path of the maildir
+        # directory -> the maildir that it is or lies in, "" for none: thousands of users share directories
+        self._outer: dict[str, str] = {}
         for name, user in users.items():
-            place = self._places[name] = self._place(user.maildir)
+            place = self._places[name] = self._real_path(user.maildir)
             self._at.setdefault(place, []).append(name)
             self._of.setdefault(user.uid, []).append(name)
 
-    def _place(self, maildir: str) -> str:
+    def _real_path(self, maildir: str) -> str:
         above, base = os.path.split(os.path.normpath(maildir))
         if above not in self._real:
             self._real[above] = os.path.realpath(above)
         place = os.path.join(self._real[above], base)
         return os.path.realpath(place) if os.path.islink(place) else place
 
-    def _called(self, name: str) -> str:
+    def _possessive(self, name: str) -> str:
         return f"{name}'s (line {self._lines[name]})" if self._lines.get(name) else f"{name}'s"
 
     def owner(self, uid: int, name: str) -> str:
-        """Whose uid it is besides: "bob's (line 2)", or "" for nobody's of the table but `name`."""
+        """Return another user who has this uid, as "bob's (line 2)"; "" if none has, or `name` has it too."""
         others = self._of.get(uid)
-        return self._called(others[0]) if others and uid != self._users[name].uid else ""
+        return self._possessive(others[0]) if others and uid != self._users[name].uid else ""
 
-    def namesake(self, name: str, owner: int) -> str:
-        """Who else has this user's uid, as owner() says it, and would get what is given to it; "" for nobody.
+    def sharer(self, name: str, owner: int) -> str:
+        """Return another user with this user's uid, who would get a directory with it; "" for none.
 
-        Also "" where one uid for many is this table's way, and what is to be given is root's: a mailbox that was just made. It is the way
-        where the maildirs of two others of that uid are that uid's.
+        The text is as of owner(). Also "" if the table has one uid for many users on purpose, and root owns
+        the directory (`owner` is 0), as it does that of a new mailbox. It is on purpose if the maildirs of
+        two other users of the uid belong to it.
         """
         uid = self._users[name].uid
         others = self._of[uid]
-        if uid not in self._housed:
-            housed = (other for other in others if _uid_of(self._places[other]) == uid)
-            self._housed[uid] = set(islice(housed, 3))
-        if len(others) == 1 or (not owner and len(self._housed[uid] - {name}) > 1):
+        if uid not in self._owners:
+            owners = (other for other in others if _uid_of(self._places[other]) == uid)
+            self._owners[uid] = set(islice(owners, 3))
+        if len(others) == 1 or (not owner and len(self._owners[uid] - {name}) > 1):
             return ""
-        return self._called(next(other for other in others if other != name))
+        return self._possessive(next(other for other in others if other != name))
 
     def holds(self, name: str) -> str:
-        """Whose maildir lies in what is named as this user's, as owner() says it; "" for nobody's."""
+        """Return another user whose maildir lies below this user's, as of owner(); "" for none."""
         if self._above is None:
             self._above = {}
             for other, place in self._places.items():
@@ -124,10 +142,10 @@ class Neighbours:
                     self._above[above] = other
                     above = os.path.dirname(above)
         inside = self._above.get(self._places[name], "")
-        return self._called(inside) if inside else ""
+        return self._possessive(inside) if inside else ""
 
     def problem(self, name: str) -> Problem | None:
-        """What is named as this user's maildir and is another user's, or lies in it."""
+        """Return the problem of a maildir that is another user's or lies in another's; None if it is not."""
         user = self._users[name]
         place = self._places[name]
         if len(self._at[place]) > 1:
@@ -135,9 +153,12 @@ class Neighbours:
             strangers = [other for other in self._at[place] if self._users[other].uid != user.uid]
             rightful = next((other for other in strangers if self._users[other].uid == uid), "")
             if rightful:
-                return f"this is {self._called(rightful)}", _OWN
+                return f"this is {self._possessive(rightful)}", _OWN
             if strangers and uid != user.uid:
-                return f"this is named as {self._called(strangers[0])} too, and belongs to uid {uid}", _OWN
+                return (
+                    f"this is named as {self._possessive(strangers[0])} too, and belongs to uid {uid}",
+                    _OWN,
+                )
         inner = self.holds(name)
         if inner and not _is_maildir(place):
             return f"this is no maildir: {inner} lies in it", _OWN
@@ -161,123 +182,183 @@ class Neighbours:
         return found
 
     def shares(self, name: str) -> str:
-        """The first user whose maildir this user has too, and may read; "" for none."""
+        """Return the first user of the table with the same maildir and uid; "" for none."""
         first = self._at[self._places[name]][0]
         return first if first != name and self._users[first].uid == self._users[name].uid else ""
 
 
 def mailbox_problem(
-    user: MailUser, ways: Ways, neighbours: Neighbours | None = None, name: str = "", seen: dict[str, os.stat_result] | None = None,
+    user: MailUser,
+    access: PathAccess,
+    others: TableUsers | None = None,
+    name: str = "",
+    seen: dict[str, os.stat_result] | None = None,
 ) -> Problem | None:
-    """Say what keeps a maildir from being served, and the mend; None for nothing.
+    """Return what prevents serving a maildir, and the mend; None for nothing.
 
-    `name`: the user's, among the neighbours. `seen`: gets what was looked at of the maildir, "" being itself.
+    Args:
+        user: the maildir's user.
+        access: of the directories above.
+        others: all users of the table.
+        name: the user's, in the table.
+        seen: gets the states of the maildir's directories by name; "" is the maildir itself.
     """
     seen = {} if seen is None else seen
     if os.geteuid() not in {0, user.uid}:
         return f"only root can serve the mail of uid {user.uid}", "start it as root"
-    strange = neighbours.problem(name) if neighbours is not None else None
-    if strange is not None:
-        return strange
-    whose = (lambda uid: neighbours.owner(uid, name)) if neighbours is not None else _nobody
-    shut = ways.blocked(os.path.dirname(user.maildir), user)
-    if shut:
-        theirs = whose(_uid_of(shut))
-        if theirs:
-            return f"uid {user.uid} cannot enter {shut}, which is {theirs}", _OWN
-        return f"uid {user.uid} cannot enter {shut}", _let_through(shut)
+    conflict = others.problem(name) if others is not None else None
+    if conflict is not None:
+        return conflict
+    blocked = access.blocked(os.path.dirname(user.maildir), user)
+    if blocked:
+        owner = others.owner(_uid_of(blocked), name) if others is not None else ""
+        if owner:
+            return f"uid {user.uid} cannot enter {blocked}, which is {owner}", _OWN
+        return f"uid {user.uid} cannot enter {blocked}", _passage_mend(blocked)
     try:
         found = seen[""] = os.stat(user.maildir)
     except FileNotFoundError:
         if os.path.islink(user.maildir):
-            return "is a link that leads nowhere", f"rm {shlex.quote(user.maildir)}, and name the maildir itself in the table"
-        return "there is no such directory", _make(user)
+            return (
+                "is a link that leads nowhere",
+                f"rm {shlex.quote(user.maildir)}, and name the maildir itself in the table",
+            )
+        return "there is no such directory", _create_mend(user)
     except OSError as error:
         return error.strerror or str(error), "run this as root, or mend the path"
     if not stat.S_ISDIR(found.st_mode):
         return "is no directory", "name the maildir itself, and its subdirectory with -e"
     if found.st_uid != user.uid:
-        return _another_s(user, found, "", neighbours, name)
+        return _wrong_owner(user, found, "", others, name)
     if found.st_mode & 0o700 != 0o700:
         linked = os.path.islink(user.maildir)
-        mend = "name the maildir itself, not a link to it" if linked else f"chmod u+rwx {shlex.quote(user.maildir)}"
+        mend = (
+            "name the maildir itself, not a link to it"
+            if linked
+            else f"chmod u+rwx {shlex.quote(user.maildir)}"
+        )
         return f"mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
-    return _inside(user, neighbours, name, seen)
+    if _is_read_only(user.maildir):
+        what = "lies on a read-only file system: mail can be read, but neither delivered nor removed"
+        return what, "mount it writable, or name its place in ReadWritePaths= of the unit"
+    return _subdirectory_problem(user, others, name, seen)
 
 
-def _make(user: MailUser) -> str:
-    """As root only where nobody else can put a link there meanwhile: install(1) follows one."""
+def _create_mend(user: MailUser) -> str:
+    """Return the command that makes the maildir.
+
+    As root only where no other user can put a link there in between: install(1) follows one.
+    """
     path = shlex.quote(user.maildir)
     try:
         above = os.stat(os.path.dirname(user.maildir))
-        ours = above.st_uid in {0, os.geteuid()} and not above.st_mode & 0o022
+        safe = above.st_uid in {0, os.geteuid()} and not above.st_mode & 0o022
     except OSError:
-        ours = True  # the directories above are missing too
-    return f"install -d -o {user.uid} -g {user.gid} -m 0700 {path}" if ours else f"mkdir -m 0700 {path}, as uid {user.uid}"
+        safe = True  # the directory above is missing too
+    return (
+        f"install -d -o {user.uid} -g {user.gid} -m 0700 {path}"
+        if safe
+        else f"mkdir -m 0700 {path}, as uid {user.uid}"
+    )
 
 
 def _uid_of(path: str) -> int:
-    """-1 where it is not to be seen."""
+    """Return the uid of a file's owner; -1 if the file can't be seen."""
     try:
         return os.stat(path).st_uid
     except OSError:
         return -1
 
 
-def _nobody(_uid: int) -> str:
-    return ""
+def _mode_of(path: str) -> int:
+    """Return the permissions of a directory; 0o777 if they can't be seen."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return 0o777
 
 
-def _another_s(user: MailUser, found: os.stat_result, sub: str, neighbours: Neighbours | None, name: str) -> Problem:
-    """A directory is of another uid: given to the user only where nobody else of the table would lose or get mail by it."""
+def _is_read_only(path: str) -> bool:
+    """Return whether a directory lies on a file system that is mounted read-only."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+    finally:
+        os.close(fd)
+
+
+def _wrong_owner(
+    user: MailUser, found: os.stat_result, sub: str, others: TableUsers | None, name: str
+) -> Problem:
+    """Return the problem of a directory that belongs to another uid.
+
+    The mend gives it to the user only if no other user of the table loses or gets mail by that.
+    """
     what = f"{sub and sub + ' '}belongs to uid {found.st_uid}, not {user.uid}"
-    whose = neighbours.owner(found.st_uid, name) if neighbours is not None else ""
-    if whose:
-        mend = _OWN if not sub else f"see whose mail is in it, and let {shlex.quote(os.path.join(user.maildir, sub))} be this user's own"
-        return f"{what}: that is {whose}", mend
-    namesake = neighbours.namesake(name, found.st_uid) if neighbours is not None else ""
-    if namesake:
-        mend = f"give this user uid {found.st_uid}, or another of its own" if found.st_uid else "give this user a uid of its own"
-        return f"{what}: uid {user.uid} is {namesake}", f"{mend}, in the table"
-    inner = neighbours.holds(name) if neighbours is not None else ""
+    owner = others.owner(found.st_uid, name) if others is not None else ""
+    if owner:
+        path = shlex.quote(os.path.join(user.maildir, sub))
+        mend = _OWN if not sub else f"see whose mail is in it, and let {path} be this user's own"
+        return f"{what}: that is {owner}", mend
+    sharer = others.sharer(name, found.st_uid) if others is not None else ""
+    if sharer:
+        mend = (
+            f"give this user uid {found.st_uid}, or another of its own"
+            if found.st_uid
+            else "give this user a uid of its own"
+        )
+        return f"{what}: uid {user.uid} is {sharer}", f"{mend}, in the table"
+    inner = others.holds(name) if others is not None else ""
     if inner:
         return f"{what}, and {inner} lies in it", _OWN
-    return what, _give(user, found, os.path.join(user.maildir, sub) if sub else user.maildir)
+    return what, _chown_mend(user, found, os.path.join(user.maildir, sub) if sub else user.maildir)
 
 
-def _inside(user: MailUser, neighbours: Neighbours | None, name: str, seen: dict[str, os.stat_result]) -> Problem | None:
+def _subdirectory_problem(
+    user: MailUser, others: TableUsers | None, name: str, seen: dict[str, os.stat_result]
+) -> Problem | None:
     for sub in _SUBS:
         path = f"{user.maildir}/{sub}"
         try:
             found = seen[sub] = os.lstat(path)
         except FileNotFoundError:
-            continue  # it is made with the first session
+            continue  # the first session makes it
         except OSError as error:
             return f"{sub}: {error.strerror or error}", "run this as root, or mend the path"
         if not stat.S_ISDIR(found.st_mode):
             return f"{sub} is no directory", f"move {shlex.quote(path)} away; it is made anew"
         if found.st_uid != user.uid:
-            return _another_s(user, found, sub, neighbours, name)
-        if found.st_mode & 0o700 != 0o700:  # not as root: chmod(1) follows a link that the owner puts in its place
+            return _wrong_owner(user, found, sub, others, name)
+        # not as root: chmod(1) follows a link that the owner may put in its place
+        if found.st_mode & 0o700 != 0o700:
             mend = f"chmod u+rwx {shlex.quote(path)}, as uid {user.uid}"
             return f"{sub}: mode {stat.S_IMODE(found.st_mode):04o} shuts its owner out", mend
     return None
 
 
-def passed_over(user: MailUser) -> int:
-    """How many names in cur and new are no message, though they do not begin with a dot: directories, links, FIFOs, sockets.
+def count_odd_names(user: MailUser) -> int:
+    """Count names in cur and new that are no messages: directories, links, FIFOs, sockets, but no dot files.
 
-    What can't be looked at counts as nothing; mailbox_problem() says that.
+    Directories that can't be read count as empty; mailbox_problem() reports them.
     """
     many = 0
     for sub in ("cur", "new"):
         try:
-            fd = os.open(os.path.join(user.maildir, sub), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(
+                os.path.join(user.maildir, sub), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
         except OSError:
             continue
         try:
             with os.scandir(fd) as entries:
-                many += sum(not (is_message(os.fsencode(e.name)) and e.is_file(follow_symlinks=False)) for e in entries if e.name[0] != ".")
+                many += sum(
+                    not (is_message(os.fsencode(e.name)) and e.is_file(follow_symlinks=False))
+                    for e in entries
+                    if e.name[0] != "."
+                )
         except OSError:
             continue
         finally:
@@ -289,18 +370,24 @@ def _of_root(directory: str) -> bool:
     return directory == "/root" or directory.startswith("/root/")
 
 
-def _let_through(directory: str) -> str:
-    """A home directory is shut on purpose, root's above all: better move the mail than open it."""
+def _passage_mend(directory: str) -> str:
+    """Return the mend for a directory that a user may not enter.
+
+    Home directories are closed on purpose, root's above all: moving the mail is better than opening one.
+    """
+    if directory in _HIDDEN and not _mode_of(directory):
+        return "the unit hides it: give it ProtectHome=no and ReadWritePaths= (mail-in-home.conf)"
     if _of_root(directory):
         return _NOT_ROOT
     return f"chmod o+x {shlex.quote(directory)}, or keep the mail elsewhere"
 
 
-def _give(user: MailUser, found: os.stat_result, what: str) -> str:
-    """Give a maildir, or what is another's in it, to its user.
+def _chown_mend(user: MailUser, found: os.stat_result, what: str) -> str:
+    """Return the mend that gives a maildir, or the directory `what` in it, to its user.
 
-    All in it only where it surely is a maildir, and then only what its present owner has: a link out of it stays a link
-    (chown -h), a link put into the way while find(1) runs leads nowhere (-execdir), another owner's files stay his.
+    It changes all files in it only if it surely is a maildir, and then only files of its present owner.
+    `chown -h` changes a link and not its target. With `-execdir` a link that is put into the path while
+    find(1) runs has no effect.
     """
     path = shlex.quote(user.maildir)
     owner = f"{user.uid}:{user.gid}"
@@ -308,23 +395,27 @@ def _give(user: MailUser, found: os.stat_result, what: str) -> str:
         return "name the maildir itself in the table, not a link to it"
     if _of_root(os.path.realpath(user.maildir)):
         return _NOT_ROOT
-    theirs = "" if not found.st_uid else f"give this user uid {found.st_uid} in the table, or, if the mail in it is this user's: "
+    instead = (
+        ""
+        if not found.st_uid
+        else f"give this user uid {found.st_uid} in the table, or, if the mail in it is this user's: "
+    )
     if all(_is_directory(os.path.join(user.maildir, sub)) for sub in _SUBS):
-        return f"{theirs}find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
-    if what != user.maildir:  # which is this user's already
-        return f"{theirs}chown -h {owner} {shlex.quote(what)}"
+        return f"{instead}find {path} -xdev -user {found.st_uid} -execdir chown -h {owner} {{}} \\;"
+    if what != user.maildir:  # a directory in a maildir that is this user's already
+        return f"{instead}chown -h {owner} {shlex.quote(what)}"
     if _is_bare(user.maildir) and os.path.dirname(os.path.realpath(user.maildir)) not in _SYSTEM:
         return f"{_OWN}, or, if this is it, chown -h {owner} {path}"
     return f"{_OWN}: this is none"
 
 
 def _is_maildir(path: str) -> bool:
-    """Whether there is new or cur: a maildir need not be whole."""
+    """Return whether the directory has new or cur: a maildir need not be complete."""
     return any(_is_directory(os.path.join(path, sub)) for sub in ("cur", "new"))
 
 
 def _is_bare(path: str) -> bool:
-    """Whether there is nothing in it that is not of a maildir."""
+    """Return whether the directory has no other entries than a maildir has."""
     try:
         with os.scandir(path) as entries:
             return all(entry.name in _SUBS for entry in entries)
@@ -339,59 +430,72 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def judge(
-    users: Mapping[str, MailUser], data: bytes, path: str, actors: Mapping[int, str], wide: list[Finding] | None = None,
+def mailbox_findings(
+    users: Mapping[str, MailUser],
+    data: bytes,
+    path: str,
+    actors: Mapping[int, str],
+    wide: list[Finding] | None = None,
 ) -> Iterator[tuple[Finding, bool]]:
-    """What is wrong with the mailboxes of a table, and whether it keeps a user from the mail (or lets others at it).
+    """Yield what is wrong with the mailboxes of a table, and whether it is an error.
+
+    An error keeps a user from the mail, or lets an actor reach it.
 
     Args:
-        users: the table, read.
-        data: the table as it is.
-        path: the table's.
+        users: the table's users.
+        data: the table's octets.
+        path: the table's path.
         actors: "listener", "auth" and "mda" by the uids that they run as.
-        wide: gets what open_to_others() finds, of the same looks.
-
+        wide: gets what open_to_others() finds, without further calls of stat(2).
     """
     lines = name_lines(data)
-    neighbours = Neighbours(users, lines)
-    ways = Ways()
+    others = TableUsers(users, lines)
+    access = PathAccess()
     for name, user in users.items():
         line = lines.get(name, 0)
         if user.uid in actors:
-            what = f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: that actor could reach the mail"
+            what = (
+                f"user {name} has the uid of {actors[user.uid]}_user, {user.uid}: "
+                "that actor could reach the mail"
+            )
             yield Finding(path, line, what, "give the mail a uid of its own"), True
         seen: dict[str, os.stat_result] = {}
-        problem = mailbox_problem(user, ways, neighbours, name, seen)
+        problem = mailbox_problem(user, access, others, name, seen)
         if problem is not None:
             yield Finding(path, line, f"user {name}: {user.maildir}: {problem[0]}", problem[1]), True
-        first = neighbours.shares(name)
+        first = others.shares(name)
         if first:
             what = f"user {name} has the same maildir as {first}: {user.maildir}"
             yield Finding(path, line, what, "give each user a maildir of its own"), False
         if wide is not None:
-            wide.extend(_open(name, user, line, path, seen if problem is None else _seen(user)))
+            wide.extend(_writable_finding(name, user, line, path, seen if problem is None else _states(user)))
 
 
 def open_to_others(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
-    """Maildirs that others may write to: everybody, or a group that is not their user's; arguments as of judge()."""
+    """Yield maildirs that everybody may write to, or a group other than the user's.
+
+    Arguments as of mailbox_findings().
+    """
     lines = name_lines(data)
     for name, user in users.items():
-        yield from _open(name, user, lines.get(name, 0), path, _seen(user))
+        yield from _writable_finding(name, user, lines.get(name, 0), path, _states(user))
 
 
-def _open(name: str, user: MailUser, line: int, path: str, seen: Mapping[str, os.stat_result]) -> Iterator[Finding]:
-    wide = list(_wide(user, seen))
+def _writable_finding(
+    name: str, user: MailUser, line: int, path: str, seen: Mapping[str, os.stat_result]
+) -> Iterator[Finding]:
+    wide = list(_writable(user, seen))
     if not wide:
         return
     modes = ", ".join(f"{sub and sub + ': '}mode {mode:04o}" for sub, mode in wide)
     paths = " ".join(shlex.quote(os.path.join(user.maildir, sub) if sub else user.maildir) for sub, _ in wide)
     what = f"user {name}: {user.maildir}: {modes} lets others write to the mail"
-    # not as root: chmod(1) follows a link that the owner puts in its place
+    # not as root: chmod(1) follows a link that the owner may put in its place
     yield Finding(path, line, what, f"chmod go-w {paths}, as uid {user.uid}")
 
 
-def _seen(user: MailUser) -> dict[str, os.stat_result]:
-    """A maildir's directories as they are, by name, "" being itself; those that can be looked at."""
+def _states(user: MailUser) -> dict[str, os.stat_result]:
+    """Return the states of a maildir's directories by name, "" for itself, as far as they can be seen."""
     seen = {}
     for sub in ("", *_SUBS):
         with contextlib.suppress(OSError):
@@ -399,8 +503,11 @@ def _seen(user: MailUser) -> dict[str, os.stat_result]:
     return seen
 
 
-def _wide(user: MailUser, seen: Mapping[str, os.stat_result]) -> Iterator[tuple[str, int]]:
-    """Which of a maildir's directories are open so, and their modes. Those of another uid are said to be that."""
+def _writable(user: MailUser, seen: Mapping[str, os.stat_result]) -> Iterator[tuple[str, int]]:
+    """Yield names and modes of a maildir's directories that others may write to.
+
+    Not those of another uid, which mailbox_problem() reports.
+    """
     for sub, found in seen.items():
         wide = found.st_mode & (0o002 if found.st_gid == user.gid else 0o022)
         if wide and stat.S_ISDIR(found.st_mode) and found.st_uid == user.uid:
@@ -408,13 +515,21 @@ def _wide(user: MailUser, seen: Mapping[str, os.stat_result]) -> Iterator[tuple[
 
 
 def odd_names(users: Mapping[str, MailUser], data: bytes, path: str) -> Iterator[Finding]:
-    """What lies among the mail and is none; arguments as of judge(). A start does not look: it would list every maildir."""
+    """Yield maildirs with names in cur and new that are no messages; arguments as of mailbox_findings().
+
+    Not for a start: this lists every maildir.
+    """
     lines = name_lines(data)
     for name, user in users.items():
-        many = passed_over(user)
+        many = count_odd_names(user)
         if many:
             what = f"user {name}: {user.maildir}: {_not_mail(many)}"
-            yield Finding(path, lines.get(name, 0), what, "move them away; where a link stands for a message, put the message there")
+            yield Finding(
+                path,
+                lines.get(name, 0),
+                what,
+                "move them away; where a link stands for a message, put the message there",
+            )
 
 
 def _not_mail(many: int) -> str:
@@ -423,21 +538,27 @@ def _not_mail(many: int) -> str:
     return f"{many} names in cur and new are no regular files: they are no mail"
 
 
-def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None) -> Iterator[str]:
-    """A line for each of the first ten mailboxes of a table that can't be served, and for how many more there are; then for other faults.
+def warnings(
+    table: str, subdir: str, *, fold: bool = False, actors: Mapping[int, str] | None = None
+) -> Iterator[str]:
+    """Yield a line for each of the first ten mailboxes that can't be served, then for other faults.
 
-    These are maildirs that users share, and those that others may write to.
+    Other faults are maildirs that users share, and maildirs that others may write to.
 
-    `fold`: where mail finds its user in any case, also for users whose names differ in nothing else. `actors`: as of judge().
+    Args:
+        table: path of the user table.
+        subdir: of each maildir, as configured.
+        fold: mail finds its user without regard to case: report names that differ in case only.
+        actors: as of mailbox_findings().
     """
     users = read_users(table, subdir)
     data = read_regular(table, MAX_TABLE)
     if fold:
-        yield from map(str, twins(users, data, table))
+        yield from map(str, case_conflicts(users, data, table))
     broken = 0
     shared: list[Finding] = []
     wide: list[Finding] = []
-    for finding, error in judge(users, data, table, actors or {}, wide):
+    for finding, error in mailbox_findings(users, data, table, actors or {}, wide):
         if not error:
             shared.append(finding)
             continue
@@ -445,6 +566,12 @@ def warnings(table: str, subdir: str, *, fold: bool = False, actors: Mapping[int
         if broken <= MOST_NAMED:
             yield f"{finding.what}; {finding.mend}"
     if broken > MOST_NAMED:
-        yield f"and {broken - MOST_NAMED} more mailbox{'es' * (broken > MOST_NAMED + 1)} can't be served; see `popkernel check`"
-    yield from map(str, few(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED))
-    yield from map(str, few(wide, "more users' maildirs are open to others, see `popkernel check`", MOST_NAMED))
+        more = f"{broken - MOST_NAMED} more mailbox{'es' * (broken > MOST_NAMED + 1)}"
+        yield f"and {more} can't be served; see `popkernel check`"
+    yield from map(
+        str, first_findings(shared, "more users have others' maildirs, see `popkernel check`", MOST_NAMED)
+    )
+    yield from map(
+        str,
+        first_findings(wide, "more users' maildirs are open to others, see `popkernel check`", MOST_NAMED),
+    )

@@ -1,8 +1,9 @@
-"""The pass phrase of the private keys: where it comes from, and how it gets from a terminal to a listener unseen.
+"""Get the pass phrase of the private keys from a file or the terminal, and keep it for listeners.
 
-From a file (key_passphrase_file, or systemd's credential `popkernel.passphrase`): each new listener reads it for itself, so that it
-lies in no other process. From a terminal: asked for once, by a child, which tries it and puts it into a socket that init keeps and the
-kernel closes; init copies it from there into the sealed pipe of each listener it starts, at reloads too. Never in argv or environ.
+A file (key_passphrase_file, or systemd's credential `popkernel.passphrase`) is read by each new listener
+itself, so no other process has the phrase. At a terminal, a child asks once, tests the phrase, and puts it
+into a socket that init keeps and the kernel closes. From there init copies it into the pipe of each listener
+that it starts, at reloads too. The phrase never is in an argument or in the environment.
 """
 
 import getpass
@@ -14,40 +15,40 @@ from collections.abc import Sequence
 
 from popkernel.kernel.config.regular_files import read_regular
 
-__all__ = ["Held", "ask", "file_of", "is_encrypted"]
+__all__ = ["HeldPhrase", "ask_phrase", "is_encrypted", "phrase_file"]
 
 CREDENTIAL = "popkernel.passphrase"
 _MARKS = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
-_MOST_PEM = 1 << 20
+_MOST_PEM = 1 << 20  # octets
 _MOST = 1024  # octets of a phrase; OpenSSL's PEM_BUFSIZE
 _TRIES = 3
 
 
-class Held:
-    """A phrase in a socket's buffer: looked at, never taken. It is gone when the last who holds this is."""
+class HeldPhrase:
+    """Keep a phrase in a socket's buffer, until all processes have closed the socket."""
 
     def __init__(self) -> None:
         self._reading, self._writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def put(self, phrase: bytes) -> None:
-        """Once."""
+        """Store the phrase; once."""
         self._writing.send(phrase)
 
     def peek(self) -> bytes:
-        """What was put; b"" for nothing."""
+        """Return the phrase; b"" if none was stored."""
         try:
             return self._reading.recv(_MOST + 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
 
     def close(self) -> None:
-        """Forget it here."""
+        """Close this process's descriptors of it."""
         self._reading.close()
         self._writing.close()
 
 
-def file_of(configured: str) -> str:
-    """The file to read it from: the configured one, or the service manager's credential (systemd.exec(5)); "" for none."""
+def phrase_file(configured: str) -> str:
+    """Return the phrase's file: the configured one or systemd's credential, systemd.exec(5); "" for none."""
     if configured:
         return configured
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
@@ -56,7 +57,7 @@ def file_of(configured: str) -> str:
 
 
 def is_encrypted(key: str) -> bool:
-    """Whether a key file has a pass phrase; False also for what can't be read, of which others speak."""
+    """Return whether a key file is encrypted; False if it can't be read, which the listener reports."""
     try:
         data = read_regular(key, _MOST_PEM)
     except OSError:
@@ -64,21 +65,22 @@ def is_encrypted(key: str) -> bool:
     return any(mark in data for mark in _MARKS)
 
 
-def ask(pairs: Sequence[tuple[str, str]]) -> Held | None:
-    """Ask at the terminal for the phrase of those keys that have one.
+def ask_phrase(pairs: Sequence[tuple[str, str]]) -> HeldPhrase | None:
+    """Ask at the terminal for the phrase of the encrypted keys; `pairs` are paths of certificate and key.
 
-    In a child, so that it never is in the memory that the kernel will be forked with. None where no key has one, there is no
-    terminal, or three phrases did not fit: the listener then says what is missing.
+    A child asks, so that the phrase never is in memory that the kernel is forked with. Return None if no key
+    is encrypted, there is no terminal, or three phrases were wrong: the listener then reports what is
+    missing.
     """
-    locked = [pair for pair in pairs if is_encrypted(pair[1])]
-    if not locked or not sys.stdin.isatty():
+    encrypted = [pair for pair in pairs if is_encrypted(pair[1])]
+    if not encrypted or not sys.stdin.isatty():
         return None
-    held = Held()
+    held = HeldPhrase()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            code = _ask(locked, held)
+            code = _ask(encrypted, held)
         except (EOFError, KeyboardInterrupt):
             code = 1
         finally:
@@ -89,18 +91,22 @@ def ask(pairs: Sequence[tuple[str, str]]) -> Held | None:
     return None
 
 
-def _ask(locked: Sequence[tuple[str, str]], held: Held) -> int:
+def _ask(encrypted: Sequence[tuple[str, str]], held: HeldPhrase) -> int:
     for _ in range(_TRIES):
-        phrase = getpass.getpass(f"pass phrase of {locked[0][1]}: ").encode(errors="surrogateescape")
-        if 0 < len(phrase) <= _MOST and all(_opens(pair, phrase) for pair in locked):
+        phrase = getpass.getpass(f"pass phrase of {encrypted[0][1]}: ").encode(errors="surrogateescape")
+        if 0 < len(phrase) <= _MOST and all(_opens(pair, phrase) for pair in encrypted):
             held.put(phrase)
             return 0
-        print("popkernel: it does not open " + ", ".join(key for _, key in locked), file=sys.stderr, flush=True)
+        print(
+            "popkernel: it does not open " + ", ".join(key for _, key in encrypted),
+            file=sys.stderr,
+            flush=True,
+        )
     return 1
 
 
 def _opens(pair: tuple[str, str], phrase: bytes) -> bool:
-    """Whether it is the phrase; what else is wrong with a key is not this question."""
+    """Return whether the phrase decrypts the key. Other faults of the key are reported elsewhere."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*pair, password=phrase)
     except ssl.SSLError as error:

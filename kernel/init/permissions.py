@@ -1,18 +1,19 @@
-"""Who else could change a file that decides whom root forks as, or who may log in: for `check`, and for init at a start and a reload."""
+"""Check permissions of files that decide about users and logins: for `check`, a start and a reload."""
 
 import os
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
 
-__all__ = ["doubts", "warnings"]
+__all__ = ["problems", "warnings"]
 
 
-def doubts(path: str) -> Iterator[tuple[str, str, str]]:
-    """Path, what, mend, for each way by which others than root and the caller could change this file; nothing where it is not to be seen.
+def problems(path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (path, what, mend) for each way in which users other than root and the caller can change a file.
 
-    Looked at are the file and the directories above it, as it is named and as its links lead. A directory with the sticky bit
-    is taken for safe (/tmp), a group that may write for others unless it is root's.
+    Checks the file and the directories above it, both of the path as given and with links resolved. A
+    directory with the sticky bit (/tmp) counts as safe. Write permission for a group is a problem, except for
+    root's group. Yields nothing for a file that can't be seen.
     """
     real = os.path.realpath(path)
     yield from _file(real)
@@ -22,14 +23,17 @@ def doubts(path: str) -> Iterator[tuple[str, str, str]]:
         except OSError:
             continue
         if mode & 0o002 and not mode & stat.S_ISVTX:
-            what = f"mode {stat.S_IMODE(mode):04o} lets everybody put other files in the place of those that popkernel goes by"
+            what = (
+                f"mode {stat.S_IMODE(mode):04o} lets everybody put other files in the place of those that "
+                "popkernel goes by"
+            )
             yield directory, what, f"chmod o-w {shlex.quote(directory)}"
 
 
 def _file(path: str) -> Iterator[tuple[str, str, str]]:
     try:
         found = os.stat(path)
-    except OSError:  # who has to read it says so
+    except OSError:  # reported where the file is read
         return
     if found.st_uid not in (0, os.geteuid()):
         mend = f"chown {os.geteuid()} {shlex.quote(path)}"
@@ -47,7 +51,7 @@ def _above(path: str) -> Iterator[str]:
 
 
 def warnings(paths: Iterable[str]) -> Iterator[str]:
-    """A line for each doubt about these files; empty paths are left out."""
-    said = dict.fromkeys(doubt for path in paths if path for doubt in doubts(path))
-    for path, what, mend in said:
+    """Yield a line for each problem of these files; empty paths are ignored."""
+    found = dict.fromkeys(problem for path in paths if path for problem in problems(path))
+    for path, what, mend in found:
         yield f"{path}: {what}; {mend}"

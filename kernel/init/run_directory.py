@@ -1,4 +1,4 @@
-"""The run directory: made where it is missing, locked by one service, gone with what was made of it at the end."""
+"""Make, check and lock the run directory, and remove it at the end."""
 
 import contextlib
 import fcntl
@@ -25,15 +25,19 @@ class StartError(Exception):
 
 
 def _owner_problem(path: str, state: os.stat_result) -> tuple[int, str, str] | None:
-    """Who owns the directory can put his own sockets in it: so it is ours or root's, and not everybody's."""
+    """Return exit code, what and mend if it is no writable directory, or others can put sockets into it."""
     if not stat.S_ISDIR(state.st_mode):
         return EXITS["cantcreat"].code, "is no directory", _MEND
     if state.st_uid not in (0, os.geteuid()):
         return EXITS["noperm"].code, f"belongs to uid {state.st_uid}", _YOURS
     if state.st_mode & 0o002:
         own = f"give a directory of its own with --run-dir, for example {default_run_dir()}"
-        # Not ours alone to shut: /tmp and its like are everybody's on purpose.
-        mend = own if state.st_mode & stat.S_ISVTX or state.st_uid != os.geteuid() else f"chmod o-w {shlex.quote(path)}, or {own}"
+        # no chmod for /tmp and its like, which everybody may write to on purpose
+        mend = (
+            own
+            if state.st_mode & stat.S_ISVTX or state.st_uid != os.geteuid()
+            else f"chmod o-w {shlex.quote(path)}, or {own}"
+        )
         return EXITS["noperm"].code, "can be written by everybody", mend
     if not os.access(path, os.W_OK | os.X_OK):
         return EXITS["noperm"].code, f"belongs to uid {state.st_uid} and is not yours to write in", _YOURS
@@ -41,19 +45,27 @@ def _owner_problem(path: str, state: os.stat_result) -> tuple[int, str, str] | N
 
 
 def problem(path: str) -> tuple[int, str, str] | None:
-    """What would keep a start from using this run directory, found without making it: exit code, what, mend; None for nothing."""
+    """Return exit code, what and mend if a start can't use this run directory. Makes nothing."""
     cannot = EXITS["cantcreat"].code
     try:
         state = os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            return cannot, "is a link that leads nowhere", f"rm {shlex.quote(path)}, or give another --run-dir"
+            return (
+                cannot,
+                "is a link that leads nowhere",
+                f"rm {shlex.quote(path)}, or give another --run-dir",
+            )
         above = os.path.dirname(path.rstrip("/"))
         while not os.path.lexists(above):
             above = os.path.dirname(above)
         if not os.path.isdir(above):
             return cannot, f"cannot be made: {above} is no directory", _MEND
-        return None if os.access(above, os.W_OK | os.X_OK) else (cannot, f"cannot be made: {above} is not yours to write in", _MEND)
+        return (
+            None
+            if os.access(above, os.W_OK | os.X_OK)
+            else (cannot, f"cannot be made: {above} is not yours to write in", _MEND)
+        )
     except OSError as error:
         return cannot, error.strerror or str(error), _MEND
     found = _owner_problem(path, state)
@@ -61,7 +73,11 @@ def problem(path: str) -> tuple[int, str, str] | None:
         return found
     lock = f"{path}/lock"
     if os.path.lexists(lock) and not stat.S_ISREG(os.lstat(lock).st_mode):
-        return cannot, "`lock` in it is no regular file", f"move {shlex.quote(lock)} away, or give another --run-dir"
+        return (
+            cannot,
+            "`lock` in it is no regular file",
+            f"move {shlex.quote(lock)} away, or give another --run-dir",
+        )
     return None
 
 
@@ -69,28 +85,37 @@ class RunDir:
     """The run directory and its lock: one service a directory."""
 
     def __init__(self, path: str) -> None:
-        """StartError where it can't be had."""
+        """Make and lock the directory.
+
+        Raises:
+            StartError: another service has it, or it can't be made.
+        """
         self.path = path
         self.lock = -1
-        self._made: list[str] = []  # it, and directories above it, that were not there; outermost first
+        self._made: list[str] = []  # directories that this start made, outermost first
         try:
             self._claim()
         except BaseException as error:
-            if isinstance(error, OSError) and self.path in self._made:  # nobody else has found it yet
+            if isinstance(error, OSError) and self.path in self._made:  # no other service uses it yet
                 with contextlib.suppress(OSError):
                     os.unlink(f"{self.path}/lock")
             self._remove_made()
             raise
-        with contextlib.suppress(OSError):  # a disk that is full: the number is a help for people, the lock is what holds
+        # fails on a full disk: the number is for people only, the lock decides
+        with contextlib.suppress(OSError):
             os.ftruncate(self.lock, 0)
             os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def _claim(self) -> None:
-        for _ in range(100):  # an earlier service that ends just now removes the lock and the directory under us
+        # an earlier service that ends just now may remove lock and directory in between
+        for _ in range(100):
             with contextlib.suppress(FileNotFoundError):
                 if self._take():
                     return
-        raise StartError(EXITS["cantcreat"].code, f"{self.path}: another process removes it again and again; give another --run-dir")
+        raise StartError(
+            EXITS["cantcreat"].code,
+            f"{self.path}: another process removes it again and again; give another --run-dir",
+        )
 
     def _make(self) -> None:
         missing = []
@@ -99,7 +124,8 @@ class RunDir:
             missing.append(above)
             above = os.path.dirname(above)
         for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # another service has made it meanwhile: then it is not ours to remove
+            # if another service made it meanwhile, this one does not remove it
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(directory)
                 if directory not in self._made:
                     self._made.append(directory)
@@ -111,7 +137,7 @@ class RunDir:
                 raise
 
     def _take(self) -> bool:
-        """Make the directory, open the lock and take it; False where it was removed before it was ours."""
+        """Make the directory, and take its lock; return False if another service removed it in between."""
         path = self.path
         try:
             self._make()
@@ -132,31 +158,33 @@ class RunDir:
             os.close(lock)
             raise StartError(
                 EXITS["unavailable"].code,
-                f"a popkernel (process {pid or '?'}) already runs on {path}; stop it, or give another --run-dir",
+                f"a popkernel (process {pid or '?'}) already runs on {path}; "
+                "stop it, or give another --run-dir",
             ) from None
         except OSError as error:
             os.close(lock)
             if path in self._made:
                 os.unlink(f"{path}/lock")
             raise StartError(EXITS["cantcreat"].code, f"{path}/lock: {error.strerror}; {_MEND}") from None
-        mine, there = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
-        if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
+        mine, named = os.fstat(lock), os.stat(f"{path}/lock", follow_symlinks=False)
+        if (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino):
             self.lock = lock
             return True
         os.close(lock)
         return False
 
     def tidy(self) -> None:
-        """Nothing is left behind; but the kernel, which does this when init was killed, may not remove the directory itself.
+        """Remove all that the service made, the lock while it is still held.
 
-        The lock goes last, while it is still held.
+        The kernel calls this when init was killed; it may not remove the directory itself.
         """
         for name in ("control.sock", "lmtp.sock", "lock"):
-            with contextlib.suppress(OSError):  # not every one was made, and the others are to go all the same
+            # not all of them exist
+            with contextlib.suppress(OSError):
                 os.unlink(f"{self.path}/{name}")
         with contextlib.suppress(OSError):
             for name in os.listdir(self.path):
-                if name.startswith("rehearsal-"):  # of a spawner that was ended in the middle of it
+                if name.startswith("rehearsal-"):  # of a spawner that was killed during its rehearsal
                     shutil.rmtree(f"{self.path}/{name}", ignore_errors=True)
                 elif name.startswith("mta") and name.endswith(".sock"):
                     os.unlink(f"{self.path}/{name}")
@@ -164,7 +192,7 @@ class RunDir:
             self._remove_made()
 
     def _remove_made(self) -> None:
-        """What this start made, and of that only what is empty again."""
+        """Remove the directories that this start made, if they are empty."""
         for directory in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)

@@ -1,4 +1,4 @@
-"""Start a singleton: fork, exec of a fresh interpreter, and what it is told on a pipe that nobody waits for."""
+"""Start a singleton: fork, execute a fresh interpreter, and send its settings over a pipe."""
 
 import os
 import signal
@@ -12,50 +12,56 @@ from popkernel.kernel.runtime.child_process import end, fork_with_pipe
 from popkernel.kernel.runtime.exit_codes import EXITS, WANT
 from popkernel.kernel.runtime.loop import WRITE, Loop
 
-__all__ = ["Child", "no_room", "short_of", "start", "wait_for_children"]
+__all__ = ["Child", "fork_failure", "start", "start_failure", "wait_for_children"]
 
 _OSERR, _TEMPFAIL = EXITS["oserr"].code, EXITS["tempfail"].code
-_ROOM = " " * 200  # an argument that nobody reads: room for kernel/runtime/process_title.py to write a name into
+# an argument without meaning: kernel/runtime/process_title.py writes the process's title over it
+_ROOM = " " * 200
 
 
 class Child(NamedTuple):
-    """One that init has started."""
+    """A process that init has started."""
 
     name: str
     uid: int
 
 
-def no_room(error: OSError) -> str:
-    """What to tell of a process that could not be started."""
+def fork_failure(error: OSError) -> str:
+    """Return the error text for a process that could not be forked."""
     return f"no room for a process: {error.strerror}"
 
 
-def short_of(error: OSError) -> str:
-    """What to tell of a service that could not be started."""
+def start_failure(error: OSError) -> str:
+    """Return the error text for a service that could not be started."""
     return f"the service could not be started: {error}; see what the system is short of, and try again"
 
 
-def start(loop: Loop, boot: Sequence[str], name: str, told: Mapping[str, Any], fds: Sequence[int]) -> int:
-    """Start one; its process number. What can't be executed for want of something ends with 75, for another reason with 71.
+def start(loop: Loop, boot: Sequence[str], name: str, blob: Mapping[str, Any], fds: Sequence[int]) -> int:
+    """Start a singleton, and return its process number.
+
+    If the interpreter can't be executed, the process ends with 75 for want of room, with 71 for another
+    reason.
 
     Args:
-        loop: of this process; what the pipe does not take at once it takes later.
-        boot: what the interpreter is to run.
-        name: the actor's.
-        told: what it is told. May hold the pass phrase, so it is in no file and no argument.
-        fds: the channel, and the other descriptors that it is given.
+        loop: of this process; it writes what the pipe does not take at once.
+        boot: arguments of the interpreter.
+        name: the actor's name.
+        blob: ids and settings. It may hold the pass phrase, so it is in no file and no argument.
+        fds: the channel, and the other descriptors that the singleton inherits.
 
     Raises:
-        OSError: no room for a pipe or a process; nothing is left over.
-
+        OSError: no room for a pipe or a process; no descriptor is left open.
     """
     pid, writing = fork_with_pipe(lambda reading: _become(boot, name, reading, fds), _OSERR, reads=False)
-    _Feeding(loop, writing, msgpack.packb(told, unicode_errors="surrogateescape")).go_on(0)
+    _PipeWriter(loop, writing, msgpack.packb(blob, unicode_errors="surrogateescape")).write(0)
     return pid
 
 
 def wait_for_children(children: dict[int, Child], seconds: float) -> None:
-    """They go when their channel to the kernel ends; who does not in that time is ended, and who hangs in the system is left."""
+    """Wait for all children to end, as they do when their channel to the kernel ends.
+
+    After `seconds` those left are killed. After twice that time those that hang in the system are left.
+    """
     deadlines = [time.monotonic() + seconds, time.monotonic() + 2 * seconds]
     while children and deadlines:
         pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -69,8 +75,8 @@ def wait_for_children(children: dict[int, Child], seconds: float) -> None:
             time.sleep(0.005)
 
 
-class _Feeding:
-    """Writes into a pipe what it takes: how large a pipe is depends on how many there are of this user (pipe(7))."""
+class _PipeWriter:
+    """Write to a pipe without blocking: its capacity depends on how many pipes the user has (pipe(7))."""
 
     def __init__(self, loop: Loop, pipe: int, data: bytes) -> None:
         self._loop = loop
@@ -78,7 +84,7 @@ class _Feeding:
         self._left = memoryview(data)
         self._waits = False
 
-    def go_on(self, events: int) -> None:
+    def write(self, events: int) -> None:
         del events
         try:
             while self._left:
@@ -86,9 +92,9 @@ class _Feeding:
         except BlockingIOError:
             if not self._waits:
                 self._waits = True
-                self._loop.add(self._pipe, self.go_on, WRITE)
+                self._loop.add(self._pipe, self.write, WRITE)
             return
-        except OSError:  # who should have read it has ended; an end in the middle of it is one to its reader
+        except OSError:  # the singleton has ended
             pass
         if self._waits:
             self._loop.remove(self._pipe)
@@ -96,7 +102,7 @@ class _Feeding:
 
 
 def _become(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> int:
-    """In the child: become it, or say why not by the exit code."""
+    """In the child: become the singleton, or return the exit code that tells why not."""
     try:
         _exec(boot, name, blob, fds)
     except (OSError, MemoryError) as error:
@@ -104,15 +110,21 @@ def _become(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> in
 
 
 def _exec(boot: Sequence[str], name: str, blob: int, fds: Sequence[int]) -> NoReturn:
-    """In the child: keep those descriptors, lose everything else, become a fresh interpreter."""
+    """In the child: keep these descriptors, and execute a fresh interpreter, which closes all others."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # stays so over exec: those are init's
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # these are for init; an ignored signal stays so after execve(2)
     for fd in (blob, *fds):
         os.set_inheritable(fd, True)
     arguments = [sys.executable, "-I", *boot, name, str(fds[0]), str(blob), _ROOM]
     os.execve(
         sys.executable,
         arguments,
-        {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {})},
+        {
+            "PATH": "/usr/bin:/bin",
+            "LC_ALL": "C.UTF-8",
+            **({"TZ": os.environ["TZ"]} if "TZ" in os.environ else {}),
+        },
     )

@@ -1,1 +1,1 @@
-"""What an operator asks of a running server: control socket, status, traces."""
+"""Serve the operator of a running server: control socket, status, traces, quota of log lines."""

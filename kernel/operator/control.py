@@ -1,6 +1,6 @@
-"""The operator's socket: ZeroMQ requests (DEALER to ROUTER) of one msgpack map each, from root or the service's own user.
+"""Serve the control socket: ZeroMQ requests (DEALER to ROUTER) of one msgpack map each.
 
-It is an outside socket: whatever comes over it costs its own connection and nothing else.
+Only root and the service's own user may connect. A bad request costs its own connection and nothing else.
 """
 
 import contextlib
@@ -8,36 +8,50 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
 from popkernel.kernel.runtime.loop import READ, WRITE, Loop
 from popkernel.proto.bus.zmtp import Reader, ZmtpError, frame_head, preface
+from popkernel.proto.schema import printable
 
-__all__ = ["ControlServer"]
+__all__ = ["Client", "ControlServer", "packed"]
 
 _PREFACE = preface(b"ROUTER")
 _MOST_CLIENTS = 32
-_AGAIN_SECONDS = 1.0  # until connections are taken again
+_RETRY_SECONDS = 1.0  # until connections are accepted again
 _MOST_REQUEST = 4096  # octets
-_MOST_UNSENT = 64 << 20  # octets of an answer that nobody reads
+_LONGEST_CLAIM = 64  # characters
+_MOST_UNSENT = 64 << 20  # octets of answers that a client has not read
 _MOST_PUSHED = 8 << 20  # octets of frames that a viewer has not read
-
-Answer = Callable[[dict[str, Any]], None]
 
 
 class ControlServer:
-    """Accepts, checks who asks, passes the command on."""
+    """Accept connections, check their uid, and pass on their commands."""
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, command: Callable[[str, Answer], None], trace: Callable[["Client", dict[str, Any]], None],
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        command: Callable[["Client", dict[str, Any]], None],
+        trace: Callable[["Client", dict[str, Any]], None],
+        names: Mapping[int, str],
     ) -> None:
-        """`trace` takes the request of a client who stays to watch."""
+        """Begin to accept.
+
+        Args:
+            loop: of the kernel.
+            sock: the listening socket.
+            command: takes the client and its request.
+            trace: takes the client and its request to trace.
+            names: of the uids that may connect, for the log.
+        """
         self._loop = loop
         self._sock = sock
         self._command = command
         self._trace = trace
+        self._names = names
         self._own = os.geteuid()
         self.clients: set[Client] = set()
         loop.add(sock.fileno(), self._accept)
@@ -48,36 +62,38 @@ class ControlServer:
             sock, _ = self._sock.accept()
         except BlockingIOError:
             return
-        except OSError:  # no room for it: who asks waits, and this process does not turn in a circle
+        except OSError:  # no room for a descriptor: the client waits, and the loop does not spin
             self._loop.remove(self._sock.fileno())
-            self._loop.later(_AGAIN_SECONDS, lambda: self._loop.add(self._sock.fileno(), self._accept))
+            self._loop.later(_RETRY_SECONDS, lambda: self._loop.add(self._sock.fileno(), self._accept))
             return
         uid = peer_uid(sock)
         if len(self.clients) >= _MOST_CLIENTS or uid not in (0, self._own):
             sock.close()
             return
-        self.clients.add(Client(self._loop, sock, self, uid))
+        self.clients.add(Client(self._loop, sock, self, uid, self._names.get(uid, "")))
 
     def ask(self, client: "Client", frame: bytes) -> None:
-        """One request."""
+        """Handle one request of a client, a frame of msgpack."""
         try:
             request = msgpack.unpackb(frame, max_map_len=16, max_array_len=64, max_ext_len=0)
             name = request["command"]
-        except Exception:  # noqa: BLE001  whatever msgpack finds wrong with it, it is no request
+        except Exception:  # noqa: BLE001  msgpack has many errors for a bad request
             client.answer({"ok": False, "error": "a request is a map with a command"})
             return
-        if name == "trace":
-            self._trace(client, request)
-        else:
-            self._command(name if isinstance(name, str) else "", client.answer)
+        client.claim = _claim(request)
+        (self._trace if name == "trace" else self._command)(client, request)
 
 
 class Client:
-    """One connection of an operator's program."""
+    """One connection of an operator's program; `uid` and `name` are its user's."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, server: ControlServer, uid: int) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, server: ControlServer, uid: int, name: str = ""
+    ) -> None:
         self.uid = uid
-        self.on_room: Callable[[], None] | None = None  # all that was pushed has been read
+        self.name = name
+        self.claim = ""  # who the program says that it acts for: sudo's user
+        self.on_room: Callable[[], None] | None = None  # called when all pushed frames are sent
         self.on_end: Callable[[], None] | None = None
         self._loop = loop
         self._sock = sock
@@ -108,11 +124,20 @@ class Client:
         for frame in frames:
             self._server.ask(self, bytes(frame))
 
+    @property
+    def author(self) -> dict[str, str | int]:
+        """Return who this is, as fields for the log. Only the uid, and its name, are certain."""
+        claim = {"claim": self.claim} if self.claim else {}
+        return {"by": self.name or f"uid {self.uid}", "uid": self.uid, **claim}
+
     def answer(self, answer: dict[str, Any]) -> None:
-        """Send an answer, if there is still somebody to take it."""
+        """Send an answer, unless the connection is closed."""
+        self.answer_packed(packed(answer))
+
+    def answer_packed(self, data: bytes) -> None:
+        """Send an answer that is packed, unless the connection is closed."""
         if self._closed:
             return
-        data: bytes = msgpack.packb(answer, unicode_errors="backslashreplace")  # a path need not be UTF-8; as the log shows it
         self._out += frame_head(len(data)) + data
         if len(self._out) > _MOST_UNSENT:
             self.close()
@@ -120,7 +145,7 @@ class Client:
         self._flush()
 
     def push(self, frame: bytes) -> bool:
-        """Send a frame that nobody asked for, if there is room: False where it is lost, because too many wait already."""
+        """Send a frame of a trace. Return False if it is lost, because too many octets wait already."""
         if self._closed or len(self._out) + len(frame) > _MOST_PUSHED:
             return False
         waited = bool(self._out)
@@ -144,7 +169,7 @@ class Client:
         self._loop.change(self._sock.fileno(), READ | (WRITE if self._out else 0))
 
     def close(self) -> None:
-        """The end of this connection."""
+        """Close the connection, and call `on_end`."""
         if not self._closed:
             self._closed = True
             self._loop.remove(self._sock.fileno())
@@ -155,12 +180,25 @@ class Client:
                 self.on_end()
 
 
+def packed(value: Any) -> bytes:
+    """Pack an answer or a part of one. A path need not be UTF-8: it is escaped as in the log."""
+    data: bytes = msgpack.packb(value, unicode_errors="backslashreplace")
+    return data
+
+
+def _claim(request: dict[str, Any]) -> str:
+    """Return whom a program says that it acts for, fit for a line of the log."""
+    claim = request.get("claim", "")
+    return printable(claim)[:_LONGEST_CLAIM] if isinstance(claim, str) else ""
+
+
 def peer_uid(sock: socket.socket) -> int:
-    """Who is at the other end, as the system says; -1 where it does not."""
+    """Return the uid at the other end of a unix socket, -1 if the system does not tell it."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
             return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
-        so_peercred = 0x1022  # OpenBSD's <sys/socket.h>: struct sockpeercred { uid_t uid; gid_t gid; pid_t pid; }
+        # OpenBSD's <sys/socket.h>: struct sockpeercred { uid_t uid; gid_t gid; pid_t pid; }
+        so_peercred = 0x1022
         return int(struct.unpack("2Ii", sock.getsockopt(socket.SOL_SOCKET, so_peercred, 12))[0])
     except OSError:
         return -1

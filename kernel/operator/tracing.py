@@ -1,8 +1,9 @@
-"""Who watches, and what they are shown: the kernel's side of the taps.
+"""Collect the frames of traced actors, and push them to viewers: the kernel's side of the taps.
 
-A viewer is a client of the control socket. What it asked for decides which actors are told to Watch; what they tap comes here over a
-channel each, is matched against what every viewer wants, and is pushed as one msgpack map a frame. A viewer that does not read
-loses frames, and is told how many. Nothing here is on the way of a message unless somebody watches.
+A viewer is a client of the control socket. Its filter decides which actors get TraceStart. Each of these
+sends its frames over a channel of its own, the tap. The kernel matches a frame with each viewer's filter, and
+pushes it as one msgpack map. A viewer that reads too slowly loses frames, and is told how many. Without
+viewers, messages do not pass through this module.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -18,34 +19,83 @@ from popkernel.kernel.decisions import leases
 from popkernel.kernel.decisions.deliveries import Deliveries
 from popkernel.kernel.decisions.recorded_state import freeze
 from popkernel.kernel.operator.control import Client
-from popkernel.kernel.operator.viewers import Viewer, Wish, WishError, named, row_of
+from popkernel.kernel.operator.session_list import Announced
+from popkernel.kernel.operator.viewers import FilterError, TraceFilter, Viewer, matches_instance, row_of
 from popkernel.kernel.processes import Exit, Process, Processes
 from popkernel.kernel.runtime.channel import Channel, Message, codec, pair, watch
+from popkernel.kernel.runtime.log import Log
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto import messages as m
 from popkernel.proto import topology
+from popkernel.proto.access.networks import host_of
 from popkernel.proto.bus.zmtp import Reader, ZmtpError
-from popkernel.proto.codec import BadMessageError
+from popkernel.proto.log_levels import NOTICE
+from popkernel.proto.schema import BadMessageError, printable
 from popkernel.proto.trace.redaction import shown
 
 __all__ = ["Taps"]
 
-_WATCHED = frozenset(e.source for e in topology.EDGES if e.target == "tap")  # rows that can be told to Watch
-_TURN = 256 * 1024  # octets read from one actor's tap before others get their turn
-_LISTENERS = 1 << 40  # sessions from here on are a listener's, and one user's; below, an LMTP connection's, for any number of them
+_WATCHED = frozenset(e.source for e in topology.EDGES if e.target == "tap")  # rows that can be traced
+_TURN = 256 * 1024  # octets read from one actor's tap before other events get their turn
+# numbers from here on are sessions of listeners, with one user each; below, LMTP connections with any number
+_LISTENERS = 1 << 40
 _MOST_KNOWN = 20000  # sessions whose user is remembered
-_DEEPEST = 8  # fields within fields; who made them may be anybody by now, and what shows them walks through them
-# Others are the kernel's own.
-_NOTES = frozenset({"Settings", "Checked", "Full", "Clock", "Random", "Timer", "Unsent", "Queued", "Turn", "Known"})
-_CLIENTS = (("client", "listener"), ("listener", "client"), ("client", "mda"), ("mda", "client"))  # edges that no actor is at the end of
+_MOST_HOSTS = 100_000  # sessions whose client's address is remembered
+_LONGEST_ADDRESS = 64  # characters
+# levels of nested fields: the sender may be hostile, and those who show them recurse
+_DEEPEST = 8
+# Notes that actors may send. All others are the kernel's own.
+_NOTES = frozenset(
+    {
+        "Settings",
+        "Checked",
+        "Full",
+        "Clock",
+        "Random",
+        "Timer",
+        "Unsent",
+        "Queued",
+        "Turn",
+        "Known",
+        "TakenOver",
+        "Untrue",
+    }
+)
+# edges to and from clients, which are no actors
+_CLIENTS = (("client", "listener"), ("listener", "client"), ("client", "mda"), ("mda", "client"))
 _PEERS = {
-    row: frozenset({"client", *(end for e in topology.EDGES if row in (e.source, e.target) for end in (e.source, e.target))})
+    row: frozenset(
+        {
+            "client",
+            *(end for e in topology.EDGES if row in (e.source, e.target) for end in (e.source, e.target)),
+        }
+    )
     for row in _WATCHED
 }
 _DECISIONS = {
     leases.Core: (
-        "awaits", "granted", "closed", "ended", "listener_gone", "maildir_gone", "sweep", "ending", "retire_all", "died", "parked",
-        "woken", "sleeper_gone", "login_over", "short",
+        "awaits",
+        "granted",
+        "closed",
+        "client_hung_up",
+        "ended",
+        "listener_gone",
+        "maildir_gone",
+        "sweep",
+        "ending",
+        "retire_all",
+        "retire_changed",
+        "died",
+        "parked",
+        "woken",
+        "sleeper_gone",
+        "login_over",
+        "kicked",
+        "stuck",
+        "drain",
+        "short",
+        "measured",
+        "let_go",
     ),
     Deliveries: ("recipient", "busy", "maildir_gone", "mda_gone"),
 }
@@ -57,7 +107,7 @@ def _too_deep(value: Any, left: int) -> bool:
 
 
 class TapEnd:
-    """The kernel's end of one actor's tap."""
+    """Read the kernel's end of one actor's tap, and check its frames."""
 
     def __init__(self, loop: Loop, sock: socket.socket, process: Process, taps: "Taps") -> None:
         self._loop = loop
@@ -67,16 +117,17 @@ class TapEnd:
         incoming = codec(process.kind, "tap")
         self._decode = incoming.decode
         self._reader = Reader(incoming.octets)
-        self.told: set[Viewer] = set()  # who has had its Settings; those of later concern only viewers that came later
+        # viewers that have had its Settings, and get no later ones
+        self.informed: set[Viewer] = set()
         self.closed = False
         loop.add(sock.fileno(), lambda _: self.read(_TURN))
 
     def read(self, most: int) -> None:
-        """Take what is there, up to so many octets."""
+        """Read what has come, up to `most` octets."""
         while most > 0 and not self.closed:
             try:
                 data = self._sock.recv(65536)
-                if not data:  # maybe before it showed anything: a listener's seat that nobody took
+                if not data:  # perhaps before its first frame: a listener's seat that was not used
                     self.close()
                     return
                 frames = self._reader.feed(data)
@@ -93,35 +144,42 @@ class TapEnd:
             most -= len(data)
 
     def _take(self, message: Message) -> None:
-        assert isinstance(message, m.Tapped)
+        assert isinstance(message, m.TraceFrame)
         fields = msgpack.unpackb(message.fields, max_ext_len=0)
         if type(fields) is not dict or _too_deep(fields, _DEEPEST):
-            raise BadMessageError("Tapped.fields: no map, or too deep a one")
+            raise BadMessageError("TraceFrame.fields: no map, or too deep a one")
         self._check(message.way, message.peer, message.name)
         frame = {
-            "time": message.time, "turn": message.turn, "actor": self._process.name, "way": message.way, "peer": message.peer,
-            "name": message.name, "session": message.session, "octets": message.octets, "fields": fields,
+            "time": message.time,
+            "turn": message.turn,
+            "actor": self._process.name,
+            "way": message.way,
+            "peer": message.peer,
+            "name": message.name,
+            "session": message.session,
+            "octets": message.octets,
+            "fields": fields,
         }
         if message.ending:
             frame["ending"] = True
         if message.lost:
             self._taps.missed(self._process.name, message.lost)
         if message.name == "Settings" and message.way == "note":
-            self._taps.set_scene(self, frame)
+            self._taps.show_settings(self, frame)
         else:
             self._taps.pass_on(frame)
 
     def _check(self, way: str, peer: str, name: str) -> None:
-        """It may show what passes at itself, and no events that only the kernel can know."""
+        """Refuse frames about other actors' messages, and notes that are the kernel's."""
         if way == "note":
             good = name in _NOTES and not peer
         else:
             good = way in ("in", "out") and row_of(peer) in _PEERS[self._process.kind]
         if not good:
-            raise BadMessageError(f"Tapped: {way} {name} of {peer!r} is nothing that it can show")
+            raise BadMessageError(f"TraceFrame: {way} {name} of {peer!r} is nothing that it can show")
 
     def close(self) -> None:
-        """The end. Twice is once."""
+        """Close the tap; a second call does nothing."""
         if not self.closed:
             self.closed = True
             self._loop.remove(self._sock.fileno())
@@ -129,43 +187,75 @@ class TapEnd:
 
 
 class Taps:
-    """All viewers and all taps."""
+    """Keep all viewers and all taps, and pass frames between them."""
 
     def __init__(
-        self, loop: Loop, processes: Processes, core: leases.Core, deliveries: Deliveries, *, version: str, nofile: int,
+        self,
+        loop: Loop,
+        processes: Processes,
+        core: leases.Core,
+        deliveries: Deliveries,
+        log: Log,
+        *,
+        version: str,
+        nofile: int,
         left: Callable[[], int],
+        announced: Callable[[], Mapping[leases.Key, Announced]] = dict,
     ) -> None:
-        """`nofile`: descriptors that the kernel may have; `left`: how many of them it may still take."""
+        """Begin without viewers.
+
+        Args:
+            loop: of the kernel.
+            processes: the registry.
+            core: leases, whose decisions can be recorded.
+            deliveries: likewise.
+            log: for viewers of mail.
+            version: popkernel's.
+            nofile: number of descriptors that the kernel may have.
+            left: returns how many of them it may still use for taps.
+            announced: returns what listeners said about the sessions that are open.
+        """
         self._loop = loop
         self._processes = processes
         self._core = core
         self._deliveries = deliveries
+        self._log = log
         self._version = version
         self._nofile = nofile
         self._left = left
+        self._announced = announced
         self._viewers: list[Viewer] = []
         self._ends: dict[str, TapEnd] = {}
         self._known: dict[int, str] = {}  # session -> user
-        self._homes: dict[int, str] = {}  # session -> listener
+        self._hosts: dict[int, str] = {}  # session -> its client's address, without the port
+        self._listeners: dict[int, str] = {}  # session -> listener
         self._decisions = Decisions(core, deliveries, self)
-        self._digest = topology.digest()  # now, while what it imports can still be read
+        self._digest = topology.digest()  # before the sandbox hides the modules that it imports
 
     def __len__(self) -> int:
         return len(self._ends)
 
     # -- viewers
     def attach(self, client: Client, request: dict[str, Any]) -> None:
-        """A client asks to watch; it is answered once, and pushed frames from then on."""
+        """Answer a client's request to trace, and push frames to it from then on."""
         try:
-            wish = Wish(request)
-            if wish.payload and client.uid != 0:
-                raise WishError("mail content is shown to root only: ask as root, or without --payload", "noperm")
-            self._check(wish)
-            self._fits(wish)
-        except WishError as error:
+            wanted = TraceFilter(request)
+            if wanted.payload and client.uid != 0:
+                raise FilterError(
+                    "mail content is shown to root only: ask as root, or without --payload", "noperm"
+                )
+            self._check(wanted)
+            self._fits(wanted)
+        except FilterError as error:
             client.answer({"ok": False, "error": str(error), "code": error.code})
             return
-        viewer = Viewer(client, wish)
+        viewer = Viewer(client, wanted)
+        if wanted.payload:
+            given = wanted.asked().items()
+            chosen = " ".join(f"{key}={value}" for key, value in given if type(value) in (str, int))
+            self._log(
+                NOTICE, "trace.payload", **client.author, **({"filter": printable(chosen)} if chosen else {})
+            )
         client.answer(
             {
                 "ok": True,
@@ -173,105 +263,134 @@ class Taps:
                 "version": self._version,
                 "wall": time.time_ns(),
                 "monotonic": time.monotonic_ns(),
-                "watches": wish.asked(),
+                "watches": wanted.asked(),
                 "running": [p.name for p in self._processes if p.state != "ahead"],
-                "awaits": self._awaited(wish),
-                **self._maildir(wish),
+                "awaits": self._awaited(wanted),
+                **self._maildir(wanted),
             }
         )
         for user, key in self._core.leases.items():
             self._known[key.session] = user
-            self._homes[key.session] = key.listener
+            self._listeners[key.session] = key.listener
+        for key, said in self._announced().items():
+            self._hosts[key.session] = host_of(said.address)
         self._viewers.append(viewer)
         client.on_room = viewer.tell_lost
         client.on_end = lambda: self._detach(viewer)
         self._adjust(viewer)
-        if wish.decisions:
+        if wanted.decisions:
             self._state(viewer)
 
-    def _awaited(self, wish: Wish) -> list[str]:
-        """Those who will say Settings as soon as they are watched: a viewer that has all of these misses nothing from then on."""
+    def _awaited(self, wanted: TraceFilter) -> list[str]:
+        """Return the actors that will send Settings. After the last of these, a viewer misses no frame."""
         serving = [p for p in self._processes if p.state in ("serving", "draining")]
-        return [p.name for p in serving if p.kind in _WATCHED and wish.watches(p.name) and self._concerns(p, wish)]
+        return [
+            p.name
+            for p in serving
+            if p.kind in _WATCHED and wanted.watches(p.name) and self._concerns(p, wanted)
+        ]
 
-    def _concerns(self, process: Process, wish: Wish) -> bool:
-        """Not so where it serves one session alone, and not the one that is asked for."""
-        if wish.session and process.kind == "maildir.{user}":  # one's of whom it is not known yet is not shown
+    def _concerns(self, process: Process, wanted: TraceFilter) -> bool:
+        """Return whether an actor may serve the wanted session: not if it serves a single other one."""
+        # the frames of a maildir actor are not shown before its user's session is known
+        if wanted.session and process.kind == "maildir.{user}":
             lease = self._core.leases.get(process.name.removeprefix("maildir."))
-            return lease is not None and lease.session == wish.session
-        lease = self._core.leases.get(wish.user)
-        its = wish.session or (lease.session if lease is not None else 0)
-        return not process.session or not (wish.session or wish.user) or process.session == its
+            return lease is not None and lease.session == wanted.session
+        lease = self._core.leases.get(wanted.user)
+        its = wanted.session or (lease.session if lease is not None else 0)
+        return not process.session or not (wanted.session or wanted.user) or process.session == its
 
-    def _maildir(self, wish: Wish) -> dict[str, bytes]:
-        """Where the mail of the one user that is watched lies: a recording may take it along."""
-        user = wish.user or (wish.actor.removeprefix("maildir.") if wish.actor.startswith("maildir.") else "")
+    def _maildir(self, wanted: TraceFilter) -> dict[str, bytes]:
+        """Return the maildir of a trace's only user, so that a recording can copy it."""
+        user = wanted.user or (
+            wanted.actor.removeprefix("maildir.") if wanted.actor.startswith("maildir.") else ""
+        )
         row = self._core.users.get(user)
         return {} if row is None else {"maildir": os.fsencode(row.maildir)}
 
-    def _check(self, wish: Wish) -> None:
-        """Refuse what can never be seen, and say what could."""
-        names = ["kernel", "init", *(p.name for p in self._processes if p.state != "ahead")]
-        if wish.actor and not any(named(wish.actor, name) for name in names):
-            user = wish.actor.removeprefix("maildir.")
-            known = user != wish.actor and user in self._core.users
-            if user != wish.actor and not known:
-                raise WishError(f"no user {user!r} in the user table, so no actor {wish.actor!r}", "nouser")
-            if not known and wish.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
-                raise WishError(f"no actor {wish.actor!r} here; there are: {', '.join(sorted(names))}")
-        if wish.user and wish.user not in self._core.users:
-            raise WishError(f"no user {wish.user!r} in the user table", "nouser")
-        edges = [*((e.source, e.target) for e in topology.EDGES if e.target != "tap"), *_CLIENTS]
-        if wish.edge and not any(wish.on_edge(*edge) for edge in edges):
-            raise WishError(f"no edge {':'.join(wish.edge)!r}; there are: {', '.join(map(':'.join, edges))}")
+    def _check(self, wanted: TraceFilter) -> None:
+        """Refuse a filter that no frame can match.
 
-    def _fits(self, wish: Wish) -> None:
-        """A tap is a descriptor for each actor that is watched."""
-        new = sum(p.kind in _WATCHED and p.name not in self._ends and wish.watches(p.name) for p in self._processes)
+        Raises:
+            FilterError: with what exists instead.
+        """
+        names = ["kernel", "init", *(p.name for p in self._processes if p.state != "ahead")]
+        if wanted.actor and not any(matches_instance(wanted.actor, name) for name in names):
+            user = wanted.actor.removeprefix("maildir.")
+            known = user != wanted.actor and user in self._core.users
+            if user != wanted.actor and not known:
+                raise FilterError(
+                    f"no user {user!r} in the user table, so no actor {wanted.actor!r}", "nouser"
+                )
+            if not known and wanted.actor not in {row.name.split(".")[0] for row in topology.ACTORS}:
+                raise FilterError(f"no actor {wanted.actor!r} here; there are: {', '.join(sorted(names))}")
+        if wanted.user and wanted.user not in self._core.users:
+            raise FilterError(f"no user {wanted.user!r} in the user table", "nouser")
+        edges = [*((e.source, e.target) for e in topology.EDGES if e.target != "tap"), *_CLIENTS]
+        if wanted.edge and not any(wanted.on_edge(*edge) for edge in edges):
+            raise FilterError(
+                f"no edge {':'.join(wanted.edge)!r}; there are: {', '.join(map(':'.join, edges))}"
+            )
+
+    def _fits(self, wanted: TraceFilter) -> None:
+        """Refuse a trace of more actors than the kernel has descriptors for: a tap takes one.
+
+        Raises:
+            FilterError: there are too few.
+        """
+        new = sum(
+            p.kind in _WATCHED and p.name not in self._ends and wanted.watches(p.name)
+            for p in self._processes
+        )
         if new > max(0, self._left()):
-            text = f"no room to watch {new} actors at once: the kernel may have {self._nofile} descriptors (RLIMIT_NOFILE); name one"
-            raise WishError(text, "tempfail")
+            text = (
+                f"no room to watch {new} actors at once: the kernel may have {self._nofile} descriptors "
+                "(RLIMIT_NOFILE); name one"
+            )
+            raise FilterError(text, "tempfail")
 
     def _detach(self, viewer: Viewer) -> None:
         with contextlib.suppress(ValueError):
             self._viewers.remove(viewer)
         for end in self._ends.values():
-            end.told.discard(viewer)
+            end.informed.discard(viewer)
         self._adjust()
 
     # -- actors
     def _adjust(self, newcomer: Viewer | None = None) -> None:
-        """Have those actors watch themselves, and only those, that somebody wants to see."""
+        """Trace exactly those actors that a viewer's filter names."""
         watch.tap = self._own if self._viewers else None
         self._decisions.record(on=bool(self._viewers))
         for process in self._processes:
             self.started(process, newcomer)
         if not self._viewers:
             self._known.clear()
-            self._homes.clear()
+            self._hosts.clear()
+            self._listeners.clear()
 
     def started(self, process: Process, newcomer: Viewer | None = None) -> None:
-        """An actor's channel has just been made (or its viewers have changed): Watch comes before anything else.
+        """Begin or stop tracing an actor whose channel was made, or whose viewers have changed.
 
-        For a newcomer it is said once more: what the actor said when others came is no longer so.
+        TraceStart is the first message on a new channel. For a `newcomer` among the viewers it is sent again,
+        so that the actor sends its present Settings.
         """
         if not self._viewers and not self._ends:
             return
-        viewers = [v for v in self._viewers if v.wish.watches(process.name)]
+        viewers = [v for v in self._viewers if v.wanted.watches(process.name)]
         end = self._ends.get(process.name)
         if process.kind not in _WATCHED:
             return
         if not viewers:
-            if end is not None and not end.closed:  # it closes its end, having said all
-                process.channel.send(m.Unwatch())
+            if end is not None and not end.closed:  # the actor sends what it holds, and closes its end
+                process.channel.send(m.TraceStop())
                 del self._ends[process.name]
             return
-        payload = any(v.wish.payload for v in viewers)
+        payload = any(v.wanted.payload for v in viewers)
         if end is not None and not end.closed and newcomer not in viewers:
             return
         try:
             mine, its = self._pair()
-        except OSError:  # it is not watched; who wants to see it is told that something is missing
+        except OSError:  # it is not traced; its viewers are told that frames are lost
             for viewer in viewers:
                 viewer.missed()
             return
@@ -279,17 +398,21 @@ class Taps:
             self._ends[process.name] = TapEnd(self._loop, mine, process, self)
         else:
             mine.close()  # the actor keeps the tap it has
-        with contextlib.suppress(OSError), its:  # no room for what has to wait: its end is the tap's
-            process.channel.send(m.Watch(payload), [its.fileno()])
+        with contextlib.suppress(OSError), its:  # no room for the message: then the tap is closed with `its`
+            process.channel.send(m.TraceStart(payload), [its.fileno()])
 
     def _pair(self) -> tuple[socket.socket, socket.socket]:
-        """Actors come first: a tap is none of those that have a place in reserve."""
+        """Make the channel of a tap, unless actors need the descriptors that are left.
+
+        Raises:
+            OSError: there is no room.
+        """
         if self._left() <= 0:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return pair()
 
     def on_exit(self, process: Process, end: Exit) -> None:
-        """A process is no more: what it still had to show is read."""
+        """Read the rest of the tap of a process that ended."""
         tap = self._ends.pop(process.name, None)
         if tap is not None:
             tap.read(1 << 30)
@@ -297,26 +420,34 @@ class Taps:
         self.note("Ended", process.name, how=end.how)
 
     def bad_tap(self, process: Process, why: str) -> None:
-        """An actor does not keep to the rules on its tap."""
-        self._processes.on_gone(process.channel, f"{why} (on its tap)")
+        """End an actor that broke the rules on its tap."""
+        self._processes.on_dropped(process.channel, f"{why} (on its tap)")
 
     # -- frames
     def _own(self, way: str, channel: Channel, message: Message) -> None:
-        """The kernel's own tap."""
-        if type(message) in (m.Watch, m.Unwatch):
+        """Pass on a message of the kernel's own channels."""
+        if type(message) in (m.TraceStart, m.TraceStop):
             return
         if way == "gone":
             fields, octets, name = {"why": message[0]}, 0, "Gone"
         else:
             (fields, octets), name = shown(message, payload=False), type(message).__name__
-        self.pass_on({
-            "time": time.monotonic_ns(), "turn": round(self._loop.now * 1e9), "actor": "kernel",
-            "way": "in" if way == "gone" else way, "peer": channel.peer, "name": name,
-            "session": int(getattr(message, "session", 0)), "octets": octets, "fields": fields,
-        })
+        self.pass_on(
+            {
+                "time": time.monotonic_ns(),
+                "turn": round(self._loop.now * 1e9),
+                "actor": "kernel",
+                "way": "in" if way == "gone" else way,
+                "peer": channel.peer,
+                "name": name,
+                "session": int(getattr(message, "session", 0)),
+                "octets": octets,
+                "fields": fields,
+            }
+        )
 
     def note(self, what: str, about: str, session: int = 0, **fields: Any) -> None:
-        """Something that is no message: an actor began or ended, a lease was given, a message was refused."""
+        """Pass on an event that is no message: an actor's begin or end, a lease, a refused message."""
         if self._viewers:
             self.pass_on(self._note(what, about, session, fields))
 
@@ -333,50 +464,60 @@ class Taps:
             "fields": fields,
         }
 
-    def set_scene(self, end: TapEnd, frame: dict[str, Any]) -> None:
-        """An actor's Settings, to those whose story begins with it."""
+    def show_settings(self, end: TapEnd, frame: dict[str, Any]) -> None:
+        """Pass an actor's Settings to the viewers that have not had them."""
         for viewer in self._viewers:
-            if viewer not in end.told:
-                end.told.add(viewer)
-                viewer.see(frame, self._known, twin=False)
+            if viewer not in end.informed:
+                end.informed.add(viewer)
+                viewer.see(frame, self._known, self._hosts, twin=False)
 
     def missed(self, actor: str, frames: int) -> None:
-        """An actor had no room for some: everybody it was watched for is told, whatever they would have been about."""
+        """Count frames that an actor had no room for, for all its viewers: their sessions are unknown."""
         for viewer in self._viewers:
-            if viewer.wish.watches(actor):
+            if viewer.wanted.watches(actor):
                 viewer.gaps[actor] = viewer.gaps.get(actor, 0) + frames
 
     def pass_on(self, frame: dict[str, Any]) -> None:
-        """To all who want it."""
+        """Pass a frame to all viewers whose filter it meets."""
         session, fields = frame["session"], frame["fields"]
-        if session >= _LISTENERS and not frame["actor"].startswith("maildir.") and type(fields.get("user")) is str and fields["user"]:
+        if (
+            session >= _LISTENERS
+            and not frame["actor"].startswith("maildir.")
+            and type(fields.get("user")) is str
+            and fields["user"]
+        ):
             self._known[session] = fields["user"]
             if len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
-        if frame["name"] == "Granted" and frame["actor"] == "kernel":
-            self._homes[session] = str(fields["listener"])
-            if len(self._homes) > _MOST_KNOWN:
-                del self._homes[next(iter(self._homes))]
-        if frame["peer"] == "listener":  # a maildir actor does not know which
-            frame["peer"] = self._homes.get(session, "listener")
+        if session >= _LISTENERS and type(fields.get("address")) is str and fields["address"]:
+            self._hosts[session] = host_of(fields["address"][:_LONGEST_ADDRESS])
+            if len(self._hosts) > _MOST_HOSTS:
+                del self._hosts[next(iter(self._hosts))]
+        if frame["name"] == "LoginGranted" and frame["actor"] == "kernel":
+            self._listeners[session] = str(fields["listener"])
+            if len(self._listeners) > _MOST_KNOWN:
+                del self._listeners[next(iter(self._listeners))]
+        if frame["peer"] == "listener":  # a maildir actor does not know which listener it is
+            frame["peer"] = self._listeners.get(session, "listener")
         other_end = frame["way"] == "out" and (frame["peer"] == "kernel" or frame["peer"] in self._ends)
         for viewer in self._viewers:
-            viewer.see(frame, self._known, twin=other_end and viewer.wish.watches(frame["peer"]))
+            twin = other_end and viewer.wanted.watches(frame["peer"])
+            viewer.see(frame, self._known, self._hosts, twin=twin)
 
     def decided(self, fields: dict[str, Any]) -> None:
-        """For those who record the kernel's own decisions."""
+        """Pass a decision of the kernel to viewers that record them."""
         for viewer in self._viewers:
-            if viewer.wish.decisions:
+            if viewer.wanted.decisions:
                 viewer.push(self._note("Decision", "", 0, fields))
 
     def _state(self, viewer: Viewer) -> None:
-        """What the kernel knows when a recording of it begins."""
+        """Push the kernel's state, with which a recording of its decisions begins."""
         state = {"core": freeze(self._core), "deliveries": freeze(self._deliveries, (leases.Core,))}
         viewer.push(self._note("State", "", 0, state))
 
 
 class Decisions:
-    """Watches the pure rooms of the kernel while somebody records: each outermost call, and what it decided; and who has which lease."""
+    """Record calls of the kernel's pure parts and changes of leases, while there are viewers."""
 
     def __init__(self, core: leases.Core, deliveries: Deliveries, taps: Taps) -> None:
         self._core = core
@@ -387,34 +528,34 @@ class Decisions:
         self._users: Any = None
 
     def record(self, *, on: bool) -> None:
-        """Put the wrappers around the decisions, or take them off: nobody pays for them when nobody watches."""
+        """Wrap the methods that decide, or unwrap them: without viewers they cost nothing."""
         if on == self._on:
             return
         self._on = on
         self._users = self._core.users
-        for room in (self._core, self._deliveries):
-            for name in _DECISIONS[type(room)]:
+        for part in (self._core, self._deliveries):
+            for name in _DECISIONS[type(part)]:
                 if on:
-                    setattr(room, name, self._wrapped(type(room).__name__, name, getattr(room, name)))
+                    setattr(part, name, self._wrapped(type(part).__name__, name, getattr(part, name)))
                 else:
-                    delattr(room, name)
+                    delattr(part, name)
 
-    def _wrapped(self, room: str, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, part: str, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             if self._deep:
                 return method(*arguments)
             self._deep += 1
             try:
-                return self._decide(room, name, method, arguments)
+                return self._decide(part, name, method, arguments)
             finally:
                 self._deep -= 1
 
         return call
 
-    def _decide(self, room: str, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    def _decide(self, part: str, name: str, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         core = self._core
         before = dict(core.leases)
-        fields = {"room": room, "method": name, "arguments": freeze(list(arguments))}
+        fields = {"room": part, "method": name, "arguments": freeze(list(arguments))}
         if core.users is not self._users:
             self._users = core.users
             fields["users"] = freeze(core.users)
@@ -424,7 +565,9 @@ class Decisions:
         if before != core.leases:
             for user, key in before.items():
                 if core.leases.get(user) != key:
-                    self._taps.note("LeaseOver", f"maildir.{user}", key.session, user=user, listener=key.listener)
+                    self._taps.note(
+                        "LeaseOver", f"maildir.{user}", key.session, user=user, listener=key.listener
+                    )
             for user, key in core.leases.items():
                 if before.get(user) != key:
                     self._taps.note("Lease", f"maildir.{user}", key.session, user=user, listener=key.listener)

@@ -1,1 +1,1 @@
-"""Replay: play a recorded actor again, and compare what it says."""
+"""Replay recorded actors, and compare what they send with the recording."""

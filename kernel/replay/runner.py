@@ -1,4 +1,4 @@
-"""Replay: feed what a recorded actor was told to a fresh one, and compare what it says.
+"""Replay a recording: give fresh actors what the recorded ones received, and compare what they send.
 
     from popkernel.kernel.replay.runner import replay
     from popkernel.proto.trace.recording import read
@@ -7,8 +7,8 @@
         for result in replay(read(file.read())):
             print(result.actor, result.compared, result.differences)
 
-The actor is its own shell and core, in a harness (harness.py); the kernel's decisions are replayed by supervisor.py. What can't be
-replayed is named in the result's notes, and nothing is left out in silence.
+harness.py runs an actor's own shell and core; decisions.py replays the kernel's decisions. What can't be
+replayed is named in the result's notes.
 """
 
 import os
@@ -19,36 +19,39 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from popkernel.kernel.operator.viewers import Wish, WishError, named
+from popkernel.kernel.operator.viewers import FilterError, TraceFilter, matches_instance
 from popkernel.kernel.replay import comparison
 from popkernel.kernel.replay.comparison import Difference, Result
-from popkernel.kernel.replay.harness import Stage
+from popkernel.kernel.replay.decisions import decide
+from popkernel.kernel.replay.harness import Harness
 from popkernel.kernel.replay.snapshots import SnapshotError, put, take
-from popkernel.kernel.replay.supervisor import decide
 from popkernel.proto import topology
-from popkernel.proto.codec import BadMessageError
+from popkernel.proto.schema import BadMessageError
 from popkernel.proto.trace.recording import Frame, Recording, RecordingError
 from popkernel.proto.trace.redaction import is_cut
 
-__all__ = ["Difference", "Result", "replay", "updated"]
+__all__ = ["replay", "updated"]
 
 _PLAYED = ("listener", "auth", "maildir.{user}", "mda")
-_CHANGES = ("Post", "Commit", "Quit")
-_MOVES = ("Open", "Wake")  # put mail from new/ into cur/
+_CHANGES = ("DeliveryWhole", "DeliveryCommit", "Quit")
+_MOVES = ("SessionOpen", "SessionWake")  # put mail from new/ into cur/
 
 
 def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[Result]:
-    """Every actor in the recording, or those that go by the name `actor`. `maildir`: copied where the recording has none with it.
+    """Replay every actor in the recording, or those that the name `actor` matches.
 
-    RecordingError where the recording is of another topology, beyond what can be played.
+    `maildir`: path of a maildir to copy where the recording has none.
+
+    Raises:
+        RecordingError: no such actor, another topology's messages, or a damaged recording.
     """
     results: list[Result] = []
     known = {frame.actor for frame in recording.frames if frame.actor}
-    if actor and not any(named(actor, name) for name in known):
+    if actor and not any(matches_instance(actor, name) for name in known):
         raise RecordingError(f"no actor {actor!r} in it; there are: {', '.join(sorted(known)) or 'none'}")
     wish = _wish(recording)
     for name in sorted(known):
-        if actor and not named(actor, name):
+        if actor and not matches_instance(actor, name):
             continue
         frames = _of(recording.frames, name)
         try:
@@ -60,17 +63,22 @@ def replay(recording: Recording, *, actor: str = "", maildir: str = "") -> list[
             raise RecordingError(f"{name}: {error}{_other_table(recording)}") from None
         except (SnapshotError, MemoryError):
             raise
-        except Exception as error:  # a recording may say anything, and the actor on the stage takes it for what was decoded
-            raise RecordingError(f"{name}: can't be played: {_what(error)}{_other_table(recording)}") from error
+        except Exception as error:
+            # a recording may hold anything, and the replayed actor relies on decoded, valid messages
+            raise RecordingError(
+                f"{name}: can't be played: {_what(error)}{_other_table(recording)}"
+            ) from error
     return results
 
 
-def _wish(recording: Recording) -> Wish:
-    """What was asked for when it was made."""
+def _wish(recording: Recording) -> TraceFilter:
+    """Return the filter with which the recording was made."""
     try:
-        return Wish(recording.header.get("watches", {}))
-    except WishError as error:
-        raise RecordingError(f"no popkernel recording: its header asks for what nobody can: {error}") from None
+        return TraceFilter(recording.header.get("watches", {}))
+    except FilterError as error:
+        raise RecordingError(
+            f"no popkernel recording: its header asks for what nobody can: {error}"
+        ) from None
 
 
 def _kind(name: str) -> str:
@@ -81,13 +89,16 @@ def _kind(name: str) -> str:
 
 
 def _what(error: Exception) -> str:
-    """What went wrong, and where, for whoever looks whether the recording is damaged or an actor has a fault."""
+    """Name the error and its place: either the recording is damaged, or an actor has a fault."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {str(error)[:200]} ({os.path.basename(at.filename)}:{at.lineno})"
 
 
 def _of(frames: Sequence[Frame], name: str) -> list[Frame]:
-    """An actor's, as it told them: a recording of one user has the beginning of a session only once it says whose it is."""
+    """Return an actor's frames by time.
+
+    A recording of one user has a session's first frames behind the one that names the user.
+    """
     return sorted((f for f in frames if f.actor == name), key=lambda f: f.time)
 
 
@@ -97,11 +108,15 @@ def _other_table(recording: Recording) -> str:
 
 
 def _until_lost(recording: Recording, name: str, frames: list[Frame]) -> tuple[list[Frame], list[str], bool]:
-    """The frames up to where some are missing."""
+    """Return an actor's frames up to the first missing one, notes, and whether any are missing."""
     notes = [recording.damage] if recording.damage else []
     for index, frame in enumerate(frames):
         if frame.lost:
-            return frames[:index], [*notes, f"{frame.lost} frames are missing behind frame {index}: replayed up to there"], True
+            return (
+                frames[:index],
+                [*notes, f"{frame.lost} frames are missing behind frame {index}: replayed up to there"],
+                True,
+            )
     lost = next((i for i, f in enumerate(recording.frames) if f.name == "Lost"), None)
     if lost is not None:
         kept = _of(recording.frames[:lost], name)
@@ -109,26 +124,32 @@ def _until_lost(recording: Recording, name: str, frames: list[Frame]) -> tuple[l
     return frames, notes, bool(recording.damage)
 
 
-def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, maildir: str) -> Result:
+def _actor(
+    recording: Recording, name: str, frames: list[Frame], wish: TraceFilter, *, maildir: str
+) -> Result:
     frames, notes, cut_off = _until_lost(recording, name, frames)
     kind = topology.kind_of(name)
-    room: Any = import_module(topology.actor(name).module.rpartition(".")[0] + ".replay")
+    module: Any = import_module(topology.actor(name).module.rpartition(".")[0] + ".replay")
     starts = [i for i, f in enumerate(frames) if f.name == "Settings"]
     out = Result(name, frames, [], [], notes, 0)
     if wish.types or wish.edge:
-        notes.append("chosen messages only (--type, --edge), and not all that it was told: nothing can be replayed")
+        notes.append(
+            "chosen messages only (--type, --edge), not all that the actor received: nothing can be replayed"
+        )
         return out
     if not starts:
         notes.append("its settings are not in the recording: nothing can be replayed")
         return out
     if any(is_cut(frames[i].fields) >= 0 for i in starts):
-        notes.append("what was under way when the recording began was too much to be recorded: nothing can be replayed")
+        notes.append("the actor's state was too large to be recorded: nothing can be replayed")
         return out
     with tempfile.TemporaryDirectory(prefix="popkernel-replay.") as where:
         more: list[str] = []
         if kind == "maildir.{user}":
             if not _lay_out(recording, maildir, where):
-                notes.append("no maildir: record with --with-maildir, or give --maildir; nothing was replayed")
+                notes.append(
+                    "no maildir: record with --with-maildir, or give --maildir; nothing was replayed"
+                )
                 return out
             more = [where]
         skipped: set[int] = set()
@@ -140,40 +161,49 @@ def _actor(recording: Recording, name: str, frames: list[Frame], wish: Wish, *, 
         whole = not (wish.user or wish.session)
         aside = 0
         differences: list[Difference] = []
-        for number, start in enumerate(starts):  # each Settings begins a life: an actor that ended and was made anew
+        # each Settings frame begins a new run: the actor ended, and was started again
+        for number, start in enumerate(starts):
             life = frames[start : starts[number + 1] if number + 1 < len(starts) else len(frames)]
-            stage = Stage(payload=wish.payload, user=wish.user, session=wish.session, strange=strange)
+            harness = Harness(payload=wish.payload, user=wish.user, session=wish.session, strange=strange)
             try:
-                room.play(stage, name, life[0].fields, life, *more)
+                module.play(harness, name, life[0].fields, life, *more)
             except BadMessageError as error:
                 differences.append(
-                    Difference(name, start + stage.at, f"says what it may not: {error}", [], life[max(0, stage.at - 3) : stage.at + 1])
+                    Difference(
+                        name,
+                        start + harness.at,
+                        f"sends a message that is not allowed: {error}",
+                        [],
+                        life[max(0, harness.at - 3) : harness.at + 1],
+                    )
                 )
-            if stage.until:
-                unjudged |= set(range(start + stage.until, start + len(life)))
-                life = life[: stage.until]
-            strange = stage.strange
-            spoken = [one for one in stage.said if comparison.recorded_of(wish, name, sessions, one)]
-            aside += len(stage.said) - len(spoken)
-            notes += [remark for remark in stage.remarks if remark not in notes]
+            if harness.until:
+                unjudged |= set(range(start + harness.until, start + len(life)))
+                life = life[: harness.until]
+            strange = harness.strange
+            spoken = [one for one in harness.said if comparison.recorded_of(wish, name, sessions, one)]
+            aside += len(harness.said) - len(spoken)
+            notes += [remark for remark in harness.remarks if remark not in notes]
             differences += [
                 d._replace(where=d.where + start)
-                for d in comparison.compare(name, life, spoken, skipped=stage.skipped, cut_off=cut_off)
+                for d in comparison.compare(name, life, spoken, skipped=harness.skipped, cut_off=cut_off)
             ]
-            said += [one._replace(after=one.after + start) for one in spoken if one.session not in stage.skipped]
-            skipped |= stage.skipped
-            compared += sum(f.way == "out" and f.session not in stage.skipped for f in life)
+            said += [
+                one._replace(after=one.after + start) for one in spoken if one.session not in harness.skipped
+            ]
+            skipped |= harness.skipped
+            compared += sum(f.way == "out" and f.session not in harness.skipped for f in life)
     if aside:
-        notes.append(f"{aside} messages of no session, or not of what was asked for: left out")
+        notes.append(f"{aside} messages outside of the recording's filter: left out")
     if not whole:
-        skipped &= sessions  # an actor names all it had when the recording began
+        skipped &= sessions  # Settings names all of the actor's sessions, not only the recording's
     if skipped:
         notes.append(f"{len(skipped)} sessions had begun before the recording, or can't be played: left out")
     return Result(name, frames, said, differences, notes, compared, frozenset(unjudged))
 
 
 def _changed_meanwhile(recording: Recording, frames: list[Frame], notes: list[str]) -> bool:
-    """Whether the maildir was taken along while this actor changed it."""
+    """Return whether this actor may have changed the maildir while it was copied into the recording."""
     begun, done = recording.header.get("maildir_taken", (0, 0))
     told = [f for f in frames if f.way == "in" and f.time <= done]
     if not any(f.name in _CHANGES or (f.name in _MOVES and f.time >= begun) for f in told):
@@ -183,7 +213,7 @@ def _changed_meanwhile(recording: Recording, frames: list[Frame], notes: list[st
 
 
 def _lay_out(recording: Recording, maildir: str, where: str) -> bool:
-    """A copy of the maildir, for the actor to change; False where there is none."""
+    """Make a copy of the maildir in `where`, for the actor to change; return False if there is no maildir."""
     snapshot = recording.header.get("maildir")
     if maildir:
         snapshot = take(os.fsencode(maildir))
@@ -198,19 +228,19 @@ def _lay_out(recording: Recording, maildir: str, where: str) -> bool:
 def _kernel(frames: list[Frame]) -> list[Result]:
     decisions = decide(frames)
     if not any(f.name == "State" for f in frames):
-        return []  # watched, but not asked for its decisions: its part in a story, which the others tell
+        return []  # the kernel's messages were recorded, but not its decisions
     differences = []
     for index, recorded, now in decisions:
         if recorded != now:
             fields = frames[index].fields
-            title = f"{fields['room']}.{fields['method']} decides otherwise"
+            title = f"{fields['room']}.{fields['method']} returns other actions"
             lines = [f"recorded: {_plain(recorded)}", f"now:      {_plain(now)}"]
             differences.append(Difference("kernel", index, title, lines, frames[max(0, index - 3) : index]))
     return [Result("kernel", frames, [], differences, [], len(decisions))]
 
 
 def _plain(effects: Any) -> str:
-    """Frozen effects, short."""
+    """Return frozen effects as a short text."""
     if isinstance(effects, list):
         return "[" + ", ".join(_plain(e) for e in effects) + "]"
     if isinstance(effects, dict) and "is" in effects:
@@ -219,7 +249,7 @@ def _plain(effects: Any) -> str:
 
 
 def updated(recording: Recording, results: Sequence[Result]) -> list[Frame]:
-    """The recording's frames with what was replayed in the place of what was recorded, actor by actor."""
+    """Return the recording's frames, with the replayed output in the place of each differing actor's."""
     anew: dict[str, list[Frame]] = {}
     for result in results:
         if not result.differences:
@@ -227,11 +257,17 @@ def updated(recording: Recording, results: Sequence[Result]) -> list[Frame]:
         if result.actor == "kernel":
             anew["kernel"] = _decided(result)
         else:
-            anew[result.actor] = comparison.rewritten(result, {f.session for f in result.frames} - {s.session for s in result.said} - {0})
+            anew[result.actor] = comparison.rewritten(
+                result, {f.session for f in result.frames} - {s.session for s in result.said} - {0}
+            )
     kept = [f for f in recording.frames if f.actor not in anew]
-    return sorted([*kept, *(f for frames in anew.values() for f in frames)], key=lambda f: f.time)  # stable: an actor's own order stays
+    # stable: an actor's own order stays
+    return sorted([*kept, *(f for frames in anew.values() for f in frames)], key=lambda f: f.time)
 
 
 def _decided(result: Result) -> list[Frame]:
     now = {index: effects for index, _, effects in decide(result.frames)}
-    return [f._replace(fields={**f.fields, "effects": now[i]}) if i in now else f for i, f in enumerate(result.frames)]
+    return [
+        f._replace(fields={**f.fields, "effects": now[i]}) if i in now else f
+        for i, f in enumerate(result.frames)
+    ]

@@ -1,4 +1,4 @@
-"""A maildir as it is, as data: for a recording to take along, and for a replay to put down again."""
+"""Copy a maildir into a recording, and restore it for a replay."""
 
 import errno
 import os
@@ -8,16 +8,17 @@ from typing import Any
 
 __all__ = ["SnapshotError", "put", "take"]
 
-_MOST = 200 << 20  # octets
+_MOST = 200 << 20  # octets of mail
 _MOST_FILES = 200_000
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)  # nothing that the maildir is to blame for
+# errors of the system, not of the recorded maildir
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
 _PARTS = (b"", b"cur", b"new", b"tmp")
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class SnapshotError(Exception):
-    """A maildir that can't be taken along, or put down; `code` is a sysexits(3) code."""
+    """Raised for a maildir that can't be copied or restored. `code`: the exit code, sysexits(3)."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -25,9 +26,13 @@ class SnapshotError(Exception):
 
 
 def take(path: bytes) -> dict[str, Any]:
-    """All regular files of the maildir and of cur, new and tmp: content and time. Nothing is followed out of it.
+    """Return contents and times of all regular files of the maildir and of its cur/, new/ and tmp/.
 
-    The maildir is its user's, who may be anybody: this may run as root, and opens each file relative to its directory.
+    No symbolic link is followed. This may run as root in a directory that an untrusted user controls, so each
+    file is opened relative to its directory.
+
+    Raises:
+        SnapshotError: too many files, too many octets, or an unreadable directory.
     """
     files: dict[bytes, dict[str, Any]] = {}
     times: dict[bytes, int] = {}
@@ -47,7 +52,10 @@ def take(path: bytes) -> dict[str, Any]:
                     data, status = _read(at, name, _MOST - total)
                     if status is not None:
                         total += len(data)
-                        files[part + b"/" + name if part else name] = {"data": data, "mtime": status.st_mtime_ns}
+                        files[part + b"/" + name if part else name] = {
+                            "data": data,
+                            "mtime": status.st_mtime_ns,
+                        }
             finally:
                 os.close(at)
     except OSError as error:
@@ -58,7 +66,7 @@ def take(path: bytes) -> dict[str, Any]:
 
 
 def _names(at: int) -> list[bytes]:
-    """In order, and no more of them than may be."""
+    """Return the sorted names of a directory; SnapshotError if there are too many."""
     names: list[bytes] = []
     with os.scandir(at) as entries:
         for entry in entries:
@@ -77,14 +85,16 @@ def _read(at: int, name: bytes, most: int) -> tuple[bytes, os.stat_result | None
         if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
             return b"", None
         fd = os.open(name, _OPEN, dir_fd=at)
-    except FileNotFoundError:  # it has gone on from tmp/ or new/ meanwhile
+    except FileNotFoundError:  # moved from tmp/ or new/ meanwhile, or deleted
         return b"", None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return b"", None
         if status.st_size > most:
-            raise SnapshotError(f"more than {_MOST >> 20} MiB of mail: too much for a recording", os.EX_DATAERR)
+            raise SnapshotError(
+                f"more than {_MOST >> 20} MiB of mail: too much for a recording", os.EX_DATAERR
+            )
         parts = []
         while part := os.read(fd, 1 << 20):
             parts.append(part)
@@ -94,7 +104,11 @@ def _read(at: int, name: bytes, most: int) -> tuple[bytes, os.stat_result | None
 
 
 def put(snapshot: Mapping[str, Any], path: str) -> None:
-    """Make the maildir anew in the directory `path`, with the same contents, names and times."""
+    """Restore a maildir in the directory `path`, with the same contents, names and times.
+
+    Raises:
+        SnapshotError: the recorded data is no maildir, or the system has no room for it.
+    """
     try:
         for part in _PARTS:
             os.makedirs(os.path.join(os.fsencode(path), part), mode=0o700, exist_ok=True)
@@ -102,8 +116,16 @@ def put(snapshot: Mapping[str, Any], path: str) -> None:
             raise _too_many()
         for name, file in snapshot["files"].items():
             folder, _, plain = name.rpartition(b"/")
-            if name.startswith(b"/") or folder not in _PARTS or plain in (b"", b".", b"..") or b"/" in plain or name in _PARTS:
-                raise SnapshotError(f"the recorded maildir names a file outside of it: {name!r}", os.EX_DATAERR)
+            if (
+                name.startswith(b"/")
+                or folder not in _PARTS
+                or plain in (b"", b".", b"..")
+                or b"/" in plain
+                or name in _PARTS
+            ):
+                raise SnapshotError(
+                    f"the recorded maildir names a file outside of it: {name!r}", os.EX_DATAERR
+                )
             where = os.path.join(os.fsencode(path), name)
             with open(os.open(where, _MAKE, 0o600), "wb") as out:
                 out.write(file["data"])
@@ -113,6 +135,6 @@ def put(snapshot: Mapping[str, Any], path: str) -> None:
                 os.utime(os.path.join(os.fsencode(path), part), ns=(when, when))
     except OSError as error:
         code = os.EX_CANTCREAT if error.errno in _FULL else os.EX_DATAERR
-        raise SnapshotError(f"the recorded maildir can't be put down: {error.strerror}", code) from None
+        raise SnapshotError(f"the recorded maildir can't be restored: {error.strerror}", code) from None
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
-        raise SnapshotError("the recorded maildir is none", os.EX_DATAERR) from None
+        raise SnapshotError("the recorded maildir has a wrong format", os.EX_DATAERR) from None

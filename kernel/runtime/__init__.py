@@ -1,1 +1,1 @@
-"""What every process is made of: actor, channel, loop, log, tap."""
+"""Provide the parts of every process: actor, channel, loop, log, tap."""

@@ -1,7 +1,8 @@
-"""A channel: one connected pair of unix-domain sockets, of which this process holds one end; ZMTP frames of msgpack on it.
+"""Send and receive messages on one end of a channel: a pair of unix-domain sockets, msgpack in ZMTP frames.
 
-The kernel makes every channel and hands each end to exactly one actor: there is no name to connect to, and the socket, never
-a field in a message, says who speaks. Every message is checked against the topology table on its way out and in.
+The kernel makes every channel and hands each end to exactly one actor. There is no address to connect to, and
+the socket identifies the sender, never a field of a message. Every message is checked against the topology
+table when it is sent and when it is received.
 """
 
 import contextlib
@@ -14,35 +15,39 @@ from typing import Any
 
 from popkernel.kernel.runtime.loop import READ, WRITE, Loop
 from popkernel.proto.bus.zmtp import PREFACE, Reader, ZmtpError, frame_head
-from popkernel.proto.codec import BadMessageError, Codec, whole
+from popkernel.proto.codec import Codec, whole
 from popkernel.proto.messages import CARRIES
-from popkernel.proto.schema import UnsayableError
+from popkernel.proto.schema import BadMessageError, UnsendableError
 from popkernel.proto.topology import kind_of
 
 __all__ = ["Channel", "Tap", "adopt", "codec", "counts", "pair"]
 
 Message = tuple[Any, ...]
-Tap = Callable[[str, "Channel", Message], None]  # (way "in" or "out", the channel, the message); ("gone", the channel, (why,))
+# (way "in" or "out", the channel, the message); ("gone", the channel, (why,))
+Tap = Callable[[str, "Channel", Message], None]
 
-_SOCKET_BUFFER = 1 << 20  # octets; root may pass wmem_max, others get what they may have
-_SCRATCH = memoryview(bytearray(320 * 1024))  # one process, one loop: what is read is parsed before the next read
-_LITTLE = _SCRATCH[:16384]  # for channels that carry descriptors: their messages are small, and each costs thought
-_TURN = 1 << 20  # octets of one channel in a turn of the loop; the rest is there in the next
-_MOST_FDS = 8  # that may wait for the rest of their message
-_MOST_PARTS = 256  # pieces for one sendmsg(2): over IOV_MAX (1024, 16 in the standard's least) it takes none at all
+_SOCKET_BUFFER = 1 << 20  # octets; the system lowers it to net.core.wmem_max
+# shared by all channels: one loop parses what is read before the next read
+_SCRATCH = memoryview(bytearray(320 * 1024))
+# for channels that carry descriptors: their messages are small, and each takes long to handle
+_LITTLE = _SCRATCH[:16384]
+_TURN = 1 << 20  # octets read from one channel in a turn of the loop
+_MOST_FDS = 8  # descriptors that may wait for the rest of their message
+# parts in one sendmsg(2): with more than IOV_MAX (1024; POSIX: at least 16) it fails
+_MOST_PARTS = 256
 _FDS = socket.CMSG_SPACE(_MOST_FDS * 4)
-_CUT = int(socket.MSG_CTRUNC)  # the enumeration makes a new object of each `&`
+_CUT = int(socket.MSG_CTRUNC)  # an int: `&` on the enumeration makes a new object each time
 _codecs: dict[tuple[str, str], Codec] = {}
 _carrying: dict[Codec, bool] = {}
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
-# The system is short of something, and no event tells when it no longer is: memory, or too many descriptors of this uid are under way, all
-# its processes' together, unix(7), as when many actors of one uid park at once.
+# The system is short of memory, or too many descriptors of this uid's processes are in flight, unix(7), as
+# when many actors of one uid park at once. No event tells when that is over.
 _CROWDED = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _CROWDED_SECONDS = 0.02
 
 
 class _Counts:
-    """Messages that this process took and gave, for `popkernel status`; descriptors that its channels hold besides their own."""
+    """Count messages, for `popkernel status`, and descriptors that channels hold besides their sockets."""
 
     __slots__ = ("held", "messages_in", "messages_out")
 
@@ -53,7 +58,7 @@ class _Counts:
 
 
 class _Watch:
-    """The tap: None unless somebody watches this process. One branch a message is all that it costs then."""
+    """Hold the tap: None unless this process is traced. Without a trace it costs one branch a message."""
 
     __slots__ = ("tap",)
 
@@ -61,13 +66,16 @@ class _Watch:
         self.tap: Tap | None = None
 
 
-# Objects with slots: to write to a class makes CPython forget all that it has cached of it, at each message.
+# Objects, not class attributes: a write to a class makes CPython drop its caches for it, at each message.
 counts = _Counts()
 watch = _Watch()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """A new channel's two ends, not inheritable, not blocking, with room for bulk frames. OSError where the system has no room for it."""
+    """Return a new channel's two ends: not inheritable, not blocking, with buffers for bulk frames.
+
+    OSError: the system has no room for it.
+    """
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         for end in ends:
@@ -81,12 +89,12 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def adopt(fd: int) -> socket.socket:
-    """The end of a channel that came as a descriptor. `pair` made it not blocking, for whoever holds it."""
+    """Make a socket of a channel's end that came as a descriptor. It is not blocking, as `pair` made it."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
 
 
 def codec(source: str, target: str) -> Codec:
-    """The codec of an edge of the table; made once a process."""
+    """Return the codec of an edge of the topology; made once in a process."""
     key = (source, target)
     found = _codecs.get(key)
     if found is None:
@@ -95,7 +103,7 @@ def codec(source: str, target: str) -> Codec:
 
 
 def _takes_fds(incoming: Codec) -> bool:
-    """Whether descriptors may come along; found out once an edge, for a channel is made for each session."""
+    """Return whether messages of an edge may carry descriptors; cached, for each session makes a channel."""
     found = _carrying.get(incoming)
     if found is None:
         found = any(CARRIES.get(c, 0) or "fresh" in c.__annotations__ for c in incoming.edge.messages)
@@ -104,9 +112,12 @@ def _takes_fds(incoming: Codec) -> bool:
 
 
 class Channel:
-    """One end. `on_message(channel, message, fds)` for each message taken; `on_gone(channel, why)` once at its end.
+    """Hold one end of a channel.
 
-    `why` is "" for an ordinary end of the peer, else what the peer did wrong. The receiver of a message owns its descriptors.
+    `on_message(channel, message, fds)` is called for each message, `on_dropped(channel, why)` at the end.
+
+    `why` is "" if the peer closed its end, else what the peer did wrong. The receiver owns a message's
+    descriptors.
     """
 
     __slots__ = (
@@ -114,7 +125,7 @@ class Channel:
         "_decode_bulk",
         "_fds",
         "_loop",
-        "_on_gone",
+        "_on_dropped",
         "_on_message",
         "_out",
         "_queue",
@@ -122,8 +133,8 @@ class Channel:
         "_said",
         "_short",
         "_takes_fds",
+        "closed",
         "fd",
-        "gone",
         "me",
         "on_drained",
         "on_lost",
@@ -136,22 +147,25 @@ class Channel:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        end: socket.socket | int,
         me: str,
         peer: str,
         on_message: Callable[["Channel", Message, list[int]], None],
-        on_gone: Callable[["Channel", str], None],
+        on_dropped: Callable[["Channel", str], None],
         *,
         resumed: bool = False,
     ) -> None:
-        """`me` and `peer` are instances (`listener.0`); KeyError where the table has no edges between them.
+        """`me` and `peer` are instances (`listener.0`); KeyError if the topology has no edge between them.
+
+        `end`: its socket, or the descriptor that came with a message; `pair` made it not blocking.
 
         `resumed`: an earlier holder of this end has done the handshake both ways (a parked session).
         """
         mine, theirs = kind_of(me), kind_of(peer)
         incoming, self._out = codec(theirs, mine), codec(mine, theirs)
         self._decode, self._decode_bulk = incoming.decode, incoming.decode_bulk
-        self.views = False  # whether the owner takes bulk as a view of its frame; while somebody watches it is octets all the same
+        # whether the owner takes bulk data as a view of its frame; during a trace it gets bytes all the same
+        self.views = False
         self._takes_fds = _takes_fds(incoming)
         self._reader = Reader(incoming.octets)
         self._said = resumed
@@ -159,35 +173,39 @@ class Channel:
             self._reader.resume()
         self._loop = loop
         self._on_message = on_message
-        self._on_gone = on_gone
+        self._on_dropped = on_dropped
         self._fds: list[int] = []
         self._queue: list[tuple[bytes, Sequence[int]]] = []
-        self.sock = sock
-        self.fd = sock.fileno()
+        if isinstance(end, int):
+            end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=end)
+        self.sock = end
+        self.fd = end.fileno()
         self.me = me
         self.peer = peer
-        self.gone = False
+        self.closed = False
         self._short = False  # a descriptor that came had no room in this process
-        self.on_drained: Callable[[], None] | None = None  # called when the last that waited has been sent
-        self.on_lost: Callable[[Message], None] | None = None  # called with a message whose descriptor had no room; None: the channel ends
-        self.tag: Any = None  # whatever the owner wants to find again
+        self.on_drained: Callable[[], None] | None = None  # called when the queue has been sent
+        # called with a message whose descriptor had no room; None: the channel ends
+        self.on_lost: Callable[[Message], None] | None = None
+        self.tag: Any = None  # for the owner's use
         loop.add(self.fd, self._ready)
 
     # -- out
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send, now if the socket takes it, else from the queue. A copy of `fds` travels along; the caller closes its own.
+        """Send a message, at once if the socket takes it, else later from the queue.
 
-        OSError where it has to wait and this process has no room for that copy: then nothing of it is sent.
+        Copies of `fds` are sent along; the caller closes its own. OSError: the message has to wait and this
+        process has no room for the copies; then nothing of it is sent.
         """
-        if self.gone:
+        if self.closed:
             return
         data = self._encode(message)
         self._count(message)
         self._write([frame_head(len(data)), data], fds)
 
     def send_all(self, messages: Sequence[Message]) -> None:
-        """Several messages in one system call."""
-        if self.gone:
+        """Send several messages in one system call."""
+        if self.closed:
             return
         parts: list[bytes] = []
         for message in messages:
@@ -197,13 +215,13 @@ class Channel:
         self._write(parts, ())
 
     def send_bulk(self, message: Message, data: memoryview | bytes) -> int:
-        """Send a message whose last field is `data`, without copying it; octets of the frame."""
-        if self.gone:
+        """Send a message whose last field is `data`, without copying it; return the frame's octets."""
+        if self.closed:
             return 0
         try:
             parts = self._out.encode_bulk(message, data)
         except BadMessageError as error:
-            raise UnsayableError(str(error)) from None
+            raise UnsendableError(str(error)) from None
         if watch.tap is not None:
             message = whole(message, data)
         self._count(message)
@@ -212,11 +230,11 @@ class Channel:
         return size
 
     def _encode(self, message: Message) -> bytes:
-        """What can't be said is our own mistake: never to be taken for the peer's, whose message we may be answering."""
+        """Encode a message. A failure is this process's fault: it must not look like a peer's bad message."""
         try:
             return self._out.encode(message)
         except BadMessageError as error:
-            raise UnsayableError(str(error)) from None
+            raise UnsendableError(str(error)) from None
 
     def _count(self, message: Message) -> None:
         counts.messages_out += 1
@@ -243,7 +261,7 @@ class Channel:
                 self._loop.later(_CROWDED_SECONDS, self._go_on)
                 return
             if error.errno not in _AGAIN:
-                return  # the peer is gone; what it said before it went is still to be read, then its end
+                return  # the peer is gone; its last messages are still to be read, then the channel's end
             sent = 0
         if sent != sum(map(len, parts)):
             rest = b"".join(parts)[sent:]
@@ -252,8 +270,8 @@ class Channel:
         self._said = True
 
     def _go_on(self) -> None:
-        """Send what waits, as soon as the socket takes it."""
-        if not self.gone:
+        """Send the queue as soon as the socket takes it."""
+        if not self.closed:
             self._loop.change(self.fd, READ | WRITE)
 
     def _enqueue(self, data: bytes, fds: Sequence[int]) -> None:
@@ -263,7 +281,7 @@ class Channel:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is still to be sent: a bulk sender makes no more frames then."""
+        """Return whether something is still to be sent: then a bulk sender makes no more frames."""
         return bool(self._queue)
 
     def _flush(self) -> None:
@@ -293,20 +311,22 @@ class Channel:
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        if events & ~WRITE and not self.gone:
-            self.read()
+        if events & ~WRITE and not self.closed:
+            self.receive()
 
-    def read(self) -> None:
-        """Take what is there, up to a bound: who writes faster than we read must not keep us from the others.
+    def receive(self) -> None:
+        """Read and handle up to `_TURN` octets, so that a fast sender cannot starve other channels.
 
-        Also called by an owner who must know now (the kernel, before it judges auth's word).
+        An owner also calls it before a decision (the kernel, before it handles LoginGranted).
         """
         left = _TURN
-        while left > 0 and not self.gone:
+        while left > 0 and not self.closed:
             room = _SCRATCH
             try:
                 if self._takes_fds:
-                    size, ancillary, flags, _ = self.sock.recvmsg_into([_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC)
+                    size, ancillary, flags, _ = self.sock.recvmsg_into(
+                        [_LITTLE], _FDS, socket.MSG_CMSG_CLOEXEC
+                    )
                     if flags & _CUT:
                         self._short = True
                     for level, kind, data in ancillary:
@@ -331,16 +351,17 @@ class Channel:
                 self._fail(str(error))
                 return
             for frame in frames:
-                if not self._take(frame):
+                if not self._receive(frame):
                     return
-            if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):  # they come with their message's first octet
+            # descriptors come with the first octet of their message
+            if self._fds and (self._reader.empty or len(self._fds) > _MOST_FDS):
                 self._fail("descriptors that no message carries")
                 return
             if size < len(room) and not self._takes_fds:
                 return
 
-    def _take(self, frame: bytes | bytearray) -> bool:
-        """Hand one message on; whether the channel is still there after that."""
+    def _receive(self, frame: bytes | bytearray) -> bool:
+        """Hand one message to the owner; return whether the channel is still open."""
         try:
             message = self._decode_bulk(frame) if self.views and watch.tap is None else self._decode(frame)
         except BadMessageError as error:
@@ -357,10 +378,10 @@ class Channel:
         if watch.tap is not None:
             watch.tap("in", self, message)
         self._on_message(self, message, fds)
-        return not self.gone
+        return not self.closed
 
     def _lacks(self, message: Message) -> bool:
-        """It came without its descriptor: its sender's fault, unless it was this process that had no room for it."""
+        """Handle a message that lacks its descriptor: the sender's fault, unless there was no room here."""
         if not self._short:
             self._fail(f"{type(message).__name__} without its descriptor")
         elif self.on_lost is None:
@@ -368,29 +389,29 @@ class Channel:
         else:
             self._short = False
             self.on_lost(message)
-        return not self.gone
+        return not self.closed
 
-    # -- the end
+    # -- end
     def _fail(self, why: str) -> None:
-        if not self.gone:
+        if not self.closed:
             self.close()
             if watch.tap is not None:
                 watch.tap("gone", self, (why,))
-            self._on_gone(self, why)
+            self._on_dropped(self, why)
 
     def release(self) -> socket.socket | None:
-        """Give the socket up without closing it, to hand it on; None where something half-read or unsent is held."""
-        if self._queue or not self._reader.empty or self._fds or self.gone:
+        """Return the socket without closing it, to hand it on; None if something is half read or unsent."""
+        if self._queue or not self._reader.empty or self._fds or self.closed:
             return None
-        self.gone = True
+        self.closed = True
         self._loop.remove(self.fd)
         return self.sock
 
     def close(self) -> None:
-        """Close this end; the owner is not called. Twice is once."""
-        if self.gone:
+        """Close this end, without calling the owner. A second call does nothing."""
+        if self.closed:
             return
-        self.gone = True
+        self.closed = True
         self._loop.remove(self.fd)
         self.sock.close()
         counts.held -= len(self._fds)
@@ -402,14 +423,14 @@ class Channel:
 
 
 def discard(fds: Sequence[int]) -> None:
-    """Close descriptors that somebody handed over. What they are was that one's choice, and so whether closing tells of an error (FUSE)."""
+    """Close received descriptors. The sender chose them, so close(2) may report any error (FUSE)."""
     for fd in fds:
         with contextlib.suppress(OSError):  # it is closed all the same, close(2)
             os.close(fd)
 
 
 def _copies(fds: Sequence[int]) -> list[int]:
-    """All of them or, with OSError, none."""
+    """Copy descriptors: all or, with OSError, none."""
     copies: list[int] = []
     try:
         for fd in fds:

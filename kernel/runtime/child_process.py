@@ -1,4 +1,4 @@
-"""A process just forked, which is to do one thing and to leave: nothing of what its parent was about runs on in it."""
+"""Fork children that do one thing and exit, without running any of their parent's code after that."""
 
 import contextlib
 import os
@@ -15,7 +15,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def do_and_leave(work: Callable[[], int], failed: int) -> NoReturn:
-    """End this process with what `work` gives; where it raises, with the traceback on standard error and the code `failed`."""
+    """Run `work` and exit with the code that it returns.
+
+    If it raises: write the traceback on standard error, and exit with the code `failed`.
+    """
     status = failed
     try:
         status = work()
@@ -23,7 +26,8 @@ def do_and_leave(work: Callable[[], int], failed: int) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         raise
     finally:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads standard error any more, or it is closed
+        # standard error may be closed, or a pipe without a reader
+        with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(status)
 
@@ -32,15 +36,15 @@ def fork_with_pipe(work: Callable[[int], int], failed: int, *, reads: bool) -> t
     """Fork a child at the other end of a pipe.
 
     Args:
-        work: what the child does, as in `do_and_leave`; it is given its end.
-        failed: its exit code where it raises.
-        reads: whether this process keeps the end to read from, or the one to write to.
+        work: what the child does, as in `do_and_leave`; its argument is the child's end of the pipe.
+        failed: the child's exit code if `work` raises.
+        reads: whether this process keeps the reading end, else it keeps the writing end.
 
     Returns:
         Process number, and the end that was kept, not blocking.
 
     Raises:
-        OSError: no room for a process or a descriptor; nothing is left over.
+        OSError: no room for a process or a descriptor; nothing stays open.
 
     """
     reading, writing = os.pipe()
@@ -59,21 +63,20 @@ def fork_with_pipe(work: Callable[[int], int], failed: int, *, reads: bool) -> t
 
 
 def fork_and_tell(work: Callable[[int], None], keep: Sequence[int] = ()) -> tuple[int, int]:
-    """Fork a child that does what may wait for a disk, and says what comes of it on a pipe.
+    """Fork a child for work that may wait for a disk; it writes its results to a pipe.
 
-    Of this process's descriptors it has standard error, the pipe and `keep`, for the lock above all must not outlive init. It is killed
-    when this process goes.
+    The child keeps only standard error, the pipe and `keep` of this process's descriptors: above all, init's
+    lock must not outlive init. It is killed when this process ends (Linux).
 
     Args:
-        work: what the child does; it is given the pipe to write to.
-        keep: descriptors that it needs.
+        work: what the child does; its argument is the pipe to write to.
+        keep: descriptors that the child needs.
 
     Returns:
         Process number, and the pipe to read from, not blocking.
 
     Raises:
         OSError: as `fork_with_pipe`.
-
     """
     return fork_with_pipe(lambda writing: _alone(work, writing, keep), 1, reads=True)
 
@@ -85,13 +88,14 @@ def _alone(work: Callable[[int], None], writing: int, keep: Sequence[int]) -> in
     kept = sorted({2, writing, *keep})
     for low, high in zip(kept, [*kept[1:], 65536], strict=True):
         os.closerange(low + 1, high)
-    with contextlib.suppress(OSError):  # nobody reads any more, or the system has no more: who reads sees the end, and nothing said
+    # the reader is gone, or the system is short of something: the reader sees the end of the pipe
+    with contextlib.suppress(OSError):
         work(writing)
     return 0
 
 
 def told(pipe: int) -> bytes | None:
-    """What such a child has said meanwhile: b"" where it has ended, or its pipe can't be read; None for nothing now."""
+    """Read what such a child has written: b"" if it ended or reading failed, None if nothing is there yet."""
     try:
         return os.read(pipe, 65536)
     except BlockingIOError:
@@ -101,9 +105,9 @@ def told(pipe: int) -> bytes | None:
 
 
 def end(pid: int, uid: int = -1) -> None:
-    """SIGKILL a child that is not reaped yet, so that the number is nobody else's.
+    """Send SIGKILL to a child that is not reaped yet, so that the number can be no other process's.
 
-    A root without CAP_KILL may end only processes of its own uid, so it takes the child's `uid` for that call.
+    Root without CAP_KILL may signal only processes of its own uid: for that call it takes the child's `uid`.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         try:

@@ -1,7 +1,7 @@
-"""Deadlines for which only the time counts in which this process ran, and init's patience with a kernel that owes it something.
+"""Keep deadlines in the time for which this process ran, and init's check that the kernel is alive.
 
-A kernel that hangs would hold up a reload, or the end, for ever. But where all stood still, a virtual machine that was paused, nobody is
-to blame.
+A hung kernel would delay a reload or a stop for ever. But in a paused virtual machine nothing runs, and that
+time must not count against anybody.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from popkernel.proto.topology import edge
 
 __all__ = ["LATE", "Deadline", "Patience"]
 
-LATE = 1.0  # seconds a timer may be late; after more this process itself did not run
-_SECONDS = edge("init", "kernel").deadline  # that it may say nothing
-_PARTS = 4  # of a deadline, each to begin anew where this process did not run
+LATE = 1.0  # seconds that a timer may be late; if it is later, this process did not run
+_SECONDS = edge("init", "kernel").deadline  # for the kernel's answer
+_PARTS = 4  # parts of a deadline; one in which this process did not run begins anew
 
 
 class Deadline:
-    """A call after so many seconds, in which this process ran; `cancel` makes it none."""
+    """Make a call after `seconds` for which this process ran."""
 
     def __init__(self, loop: Loop, seconds: float, call: Callable[[], None]) -> None:
         self._loop = loop
@@ -37,15 +37,17 @@ class Deadline:
             self._call()
 
     def cancel(self) -> None:
-        """Nothing is waited for any more."""
+        """Cancel the call."""
         self._timer.cancel()
 
 
 class Patience:
-    """Asks the kernel now and then whether it is alive, as long as it owes something."""
+    """Ask the kernel periodically whether it is alive, while it owes init an answer."""
 
-    def __init__(self, loop: Loop, ask: Callable[[], None], owes: Callable[[], bool], hangs: Callable[[str], None]) -> None:
-        """`hangs`: called with what is wrong, where no answer comes in time."""
+    def __init__(
+        self, loop: Loop, ask: Callable[[], None], owes: Callable[[], bool], hangs: Callable[[str], None]
+    ) -> None:
+        """`ask`: asks the kernel. `owes`: returns if an answer is due. `hangs`: called with an error text."""
         self._loop = loop
         self._ask = ask
         self._owes = owes
@@ -53,13 +55,17 @@ class Patience:
         self._late: Deadline | None = None
 
     def begin(self) -> None:
-        """It owes something, perhaps."""
+        """Ask, if the kernel owes something and was not asked yet."""
         if self._late is None and self._owes():
             self._ask()
-            self._late = Deadline(self._loop, _SECONDS, lambda: self._hangs(f"is not alive: it has not answered for {_SECONDS} s"))
+            self._late = Deadline(
+                self._loop,
+                _SECONDS,
+                lambda: self._hangs(f"is not alive: it has not answered for {_SECONDS} s"),
+            )
 
     def answered(self) -> None:
-        """It lives."""
+        """Take the kernel's answer: it is alive. Ask again later."""
         if self._late is not None:
             self._late.cancel()
             self._late = None

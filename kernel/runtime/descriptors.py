@@ -1,4 +1,4 @@
-"""Which descriptors a process has: none that its caller left open by mistake, and no log but the kernel's."""
+"""Close descriptors that a caller left open, and keep the first three from files and the log."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 __all__ = ["close_all_but", "fill", "say_nothing"]
 
-_MOST = 65536  # numbers that are tried where the system does not tell which are open
+_MOST = 65536  # numbers tried if the system does not list the open ones
 
 
 def _open_ones() -> list[int]:
@@ -18,25 +18,26 @@ def _open_ones() -> list[int]:
 
 
 def close_all_but(kept: Iterable[int]) -> None:
-    """Close every descriptor from 3 up but these."""
+    """Close all descriptors from 3 up except `kept`."""
     those = {0, 1, 2, *kept}
     for fd in _open_ones():
         if fd not in those:
-            with contextlib.suppress(OSError):  # that of the directory which was just listed
+            with contextlib.suppress(OSError):  # the listed directory's own is closed already
                 os.close(fd)
 
 
 def fill() -> None:
-    """Where one of the first three is closed, /dev/null takes its place, so that no file becomes the log."""
+    """Open /dev/null for each of the first three that is closed, so that no file gets the log's number."""
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            # open(2) takes the lowest free number: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def say_nothing(*numbers: int) -> None:
-    """Put /dev/null in the place of these, of the first three: who may write to the log can forge it, and empty a file that it is."""
+    """Replace some of the first three descriptors by /dev/null: a writer could forge or truncate the log."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in numbers:
         os.dup2(null, number)

@@ -1,7 +1,8 @@
-"""The log, which the kernel alone writes: syslog(3) with facility mail, or lines on standard error; as text or as JSON.
+"""Write the log: syslog(3) with facility mail, or lines on standard error; as text or as JSON.
 
-Text for people and fail2ban, JSON for programs: one object a line, what came from outside in fields of its own. Either way nothing
-anybody said can end a line or pass for another field.
+Only the kernel writes it, and init before and after the kernel. An event (proto/log_events.py) becomes a line
+here and nowhere else: text for people and fail2ban, one JSON object a line for programs. In both, no text
+from outside can end a line or look like another field.
 """
 
 import contextlib
@@ -15,147 +16,189 @@ from typing import Any
 
 from popkernel.kernel.runtime.system_log import PATH, SystemLog
 from popkernel.proto.files.tables import Finding
+from popkernel.proto.log_events import text_of
+from popkernel.proto.log_levels import WARNING, level_name
+from popkernel.proto.schema import printable
 
-__all__ = ["DEBUG", "ERROR", "INFO", "NOTICE", "WARNING", "Log", "as_json", "destination", "doubt", "event_text", "printable", "say"]
+__all__ = ["Log", "as_json", "destination", "doubt", "say", "to_journal"]
 
-ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
-LEVELS = ("emergency", "alert", "critical", "error", "warning", "notice", "info", "debug")
-_WHOLE = 4096  # octets a pipe that poll(2) calls writable takes at once: PIPE_BUF
-_NAMES = {3: "error: ", 4: "warning: "}
-
-
-def printable(text: str) -> str:
-    """`text` with everything escaped that could make two lines of one, or move a terminal's cursor.
-
-    By repr(), which is at hand: the codec unicode_escape would be a file to import, after the lock.
-    """
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+_WHOLE = 4096  # octets that a writable pipe takes at once: PIPE_BUF
+_LOST = "log.lost"
+# Fields that may have several lines: findings about the configuration, by init or by an actor that fails
+# at its start, before it serves anybody.
+_FINDINGS = ("error", "problem")
+Fields = Mapping[str, Any]
 
 
 def stamp() -> str:
-    """The time as RFC 3339 has it, with milliseconds and the zone's offset."""
+    """Return the local time as in RFC 3339 section 5.6, with milliseconds and the zone's offset."""
     now = time.time()
     local = time.localtime(now)
     zone = time.strftime("%z", local)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', local)}.{int(now * 1000) % 1000:03}{zone[:3]}:{zone[3:]}"
 
 
-def event_text(event: str, fields: Mapping[str, Any]) -> str:
-    """An event in one line of text, `event: name=value ...`; values that could be taken for more than one are in quotes."""
-    return f"{event}: " + " ".join(f"{name}={_value(value)}" for name, value in fields.items())
+def as_json(level: int, actor: str, event: str, fields: Fields) -> str:
+    """Return an event as one JSON object in ASCII, of at most 4,095 octets: longer values are cut.
 
-
-def _value(value: Any) -> str:
-    text = str(value)
-    if text and text != "-" and text.isprintable() and not any(c in ' "=\\' for c in text):
-        return text
-    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"' if text else "-"
-
-
-def as_json(level: int, text: str, actor: str, event: str = "", fields: Mapping[str, Any] | None = None) -> str:
-    """A line as one JSON object in ASCII, at most 4,095 octets: what is too long for that is cut.
-
-    What is ours stands before what somebody else said, for those who match lines by patterns (packaging/fail2ban).
+    The server's own fields come before those with text from outside, for filters that match by patterns
+    (packaging/fail2ban).
     """
-    row: dict[str, Any] = {"time": stamp(), "level": LEVELS[min(level, DEBUG)], "actor": actor}
-    if event:
-        row |= {"event": event, **(fields or {})}
-    row["text"] = text
+    row: dict[str, Any] = {
+        "time": stamp(),
+        "level": level_name(level),
+        "actor": actor,
+        "event": event,
+        **fields,
+    }
     line = json.dumps(row)
     while len(line) >= _WHOLE:
-        longest = max((name for name, value in row.items() if isinstance(value, str)), key=lambda name: len(row[name]))
+        longest = max(
+            (name for name, value in row.items() if isinstance(value, str)), key=lambda name: len(row[name])
+        )
         row[longest] = row[longest][: len(row[longest]) // 2 - 3] + "..."
         line = json.dumps(row)
     return line
 
 
+def _one_by_one(fields: Fields) -> list[Fields]:
+    """Split a list of findings, one a line, so that each gets an object of its own and none is cut."""
+    for name, value in fields.items():
+        if name in _FINDINGS and isinstance(value, str) and "\n" in value:
+            return [{**fields, name: line} for line in value.split("\n")]
+    return [fields]
+
+
+def _rendered(form: str, level: int, actor: str, event: str, fields: Fields) -> list[str]:
+    """Return the lines of an event: more than one only if a field is a list of findings."""
+    if form == "json":
+        return [as_json(level, actor, event, each) for each in _one_by_one(fields)]
+    words = map(printable, text_of(event, fields).split("\n"))
+    return [*words] if actor in ("kernel", "init") else [f"{actor}: {line}" for line in words]
+
+
 def destination(where: str) -> str:
-    """What "auto" means here: standard error if that is a terminal, or where there is no syslog to tell."""
+    """Resolve "auto": standard error if that is a terminal or if there is no syslog, else syslog."""
     if where == "auto":
         return "stderr" if os.isatty(2) or not os.path.exists(PATH) else "syslog"
     return where
 
 
+def to_journal() -> bool:
+    """Return whether standard error goes to the journal, which reads `<N>` as a level (sd-daemon(3))."""
+    try:
+        device, inode = map(int, os.environ.get("JOURNAL_STREAM", "").split(":"))
+        there = os.fstat(2)
+    except (ValueError, OSError):
+        return False
+    return (device, inode) == (there.st_dev, there.st_ino)
+
+
 def doubt(where: str, *, daemon: bool) -> Finding | None:
-    """What is wrong with the key `log`, for start and `check`: a log that nobody will have."""
-    if where == "stderr" or (where == "auto" and not daemon) or sys.platform != "linux" or os.path.exists(PATH):
+    """Return a finding about the key `log` if the log would be lost; for start and `check`."""
+    if (
+        where == "stderr"
+        or (where == "auto" and not daemon)
+        or sys.platform != "linux"
+        or os.path.exists(PATH)
+    ):
         return None
-    return Finding("log", 0, f"there is no syslog here ({PATH}), so the log will be lost", "run one, or give --log stderr 2>>FILE")
+    return Finding(
+        "log",
+        0,
+        f"there is no syslog here ({PATH}), so the log will be lost",
+        "run one, or give --log stderr 2>>FILE",
+    )
 
 
 class Log:
-    """Where lines go. `verbose`: 0 shows up to notices, each step one syslog level more."""
+    """Write lines."""
 
-    def __init__(self, where: str, verbose: int, form: str = "text") -> None:
-        """`where`: "syslog", "stderr", or "auto", see destination(). `form`: "text" or "json"."""
-        self.most = NOTICE + verbose
+    def __init__(self, where: str, most: int, form: str = "text") -> None:
+        """`where`: "syslog", "stderr", or "auto", see destination(). `most`: the highest level shown.
+
+        `form`: "text" or "json".
+        """
+        self.most = most
         self.system = SystemLog() if destination(where) == "syslog" else None
-        self._json = form == "json"
-        self.seen = self.system is None  # what init says on standard error need not be said again
+        self._form = form
+        self._journal = to_journal()
+        self.seen = self.system is None  # the log is where init's messages go: do not repeat them
         self._lost = 0
         self._room = select.poll()
         self._room.register(2, select.POLLOUT)
         time.localtime()  # reads the time zone now, for later there may be no file to read
 
-    def __call__(self, level: int, text: str, actor: str = "kernel") -> None:
-        """One line; line ends within are kept apart as lines of their own (a list of findings). `actor`: whose words they are."""
-        if level > self.most:
-            return
-        for line in text.split("\n"):
-            said = printable(line)
-            self._put(level, as_json(level, said, actor) if self._json else said if actor == "kernel" else f"{actor}: {said}")
+    def __call__(self, level: int, event: str, /, **fields: Any) -> None:
+        """Log an event of the kernel's own."""
+        self.event(level, event, fields)
 
-    def event(self, level: int, event: str, fields: Mapping[str, Any]) -> None:
-        """Something with fields of its own: the end of a session, a login that failed."""
+    def event(self, level: int, event: str, fields: Fields, actor: str = "kernel") -> None:
+        """Log an event. `actor`: its author."""
         if level <= self.most:
-            text = event_text(event, fields)
-            self._put(level, as_json(level, text, "kernel", event, fields) if self._json else text)
+            for line in _rendered(self._form, level, actor, event, fields):
+                self._put(level, line)
 
     def _put(self, level: int, line: str) -> None:
         if self.system is not None:
-            self._tell(self.system, level, line)
+            self._send(self.system, level, line)
         else:
-            self._write(line if self._json else f"{stamp()} popkernel: {_NAMES.get(level, '')}{line}")
+            self._write(self._on_stderr(level, line))
 
-    def _tell(self, system: SystemLog, level: int, line: str) -> None:
-        """One line for the system's log; what it does not take is counted, as below."""
+    def _on_stderr(self, level: int, line: str) -> str:
+        if self._form == "json":
+            return line
+        return f"<{level}>{line}" if self._journal else f"{stamp()} popkernel: {_prefix(level)}{line}"
+
+    def _lost_line(self) -> str:
+        """Return the line with the number of lost lines."""
+        return _rendered(self._form, WARNING, "kernel", _LOST, {"count": self._lost})[0]
+
+    def _send(self, system: SystemLog, level: int, line: str) -> None:
+        """Send one line to the system's log; count the lines that it does not take."""
         if self._lost:
-            text = f"{self._lost} lines of the log were lost: nobody read them"
-            if not system.send(WARNING, as_json(WARNING, text, "kernel") if self._json else text):
+            if not system.send(WARNING, self._lost_line()):
                 self._lost += 1
                 return
             self._lost = 0
-        if not system.send(min(level, DEBUG), line):
+        if not system.send(level, line):
             self._lost = 1
 
     def _write(self, line: str) -> None:
-        """One line on standard error, if that takes it: a reader who has stopped loses lines, which are counted, and stops nobody."""
+        """Write a line on standard error, or count it as lost: a stopped reader must not block the kernel."""
         if not self._room.poll(0):
             self._lost += 1
             return
-        lost, self._lost = self._lost, 0
-        if lost:
-            text = f"{lost} lines of the log were lost: nobody read them"
-            _out(as_json(WARNING, text, "kernel") if self._json else f"{stamp()} popkernel: warning: {text}")
+        if self._lost:
+            lost = self._lost_line()
+            self._lost = 0
+            _out(self._on_stderr(WARNING, lost))
             if not self._room.poll(0):
                 self._lost += 1
                 return
         _out(line)
 
 
+def _prefix(level: int) -> str:
+    """Return the level as the beginning of a text line, if somebody has to act on it, else ""."""
+    return f"{level_name(level)}: " if level <= WARNING else ""
+
+
 def _out(line: str) -> None:
     data = line.encode(errors="replace")
     if len(data) >= _WHOLE:
-        data = data[: _WHOLE - 1].decode(errors="ignore").encode()  # no half of a letter
-    with contextlib.suppress(OSError):  # nobody is there any more; the mail goes on
+        data = data[: _WHOLE - 1].decode(errors="ignore").encode()  # whole characters only
+    with contextlib.suppress(OSError):  # a log without a reader must not stop the service
         os.write(2, data + b"\n")
 
 
-def say(level: int, text: str, form: str = "text", *, timed: bool = False) -> None:
-    """Init's own words, on standard error: what kept the service from starting, that it is ready, how it ended.
+def say(level: int, event: str, form: str = "text", /, *, timed: bool = False, **fields: Any) -> None:
+    """Write an event of init on standard error: why a start failed, that the service is ready, how it ended.
 
-    `timed`: among lines of the log, which have the time.
+    `timed`: prefix the time, as lines of the log have it.
     """
-    for line in text.split("\n"):
-        text = f"{stamp() + ' ' if timed else ''}popkernel: {'warning: ' if level == WARNING else ''}{printable(line)}"
-        _out(as_json(level, printable(line), "init") if form == "json" else text)
+    time_prefix = f"{stamp()} " if timed else ""
+    level_prefix = _prefix(level) if level == WARNING else ""
+    prefix = f"<{level}>" if to_journal() else f"{time_prefix}popkernel: {level_prefix}"
+    for line in _rendered(form, level, "init", event, fields):
+        _out(line if form == "json" else f"{prefix}{line}")

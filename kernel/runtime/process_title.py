@@ -1,7 +1,8 @@
-"""What ps(1) shows of a process. A few lines of ours, since the package for it loads logging into every maildir actor.
+"""Set the title that ps(1) shows for a process.
 
-Linux shows the memory where the process's arguments lay (proc_pid_cmdline(5)); writing there is what everybody's setproctitle does. OpenBSD
-has setproctitle(3).
+Linux shows the memory that held the process's arguments (proc_pid_cmdline(5)), so the title is written there.
+OpenBSD has setproctitle(3). The package setproctitle is not used: it would load logging into every maildir
+actor.
 """
 
 import ctypes
@@ -15,13 +16,14 @@ _PR_SET_NAME = 15  # prctl(2)
 
 
 def _arguments() -> tuple[int, int]:
-    """Where the arguments begin, and how many octets there are; (0, 0) where the system does not say."""
+    """Return the address of the arguments and their octets; (0, 0) if the system does not tell."""
     try:
         with open("/proc/self/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return 0, 0
-    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)
+    # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)
+    start, end = int(fields[45]), int(fields[46])
     return (start, end - start) if 0 < start < end < start + 65536 else (0, 0)
 
 
@@ -29,7 +31,7 @@ _start, _size = _arguments() if sys.platform == "linux" else (0, 0)
 
 
 def set_title(title: str) -> None:
-    """Show `popkernel: TITLE`; in `top`, 15 octets of the title alone. Only what fits into the old arguments is shown."""
+    """Show `popkernel: TITLE`, cut to the length of the old arguments; in top(1), 15 octets of TITLE."""
     name = title.encode(errors="replace")
     text = b"popkernel: " + name
     if _size:

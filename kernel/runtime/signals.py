@@ -1,4 +1,4 @@
-"""Signals as events of a loop: Python's handlers only note one, a descriptor wakes the loop."""
+"""Handle signals in the loop: a descriptor wakes it, and the handlers themselves do nothing."""
 
 import os
 import signal
@@ -11,14 +11,15 @@ __all__ = ["take_signals"]
 
 
 def take_signals(loop: Loop, numbers: Sequence[int], call: Callable[[int], None]) -> tuple[int, int]:
-    """Call `call(number)` in the loop, once for as many as came meanwhile. The numbers were blocked until now.
+    """Call `call(number)` in the loop, once for all signals of a number that came meanwhile.
+
+    The caller has blocked these signals; they are unblocked here.
 
     Returns:
-        The descriptors that this takes; a child is to close them, and to set_wakeup_fd(-1).
+        The descriptors that this opens. A child must close them, and call set_wakeup_fd(-1).
 
     Raises:
         OSError: no room for a pipe.
-
     """
     woken, wake = os.pipe()
     os.set_blocking(woken, False)

@@ -1,6 +1,7 @@
-"""A fresh interpreter becomes a singleton actor: `python -I -m popkernel.kernel.runtime.singleton_boot NAME CHANNEL_FD BLOB_FD`.
+"""Turn a fresh interpreter into a singleton actor.
 
-Init starts it so. The blob, one msgpack map on a pipe, is init's own word (configuration), not a message of the bus.
+Init runs `python -I -m popkernel.kernel.runtime.singleton_boot NAME CHANNEL_FD BLOB_FD`. The blob is one
+msgpack map on a pipe: init's configuration for the actor. It is no message of the bus.
 """
 
 import os
@@ -17,7 +18,7 @@ _LARGEST = 1 << 20  # octets
 
 
 def read_blob(fd: int) -> dict[str, object]:
-    """The map that init wrote."""
+    """Read the map that init wrote; ValueError if it is too large."""
     parts = []
     while part := os.read(fd, 65536):
         parts.append(part)
@@ -33,12 +34,22 @@ def main() -> None:
     name, channel_fd, blob_fd = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     try:
         blob = read_blob(blob_fd)
-    except (OSError, ValueError, msgpack.exceptions.UnpackException):  # init could not write it all, or has gone
+    except (OSError, ValueError, msgpack.exceptions.UnpackException):
+        # init could not write all of it, or has ended
         os._exit(TEMPFAIL)
-    uid, gid, config, fds, sandboxed = blob["uid"], blob["gid"], blob["config"], blob["fds"], blob["sandboxed"]
-    assert isinstance(uid, int) and isinstance(gid, int) and isinstance(config, dict) and isinstance(fds, list)  # noqa: PT018
+    uid, gid, config, fds, sandboxed = (
+        blob["uid"],
+        blob["gid"],
+        blob["config"],
+        blob["fds"],
+        blob["sandboxed"],
+    )
+    assert isinstance(uid, int)
+    assert isinstance(gid, int)
+    assert isinstance(config, dict)
+    assert isinstance(fds, list)
     close_all_but([channel_fd, *fds])
-    say_nothing(0, 1, 2)  # its own faults are the kernel's to log: become() tells it
+    say_nothing(0, 1, 2)  # become() sends this actor's faults to the kernel, which logs them
     channel = socket.socket(fileno=channel_fd)
     channel.set_inheritable(False)
     for fd in fds:

@@ -1,6 +1,7 @@
-"""The system's log, syslog(3), as the kernel writes to it: datagrams to a socket that init connects anew. It never waits.
+"""Write to the system's log, syslog(3), without ever waiting.
 
-OpenBSD's syslog(3) is a system call of its own, sendsyslog(2), and is used as it is.
+On Linux the lines are datagrams on a socket, and init connects a new one when the log's daemon was restarted.
+OpenBSD's syslog(3) needs no socket: it uses a system call of its own, sendsyslog(2).
 """
 
 import contextlib
@@ -15,11 +16,11 @@ __all__ = ["SystemLog", "connect", "connect_for"]
 
 PATH = "/dev/log"
 _FACILITY = 2 << 3  # mail
-_ASK_SECONDS = 2.0  # between two questions to init
+_ASK_SECONDS = 2.0  # between two requests to init
 
 
 def connect() -> socket.socket | None:
-    """A socket that is connected to whoever takes the log; None where there is nobody."""
+    """Return a socket connected to the log's daemon, None if there is none."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.setblocking(False)
     with contextlib.suppress(OSError):
@@ -30,7 +31,7 @@ def connect() -> socket.socket | None:
 
 
 def connect_for(hand_over: Callable[[int], None]) -> None:
-    """Connect for the kernel, which makes no socket, and which asks again where there is nobody or no room."""
+    """Connect for the kernel, which may make no socket. If that fails, the kernel asks again later."""
     with contextlib.suppress(OSError):
         log = connect()
         if log is not None:
@@ -39,7 +40,10 @@ def connect_for(hand_over: Callable[[int], None]) -> None:
 
 
 class SystemLog:
-    """`again` has init connect anew: whoever took the log is gone, and another may be there, as after an upgrade of it."""
+    """Send lines to the system's log.
+
+    `again` is called to have init connect anew, if the daemon is gone: another may run by now.
+    """
 
     def __init__(self) -> None:
         self.again: Callable[[], None] = lambda: None
@@ -51,14 +55,14 @@ class SystemLog:
         else:
             syslog.openlog("popkernel", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_MAIL)
 
-    def take(self, fd: int) -> None:
-        """The socket that init has connected."""
+    def receive(self, fd: int) -> None:
+        """Use a socket that init has connected."""
         if self._socket is not None:
             self._socket.close()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0, fileno=fd)
 
     def send(self, level: int, line: str) -> bool:
-        """One line; whether it was taken. `level` as in syslog(3)."""
+        """Send one line; return whether the log took it. `level`: as in syslog(3)."""
         if sys.platform != "linux":
             syslog.syslog(level, line)
             return True
@@ -67,7 +71,7 @@ class SystemLog:
             if self._socket is not None:
                 self._socket.send(data.encode(errors="replace"))
                 return True
-        except BlockingIOError:  # it is there, and does not read
+        except BlockingIOError:  # the daemon runs, but does not read
             return False
         except OSError:
             pass

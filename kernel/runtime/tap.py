@@ -1,7 +1,8 @@
-"""The tap of a watched actor: what it takes and gives, on its way to whoever watches. The kernel's side is kernel/operator/tracing.py.
+"""Send a traced actor's messages and notes to the kernel, which passes them on to the operator.
 
-A tap never waits, and holds no more than a bounded amount: what does not fit is dropped and counted. Nothing secret gets in here:
-messages are redacted by the table before they are encoded, and what a client types comes through `popkernel.proto.trace.client_input`.
+The kernel's side is kernel/operator/tracing.py. A tap never waits, and its buffer is bounded: frames that do
+not fit are dropped and counted. No secret enters it: messages are redacted by the table before they are
+encoded, client input by `popkernel.proto.trace.client_input`.
 """
 
 import contextlib
@@ -15,25 +16,44 @@ import msgpack
 from popkernel.kernel.runtime.channel import Channel, Message, codec, watch
 from popkernel.kernel.runtime.loop import WRITE, Loop
 from popkernel.proto.bus.zmtp import PREFACE, frame_head
-from popkernel.proto.messages import Tapped, Unwatch, Watch
+from popkernel.proto.messages import TraceFrame, TraceStart, TraceStop
 from popkernel.proto.topology import kind_of
 from popkernel.proto.trace.redaction import content, cut, shown
 
 __all__ = ["ActorTap", "note", "piece"]
 
-_MOST_HELD = 2 << 20  # octets that wait for a kernel that does not read
-_MOST_FIELDS = 400 * 1024  # octets; a frame's fields are left out beyond
-_BATCH = 64 * 1024  # octets written at once, before the turn of the loop is over
+_MOST_HELD = 2 << 20  # octets in the buffer while the kernel does not read
+_MOST_FIELDS = 400 * 1024  # octets; larger fields are left out of a frame
+_BATCH = 64 * 1024  # octets at which the buffer is written before the end of the loop's turn
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
-_HIDDEN = (Watch, Unwatch)  # the watching itself
+_HIDDEN = (TraceStart, TraceStop)  # messages about the trace itself
 
 
 class ActorTap:
-    """Set as `watch.tap` while somebody watches."""
+    """Take frames while the actor is traced; set as `watch.tap`."""
 
-    __slots__ = ("_closed", "_encode", "_held", "_loop", "_lost", "_scheduled", "_session_of", "_sock", "_waiting", "payload")
+    __slots__ = (
+        "_closed",
+        "_encode",
+        "_held",
+        "_loop",
+        "_lost",
+        "_scheduled",
+        "_session_of",
+        "_sock",
+        "_waiting",
+        "payload",
+    )
 
-    def __init__(self, loop: Loop, sock: socket.socket, me: str, session_of: Callable[[Channel, Message], int], *, payload: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        me: str,
+        session_of: Callable[[Channel, Message], int],
+        *,
+        payload: bool,
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._session_of = session_of
@@ -48,21 +68,32 @@ class ActorTap:
         loop.on_timer = self._timer
 
     def __call__(self, way: str, channel: Channel, message: Message) -> None:
-        """A message that passed."""
+        """Take a message, or the end of a channel."""
         if way == "gone":
             self._put("in", channel.peer, "Gone", self._session_of(channel, message), 0, {"why": message[0]})
             return
         if type(message) in _HIDDEN:
             return
         fields, octets = shown(message, payload=self.payload)
-        self._put(way, channel.peer, type(message).__name__, self._session_of(channel, message), octets, fields)
+        self._put(
+            way, channel.peer, type(message).__name__, self._session_of(channel, message), octets, fields
+        )
 
-    def note(self, name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0) -> None:
-        """Something that is no message: what a client typed, a clock that was read. `fields` must be fit to be shown."""
+    def note(
+        self,
+        name: str,
+        session: int,
+        fields: dict[str, Any],
+        *,
+        way: str = "note",
+        peer: str = "",
+        octets: int = 0,
+    ) -> None:
+        """Take what is no message: client input, a reading of the clock. `fields` must hold no secret."""
         self._put(way, peer, name, session, octets, fields)
 
     def _timer(self, session: int) -> None:
-        """A replay's timers fire when they did here."""
+        """Note a timer's call, so that a replay calls its timers at the same points."""
         self._put("note", "", "Timer", session, 0, {})
 
     def _put(self, way: str, peer: str, name: str, session: int, octets: int, fields: dict[str, Any]) -> None:
@@ -75,8 +106,13 @@ class ActorTap:
         if len(packed) > _MOST_FIELDS:
             packed = _pack(cut(len(packed)))
         loop = self._loop
-        turn = round(loop.now * 1e9)  # divided again it is the same number to the last bit, and so is all that is counted from it
-        data = self._encode(Tapped(time.monotonic_ns(), turn, loop.ending, way, peer, name, session, octets, self._lost, packed))
+        # nanoseconds, divided again, give the same float to the last bit, and so do sums made from it
+        turn = round(loop.now * 1e9)
+        data = self._encode(
+            TraceFrame(
+                time.monotonic_ns(), turn, loop.ending, way, peer, name, session, octets, self._lost, packed
+            )
+        )
         self._lost = 0
         self._held += frame_head(len(data))
         self._held += data
@@ -93,7 +129,7 @@ class ActorTap:
         self.flush()
 
     def flush(self) -> None:
-        """Write what the socket takes now. Also the last act of an actor that ends."""
+        """Write what the socket takes now. An actor that ends calls it last."""
         if self._closed or not self._held:
             return
         try:
@@ -116,7 +152,7 @@ class ActorTap:
         self.flush()
 
     def close(self) -> None:
-        """The end of the watching. Twice is once."""
+        """End the trace. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -130,12 +166,17 @@ class ActorTap:
             self._loop.on_timer = None
 
 
-def note(name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0) -> None:
-    """Tell the tap, if there is one. Callers on a hot path look at `watch.tap` themselves before they make `fields`."""
+def note(
+    name: str, session: int, fields: dict[str, Any], *, way: str = "note", peer: str = "", octets: int = 0
+) -> None:
+    """Give a note to the tap, if there is one.
+
+    Callers on a hot path check `watch.tap` themselves before they make `fields`.
+    """
     if type(watch.tap) is ActorTap:
         watch.tap.note(name, session, fields, way=way, peer=peer, octets=octets)
 
 
 def piece(data: bytes) -> dict[str, Any]:
-    """Mail content among the fields of a note: whole where that was asked for, else its size."""
+    """Return mail content as a note's field: whole if the trace shows content, else its size."""
     return content(data) if type(watch.tap) is ActorTap and watch.tap.payload else cut(len(data))

@@ -1,1 +1,1 @@
-"""pledge(2) and unveil(2): OpenBSD's own calls there, seccomp and Landlock on Linux."""
+"""Restrict processes by promises and unveiled paths: pledge(2) and unveil(2), or seccomp and Landlock."""

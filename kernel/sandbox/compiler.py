@@ -1,4 +1,4 @@
-"""From promises to a filter: which answer each system call gets, and the program that gives it. Pure."""
+"""Compile promises into a seccomp filter: decide each call's answer, and assemble the program. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import errno as errors
 from popkernel.kernel.sandbox import bpf, names, promises, syscalls
 from popkernel.kernel.sandbox.bpf import ALLOW, KILL_PROCESS, Assembler, Check
 
-# A call of the x32 kind has this bit in its number; so has -1.
+# Set in the numbers of x32 calls, and in -1.
 _X32 = 0x40000000
 _UNKNOWN = bpf.errno(errors.ENOSYS)
 
-# What a call gets: if the tests all hold the answer beside them, else the next pair; the last has no test.
+# Pairs of tests and an answer. The first pair whose tests all hold decides. The last pair has no tests.
 Decision = tuple[tuple[tuple[Check, ...], int], ...]
 
 
-def decisions(held: tuple[str, ...], *, threads: bool = False, nested: bool = False, sockets: bool = False) -> dict[str, Decision]:
-    """The answer to each call that promises.py names, for a process that holds `held`."""
+def decisions(
+    held: tuple[str, ...], *, threads: bool = False, nested: bool = False, sockets: bool = False
+) -> dict[str, Decision]:
+    """Return the answers to each call that promises.py names, for a process that holds `held`."""
     marks = ((promises.THREADS, threads), (promises.NESTED, nested), (promises.SOCKETS, sockets))
     having = {*held, promises.ALWAYS, *(mark for mark, given in marks if given)}
     soft = {name: bpf.errno(number) for number, calls in promises.SOFT for name in calls.split()}
@@ -31,14 +33,19 @@ def decisions(held: tuple[str, ...], *, threads: bool = False, nested: bool = Fa
 
 
 def _refusal(needs: str, having: set[str]) -> int:
-    """The answer to a call that needs one of `needs`. With "error" broken promises only fail, as on OpenBSD."""
+    """Return the answer to a call that needs one of `needs`, where none of them is held.
+
+    With the promise "error" the call fails, as on OpenBSD; else SIGSYS reports a broken promise.
+    """
     if "error" in having:
         return bpf.errno(errors.ENOSYS)
     first = needs.split(maxsplit=1)[0] if needs else ""
     return bpf.trap(names.PROMISES.index(first) + 1 if first in names.PROMISES else 0)
 
 
-def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | None) -> list[tuple[tuple[Check, ...], int]]:
+def _rule(
+    clauses: tuple[promises.Clause, ...], having: set[str], soft: int | None
+) -> list[tuple[tuple[Check, ...], int]]:
     rule: list[tuple[tuple[Check, ...], int]] = []
     for test, needs, otherwise in clauses:
         if having.intersection(needs.split()):
@@ -56,21 +63,26 @@ def _rule(clauses: tuple[promises.Clause, ...], having: set[str], soft: int | No
 
 
 def compile_program(
-    held: tuple[str, ...], machine: str, *, threads: bool = False, nested: bool = False, sockets: bool = False,
+    held: tuple[str, ...],
+    machine: str,
+    *,
+    threads: bool = False,
+    nested: bool = False,
+    sockets: bool = False,
 ) -> bytes:
-    """A struct sock_filter[] for a process that holds `held`.
+    """Return a struct sock_filter[] for a process that holds `held`.
 
-    Calls newer than the table get ENOSYS, as from a kernel that has not got them; known ones that nothing names break
-    a promise. Other architectures and x32 end the process. All filters of a process are asked, and the strictest answer
-    counts (seccomp(2)); each says all of its promises, whatever the others say.
+    Calls newer than the table get ENOSYS, as from a kernel without them. Calls of the table that no group and
+    no rule names break a promise. Other architectures and x32 calls end the process. Of several filters the
+    strictest answer counts (seccomp(2)); so each filter stands for all of the process's promises.
 
     Raises:
-        ValueError: a machine without table.
+        ValueError: a machine without a table.
     """
     known = decisions(held, threads=threads, nested=nested, sockets=sockets)
-    nothing: Decision = (((), _refusal("", set(held))),)
+    unnamed: Decision = (((), _refusal("", set(held))),)
     unknown: Decision = (((), _UNKNOWN),)
-    table = sorted((number, known.get(name, nothing)) for name, number in syscalls.numbers(machine).items())
+    table = sorted((number, known.get(name, unnamed)) for name, number in syscalls.numbers(machine).items())
     assembler = Assembler()
 
     def code(decision: Decision) -> int:
@@ -91,7 +103,7 @@ def compile_program(
 
 
 def _segments(table: list[tuple[int, Decision]], unknown: Decision) -> list[tuple[int, Decision]]:
-    """Runs of numbers with the same decision; numbers between and after the known ones are `unknown` calls."""
+    """Join neighbouring numbers with the same decision. Numbers that the table lacks are `unknown`."""
     segments: list[tuple[int, Decision]] = []
 
     def from_here(number: int, decision: Decision) -> None:

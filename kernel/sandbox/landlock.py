@@ -1,8 +1,9 @@
-"""Unveiled paths become a Landlock domain on this thread and those it starts later. Linux only.
+"""Restrict this thread, and those it starts later, to unveiled paths: a Landlock domain. Linux only.
 
-Everything this kernel's Landlock can refuse is refused, and only the unveiled paths are given back. landlock(7).
-Never refused: stat, chdir, chmod, chown, utime; before ABI 9 connecting to a unix socket in the file system; before
-ABI 10 UDP. Directory modes, ownership and the promises are there for these.
+The domain refuses everything that this kernel's Landlock can refuse, and allows the unveiled paths again; see
+landlock(7). Landlock never refuses stat, chdir, chmod, chown and utime, nor UDP before ABI 10, nor, before
+ABI 9, connecting to a unix socket in the file system. Directory modes, ownership and the promises bound
+these.
 """
 
 from __future__ import annotations
@@ -22,30 +23,32 @@ if TYPE_CHECKING:
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
 
-# linux/landlock.h, LANDLOCK_ACCESS_FS_*, in the order of their bits; the ABI that brought the later ones is beside them.
+# linux/landlock.h, LANDLOCK_ACCESS_FS_*, in the order of their bits. _SINCE: the ABI that added the later
+# ones.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << bit for bit in range(6))
 _MAKE_DIR, _MAKE_REG, _MAKE_SOCK = 1 << 7, 1 << 8, 1 << 9
 _REFER, _TRUNCATE, _IOCTL_DEV, _RESOLVE_UNIX = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 _SINCE = ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV), (9, _RESOLVE_UNIX))
-_FIRST = _REFER - 1  # what ABI 1 knows
+_FIRST = _REFER - 1  # all rights of ABI 1
 _TCP = 0b11  # bind and connect: ABI 4
 _SCOPES = 0b11  # abstract unix sockets and signals: ABI 6
 
-# Device nodes, FIFOs and symbolic links are nobody's to make, IOCTL_DEV nobody's to have.
+# No letter allows making device nodes, FIFOs and symbolic links, or ioctl on devices.
 _RIGHTS = {
     "r": _READ_FILE | _READ_DIR,
     "w": _WRITE_FILE | _TRUNCATE | _RESOLVE_UNIX,
     "x": _EXECUTE,
     "c": _MAKE_REG | _MAKE_DIR | _MAKE_SOCK | _REMOVE_FILE | _REMOVE_DIR | _REFER,
 }
-_ON_A_FILE = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _RESOLVE_UNIX  # the other rights are about directories
+# Landlock refuses rights about directories for a path that is none.
+_ON_A_FILE = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _RESOLVE_UNIX
 
 
-_abi: int | None = None  # asked once: children forked later find it here
+_abi: int | None = None  # asked for once: children that are forked later inherit it
 
 
 def abi() -> int:
-    """Landlock's ABI in this kernel, 0 when it is off or not there."""
+    """Return the version of Landlock's ABI in this kernel; 0 if Landlock is off or missing."""
     global _abi
     if _abi is None:
         _abi = max(0, syscall(_CREATE_RULESET, None, 0, _VERSION)[0])
@@ -54,25 +57,29 @@ def abi() -> int:
 
 @functools.cache
 def handled(version: int) -> int:
-    """Every access right to files that ABI `version` knows, as far as we know them (ABI 9)."""
+    """Return the access rights to files of ABI `version`, as far as this module knows them (ABI 9)."""
     return _FIRST | sum(right for since, right in _SINCE if version >= since)
 
 
 def missing() -> list[str]:
-    """What this system lacks to enforce unveil()."""
+    """Return what this system lacks to enforce unveil(), each text with its mend."""
     if abi():
         return []
     _, code = syscall(_CREATE_RULESET, None, 0, _VERSION)
     return [
         (
             f"Landlock is not enabled in this kernel ({os.strerror(code)}): boot Linux 5.13 or newer with "
-            "lsm=landlock,... on its command line; in a container allow the landlock_* calls; or use --insecure-no-sandbox"
+            "lsm=landlock,... on its command line; in a container allow the landlock_* calls; or use "
+            "--insecure-no-sandbox"
         )
     ]
 
 
 def weaknesses() -> list[str]:
-    """What this kernel's Landlock leaves open that a newer one would refuse; [] with ABI 6 or newer, or without any."""
+    """Return what this kernel's Landlock leaves open that a newer one refuses.
+
+    Empty with ABI 6 or newer, and without Landlock.
+    """
     version = abi()
     lacks = (
         (2, "renaming from one directory to another is always refused: maildir delivery needs Linux 5.19"),
@@ -84,10 +91,10 @@ def weaknesses() -> list[str]:
 
 
 def unveil(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> None:
-    """Restricts this thread to `paths`; no_new_privs must be set.
+    """Restrict this thread to `paths`; no_new_privs must be set.
 
     Raises:
-        SandboxError: Landlock is off, a path is not there, or its permissions make no sense.
+        SandboxError: Landlock is off, a path does not exist, or the system refuses.
     """
     ruleset = _ruleset(paths, network=network)
     try:
@@ -98,12 +105,12 @@ def unveil(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> None:
 
 
 def rehearse(paths: Iterable[tuple[str | bytes, str]]) -> None:
-    """All of unveil() but what binds; see lock.rehearse()."""
+    """Do all that unveil() does, but do not restrict; see lock.rehearse()."""
     os.close(_ruleset(paths, network=False))
 
 
 def _ruleset(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> int:
-    """A descriptor of what unveil() is to restrict this thread to; it fails as unveil() does."""
+    """Return a descriptor of the rules for unveil(). Raises what unveil() raises."""
     version = abi()
     if not version:
         raise SandboxError(missing()[0])
@@ -114,14 +121,14 @@ def _ruleset(paths: Iterable[tuple[str | bytes, str]], *, network: bool) -> int:
     checked(ruleset, "landlock_create_ruleset", code)
     try:
         for path, permissions in paths:
-            _give(ruleset, path, permissions, files)
+            _allow(ruleset, path, permissions, files)
     except BaseException:
         os.close(ruleset)
         raise
     return ruleset
 
 
-def _give(ruleset: int, path: str | bytes, permissions: str, files: int) -> None:
+def _allow(ruleset: int, path: str | bytes, permissions: str, files: int) -> None:
     rights = 0
     for letter in permissions:
         rights |= _RIGHTS[letter]

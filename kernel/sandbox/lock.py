@@ -1,13 +1,15 @@
-"""pledge and unveil for every actor, whatever the system: the only file of this package that others import.
+"""Restrict a process, on every system: limits, ids, unveil and pledge. The interface of this package.
 
 The order in a child, forked from a process with a single thread:
 
-    set_limits(); drop_ids(); unveil(paths); [start threads]; [keep_capabilities(names)]; report_broken(report); pledge(program)
+    set_limits(); drop_ids(); unveil(paths); [start threads]; [keep_capabilities(names)];
+    report_broken(report); pledge(program)
 
-The program is compiled beforehand, once for each actor, by a process that is still free. On Linux unveil() is Landlock
-and pledge() is seccomp; on OpenBSD they are the calls of these names. Unveil directories rather than files that are
-replaced by renaming: Landlock holds on to what was there when the path was opened. A symbolic link as a path is
-followed then; links inside unveiled directories lead nowhere else.
+A process that is not yet restricted compiles the program beforehand, once for each actor. On Linux unveil()
+is Landlock and pledge() is seccomp; on OpenBSD they are the calls of these names. Unveil directories rather
+than files that are replaced by renaming: Landlock keeps to the inode that the path named when it was opened.
+A path that is a symbolic link is followed then; links inside unveiled directories open nothing outside of
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
-    "SandboxError",
     "bound_capabilities",
     "compile_promises",
     "describe",
@@ -40,36 +41,48 @@ __all__ = [
 ]
 
 SYSTEM = os.uname().sysname
-_PLEDGE = "pledge's unix and inet let kernel, listener, gate and mda make, bind and connect sockets of their own: Linux refuses it"
+_PLEDGE = (
+    "pledge's unix and inet let kernel, listener, gate and mda make, bind and connect sockets of their own: "
+    "Linux refuses it"
+)
 _STATES = (b"Seccomp:", b"Seccomp_filters:", b"NoNewPrivs:")
 
 
 def missing() -> list[str]:
-    """What this system lacks to enforce the cage, each with its mend; [] when all is there. Ask before lock-in."""
+    """Return what this system lacks to enforce the sandbox, each text with its mend.
+
+    To be called before unveil() and pledge().
+    """
     if SYSTEM == "OpenBSD":
         return openbsd.missing()
     if SYSTEM == "Linux":
         return seccomp.missing() + landlock.missing()
-    return [f"{SYSTEM} has neither Landlock and seccomp nor pledge and unveil: use Linux, OpenBSD, or --insecure-no-sandbox"]
+    mend = "use Linux, OpenBSD, or --insecure-no-sandbox"
+    return [f"{SYSTEM} has neither Landlock and seccomp nor pledge and unveil: {mend}"]
 
 
 def weaknesses() -> list[str]:
-    """What this system leaves open though the cage holds; for status. Ask before lock-in."""
+    """Return what this system's sandbox leaves open. To be called before unveil() and pledge()."""
     if SYSTEM == "OpenBSD":
         return [_PLEDGE]
     return landlock.weaknesses() if SYSTEM == "Linux" else []
 
 
-def compile_promises(promises: str, *, threads: bool = False, nested: bool = False, sockets: bool = False) -> bytes:
-    """The program for pledge(). Costs about 1 ms and some imports: done beforehand, in another process, and kept.
+def compile_promises(
+    promises: str, *, threads: bool = False, nested: bool = False, sockets: bool = False
+) -> bytes:
+    """Compile the program for pledge().
+
+    Takes about 1 ms and some imports: so it is done beforehand, in another process, and kept. OpenBSD's
+    program is the promises alone: it does not tell `threads`, `nested` and `sockets` apart, see weaknesses().
 
     Args:
-        promises: names of pledge(2) separated by blanks. "" leaves nothing but to exit.
-        threads: there are threads when pledge() comes. None may be started later, but by who is `nested`. Not told apart on OpenBSD.
-        nested: this process's children lock themselves in further; a child can never get back what is missing here.
-            Not told apart on OpenBSD. Such a process may set its own SIGSYS handler: it must not be one to distrust.
-        sockets: unix and inet mean sockets of its own too: to make, bind and connect. Without it they mean what was handed over.
-            Not told apart on OpenBSD, see weaknesses().
+        promises: names of pledge(2) separated by blanks. "" allows nothing but to exit.
+        threads: the process has threads when it calls pledge(). Without `nested` it can start none later.
+        nested: children of the process restrict themselves further. No child gets back what is missing here.
+            Such a process may set its own SIGSYS handler, so it must be a trusted one.
+        sockets: the promises unix and inet also allow making, binding and connecting sockets. Without it they
+            allow the use of sockets that were handed over.
 
     Raises:
         ValueError: an unknown promise.
@@ -77,16 +90,18 @@ def compile_promises(promises: str, *, threads: bool = False, nested: bool = Fal
     """
     if SYSTEM == "OpenBSD":
         return " ".join(names.split(promises)).encode()
-    return seccomp.compile_program(promises, machine=seccomp.machine(), threads=threads, nested=nested, sockets=sockets)
+    return seccomp.compile_program(
+        promises, machine=seccomp.machine(), threads=threads, nested=nested, sockets=sockets
+    )
 
 
 def drop_ids(uid: int, gid: int) -> None:
-    """Becomes `uid` and `gid` for good, with no other group: setgroups, setresgid, setresuid.
+    """Become `uid` and `gid` for good, with no other group: setgroups, setresgid, setresuid.
 
-    Whoever is not root can only be who they are: then this does nothing.
+    Does nothing if the process is not root and has these ids already.
 
     Raises:
-        SandboxError: not root and another id is wanted, the system refuses, or the old id could be had back.
+        SandboxError: not root and another id is wanted, the system refuses, or the process can be root again.
     """
     if os.geteuid() != 0:
         if (uid, gid) != (os.getuid(), os.getgid()) or (uid, gid) != (os.geteuid(), os.getegid()):
@@ -98,22 +113,31 @@ def drop_ids(uid: int, gid: int) -> None:
         os.setresuid(uid, uid, uid)
     except OSError as error:
         raise SandboxError(
-            f"cannot become uid {uid}, gid {gid}: {error.strerror}; root needs CAP_SETUID and CAP_SETGID (in a container too)"
+            f"cannot become uid {uid}, gid {gid}: {error.strerror}; root needs CAP_SETUID and CAP_SETGID "
+            "(in a container too)"
         ) from None
-    if (os.getresuid(), os.getresgid(), os.getgroups()) != ((uid,) * 3, (gid,) * 3, [gid]) or _can_return(uid):
-        raise SandboxError(f"became uid {uid}, gid {gid}, but not for good: no capability may outlive setresuid")
+    if (os.getresuid(), os.getresgid(), os.getgroups()) != ((uid,) * 3, (gid,) * 3, [gid]) or _can_return(
+        uid
+    ):
+        raise SandboxError(
+            f"became uid {uid}, gid {gid}, but not for good: no capability may outlive setresuid"
+        )
 
 
 def bound_capabilities(names: str) -> None:
-    """Let no program that this process starts, or becomes, have other capabilities than these. Linux, and as far as it may say so."""
+    """Let no program that this process starts or executes have other capabilities than these.
+
+    Linux only, and only where the process has CAP_SETPCAP. Names as for keep_capabilities().
+    """
     if SYSTEM == "Linux":
         capabilities.bound(names)
 
 
 def keep_capabilities(names: str) -> None:
-    """Of root's powers, keep these: names of capabilities(7) in small letters, separated by blanks. Linux only.
+    """Give up all of root's capabilities but these.
 
-    Whoever becomes another user by drop_ids() has none any more; this is for who stays root.
+    `names` are those of capabilities(7) in small letters, separated by blanks. For a process that stays root:
+    one that became another user by drop_ids() has none left. Linux only.
 
     Raises:
         SandboxError: the system refuses.
@@ -133,13 +157,13 @@ def _can_return(uid: int) -> bool:
 
 
 def set_limits(*, nofile: int, memory: int | None, fsize: int | None = None, core: int = 0) -> None:
-    """Hard and soft limits of this process; one that is lower already stays lower.
+    """Set hard and soft limits of this process. A hard limit that is lower already stays.
 
     Args:
         nofile: descriptors, RLIMIT_NOFILE.
         memory: octets of address space, RLIMIT_AS; None leaves it.
         fsize: octets of the largest file written, RLIMIT_FSIZE; None leaves it.
-        core: octets of a core dump, RLIMIT_CORE; 0 keeps secrets out of files.
+        core: octets of a core dump, RLIMIT_CORE; 0, so that no secret gets into a file.
 
     Raises:
         SandboxError: the system refuses.
@@ -160,23 +184,26 @@ def set_limits(*, nofile: int, memory: int | None, fsize: int | None = None, cor
 
 
 def unveil(paths: Sequence[tuple[str | bytes, str]], *, network: bool = False) -> None:
-    """From now on no file but these, no signal to others, and on Linux no TCP unless `network`. Sets no_new_privs.
+    """Allow no files but these, no signals to other processes, and on Linux no TCP unless `network`.
 
-    Binds this thread and those it starts later, so it comes before any other thread. Descriptors that are open stay so.
+    Restricts this thread and those that it starts later, so it is called before any other thread is started.
+    Open descriptors stay open. Sets no_new_privs on Linux.
 
     Args:
-        paths: (path, letters): "r" reads files and lists directories, "w" writes files that are there, "c" makes,
-            renames, links and removes files, directories and unix sockets, "x" executes. A directory stands for all
-            below it. No paths: no file at all.
+        paths: (path, letters). "r" reads files and lists directories; "w" writes files that exist; "c" makes,
+            renames, links and removes files, directories and unix sockets; "x" executes. A directory stands
+            for all below it. No paths: no file at all.
         network: leave bind and connect of TCP to the promises alone.
 
     Raises:
-        SandboxError: the system cannot do it, or a path is not there.
+        SandboxError: the system cannot do it, or a path does not exist.
         ValueError: a letter that is none of r, w, x, c.
     """
     for path, letters in paths:
         if not set(letters) <= set("rwxc"):
-            raise ValueError(f"permissions {letters!r} for {os.fsdecode(path)}: the letters are r, w, x and c")
+            raise ValueError(
+                f"permissions {letters!r} for {os.fsdecode(path)}: the letters are r, w, x and c"
+            )
     if SYSTEM == "OpenBSD":
         openbsd.unveil(paths)
         return
@@ -187,14 +214,18 @@ def unveil(paths: Sequence[tuple[str | bytes, str]], *, network: bool = False) -
 
 
 def rehearse(paths: Sequence[tuple[str | bytes, str]]) -> None:
-    """What a child does to lock itself in, but for what binds: a warm image that has done it needs not do it anew in each child.
+    """Run the code that restricts a child, but restrict nothing, so that a warm image has run it.
 
-    For root, it lets go of the supplementary groups, as the image's own drop_ids() will.
+    Root gives up its supplementary groups, as the image's own drop_ids() does later; soft limits rise to the
+    hard ones.
 
     Raises:
         SandboxError: as unveil() and drop_ids() do.
     """
-    hard = [resource.getrlimit(getattr(resource, name, resource.RLIMIT_NOFILE))[1] for name in ("RLIMIT_NOFILE", "RLIMIT_AS")]
+    hard = [
+        resource.getrlimit(getattr(resource, name, resource.RLIMIT_NOFILE))[1]
+        for name in ("RLIMIT_NOFILE", "RLIMIT_AS")
+    ]
     set_limits(nofile=hard[0], memory=hard[1])
     drop_ids(os.getuid(), os.getgid())
     if SYSTEM == "Linux":
@@ -202,11 +233,12 @@ def rehearse(paths: Sequence[tuple[str | bytes, str]]) -> None:
 
 
 def pledge(program: bytes, *, all_threads: bool = False) -> None:
-    """Keeps to what compile_promises() made, for good.
+    """Restrict this process to the promises of `program`, for good.
 
     Args:
         program: what compile_promises() returned on this machine.
-        all_threads: also the threads that run already (Linux binds one thread and those it starts; OpenBSD always all).
+        all_threads: restrict threads that run already too. Without it Linux restricts this thread and those
+            that it starts later. OpenBSD always restricts all.
 
     Raises:
         SandboxError: the system refuses.
@@ -220,17 +252,21 @@ def pledge(program: bytes, *, all_threads: bool = False) -> None:
 
 
 def report_broken(report: Callable[[str, str], None]) -> None:
-    """Has `report(call, promise)` called when this process breaks a promise; it then ends with exit status 159.
+    """Have `report(call, promise)` called when this process breaks a promise.
 
-    To be set before pledge(). `promise` is the one that would have been needed, "none" if none gives it. `report` may
-    use what the promises give and import nothing. On OpenBSD the system logs and kills by SIGABRT, and nothing is called.
+    The process then ends with exit status 159. To be called before pledge(). `promise` is the one that the
+    call needs, "none" if no promise allows it. `report` may do what the promises allow, and must import
+    nothing. On OpenBSD the system logs the call and kills the process by SIGABRT, and `report` is not called.
     """
     if SYSTEM == "Linux":
         seccomp.report_broken(report)
 
 
 def describe() -> dict[str, object]:
-    """For status: system, Landlock's ABI, weaknesses, and the state of this process's threads. Ask before lock-in."""
+    """Return, for status, the system, Landlock's ABI, weaknesses, and the states of this process's threads.
+
+    To be called before unveil() and pledge().
+    """
     linux = SYSTEM == "Linux"
     return {
         "system": SYSTEM,
@@ -241,10 +277,15 @@ def describe() -> dict[str, object]:
 
 
 def thread_states(pid: int) -> dict[int, dict[str, int]]:
-    """Seccomp, Seccomp_filters and NoNewPrivs of each thread of process `pid`, by thread id, from /proc. Linux only."""
+    """Return Seccomp, Seccomp_filters and NoNewPrivs of each thread of process `pid`, by thread id (proc(5)).
+
+    Linux only.
+    """
     states: dict[int, dict[str, int]] = {}
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/status", "rb") as file:
             rows = (line.split() for line in file)
-            states[int(thread)] = {row[0][:-1].decode(): int(row[1]) for row in rows if row and row[0] in _STATES}
+            states[int(thread)] = {
+                row[0][:-1].decode(): int(row[1]) for row in rows if row and row[0] in _STATES
+            }
     return states

@@ -1,12 +1,12 @@
-"""The promises' names in their fixed order; a filter reports a broken one by its place here.
+"""Name the promises, in a fixed order: a filter reports a broken one by its place here.
 
-Kept apart from promises.py because every actor carries this, and only the process that compiles filters needs that.
-All of them are names of OpenBSD's pledge(2) too.
+Separate from promises.py, because every actor loads this module and only the process that compiles filters
+needs the other. All are names of OpenBSD's pledge(2) too.
 """
 
 from __future__ import annotations
 
-# The place, counted from 1, is the 16 bits of data in SECCOMP_RET_TRAP; 0 means that no promise gives the call.
+# The place, counted from 1, is the data (16 bits) of SECCOMP_RET_TRAP. 0: no promise allows the call.
 PROMISES = (
     "stdio",
     "rpath",
@@ -33,10 +33,10 @@ NONE = "none"
 
 
 def split(promises: str) -> tuple[str, ...]:
-    """The promises of one string, separated by blanks as in pledge(2).
+    """Return the promises of one string, separated by blanks as in pledge(2).
 
     Raises:
-        ValueError: a name that is no promise; the text names it and those there are.
+        ValueError: a name that is no promise; the text names it, and all promises.
     """
     names = tuple(promises.split())
     for name in names:
@@ -46,5 +46,5 @@ def split(promises: str) -> tuple[str, ...]:
 
 
 def at(place: int) -> str:
-    """The promise at `place` (counted from 1), or "none" for 0 and places that are not there."""
+    """Return the promise at `place` (counted from 1), or "none" for 0 and places beyond the last."""
     return PROMISES[place - 1] if 0 < place <= len(PROMISES) else NONE

@@ -1,6 +1,6 @@
-"""pledge(2) and unveil(2) by ctypes. OpenBSD only.
+"""Call pledge(2) and unveil(2) through ctypes. OpenBSD only.
 
-No OpenBSD was at hand: this was tried against a small library with these two calls, not against the system itself.
+Tested against a small library with these two calls, never on OpenBSD itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def missing(library: ctypes.CDLL | None = None) -> list[str]:
-    """What the C library has not got of pledge and unveil."""
+    """Return which of pledge(2) and unveil(2) the C library lacks, each text with its mend."""
     library = library or libc.library()
     return [
         f"{name}(2) is not in the C library: OpenBSD 6.4 or newer is needed, or --insecure-no-sandbox"
@@ -27,13 +27,15 @@ def missing(library: ctypes.CDLL | None = None) -> list[str]:
 
 
 def unveil(paths: Sequence[tuple[str | bytes, str]], library: ctypes.CDLL | None = None) -> None:
-    """Shows `paths` and nothing else, and takes the call itself away. OpenBSD follows a link when the path is used.
+    """Show `paths` and nothing else, and forbid further unveiling.
+
+    OpenBSD follows a symbolic link when the path is used.
 
     Raises:
-        SandboxError: a path is not there, or the system refuses.
+        SandboxError: a path does not exist, or the system refuses.
     """
     library = library or libc.library()
-    # Without a single path there would be no restriction at all: show the root with no permission.
+    # Without a single path there would be no restriction at all: unveil the root with no permission.
     nothing: Sequence[tuple[str | bytes, str]] = [("/", "")]
     for path, permissions in paths or nothing:
         if not os.path.exists(path):
@@ -44,7 +46,7 @@ def unveil(paths: Sequence[tuple[str | bytes, str]], library: ctypes.CDLL | None
 
 
 def pledge(promises: bytes, library: ctypes.CDLL | None = None) -> None:
-    """Keeps to `promises` from now on; a program executed later keeps to none.
+    """Restrict this process to `promises`. A program that it executes has no promise but to exit.
 
     Raises:
         SandboxError: the system refuses.

@@ -1,1 +1,1 @@
-"""The spawner, which forks maildir actors from a warm image."""
+"""Fork maildir actors from a warm image: the spawner."""

@@ -1,87 +1,169 @@
-"""The spawner: the kernel's hand. A warm image from which maildir actors are forked; it makes no other process, and knows nothing.
+"""Fork maildir actors from a warm image, as the kernel orders.
 
-It holds no ZeroMQ context and no thread (we speak ZMTP ourselves), so that a fork of it is sound. A child drops everything of it but
-its own channel before it becomes an actor. `gc.freeze` keeps the collector from touching, and so copying, the shared pages (children.py).
+The spawner has no threads and no ZeroMQ context (channels speak ZMTP by popkernel's own code), so forking it
+is sound. A child closes all of it but its own channel before it becomes an actor. `gc.freeze` keeps the
+collector from writing to the shared pages, which would copy them (children.py).
 """
 
 import contextlib
 import os
+import signal
 import stat
 import time
 from importlib import import_module
 from typing import NoReturn
 
 from popkernel.kernel.runtime.actor import SOFTWARE, TEMPFAIL, Actor, Boot, become
-from popkernel.kernel.runtime.channel import Message, adopt
-from popkernel.kernel.runtime.child_process import do_and_leave
-from popkernel.kernel.runtime.memory import keep_memory
+from popkernel.kernel.runtime.channel import Message
+from popkernel.kernel.runtime.child_process import do_and_leave, fork_and_tell, told
+from popkernel.kernel.runtime.memory import keep_memory, note_inherited
 from popkernel.kernel.runtime.process_title import set_title
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.sandbox.libc import SandboxError
-from popkernel.kernel.spawner.children import Brood
+from popkernel.kernel.spawner.children import Children
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import ERROR, WARNING
 from popkernel.proto.topology import actor as row_of
 
-_COMPLAINTS = 10.0  # seconds between two lines for the log
-_ANOTHER = 1  # what a child that only looks at a directory ends with, where that is not the one that is held
+_LOG_SECONDS = 10.0  # between two lines in the log
+_TRIAL = "trial"  # name of the child that measures an actor
+_TRIAL_NICE = 10  # setpriority(2): about a tenth of a busy processor
+_TRIAL_SECONDS = 20  # until it is killed, in case its files hang
+_DISPLACED = 1  # exit status of a child that found another directory than the one that the sandbox holds
 
 
 class Spawner(Actor):
-    """Forks on Spawn, tells of every end."""
+    """Fork a maildir actor on ActorSpawn, and report every child's end."""
 
     def __init__(self, boot: Boot) -> None:
         super().__init__(boot)
         self.module = import_module(row_of("maildir").module)  # the warm image
         self.program = sandbox.compile_promises(row_of("maildir").promises) if boot.sandboxed else None
-        self.children = Brood(self.loop, self._exited, self._done)
-        self.handlers |= {m.Spawn: self._spawn, m.Kill: self._kill}
-        self.settings_of_all = {  # made once: a child that made it would touch each key, wherever it lies
-            **boot.config["mail"], "maildir": b"", "die_with_parent": self.children.die_with_parent,
+        self.children = Children(self.loop, self._exited, self._done)
+        self.handlers |= {m.ActorSpawn: self._spawn, m.ProcessKill: self._kill}
+        self.settings_of_all = {  # made once: making it in a child would copy a page for each key
+            **boot.config["mail"],
+            "maildir": b"",
+            "die_with_parent": self.children.die_with_parent,
         }
-        self.asked: list[tuple[m.Spawn, int]] = []  # in this turn of the loop, each with its channel
-        self.complained = -_COMPLAINTS
+        self.requested: list[tuple[m.ActorSpawn, int]] = []  # in this turn of the loop, each with its channel
+        self.logged = -_LOG_SECONDS  # when "cannot be forked" was logged last, in the loop's time
         self.leaving = False
-        self.held: dict[bytes, tuple[int, int] | None] = {}  # directories above maildirs that the cage holds; None: was not there
-        self.under: dict[str, tuple[bytes, int, int]] = {}  # child -> the one that its maildir lies under, uid, gid
-        self.looking: dict[str, bytes] = {}  # child that only looks -> at which
+        # device and inode of the directories above maildirs that the sandbox holds; None: did not exist
+        self.held: dict[bytes, tuple[int, int] | None] = {}
+        # by child: the held directory that its maildir lies under, uid, gid
+        self.under: dict[str, tuple[bytes, int, int]] = {}
+        self.comparing: dict[str, bytes] = {}  # by child that only compares a held directory: which one
+        self.trial = -1  # pipe from the child that measures an actor, while it runs
 
     def begin(self) -> None:
-        """Lock in, say hello, serve."""
+        """Enter the sandbox, say hello, serve."""
+        self.children.prepare()
         unrehearsed = self._rehearse()
         for root in self.boot.config["roots"]:
-            with contextlib.suppress(PermissionError):  # an NFS server that does not know root: nothing to compare with
+            # root may not see it, on NFS: there is nothing to compare with
+            with contextlib.suppress(PermissionError):
                 self.held[root] = _identity(root)
-        self.lock([(root, "rwc") for root, there in self.held.items() if there])
         keep_memory(1 << 20)  # children inherit it
+        self.children.tried()
         self.children.begin()
+        if not unrehearsed:
+            self._begin_trial()
+        self.lock([(root, "rwc") for root, identity in self.held.items() if identity])
         self.connect()
+        self.children.report(self.boot.name, self.log)
+        missing = sum(not identity for identity in self.held.values())
+        if missing:
+            self.send(m.RootsMissing(missing))
         if unrehearsed:
-            self.log(4, f"{self.boot.name}: maildir actors start more slowly, they could not be rehearsed: {unrehearsed}")
+            self.log(WARNING, "spawner.unrehearsed", error=unrehearsed)
+        if self.trial < 0:
+            self.send(m.ImageTried(0, 0))
         self.run()
 
     def _rehearse(self) -> str:
-        """What was in the way, "" for nothing: it saves time, and no more than that may depend on room in the run directory."""
+        """Rehearse an actor's life in the image (docs/architecture.md, "The warm image").
+
+        Return why it failed, "" if it did not. Failing costs time only: a full run directory stops no
+        service.
+        """
         try:
             rehearsal = import_module(f"{self.module.__package__}.rehearsal")
-            rehearsal.rehearse(self.boot.config["run_dir"], self.settings_of_all, sandboxed=self.boot.sandboxed)
+            rehearsal.rehearse(
+                self.boot.config["run_dir"], self.settings_of_all, sandboxed=self.boot.sandboxed
+            )
         except OSError as error:
             return error.strerror or str(error)
         return ""
 
-    def sessions(self) -> int:
-        """Children."""
-        return len(self.children)
+    # -- the trial of an actor (actors/maildir/trial.py)
+    def _begin_trial(self) -> None:
+        """Fork a child that measures an actor's memory, which this process could not do in its sandbox.
 
-    def _spawn(self, message: m.Spawn, fds: list[int]) -> None:
-        if not self.asked:
+        Nothing waits for it, so it gives way to all that does.
+        """
+        with contextlib.suppress(OSError):  # no room: no trial
+            pid, self.trial = fork_and_tell(self._try)
+            self.children.add(_TRIAL, pid)
+
+    def _try(self, writing: int) -> None:
+        # Landlock keeps this process's end from having it killed (signals, ABI 6): it must end by itself.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_TRIAL_SECONDS)
+        os.nice(_TRIAL_NICE)
+        set_title(_TRIAL)
+        trial = import_module(f"{self.module.__package__}.trial")
+
+        directory = self.boot.config["run_dir"]
+
+        def lock() -> None:
+            # Landlock lets it read the memory of its own child, which restricts itself further, and no other
+            self.lock([(directory, "rwc"), ("/proc", "r")])
+
+        def fork(maildir: bytes, fd: int, others: tuple[int, ...]) -> int:
+            pid = os.fork()
+            if pid == 0:
+                do_and_leave(
+                    lambda: self._become_trial(trial.NAME, maildir, fd, (*others, writing)), SOFTWARE
+                )
+            return pid
+
+        octets, peak = trial.measure(directory, lock, fork, writing)
+        os.write(writing, b"%d %d" % (octets, peak))
+
+    def _become_trial(self, name: str, maildir: bytes, fd: int, others: tuple[int, ...]) -> NoReturn:
+        """In the trial's child: become an actor under this process's ids."""
+        for other in others:
+            os.close(other)
+        self.settings_of_all["maildir"] = maildir
+        self._become_actor(name, fd, os.getuid(), os.getgid())
+
+    def _trial_ended(self) -> None:
+        if self.trial < 0:  # a stop came first
+            return
+        result = told(self.trial) or b"0 0"
+        os.close(self.trial)
+        self.trial = -1
+        octets, peak = map(int, result.split())
+        self.send(m.ImageTried(octets, peak))
+
+    def sessions(self) -> int:
+        """Return the number of actors."""
+        return len(self.children) - (self.trial >= 0)
+
+    def _spawn(self, message: m.ActorSpawn, fds: list[int]) -> None:
+        if not self.requested:
             self.loop.soon(self._fork)
         self.under[message.name] = self._above(message.maildir), message.uid, message.gid
-        self.asked.append((message, fds[0]))
+        self.requested.append((message, fds[0]))
 
     def _fork(self) -> None:
-        """All asked for in this turn, one right after the other: what this process writes to in between, it copies anew each time."""
-        while self.asked:
-            message, fd = self.asked.pop(0)
+        """Fork all actors requested in this turn, one right after the other.
+
+        Between two forks this process copies each page that it writes to.
+        """
+        while self.requested:
+            message, fd = self.requested.pop(0)
             try:
                 pid = self.children.fork(message.name, message.uid)
             except OSError as error:
@@ -91,127 +173,150 @@ class Spawner(Actor):
             if pid == 0:
                 do_and_leave(lambda: self._become(message, fd), SOFTWARE)  # noqa: B023  it runs now
             os.close(fd)
-        self._done()  # where a stop came with them and none could be forked, no child's end will ask
+        self._done()  # if a stop came in the same turn and no fork succeeded, no child's end calls it
 
     def _cannot(self, name: str, error: OSError) -> None:
-        """No room for one more process: who wanted it hears so, and those that are there go on."""
-        if self.loop.now - self.complained >= _COMPLAINTS:
-            self.complained = self.loop.now
-            self.log(3, f"no more maildir actors can be forked: {error.strerror}")
-        self.tell(m.Exited(name, os.getpid(), TEMPFAIL << 8))
+        """Report to the kernel that there is no room for another process. Existing ones go on."""
+        if self.loop.now - self.logged >= _LOG_SECONDS:
+            self.logged = self.loop.now
+            self.log(ERROR, "spawner.fork_failed", error=error.strerror or "")
+        self.send(m.ProcessExited(name, os.getpid(), TEMPFAIL << 8))
 
     def lost(self, message: Message) -> None:
-        """No room for the channel of one that is asked for: as no room for a process."""
+        """Report an actor whose channel's descriptor had no room, as one that could not be forked."""
         super().lost(message)
-        if isinstance(message, m.Spawn):
-            self.tell(m.Exited(message.name, os.getpid(), TEMPFAIL << 8))
+        if isinstance(message, m.ActorSpawn):
+            self.send(m.ProcessExited(message.name, os.getpid(), TEMPFAIL << 8))
 
-    def _become(self, message: m.Spawn, fd: int) -> NoReturn:
-        """In the child: let go of all that was the spawner's, then be the actor."""
-        self._let_go()
-        if self._is_another(*self.under[message.name]):
+    def _become(self, message: m.ActorSpawn, fd: int) -> NoReturn:
+        """In the child: close all that is the spawner's, and become the actor."""
+        self._close_inherited()
+        if self._displaced(*self.under[message.name]):
             os._exit(TEMPFAIL)
         self.settings_of_all["maildir"] = message.maildir
         quota = self.boot.config["quotas"].get(message.name.removeprefix("maildir."))
         if quota is not None:
             self.settings_of_all["quota"] = quota
+        self._become_actor(message.name, fd, message.uid, message.gid)
+
+    def _become_actor(self, name: str, fd: int, uid: int, gid: int) -> NoReturn:
+        note_inherited()
         boot = Boot(
-            message.name, adopt(fd), message.uid, message.gid, self.settings_of_all,
-            sandboxed=self.boot.sandboxed, program=self.program,
+            name,
+            fd,
+            uid,
+            gid,
+            self.settings_of_all,
+            sandboxed=self.boot.sandboxed,
+            program=self.program,
         )
-        set_title(message.name)
+        set_title(name)
         become(boot, self.module.main)
 
-    def _let_go(self) -> None:
+    def _close_inherited(self) -> None:
         if self.kernel is not None:
-            self.kernel.close()  # and what of it has come in part
+            self.kernel.close()  # drops a message that came in part, too
             self.kernel = None
-        for _, other in self.asked:  # it is somebody else's
+        if self.trial >= 0:
+            os.close(self.trial)
+        for _, other in self.requested:  # channels of its siblings
             os.close(other)
 
-    # -- the directories above
+    # -- directories above maildirs
     def _above(self, maildir: bytes) -> bytes:
-        """The held directory that a maildir lies under; `/` where there is none."""
+        """Return the held directory that a maildir lies under; `/` if there is none."""
         root = os.path.dirname(maildir)
         while root not in self.held and root != os.path.dirname(root):
             root = os.path.dirname(root)
         return root
 
-    def _is_another(self, root: bytes, uid: int, gid: int) -> bool:
-        """In a child: become its user, who may see what root may not; whether a directory is there, and not the one that is held.
+    def _displaced(self, root: bytes, uid: int, gid: int) -> bool:
+        """In a child: return whether `root` names another directory than the one that the sandbox holds.
 
-        Never in the spawner: its file system may hang.
+        Becomes the child's user first, who may see directories that root may not. Never called in the
+        spawner: the file system may hang.
         """
         if not self.boot.sandboxed or root not in self.held:
             return False
-        try:  # noqa: SIM105  three functions fewer in each child: their pages would be its own (docs/performance.md)
+        # no context manager: its three functions would cost each child pages (docs/performance.md)
+        try:  # noqa: SIM105
             sandbox.drop_ids(uid, gid)
-        except SandboxError:  # whoever becomes an actor tries again, and says so
+        except SandboxError:  # become() tries again, and reports it
             pass
         self.children.die_with_parent()
         try:
-            there = os.stat(root)
+            found = os.stat(root)
         except OSError:
             return False
-        return stat.S_ISDIR(there.st_mode) and (there.st_dev, there.st_ino) != self.held[root]
+        return stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) != self.held[root]
 
-    def _look(self, root: bytes, uid: int, gid: int) -> None:
-        """Have a child look that becomes no actor: what an actor's process ends with is that user's to choose."""
-        if root in self.looking.values() or self.leaving or not self.boot.sandboxed:
+    def _compare(self, root: bytes, uid: int, gid: int) -> None:
+        """Fork a child that compares `root` and ends: an actor's user can choose the actor's exit status."""
+        if root in self.comparing.values() or self.leaving or not self.boot.sandboxed:
             return
-        name = f"look.{uid}.{len(self.looking)}"
+        name = f"compare.{uid}.{len(self.comparing)}"
         try:
             pid = self.children.fork(name, uid)
         except OSError:
             return
         if pid == 0:
-            do_and_leave(lambda: self._leave_word(root, uid, gid), SOFTWARE)
-        self.looking[name] = root
+            do_and_leave(lambda: self._exit_compared(root, uid, gid), SOFTWARE)
+        self.comparing[name] = root
 
-    def _leave_word(self, root: bytes, uid: int, gid: int) -> NoReturn:
-        self._let_go()
-        os._exit(_ANOTHER if self._is_another(root, uid, gid) else 0)
+    def _exit_compared(self, root: bytes, uid: int, gid: int) -> NoReturn:
+        self._close_inherited()
+        os._exit(_DISPLACED if self._displaced(root, uid, gid) else 0)
 
-    def _kill(self, message: m.Kill, fds: list[int]) -> None:
+    def _kill(self, message: m.ProcessKill, fds: list[int]) -> None:
         del fds
-        if any(asked.name == message.name for asked, _ in self.asked):
+        if any(request.name == message.name for request, _ in self.requested):
             self._fork()
         self.children.kill(message.name)
 
     def _exited(self, name: str, pid: int, status: int) -> None:
-        if name in self.looking:
-            root = self.looking.pop(name)
-            if status == _ANOTHER << 8:
-                self.tell(m.Displaced(root))
+        if name == _TRIAL:
+            self._trial_ended()
+            return
+        if name in self.comparing:
+            root = self.comparing.pop(name)
+            if status == _DISPLACED << 8:
+                self.send(m.RootDisplaced(root))
             return
         above = self.under.pop(name)
-        self.tell(m.Exited(name, pid, status))
+        self.send(m.ProcessExited(name, pid, status))
         if status == TEMPFAIL << 8:
-            self._look(*above)
+            self._compare(*above)
 
     def stop(self, seconds: int) -> None:
-        """Go when the last child has gone, or be done with it."""
+        """End with the last child, or after so many seconds."""
         self.leaving = True
+        if self.trial >= 0:
+            os.close(self.trial)  # the trial sees it, and ends
+            self.trial = -1
         self.loop.later(max(0.1, float(seconds)), self.end)
         self._done()
 
     def _done(self) -> None:
-        if self.leaving and not self.children and not self.asked:
+        if self.leaving and not self.children and not self.requested:
             self.end()
 
 
 def _identity(path: bytes) -> tuple[int, int] | None:
-    """Device and inode of a directory, None where there is none. PermissionError where it can't be seen."""
+    """Return device and inode of a directory, None if there is none.
+
+    Raises:
+        PermissionError: this process may not see it.
+    """
     try:
-        there = os.stat(path)
+        found = os.stat(path)
     except PermissionError:
         raise
     except OSError:
         return None
-    return (there.st_dev, there.st_ino) if stat.S_ISDIR(there.st_mode) else None
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
 
 
 def main(boot: Boot) -> None:
-    """Become the spawner."""
-    time.tzset()  # reads its file now
+    """Run the spawner."""
+    time.tzset()  # reads the time zone's file, which the sandbox hides later
     Spawner(boot).begin()

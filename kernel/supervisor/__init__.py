@@ -1,1 +1,1 @@
-"""The kernel's process: it makes the channels, sees who ends, and does what is decided."""
+"""Run the kernel's process: make channels, handle messages and process ends, carry out decisions."""

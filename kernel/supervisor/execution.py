@@ -1,13 +1,25 @@
-"""Do what kernel/decisions decides: send messages, have actors forked, make channels between them."""
+"""Carry out the actions of kernel/decisions: send messages, have actors forked, join them by channels."""
 
 import os
 
 from popkernel.kernel.decisions import leases
+from popkernel.kernel.decisions.actions import (
+    Action,
+    Forget,
+    Full,
+    Join,
+    Kill,
+    Rouse,
+    Send,
+    Spawn,
+    Suspect,
+    WriteLog,
+)
 from popkernel.kernel.decisions.deliveries import Deliveries
-from popkernel.kernel.decisions.log_quota import ActorLines
+from popkernel.kernel.operator.log_quota import ActorLines
 from popkernel.kernel.processes import Process, Processes
 from popkernel.kernel.runtime.channel import Message, pair
-from popkernel.kernel.runtime.log import ERROR, Log
+from popkernel.kernel.runtime.log import Log
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.supervisor.descriptor_room import Room
 from popkernel.kernel.supervisor.hung_actors import HungActors
@@ -16,19 +28,31 @@ from popkernel.kernel.supervisor.parking import Parking
 from popkernel.kernel.supervisor.sessions import Sessions
 from popkernel.kernel.supervisor.spawning import Spawning
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import ERROR
 
 __all__ = ["Execution"]
 
 _FULL = "the server is full now, try again later"
-_AGAIN_SECONDS = 0.5  # until two singletons are joined for whose channel there was no room
+_AGAIN_SECONDS = 0.5  # until the next try to join two singletons, if there was no room for their channel
 
 
 class Execution:
-    """The hands of what decides."""
+    """Carry out actions."""
 
     def __init__(
-        self, loop: Loop, processes: Processes, core: leases.Core, deliveries: Deliveries, log: Log, lines: ActorLines, room: Room,
-        hung: HungActors, liveness: Liveness, sessions: Sessions, parking: Parking, spawning: Spawning,
+        self,
+        loop: Loop,
+        processes: Processes,
+        core: leases.Core,
+        deliveries: Deliveries,
+        log: Log,
+        lines: ActorLines,
+        room: Room,
+        hung: HungActors,
+        liveness: Liveness,
+        sessions: Sessions,
+        parking: Parking,
+        spawning: Spawning,
     ) -> None:
         self._loop = loop
         self._processes = processes
@@ -43,96 +67,112 @@ class Execution:
         self._parking = parking
         self._spawning = spawning
 
-    def do(self, effects: list[leases.Effect], about: str = "") -> None:
-        """In this order. `about`: whose share of the log a line of theirs is, "" for nobody's."""
-        for effect in effects:
-            match effect:
-                case leases.Send(to, message):
+    def do(self, actions: list[Action], about: str = "") -> None:
+        """Carry out actions in their order.
+
+        `about`: the process in whose share of the log (log_quota.py) their lines count, "" for none.
+        """
+        for action in actions:
+            match action:
+                case Send(to, message):
                     self._processes.send(to, message)
-                    if type(message) is m.Retire:
+                    if type(message) is m.ActorRetire:
                         self._liveness.retires(to)
-                case leases.Join(one, to_one, other, to_other):
+                case Join(one, to_one, other, to_other):
                     self._join(one, to_one, other, to_other)
-                case leases.Spawn(name, row):
+                case Spawn(name, row):
                     self._spawning.spawn(name, row)
-                case leases.Rouse(user, name, wake):
+                case Rouse(user, name, wake):
                     self._rouse(name, wake, self._parking.take(user))
-                case leases.Forget(user):
+                case Forget(user):
                     self._parking.forget(user)
-                case leases.Kill(name):
+                case Kill(name):
                     if name in self._processes:
                         self._processes.kill(self._processes[name])
-                case leases.Full(user):
+                case Full(user):
                     self._room.full(user)
-                case leases.Suspect(name, seconds):
+                case Suspect(name, seconds):
                     if name in self._processes:
                         self._hung.suspect(self._processes[name], seconds)
-                case leases.Line(level, text) if about:
-                    self._lines(about, level, text, "kernel")
-                case leases.Line(level, text):
-                    self._log(level, text)
+                case WriteLog(level, event, fields) if about:
+                    self._lines(about, level, event, **fields)
+                case WriteLog(level, event, fields):
+                    self._log.event(level, event, fields)
 
     def _join(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
-        """A channel between two actors: whoever is gone, the other sees its end at once."""
+        """Make a channel between two actors. If one has gone, the other sees the channel end at once."""
         try:
             ends = pair()
         except OSError:
-            self._apart(one, to_one, other, to_other)
+            self._join_failed(one, to_one, other, to_other)
             return
-        if isinstance(to_one, m.Opened):
+        if isinstance(to_one, m.SessionAdmitted):
             self._sessions.opened(leases.Key(one, to_one.session))
         with ends[0], ends[1]:
             for name, message, end in ((other, to_other, ends[1]), (one, to_one, ends[0])):
                 process = self._processes.get(name)
                 if process is None:
                     continue
-                process.met = one
+                process.last_peer = one
                 try:
                     process.channel.send(message, [end.fileno()])
                 except OSError:
-                    self._apart(one, to_one, other, to_other)
+                    self._join_failed(one, to_one, other, to_other)
                     return
-                if process.session and type(message) is m.Opened:  # no more one of those who make room for others
-                    self._processes.send(process.parent, m.Entered(process.session))
+                # once logged in, its gate must not close it to make room for others
+                if process.session and type(message) is m.SessionAdmitted:
+                    self._processes.send(process.parent, m.GateSeatLoggedIn(process.session))
 
-    def _apart(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
-        """There is no room for their channel: who waits for it hears so, and nobody has a maildrop that nobody serves."""
+    def _join_failed(self, one: str, to_one: Message, other: str, to_other: Message) -> None:
+        """Refuse the session or the recipient, and free its lease, if there is no room for the channel."""
         user = other.removeprefix("maildir.")
-        if isinstance(to_one, m.Opened):
-            self._processes.send(one, m.Turned(to_one.session, "SYS/TEMP", _FULL))
-            self.do(self._core.closed(other, m.Closed(to_one.session, 0, 0), self._loop.now))
+        if isinstance(to_one, m.SessionAdmitted):
+            self._processes.send(one, m.SessionRefused(to_one.session, "SYS/TEMP", _FULL))
+            self.do(self._core.closed(other, m.SessionClosed(to_one.session, 0, 0, 0, []), self._loop.now))
             self._room.full(user)
-        elif isinstance(to_one, m.Maildrop):
+        elif isinstance(to_one, m.RecipientFound):
             self._deliveries.holders.pop(user, None)
-            self._processes.send(one, m.NoMaildrop(to_one.request, "4.3.2", _FULL))
+            self._processes.send(one, m.RecipientUnknown(to_one.request, "4.3.2", _FULL))
             self._room.full(user)
         else:  # two singletons
             there = self._processes.get(one), self._processes.get(other)
             self._loop.later(_AGAIN_SECONDS, lambda: self._join_later(there, (one, to_one, other, to_other)))
 
-    def _join_later(self, there: tuple[Process | None, Process | None], join: tuple[str, Message, str, Message]) -> None:
+    def _join_later(
+        self, there: tuple[Process | None, Process | None], join: tuple[str, Message, str, Message]
+    ) -> None:
         if there == (self._processes.get(join[0]), self._processes.get(join[2])):
             self._join(*join)
 
-    def without(self, process: Process, message: Message, error: Exception) -> None:
-        """A message could not be acted on for want of something: that costs its session, whose actor goes, and nothing is half-done."""
+    def give_up_message(self, process: Process, message: Message, error: Exception) -> None:
+        """Give up a message that could not be handled for want of memory or descriptors.
+
+        Its session's actor is killed, so that nothing stays half done.
+        """
         why = (error.strerror if isinstance(error, OSError) else "") or "no memory"
-        self._lines(process.name, ERROR, f"{process.name}: {type(message).__name__} could not be acted on: {why}", "kernel")
+        self._lines(
+            process.name,
+            ERROR,
+            "message.failed",
+            process=process.name,
+            message=type(message).__name__,
+            error=why,
+        )
         users = [process.name]
-        if isinstance(message, m.Granted):
-            self._processes.send(message.listener, m.Turned(message.session, "SYS/TEMP", _FULL))
+        if isinstance(message, m.LoginGranted):
+            self._processes.send(message.listener, m.SessionRefused(message.session, "SYS/TEMP", _FULL))
             users = [f"maildir.{message.user}"]
-        elif isinstance(message, m.Recipient):
-            self._processes.send(process.name, m.NoMaildrop(message.request, "4.3.2", _FULL))
+        elif isinstance(message, m.RecipientLookup):
+            self._processes.send(process.name, m.RecipientUnknown(message.request, "4.3.2", _FULL))
         for name in users:
             there = self._processes.get(name)
             if there is not None and (there.kind == "maildir.{user}" or there.session):
                 self._processes.kill(there)
 
-    def _rouse(self, name: str, wake: m.Wake, fd: int) -> None:
-        """A session that slept goes on; where its channel cannot be handed over, its client sees the end."""
+    def _rouse(self, name: str, wake: m.SessionWake, fd: int) -> None:
+        """Hand a parked session's channel to its actor; if there is no room, the session ends."""
         try:
             self._processes.send(name, wake, [fd])
         except OSError:
-            self.do(self._core.closed(name, m.Closed(wake.session, 0, 0), self._loop.now))
+            self.do(self._core.closed(name, m.SessionClosed(wake.session, 0, 0, 0, []), self._loop.now))
         os.close(fd)

@@ -1,9 +1,10 @@
-"""Actors that may hang: asked whether they are alive, and ended where they say nothing.
+"""Ask suspected actors whether they are alive, and report those that do not answer as hung.
 
-Whoever waits for an actor in vain gives up by the table's deadline, and the kernel hears of it. That word ends nobody: an actor that
-answers Report lives, whatever is said of it. What is ended loses nothing; who needs it gets a new one.
+A peer that waits for an actor longer than the topology's deadline gives up, and tells the kernel. That alone
+kills nobody: an actor that answers CountersRequest is alive. Killing a hung one loses nothing; its users get
+a new one.
 
-Time counts in which the kernel itself ran: where all stood still, a virtual machine that was paused, nobody is to blame.
+Only time in which the kernel itself ran counts. In a paused virtual machine nothing ran, and no actor hangs.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,15 @@ from popkernel.proto.topology import edge
 
 __all__ = ["START_SECONDS", "HungActors"]
 
-START_SECONDS = 20  # more, for one that has not yet said hello
-_PARTS = 2  # of the time, each to begin anew where the kernel did not run
+START_SECONDS = 20  # added for an actor that has not yet sent Hello
+_PARTS = 2  # parts of the time; one in which the kernel did not run begins anew
 
 
 class HungActors:
-    """The actors under suspicion. `hangs(process, seconds)` is called for one that has said nothing for so long."""
+    """Wait for the answers of suspected actors.
+
+    `hangs(process, seconds)` is called for an actor that has not answered within `seconds`.
+    """
 
     def __init__(self, loop: Loop, hangs: Callable[[Process, int], None]) -> None:
         self._loop = loop
@@ -29,9 +33,10 @@ class HungActors:
         self._asked: set[Process] = set()
 
     def suspect(self, process: Process, seconds: int = 0) -> None:
-        """Ask it for its counters; where none come within those seconds, 0: the edge's deadline, it hangs. Asking twice is asking once.
+        """Ask an actor for its counters; if none come within `seconds` (0: the edge's deadline), it hangs.
 
-        One that is not to be forked yet is not asked: it is watched once it is (liveness.py).
+        An actor that is being asked is not asked again. One that still waits for its fork is not asked:
+        liveness.py watches it after that.
         """
         if process in self._asked or not process.parent:
             return
@@ -42,11 +47,13 @@ class HungActors:
         self._wait(process, before, seconds, _PARTS)
 
     def _wait(self, process: Process, before: m.Counters, seconds: int, parts: int) -> None:
-        timer = self._loop.later(seconds / _PARTS, lambda: self._judge(process, before, seconds, parts, timer.due))
+        timer = self._loop.later(
+            seconds / _PARTS, lambda: self._judge(process, before, seconds, parts, timer.due)
+        )
 
     def _judge(self, process: Process, before: m.Counters, seconds: int, parts: int, due: float) -> None:
         parts -= self._loop.now - due <= LATE
-        if process.counters is not before:  # every answer is an object of its own
+        if process.counters is not before:  # each answer is a new object
             self._asked.discard(process)
         elif parts:
             self._wait(process, before, seconds, parts)

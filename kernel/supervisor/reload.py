@@ -1,77 +1,108 @@
-"""A reload is a replacement: who serves needs no file, and a bad file changes nothing.
+"""Reload files: start new actors that read them, and put these in the place of the old ones.
 
-It begins with init, whoever asks (a SIGHUP, `popkernel reload`, a file that has changed): a child of init's reads the configuration and the
-user table, and init says Reread or Unread. Then the kernel judges the table, and has new actors read the rest. What comes of it is told to
-init, which keeps the new configuration or goes back, and to whoever asked.
+The serving actors read no file again, so a bad file changes nothing. A reload begins in init (a SIGHUP,
+`popkernel reload`, a changed file): its child reads the configuration and the user table, and init sends
+ReloadInputs or ReloadInputsFailed. Then the kernel checks the table, and new actors read the other files.
+The result goes to init, which keeps the new configuration or returns to the old one, and to the caller.
+
+Actors whose inputs did not change stay: their settings, their user, and the content of the files that they
+read (kernel/init/contents.py). So a new user replaces no listener, and a renewed certificate no auth. A
+maildir actor stays if its user's row and its settings are the same. The spawner stays if its settings and the
+directories above the maildirs are; an old one ends after its last child.
+
+A new auth takes over from the old one what that remembers of logins (actors/auth/hand_over.py), before it
+gets its first login: on a channel of which the kernel keeps no end.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from popkernel.kernel.config.keys import Config
-from popkernel.kernel.config.user_table import code_of, handed_over, judge, roots_of
-from popkernel.kernel.decisions.leases import Core, Effect
-from popkernel.kernel.processes import Processes
+from popkernel.kernel.config.user_table import exit_code, read_descriptor, roots_of, users_of
+from popkernel.kernel.decisions.actions import Action
+from popkernel.kernel.decisions.leases import Core
+from popkernel.kernel.processes import Exit, Process, Processes
 from popkernel.kernel.runtime.actor import TEMPFAIL
+from popkernel.kernel.runtime.channel import pair
 from popkernel.kernel.runtime.deadlines import Deadline
-from popkernel.kernel.runtime.log import DEBUG, ERROR, NOTICE, WARNING, Log
+from popkernel.kernel.runtime.log import Log
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.supervisor.liveness import Liveness
 from popkernel.kernel.supervisor.singletons import Singletons
-from popkernel.kernel.supervisor.spawner_succession import LAST_CHILD_SECONDS, Succession
+from popkernel.kernel.supervisor.spawner_succession import Succession
 from popkernel.kernel.supervisor.spawning import Spawning
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
-from popkernel.proto.topology import edge
+from popkernel.proto.log_levels import DEBUG, ERROR, NOTICE, WARNING
+from popkernel.proto.topology import edge, kind_of
 
 __all__ = ["Asker", "Reload", "Reloads"]
 
-_ASK_SECONDS = edge("kernel", "init").deadline * 3 // 2  # for init to read the configuration, or to say that it could not
-_AUTH_SECONDS = 5  # that an auth has for what it was asked before another took its place
-_LOOK_SECONDS = 3.0  # how long an answer waits for what is wrong with mailboxes; the log has it in any case
-_MOST_WARNINGS = 100  # of new actors in one answer
+# for init to read the configuration, or to report that it could not
+_ASK_SECONDS = edge("kernel", "init").deadline * 3 // 2
+# for a new auth to take over: more than it waits for the old one
+_TAKE_OVER_SECONDS = edge("kernel", "auth").deadline
+_AUTH_SECONDS = 5  # for a replaced auth to answer its last requests
+_LOOK_SECONDS = 3.0  # the answer waits so long for faults of mailboxes; the log has them in any case
+_MOST_WARNINGS = 100  # in one answer
+_LAST_SECOND = 253402300799  # of the year 9999
+_PASSWORDS = ("passwords_added", "passwords_removed", "passwords_changed")
 
 
 class Asker:
-    """Whoever asked for a reload, if anyone did: told how it went, once init has looked at the mailboxes of the new table.
+    """Answer the caller of a reload, if there is one, once init has checked the mailboxes of the new table.
 
-    It is also told what new actors warn of, in the words of `popkernel check`: a certificate that no client takes, for example.
+    The answer holds the new actors' warnings in the words of `popkernel check`, for example of a certificate
+    that no client accepts.
     """
 
-    def __init__(self, loop: Loop, log: Log, answer: Callable[[dict[str, Any]], None] | None, later: list[str]) -> None:
-        """`later`: changed keys that count from the next start on."""
+    def __init__(
+        self, loop: Loop, log: Log, answer: Callable[[dict[str, Any]], None] | None, later: list[str]
+    ) -> None:
+        """`later`: changed keys that only a new start applies."""
         self._loop = loop
         self._log = log
         self._answer = answer
         self._later = later
         self._warnings: list[str] = []
         self._mailboxes: list[str] = []
+        self._said: dict[str, Any] = {}
 
     def refuse(self, code: int, error: str) -> None:
-        """Nothing has changed, and why; `code` is what the command ends with, sysexits(3)."""
+        """Answer that nothing has changed, and why. `code`: the command's exit code, sysexits(3)."""
         self._give({"ok": False, "error": error, "code": code})
 
+    def succeeded(self, said: dict[str, Any]) -> None:
+        """Note what the reload did, for the answer."""
+        self._said = said
+
     def wait(self) -> None:
-        """It is done; the answer follows when the mailboxes have been looked at, or when that takes long."""
+        """Answer when the mailboxes have been checked, or after `_LOOK_SECONDS`."""
         if self._answer is not None:
             self._loop.later(_LOOK_SECONDS, self.done)
 
     def warned(self, line: str) -> None:
-        """One of the new actors warns of what it has read; several listeners say the same."""
+        """Take a warning of a new actor, once: several listeners send the same."""
         if self._answer is not None and line not in self._warnings and len(self._warnings) < _MOST_WARNINGS:
             self._warnings.append(line)
 
-    def looked(self, why: str, line: str) -> None:
-        """Init has found a broken mailbox, or, where there is no `line`, has finished. `why`: after a start or a reload."""
-        self._log(*((WARNING, line) if line else (DEBUG, "mailboxes looked at")))
-        if why == "reload" and line:
+    def mailbox_fault(self, after: str, line: str) -> None:
+        """Log a mailbox fault that init found, and keep it for the answer. `after`: "start" or "reload"."""
+        self._log(WARNING, "mailbox.fault", fault=line)
+        if after == "reload":
             self._mailboxes.append(line)
-        elif why == "reload":
+
+    def mailboxes_checked(self, after: str) -> None:
+        """Init has checked all mailboxes: the answer is complete."""
+        self._log(DEBUG, "mailboxes.checked")
+        if after == "reload":
             self.done()
 
     def done(self) -> None:
-        """Say so, once."""
-        self._give({"ok": True, "next_start": self._later, "warnings": self._warnings, "mailboxes": self._mailboxes})
+        """Answer that the reload succeeded; only the first call does anything."""
+        lists = {"next_start": self._later, "warnings": self._warnings, "mailboxes": self._mailboxes}
+        self._give({"ok": True, **self._said, **lists})
 
     def _give(self, said: dict[str, Any]) -> None:
         answer, self._answer = self._answer, None
@@ -80,25 +111,57 @@ class Asker:
 
 
 class Reload:
-    """A reload under way: new actors beside the old ones, which go on until the new have all said hello."""
+    """Start the new actors beside the old ones, which serve until all the new have sent Hello."""
 
     def __init__(
-        self, processes: Processes, singletons: Singletons, users: dict[str, MailUser], swap: Callable[["Reload"], None],
+        self,
+        loop: Loop,
+        processes: Processes,
+        singletons: Singletons,
+        users: dict[str, MailUser],
+        changes: m.ReloadInputs,
+        roots: list[bytes] | None,
+        swap: Callable[["Reload"], None],
         over: Callable[[str, int], None],
+        lost: Callable[[str, str], None],
     ) -> None:
-        """`swap`: to be called once all serve. `over`: to be called once, with "" and 0, or with what was wrong and its code."""
+        """Begin nothing yet.
+
+        Args:
+            loop: of the kernel.
+            processes: the registry.
+            singletons: to start the new actors.
+            users: the new table.
+            changes: what else has changed.
+            roots: for a new spawner; None if the one in force stays.
+            swap: called once all new actors serve.
+            over: called once at the end, with "" and 0, or with an error text and its code (sysexits(3)).
+            lost: called with the new auth's name and the reason if it can take nothing over.
+        """
+        self._loop = loop
         self._processes = processes
         self._singletons = singletons
         self.users = users
+        self.changes = changes
+        self.roots = roots
         self._swap = swap
         self.over = over
+        self._lost = lost
         self.names: list[str] = []
+        self.taken: m.LoginMemoryTaken | None = None
         self._ready: set[str] = set()
+        self._taking = ""  # the new auth while it takes over
+        self._late: Deadline | None = None
 
     def begin(self) -> None:
-        """Start the new ones."""
+        """Start the new actors: those whose inputs changed, and those that do not serve."""
+        singletons, changes = self._singletons, self.changes
         try:
-            self.names = self._singletons.launch(roots_of(self.users))
+            self.names = singletons.launch(
+                self.roots,
+                auth=changes.auth or not singletons.serves_all(singletons.auth),
+                listeners=changes.listeners or not singletons.serves_all(*singletons.listeners),
+            )
         except OSError as error:
             self.fail(f"no room for new actors: {error.strerror}", TEMPFAIL)
             return
@@ -106,26 +169,84 @@ class Reload:
             process = self._processes[name]
             process.on_hello = lambda name=name: self._hello(name)
             process.on_failed = self.fail
+        if not self.names:
+            self._done()
 
     def _hello(self, name: str) -> None:
         self._ready.add(name)
+        self._processes[name].on_hello = None
         if len(self._ready) == len(self.names):
-            for process in (self._processes[each] for each in self.names):
-                process.on_hello = process.on_failed = None
-            self._swap(self)
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Join a new auth with the old one, which hands over what it remembers of logins."""
+        new = next((self._processes[name] for name in self.names if kind_of(name) == "auth"), None)
+        old = self._processes.get(self._singletons.auth)
+        if new is None:
+            self._done()
+            return
+        if old is None or old.state != "serving":
+            self._lost(new.name, "the auth before it does not serve")
+            self._done()
+            return
+        try:
+            ends = pair()
+            with ends[0], ends[1]:
+                old.channel.send(m.SuccessorChannel(new.name), [ends[0].fileno()])
+                new.channel.send(m.PredecessorChannel(old.name), [ends[1].fileno()])
+        except OSError as error:
+            self._lost(new.name, f"no room for a channel: {error.strerror}")
+            self._done()
+            return
+        # the new one may complain of the old one, and not the other way round (misbehaviour.py)
+        old.last_peer, new.last_peer = new.name, ""
+        self._taking = new.name
+        self._late = Deadline(self._loop, _TAKE_OVER_SECONDS, lambda: self._silent(new.name))
+
+    def _silent(self, name: str) -> None:
+        self._lost(name, f"it has not answered within {_TAKE_OVER_SECONDS} s")
+        self._done()
+
+    def memory_taken(self, name: str, message: m.LoginMemoryTaken) -> None:
+        """Go on: the new auth has taken over. A message that nobody waits for has no effect."""
+        if name == self._taking:
+            self.taken = message if message.complete else None
+            self._done()
+
+    def _done(self) -> None:
+        self._forget()
+        self._swap(self)
+
+    def _forget(self) -> None:
+        """Wait for nothing more."""
+        self._taking = ""
+        if self._late is not None:
+            self._late.cancel()
+        for process in (self._processes[each] for each in self.names if each in self._processes):
+            process.on_hello = process.on_failed = None
 
     def fail(self, why: str, code: int) -> None:
-        """One of the new can't serve: all the new go, the old never noticed."""
+        """Give the reload up, and kill all new actors: one of them can't serve."""
+        self._forget()
         self._singletons.give_up(self.names)
         self.over(why, code)
 
 
 class Reloads:
-    """One reload at a time, from the question to the answer."""
+    """Carry out one reload at a time, from the request to the answer."""
 
     def __init__(
-        self, loop: Loop, processes: Processes, core: Core, log: Log, liveness: Liveness, singletons: Singletons, succession: Succession,
-        spawning: Spawning, config: Config, do: Callable[[list[Effect]], None],
+        self,
+        loop: Loop,
+        processes: Processes,
+        core: Core,
+        log: Log,
+        liveness: Liveness,
+        singletons: Singletons,
+        succession: Succession,
+        spawning: Spawning,
+        config: Config,
+        do: Callable[[list[Action]], None],
     ) -> None:
         self._loop = loop
         self._processes = processes
@@ -137,89 +258,159 @@ class Reloads:
         self._spawning = spawning
         self._config = config
         self._do = do
-        self._asked: Callable[[dict[str, Any]], None] | None = None  # who asked for one that init has not yet begun
-        self._now: Reload | None = None  # the one under way
-        self._begun: tuple[Reload, Asker] | None = None  # the last one, under way or over, and who asked for it
-        self._last = Asker(loop, log, None, [])  # of the last reload, or of the start
+        # the caller of a reload that init has not yet begun
+        self._asked: Callable[[dict[str, Any]], None] | None = None
+        self._now: Reload | None = None  # the reload under way
+        # the last reload, under way or over, and its caller
+        self._begun: tuple[Reload, Asker] | None = None
+        self._last = Asker(loop, log, None, [])  # the caller of the last reload; nobody after a start
+        # by actor in force: what it warned of at its start
+        self._doubts: dict[str, list[str]] = {}
+        # files of the certificates in force, and the end of each, in seconds since 1970
+        self.certificates: list[tuple[str, int]] = []
 
     def ask(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """`popkernel reload`."""
+        """Ask init for a reload, for `popkernel reload`."""
         phase = self._processes.phase
         if self._now is not None or self._asked is not None or phase != "running":
             now = phase if phase != "running" else "reloading"
-            Asker(self._loop, self._log, answer, []).refuse(TEMPFAIL, f"not now: the service is {now}; try again")
+            Asker(self._loop, self._log, answer, []).refuse(
+                TEMPFAIL, f"not now: the service is {now}; try again"
+            )
             return
         self._asked = answer
-        self._processes.tell_init(m.Signal("HUP"))
+        self._processes.send_init(m.ReloadRequest())
         Deadline(self._loop, _ASK_SECONDS, lambda: self._unanswered(answer))
 
     def _unanswered(self, answer: Callable[[dict[str, Any]], None]) -> None:
         if self._asked is answer:
             self._asked = None
             text = f"init has not read the configuration within {_ASK_SECONDS} s"
-            self._log(ERROR, f"not reloaded, what is in force stays: {text}")
+            self._log(ERROR, "reload.failed", error=text)
             Asker(self._loop, self._log, answer, []).refuse(TEMPFAIL, text)
 
-    def looked(self, rest: str) -> None:
-        """Init's word on what is wrong with a mailbox, or that this was all."""
-        self._last.looked(*rest.partition(" ")[::2])
+    def mailbox_fault(self, after: str, line: str) -> None:
+        """Pass on a mailbox fault that init found."""
+        self._last.mailbox_fault(after, line)
+
+    def mailboxes_checked(self, after: str) -> None:
+        """Pass on that init has checked all mailboxes."""
+        self._last.mailboxes_checked(after)
 
     def unread(self, code: int, error: str) -> None:
-        """Init could not read what a reload begins with."""
+        """Refuse a reload whose configuration or user table init could not read."""
         self._refuse(self._asker(), error, code)
 
-    def reread(self, later: str, table: int) -> None:
-        """Replace auth and listeners by new ones that read the new files; the user table comes as a descriptor."""
+    def reread(self, changes: m.ReloadInputs, table: int) -> None:
+        """Begin a reload. `table`: descriptor of the user table."""
+        later = changes.later
         asker = self._asker(later.split(", ") if later else [])
         try:
-            data = handed_over(table)
+            data = read_descriptor(table)
             if later:
-                self._log(WARNING, f"changed in the configuration, in force only after the next start: {later}")
+                self._log(WARNING, "reload.postponed", keys=later)
             if self._now is not None or self._processes.phase != "running":
                 now = self._processes.phase if self._now is None else "reloading"
                 self._over(asker, f"not now: the service is {now}; try again", TEMPFAIL)
                 return
-            users = judge(data, self._config.user_table, self._config.subdir)
+            users = users_of(data, self._config.user_table, self._config.subdir)
         except (OSError, MemoryError) as error:
             why = error.strerror if isinstance(error, OSError) else "no memory"
             self._over(asker, f"the user table could not be taken: {why}", TEMPFAIL)
             return
         except ValueError as error:
-            self._over(asker, str(error), code_of(error))
+            self._over(asker, str(error), exit_code(error))
             return
-        self._now = Reload(self._processes, self._singletons, users, self._swap, lambda error, code: self._ended(asker, error, code))
+        roots = roots_of(users)
+        self._now = Reload(
+            self._loop,
+            self._processes,
+            self._singletons,
+            users,
+            changes,
+            roots
+            if changes.spawner or self._succession.due or roots != roots_of(dict(self._core.users))
+            else None,
+            self._swap,
+            lambda error, code: self._ended(asker, error, code),
+            lambda name, why: self._log(WARNING, "auth.memory_lost", process=name, why=why),
+        )
         self._begun = self._now, asker
         self._now.begin()
 
     def lost(self, limit: int) -> None:
-        """The user table came, and there was no room for its descriptor; `limit`: of so many."""
-        self._over(self._asker(), f"no room for the user table's descriptor: {limit} may be open (RLIMIT_NOFILE)", TEMPFAIL)
+        """Refuse a reload whose user table had no room for its descriptor. `limit`: RLIMIT_NOFILE."""
+        self._over(
+            self._asker(),
+            f"no room for the user table's descriptor: {limit} may be open (RLIMIT_NOFILE)",
+            TEMPFAIL,
+        )
 
     def _swap(self, reload: Reload) -> None:
-        """The new take over in one turn of the loop; old sessions go on with whom they have."""
-        singletons, there = self._singletons, self._processes
-        old = [there[name] for name in singletons.in_force() if name in there]
+        """Put the new actors in force in one turn of the loop; open sessions keep their old actors."""
+        singletons, processes = self._singletons, self._processes
+        before, counts = singletons.in_force(), _compared(self._core.users, reload.users)
         self._core.users = reload.users
         singletons.put_in_force(reload.names)
-        self._succession.give_way()
-        self._spawning.go_on()
+        old = [processes[n] for n in before if n in processes and n not in singletons.in_force()]
+        if reload.roots is not None:
+            self._succession.give_way()
+            self._spawning.go_on()
         for process in old:
             process.state = "draining"
-        singletons.wire(there[singletons.auth])  # joins the draining listeners too: they may have clients at their password
+        if singletons.auth in reload.names:
+            # joins the draining listeners too: some of their clients may not have logged in yet
+            singletons.wire(processes[singletons.auth])
+        else:
+            for name in reload.names:
+                singletons.wire(processes[name])
         for process in old:
             if process.kind == singletons.door:
-                process.channel.send(m.Drain())
+                process.channel.send(m.ListenerDrain())
+            elif process.kind == "spawner":
+                self._succession.leaves(process)
             else:
-                process.channel.send(m.Stop(LAST_CHILD_SECONDS if process.kind == "spawner" else _AUTH_SECONDS))
-                if process.kind == "auth":
-                    self._liveness.leaves(process, _AUTH_SECONDS)
-        there.send(singletons.mda, m.Anew())
-        self._do(self._core.retire_all())
+                process.channel.send(m.ActorStop(_AUTH_SECONDS))
+                self._liveness.leaves(process, _AUTH_SECONDS)
+        processes.send(singletons.mda, m.RecipientsChanged())
+        changes = reload.changes
+        self._do(self._core.retire_all() if changes.mail else self._core.retire_changed(changes.users))
+        self._keep_doubts(reload)
+        self._say_done(reload, counts)
         reload.over("", 0)
-        self._log(NOTICE, f"reloaded: {len(reload.users)} user{'s' * (len(reload.users) != 1)}")
+
+    def _keep_doubts(self, reload: Reload) -> None:
+        """Tell the caller again what the actors that stay warned of at their start; forget the others'."""
+        self._doubts = {
+            name: lines for name, lines in self._doubts.items() if name in self._singletons.in_force()
+        }
+        if self._begun is not None:
+            for name, lines in self._doubts.items():
+                if name not in reload.names:
+                    for line in lines:
+                        self._begun[1].warned(line)
+
+    def _say_done(self, reload: Reload, counts: dict[str, int]) -> None:
+        """Log what the reload did, and note it for the caller."""
+        changes, taken = reload.changes, reload.taken
+        self.certificates = list(zip(changes.certificates, changes.ends, strict=False))
+        certificates = [
+            {"path": path, "ends": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(end, _LAST_SECOND)))}
+            for path, end in self.certificates
+        ]
+        passwords = {} if taken is None else dict(zip(_PASSWORDS, taken[3:], strict=True))
+        said = {"users": len(reload.users), **counts, **passwords, "replaced": reload.names}
+        if self._begun is not None:
+            self._begun[1].succeeded({**said, "certificates": certificates})
+        texts = {
+            "certificates": ", ".join(f"{one['path']} until {one['ends'][:10]}" for one in certificates),
+            "replaced": ", ".join(reload.names),
+            "later": changes.later,
+        }
+        self._log(NOTICE, "reload.done", **(said | texts))
 
     def stop(self) -> None:
-        """The service ends: who was to take over goes."""
+        """Give up a reload under way: the service stops."""
         if self._now is not None:
             self._now.fail("the service is stopping", TEMPFAIL)
 
@@ -227,18 +418,33 @@ class Reloads:
         asked, self._asked = self._asked, None
         return Asker(self._loop, self._log, asked, later or [])
 
-    def warned(self, name: str, line: str) -> None:
-        """An actor has something for the log; if it is a new one, for who asked too."""
+    def memory_taken(self, process: Process, message: m.LoginMemoryTaken, fds: list[int]) -> None:
+        """Go on with the reload for which that auth has taken over."""
+        del fds
+        if self._now is not None:
+            self._now.memory_taken(process.name, message)
+
+    def warned(self, name: str, event: str, line: str) -> None:
+        """Pass an actor's warning on to the caller, if a reload started that actor."""
+        if event.endswith(".doubt"):
+            lines = self._doubts.setdefault(name, [])
+            if line not in lines and len(lines) < _MOST_WARNINGS:
+                lines.append(line)
         if self._begun is not None and name in self._begun[0].names:
             self._begun[1].warned(line)
+
+    def on_exit(self, process: Process, end: Exit) -> None:
+        """Forget what an actor that ended warned of."""
+        del end
+        self._doubts.pop(process.name, None)
 
     def _ended(self, asker: Asker, error: str, code: int) -> None:
         self._now = None
         self._over(asker, error, code)
 
     def _over(self, asker: Asker, error: str, code: int) -> None:
-        """It went well, or nothing has changed because of `error`; init is told first, then whoever asked."""
-        self._processes.tell_init(m.Signal("NOT" if error else "DONE"))
+        """Report the result to init, then to the caller. `error`: why nothing has changed, "" for success."""
+        self._processes.send_init(m.ReloadDone(good=not error))
         if error:
             self._refuse(asker, error, code)
             return
@@ -247,5 +453,15 @@ class Reloads:
         asker.wait()
 
     def _refuse(self, asker: Asker, error: str, code: int) -> None:
-        self._log(ERROR, f"not reloaded, what is in force stays: {error}")
+        self._log(ERROR, "reload.failed", error=error)
         asker.refuse(code, error)
+
+
+def _compared(before: Mapping[str, MailUser], after: Mapping[str, MailUser]) -> dict[str, int]:
+    """Return how many users a table has more and less than the one before, and how many rows differ."""
+    both = before.keys() & after.keys()
+    return {
+        "added": len(after) - len(both),
+        "removed": len(before) - len(both),
+        "changed": sum(before[user] != after[user] for user in both),
+    }

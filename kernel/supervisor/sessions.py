@@ -1,36 +1,58 @@
-"""The sessions, as those say who serve them: what listeners and auth tell, taken to kernel/decisions/leases.py, and to the log once each.
+"""Handle what listeners and auth send about sessions: pass it to kernel/decisions/leases.py, and log it once.
 
-Channels are read in no order among themselves. So what must have been sent before a word is fetched first, where it decides.
+Messages of two channels arrive in no order between them. Where an earlier message on another channel would
+change the decision, that channel is read first.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from popkernel.kernel.decisions import leases
-from popkernel.kernel.decisions.log_quota import ActorLines
-from popkernel.kernel.operator.status import login_failed, session_over, sessions_lost
+from popkernel.kernel.decisions.actions import Action
+from popkernel.kernel.operator.history import History
+from popkernel.kernel.operator.log_quota import ActorLines
+from popkernel.kernel.operator.session_list import Announced
+from popkernel.kernel.operator.status import (
+    NO_PHASES,
+    Phases,
+    login_denied,
+    login_failed,
+    session_over,
+    sessions_lost,
+)
 from popkernel.kernel.processes import Exit, Process, Processes
-from popkernel.kernel.runtime.log import DEBUG, INFO, NOTICE, WARNING, Log
+from popkernel.kernel.runtime.log import Log
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.supervisor.descriptor_room import Room
 from popkernel.kernel.supervisor.gates import Gates
 from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import DEBUG, INFO, NOTICE, WARNING
 
 __all__ = ["Sessions"]
 
-_MOST_WAIT = 45.0  # seconds; a listener waits for 60, and some of them went with auth
+_MOST_WAIT = 45.0  # seconds; a listener waits for 60, and auth has used some of them
 _MOST_OPENED = 200_000  # more than a system has descriptors for
+_LONGEST_NAME = 64  # characters of a name that a client typed; the tables' names are no longer
 
 
 class Sessions:
-    """What the kernel makes of Awaiting, Granted, Ended and LoginFailed."""
+    """Handle LoginStarted, LoginGranted, LoginDenied, ClientHungUp, ConnectionEnded and LoginFailed."""
 
     def __init__(
-        self, loop: Loop, processes: Processes, core: leases.Core, log: Log, lines: ActorLines, room: Room, hung: HungActors, gates: Gates,
-        do: Callable[[list[leases.Effect], str], None],
+        self,
+        loop: Loop,
+        processes: Processes,
+        core: leases.Core,
+        log: Log,
+        lines: ActorLines,
+        room: Room,
+        hung: HungActors,
+        gates: Gates,
+        history: History,
+        do: Callable[[list[Action], str], None],
     ) -> None:
-        """`do`: with whose share of the log a line of theirs is, "" for nobody's."""
+        """`do`: see `Execution.do`."""
         self._loop = loop
         self._processes = processes
         self._core = core
@@ -39,113 +61,190 @@ class Sessions:
         self._room = room
         self._hung = hung
         self._gates = gates
+        self._history = history
         self._do = do
-        self._waiting: dict[leases.Key, float] = {}  # sessions that had to wait for their maildrop: until when at most
-        self._opened: dict[leases.Key, tuple[str, float]] = {}  # sessions that their listener has not said to be over: user, since when
+        # sessions that wait for their maildrop: when that ends at the latest
+        self._waiting: dict[leases.Key, float] = {}
+        # sessions whose listener has not sent ConnectionEnded: user, and when they began
+        self._opened: dict[leases.Key, tuple[str, float]] = {}
+        # clients of sessions, from LoginStarted to the login's refusal or the end of the connection
+        self.clients: dict[leases.Key, Announced] = {}
+        # of those that auth took more than a moment for: how long
+        self._phases: dict[leases.Key, Phases] = {}
 
-    def awaiting(self, listener: Process, message: m.Awaiting, fds: list[int]) -> None:
-        """A listener has a login that auth is about to judge."""
+    def login_started(self, listener: Process, message: m.LoginStarted, fds: list[int]) -> None:
+        """Record a login that its listener is about to ask auth about."""
         del fds
         if not self._its_own(listener, message.session):
             return
-        there = self._core.sessions.get(leases.Key(listener.name, message.session))
-        if there is not None:  # its login before this one failed there: that it is over waits in the channel
-            self._read(f"maildir.{there[0]}")
+        key = leases.Key(listener.name, message.session)
+        there = self._core.sessions.get(key)
+        if there is not None:  # a login before this one failed in that actor: its SessionClosed may be unread
+            self._receive(f"maildir.{there[0]}")
+        self.clients[key] = Announced(
+            message.user[:_LONGEST_NAME], message.address, message.tls, message.mechanism, self._loop.now
+        )
+        if len(self.clients) > _MOST_OPENED:
+            del self.clients[next(iter(self.clients))]
         self._do(self._core.awaits(listener.name, message), "")
+        if listener.session:
+            self._gates.login(listener, begun=True)
 
-    def granted(self, auth: Process, message: m.Granted, fds: list[int]) -> None:
-        """Auth has found a password, or a token, to be right."""
+    def login_granted(self, auth: Process, message: m.LoginGranted, fds: list[int]) -> None:
+        """Give a session its maildrop after auth has granted the login."""
         del auth, fds
         listener = self._processes.get(message.listener)
-        if listener is not None and listener.kind == "listener" and not listener.channel.gone:
-            listener.channel.read()  # its Awaiting was sent before auth was asked: it is there
+        if listener is not None and listener.kind == "listener" and not listener.channel.closed:
+            listener.channel.receive()  # it sent LoginStarted before it asked auth
             holder = self._core.leases.get(message.user)
-            if holder is not None:  # the lease may be free already, or its session's client gone: the word of it waits in a channel
-                self._read(f"maildir.{message.user}")
-                self._read(holder.listener)
-            self._room.look()
+            # the holder's SessionClosed or ConnectionEnded may be unread
+            if holder is not None:
+                self._receive(f"maildir.{message.user}")
+                self._receive(holder.listener)
+            self._room.update()
             self._do(self._core.granted(message, self._loop.now), f"maildir.{message.user}")
             if holder is not None and self._core.leases.get(message.user) == holder:
-                self._lives(holder.listener)
-            self._waits(leases.Key(message.listener, message.session))
+                self._check_alive(holder.listener)
+            key = leases.Key(message.listener, message.session)
+            self._limit_wait(key)
+            if message.queue_ms or message.hash_ms or message.penalty_ms:
+                if len(self._phases) >= _MOST_OPENED:
+                    del self._phases[next(iter(self._phases))]
+                self._phases[key] = Phases(message.queue_ms, message.hash_ms, message.penalty_ms)
 
-    def _waits(self, key: leases.Key) -> None:
-        """Where that session has to wait for its maildrop, it hears so in time: its listener would say that no password can be checked."""
+    def _limit_wait(self, key: leases.Key) -> None:
+        """Refuse the session if its maildrop is not free in time.
+
+        The listener's own deadline would blame the password check.
+        """
         if key in self._core.waiting:
             due = self._waiting[key] = self._loop.now + _MOST_WAIT
-            self._loop.later(_MOST_WAIT, lambda: self._in_vain(key, due))
+            self._loop.later(_MOST_WAIT, lambda: self._wait_expired(key, due))
 
-    def _in_vain(self, key: leases.Key, due: float) -> None:
-        if self._waiting.get(key) != due:  # it logged in anew meanwhile
+    def _wait_expired(self, key: leases.Key, due: float) -> None:
+        if self._waiting.get(key) != due:  # the session has logged in again since
             return
         del self._waiting[key]
         user = self._core.waiting.get(key)
         if user is not None:
             self._do(self._core.login_over(key.listener, key.session), "")
-            self._processes.send(key.listener, m.Turned(key.session, "SYS/TEMP", "the mailbox is not available now, try again"))
-            self._lines(f"maildir.{user}", WARNING, f"{user}: a login waited {_MOST_WAIT:.0f} s for the mailbox, in vain", "kernel")
+            self._processes.send(
+                key.listener,
+                m.SessionRefused(key.session, "SYS/TEMP", "the mailbox is not available now, try again"),
+            )
+            self._lines(
+                f"maildir.{user}",
+                WARNING,
+                "login.waited",
+                user=user,
+                seconds=round(_MOST_WAIT),
+            )
 
     def opened(self, key: leases.Key) -> None:
-        """A session has its maildrop."""
+        """Record that a session has its maildrop."""
         self._opened[key] = self._core.sessions[key]
-        if len(self._opened) > _MOST_OPENED:  # a listener that never says what is over
+        if len(self._opened) > _MOST_OPENED:  # a listener that never sends ConnectionEnded
             del self._opened[next(iter(self._opened))]
 
-    def ended(self, process: Process, message: m.Ended, fds: list[int]) -> None:
-        """A session is over, says its listener, or its gate."""
+    def connection_ended(self, process: Process, message: m.ConnectionEnded, fds: list[int]) -> None:
+        """End a session whose connection is closed, as its listener or its gate reports."""
         del fds
         if process.kind == "gate":
-            self._gates.ended(process, message)
+            self._gates.connection_ended(process, message)
             return
         if not self._its_own(process, message.session):
             return
-        self._opened.pop(leases.Key(process.name, message.session), None)
+        key = leases.Key(process.name, message.session)
+        self._opened.pop(key, None)
+        self.clients.pop(key, None)
+        phases = self._phases.pop(key, NO_PHASES)
         self._do(self._core.ended(process.name, message), "")
-        self._event(process, INFO if message.user else DEBUG, "session over", session_over(message))
+        fields = session_over(process.name, message, phases)
+        if message.user:
+            self._history.event("session.over", fields)
+        self._event(process, INFO if message.user else DEBUG, "session.over", fields)
+        if message.fault:
+            event = "tls.failed" if message.fault == "tls" else "client.failed"
+            self.client_failed(process, event, message.address, message.reason)
+
+    def client_failed(self, listener: Process, event: str, address: str, reason: str) -> None:
+        """Log what kept a client from logging in, in plain words."""
+        if self._lines.fault(listener.name, event, address, reason, alone=bool(listener.session)):
+            self._history.event(event, {"address": address, "reason": reason})
+
+    def client_hung_up(self, listener: Process, message: m.ClientHungUp, fds: list[int]) -> None:
+        """A client that waits for an answer has shut its sending side."""
+        del fds
+        if self._its_own(listener, message.session):
+            self._do(self._core.client_hung_up(listener.name, message), "")
 
     def on_exit(self, process: Process, end: Exit) -> None:
-        """A listener is no more, nor are its sessions; with a gate those of all its listeners."""
+        """End the sessions of a listener that ended; of a gate, those of all its listeners."""
         del end
-        if process.session:  # of the only one: all sessions need not be looked through
-            self._lost([leases.Key(process.name, process.session)])
+        if process.session:  # the only one: no search
+            key = leases.Key(process.name, process.session)
+            self.clients.pop(key, None)
+            self._phases.pop(key, None)
+            self._lost([key])
         elif process.kind == "listener":
             self._lost_of({process.name})
+            self.clients = {key: said for key, said in self.clients.items() if key.listener != process.name}
             self._do(self._core.listener_gone(process.name), "")
         elif process.kind == "gate":
             self._lost_of({listener.name for listener in self._processes.children(process.name)})
 
     def _lost_of(self, listeners: set[str]) -> None:
+        self._phases = {key: one for key, one in self._phases.items() if key.listener not in listeners}
         self._lost([key for key in self._opened if key.listener in listeners])
 
     def _lost(self, keys: list[leases.Key]) -> None:
         for fields in sessions_lost(self._opened, keys, self._loop.now):
-            self._log.event(INFO, "session over", fields)
+            self._history.event("session.over", fields)
+            self._log.event(INFO, "session.over", fields)
 
     def login_failed(self, listener: Process, message: m.LoginFailed, fds: list[int]) -> None:
-        """A password was wrong, says a listener."""
+        """Let the session wait for nothing more, and log the failed login unless auth has reported it."""
         del fds
         if self._its_own(listener, message.session):
+            self.clients.pop(leases.Key(listener.name, message.session), None)
             self._do(self._core.login_over(listener.name, message.session), "")
-            level = INFO if message.why == "repeat" else NOTICE  # one mistyped password is one line, by however many ways it came
-            self._event(listener, level, "login failed", login_failed(message))
+            if listener.session:
+                self._gates.login(listener, begun=False)
+            if message.why != "auth":
+                self._login_failed(listener, NOTICE, login_failed(message))
+
+    def login_denied(self, auth: Process, message: m.LoginDenied, fds: list[int]) -> None:
+        """Log a login that auth refused.
+
+        Only that: the listener's LoginFailed ends it here, and comes before its next LoginStarted.
+        """
+        del fds
+        # repetitions of one mistyped password are of less interest
+        level = DEBUG if message.reason == "repeat" else NOTICE
+        listener = self._processes.get(message.listener)
+        self._login_failed(listener or auth, level, login_denied(message))
+
+    def _login_failed(self, listener: Process, level: int, fields: dict[str, Any]) -> None:
+        self._history.event("login.failed", fields)
+        self._event(listener, level, "login.failed", fields)
 
     def _event(self, listener: Process, level: int, event: str, fields: dict[str, Any]) -> None:
         self._lines.event(listener.name, level, event, fields, alone=bool(listener.session))
 
     def _its_own(self, listener: Process, session: int) -> bool:
-        """Whether a listener may speak of that session: one that serves a single connection of no other."""
+        """Return whether a listener may name that session: one of a single connection may name only that."""
         if listener.session in (0, session):
             return True
         self._processes.violates(listener, "a session that is not its own")
         return False
 
-    def _lives(self, name: str) -> None:
-        """Somebody was turned away for that listener's session. Of one that serves it alone nobody else asks whether it lives."""
+    def _check_alive(self, name: str) -> None:
+        """Check a listener of one connection whose session kept another out: nothing else checks those."""
         process = self._processes.get(name)
         if process is not None and process.session:
             self._hung.suspect(process)
 
-    def _read(self, name: str) -> None:
+    def _receive(self, name: str) -> None:
         process = self._processes.get(name)
-        if process is not None and not process.channel.gone:
-            process.channel.read()
+        if process is not None and not process.channel.closed:
+            process.channel.receive()

@@ -1,1 +1,1 @@
-"""Who may have how much: fair shares, networks, user names. Pure."""
+"""Limits on clients: fair shares, networks, user names. Pure."""

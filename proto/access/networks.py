@@ -1,8 +1,8 @@
-"""Networks: a file of them (the block list), a text of one (PROXY's trusted networks), who is in them; and one client's part of an address.
+"""Parse networks, and find out whether an address is in one: the block list, PROXY's trusted networks.
 
-Pure: octets and texts in, no name is ever looked up. A file has one address or network a line (`192.0.2.7`, `198.51.100.0/24`,
-`2001:db8::/32`); blanks around it, blank lines and what follows a `#` are skipped. An IPv4 address inside of IPv6
-(`::ffff:192.0.2.7`) is that IPv4 address, as a socket for both sees it.
+Pure: no name is ever looked up. A file has one address or network a line (`192.0.2.7`, `198.51.100.0/24`,
+`2001:db8::/32`). Blanks around it, blank lines, and everything after a `#` are skipped. An IPv4-mapped IPv6
+address (`::ffff:192.0.2.7`) counts as that IPv4 address: a dual-stack socket reports IPv4 clients so.
 """
 
 from bisect import bisect_right
@@ -12,30 +12,43 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 
 from popkernel.proto.files.tables import MAX_FINDINGS, Finding
 
-__all__ = ["MAX_NETWORKS", "Network", "Networks", "host_of", "parse_network", "parse_networks", "plain", "prefix_of"]
+__all__ = [
+    "MAX_NETWORKS",
+    "Network",
+    "Networks",
+    "host_of",
+    "parse_network",
+    "parse_networks",
+    "prefix_of",
+    "unmapped",
+]
 
 MAX_NETWORKS = 16 * 1024 * 1024
-"""Octets of a file: half a million networks and more. Whoever reads one reads at most one octet more."""
+"""Octets of a file: over half a million networks. A reader reads at most one octet more."""
 Network = IPv4Network | IPv6Network
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> Network:
-    """One address or network.
+    """Parse one address or network.
 
     Raises:
-        ValueError: it is neither; the text is "what; mend", as those of the configuration are.
+        ValueError: it is neither. The text is "what; mend", as in errors of the configuration.
 
     """
     host, slash, bits = text.partition("/")
     kind: type[IPv4Network | IPv6Network] = IPv6Network if ":" in host else IPv4Network
     if slash and not (bits.isascii() and bits.isdigit()):
-        raise ValueError(f"{text!r}: what follows the slash is no number of bits; write for example 192.0.2.0/24")
+        raise ValueError(
+            f"{text!r}: what follows the slash is no number of bits; write for example 192.0.2.0/24"
+        )
     try:
         network = kind(text, strict=False)
         exact = not slash or network.network_address == type(network.network_address)(host)
     except (AddressValueError, NetmaskValueError):
-        raise ValueError(f"{text!r} is no address and no network; write for example 192.0.2.7 or 2001:db8::/32") from None
+        raise ValueError(
+            f"{text!r} is no address and no network; write for example 192.0.2.7 or 2001:db8::/32"
+        ) from None
     if not exact:
         raise ValueError(f"{text!r} has bits beyond its length; write {network}, or the address alone")
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
@@ -44,12 +57,14 @@ def parse_network(text: str) -> Network:
 
 
 def parse_networks(data: bytes, path: str) -> tuple["Networks", list[Finding]]:
-    """Read a file of networks. Never raises: what can't be taken is a finding with its line."""
+    """Parse a file of networks. Never raises: a bad line becomes a finding with its number."""
     findings: list[Finding] = []
     networks: list[Network] = []
     if len(data) > MAX_NETWORKS:
-        return Networks(()), [Finding(path, 0, f"over {MAX_NETWORKS} octets", "is it the right file? Give a smaller one")]
-    unsaid = 0
+        return Networks(()), [
+            Finding(path, 0, f"over {MAX_NETWORKS} octets", "is it the right file? Give a smaller one")
+        ]
+    unreported = 0
     for number, raw in enumerate(data.split(b"\n"), 1):
         text = raw.partition(b"#")[0].strip(b" \t\r").decode("ascii", "backslashreplace")
         if not text:
@@ -61,34 +76,36 @@ def parse_networks(data: bytes, path: str) -> tuple["Networks", list[Finding]]:
             if len(findings) < MAX_FINDINGS:
                 findings.append(Finding(path, number, what[:200], mend))
             else:
-                unsaid += 1
-    if unsaid:
-        findings.append(Finding(path, 0, f"{unsaid} more lines with errors", "mend the ones above first"))
+                unreported += 1
+    if unreported:
+        findings.append(Finding(path, 0, f"{unreported} more lines with errors", "mend the ones above first"))
     return Networks(networks), findings
 
 
 class Networks:
-    """Networks, to be asked for addresses: two sorted lists of ranges, so that a question costs a microsecond or two, however many."""
+    """Look up addresses in a set of networks, kept as sorted ranges: a microsecond or two for any number."""
 
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._starts: dict[int, list[int]] = {4: [], 6: []}
         self._ends: dict[int, list[int]] = {4: [], 6: []}
-        for first, last, version in sorted((int(n.network_address), int(n.broadcast_address), n.version) for n in networks):
+        for first, last, version in sorted(
+            (int(n.network_address), int(n.broadcast_address), n.version) for n in networks
+        ):
             starts, ends = self._starts[version], self._ends[version]
-            if ends and first <= ends[-1] + 1:  # within the one before, or its neighbour
+            if ends and first <= ends[-1] + 1:  # overlaps or adjoins the range before
                 ends[-1] = max(ends[-1], last)
             else:
                 starts.append(first)
                 ends.append(last)
 
     def __len__(self) -> int:
-        """Ranges, after neighbours have become one."""
+        """Return the number of ranges, adjoining ones merged."""
         return len(self._starts[4]) + len(self._starts[6])
 
     def contains(self, address: str) -> bool:
-        """Whether an address (no port) is in one of them. What is no address is in none."""
+        """Say whether an address (without a port) is in one of them. False for a text that is no address."""
         found = _address(address)
         if found is None:
             return False
@@ -97,15 +114,18 @@ class Networks:
         return at >= 0 and value <= self._ends[found.version][at]
 
 
-def plain(address: str) -> str:
-    """An address as logs and bans have it: IPv4 inside of IPv6 is IPv4, all else stays as it is."""
+def unmapped(address: str) -> str:
+    """Write an address as logs and bans have it: an IPv4-mapped IPv6 address as IPv4, any other as it is."""
     found = _address(address) if ":" in address else None
     return str(found) if isinstance(found, IPv4Address) else address
 
 
-@lru_cache(4096)  # the same few addresses come again and again, and each comes four times
+@lru_cache(4096)  # four calls a connection, and the same few addresses return
 def prefix_of(address: str, ipv6_bits: int = 64) -> str:
-    """What counts as one client: an IPv4 address, or the first bits of an IPv6 one, as text. What is no address is itself."""
+    """Return what counts as one client: an IPv4 address, or the first `ipv6_bits` bits of an IPv6 address.
+
+    A text that is no address is returned unchanged.
+    """
     found = _address(address)
     if found is None:
         return address
@@ -115,16 +135,18 @@ def prefix_of(address: str, ipv6_bits: int = 64) -> str:
 
 
 def host_of(address: str) -> str:
-    """The host of `192.0.2.7:995` and `[2001:db8::1]:995`, as listeners write addresses; one without a port is itself."""
+    """Return the host of `192.0.2.7:995` or `[2001:db8::1]:995`; without a port, the address itself."""
     if address.startswith("["):
         return address[1:].partition("]")[0]
     host, _, rest = address.partition(":")
     return address if ":" in rest else host
 
 
-@lru_cache(4096)  # asked for each connection by the networks of proxies and by the block list: parsing one takes longer than all else there
+# Cached: each connection's address is looked up in the trusted proxies and in the block list, and parsing
+# takes longer than the look-up.
+@lru_cache(4096)
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address without its scope (`fe80::1%eth0`); IPv4 inside of IPv6 is IPv4."""
+    """Parse an address, its zone (`fe80::1%eth0`) left out; an IPv4-mapped IPv6 address becomes IPv4."""
     try:
         if ":" not in text:
             return IPv4Address(text)

@@ -1,8 +1,11 @@
-"""ZeroMQ's wire protocol, ZMTP 3.1 with the NULL mechanism (ZeroMQ RFC 23 and 37), for one connected pair of sockets. Sans I/O.
+"""Read and write ZMTP 3.1, ZeroMQ's wire protocol, for one connected pair of sockets. Sans I/O.
 
-Why ours and not libzmq's: libzmq starts two threads a context (which a fork loses, a Landlock domain misses and a spawn pays
-for with half its time), and it has no bound on a message of endless frames. This reader refuses a frame that announces
-more frames, or more octets than the edge allows, before it has taken one octet of it. See docs/architecture.md.
+With the NULL mechanism only (ZeroMQ RFC 23 and 37).
+
+Why not libzmq: it starts two threads a context, which a fork loses, a Landlock domain does not cover and a
+spawn pays half its time for; and it does not bound a message of many frames. This reader refuses a frame that
+announces another, or more octets than the edge allows, before it takes one octet of it. See
+docs/architecture.md.
 """
 
 from struct import Struct
@@ -11,14 +14,14 @@ __all__ = ["PREFACE", "Reader", "ZmtpError", "frame_head", "preface"]
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _long = Struct(">BQ")
-_GREETING = 64
-_MOST_COMMAND = 512
-_LARGE = 65536  # octets of a frame from which on it is put together in its own place, and nowhere before
+_GREETING = 64  # octets
+_MOST_COMMAND = 512  # octets
+_LARGE = 65536  # octets: a frame of this size or more gets its own buffer, so that no part is copied twice
 _SIGNATURE = b"\xff\0\0\0\0\0\0\0\1\x7f"
 
 
 def preface(socket_type: bytes = b"PAIR") -> bytes:
-    """What a peer sends first: greeting and READY command."""
+    """Return what a peer sends first: greeting and READY command."""
     greeting = (_SIGNATURE + b"\3\1" + b"NULL".ljust(20, b"\0") + b"\0").ljust(_GREETING, b"\0")
     body = b"\5READY" + b"\x0bSocket-Type" + len(socket_type).to_bytes(4, "big") + socket_type
     return greeting + bytes((_COMMAND, len(body))) + body
@@ -28,40 +31,43 @@ PREFACE = preface()
 
 
 def frame_head(octets: int) -> bytes:
-    """The head of a message frame of that many octets, the only frame of its message."""
+    """Return the head of a single-frame message of that many octets."""
     return bytes((0, octets)) if octets < 256 else _long.pack(_LONG, octets)
 
 
 class ZmtpError(ValueError):
-    """The peer does not speak ZMTP as it must."""
+    """The peer violates ZMTP, or a limit of this reader."""
 
 
 class Reader:
-    """Octets in, frames out. `limit`: the largest frame, in octets. `types`: socket types the peer may be of."""
+    """Turn octets into message frames.
+
+    `limit`: the largest frame, in octets. `types`: the socket types that the peer may have.
+    """
 
     __slots__ = ("_buffer", "_frame", "_have", "_need", "_ready", "_resumed", "commands", "limit", "types")
 
     def __init__(self, limit: int, types: tuple[bytes, ...] = (b"PAIR",)) -> None:
         self.limit = limit
         self.types = types
-        self.commands: list[bytes] = []  # commands after READY (PING, SUBSCRIBE ...), for those who want them
+        self.commands: list[bytes] = []  # commands after READY (PING, SUBSCRIBE ...); the owner may read them
         self._buffer = b""
         self._ready = self._resumed = False
-        self._need = 0  # octets of buffer below which there is no use in looking again
-        self._frame: bytearray | None = None  # a large frame on its way in; `_have` of it are here
+        self._need = 0  # octets that the buffer must hold before another parse can succeed
+        self._frame: bytearray | None = None  # a large frame, of which `_have` octets have arrived
         self._have = 0
 
     @property
     def empty(self) -> bool:
-        """Whether nothing half-read is held: then the channel can be handed to somebody else."""
+        """Whether no half-read frame is held: only then can the channel be handed on."""
         return not self._buffer and self._frame is None
 
     def room(self) -> memoryview | None:
-        """Where what is missing of a large frame belongs, for who can put it there; then `took`, not `feed`."""
+        """Return the buffer for the rest of a large frame. After writing into it call `took`, not `feed`."""
         return None if self._frame is None else memoryview(self._frame)[self._have :]
 
     def took(self, octets: int) -> list[bytes | bytearray]:
-        """So many octets were put into `room`: the frame, if it is whole by now."""
+        """Note that so many octets were written into `room`. Returns the frame once it is whole."""
         frame = self._frame
         assert frame is not None
         self._have += octets
@@ -71,14 +77,14 @@ class Reader:
         return [frame]
 
     def resume(self) -> None:
-        """Begin where an earlier holder of the channel left off: behind the preface, unless the peer has said nothing so far.
+        """Start on a channel that another process may have read from: without the preface, if that took it.
 
-        Which of the two it is the first octet tells: no frame begins as a greeting does.
+        The first octet tells: no frame begins like a greeting.
         """
         self._resumed = True
 
     def feed(self, data: bytes | memoryview) -> list[bytes | bytearray]:
-        """All message frames that are whole by now. ZmtpError where the peer broke the rules."""
+        """Return all message frames that are whole by now. Raises ZmtpError if the peer broke the rules."""
         room = self.room()
         if room is not None:
             part = min(len(room), len(data))
@@ -107,7 +113,7 @@ class Reader:
                 start = position + 2
                 stop = start + data[position + 1]
             else:
-                start, stop = self._odd(data, position, flags)
+                start, stop = self._long_or_command(data, position, flags)
             if stop > end or not start:
                 break
             if flags & _COMMAND:
@@ -119,7 +125,7 @@ class Reader:
         return frames
 
     def _keep(self, data: bytes | memoryview, position: int, end: int) -> None:
-        """Hold what is not whole yet, and note how much it takes to be."""
+        """Keep the octets of an incomplete frame, and note how many it takes to complete."""
         self._need = 0
         if position == end:
             self._buffer = b""
@@ -134,8 +140,8 @@ class Reader:
             self._need = 9 + size
         self._buffer = bytes(data[position:])
 
-    def _odd(self, data: bytes | memoryview, position: int, flags: int) -> tuple[int, int]:
-        """Start and end of a long frame or a command; (0, 0) where its head is not whole."""
+    def _long_or_command(self, data: bytes | memoryview, position: int, flags: int) -> tuple[int, int]:
+        """Return start and end of a long frame or a command; (0, 0) if its head is incomplete."""
         if flags & _MORE:
             raise ZmtpError("a message of several frames")
         if flags & ~(_LONG | _COMMAND):
@@ -156,12 +162,16 @@ class Reader:
         return start, start + size
 
     def _handshake(self, data: bytes | memoryview) -> int:
-        """Take greeting and READY; how many octets they were, 0 where they are not whole."""
+        """Read greeting and READY; return their length in octets, 0 if they are incomplete."""
         if bytes(data[: len(PREFACE)]) == PREFACE and b"PAIR" in self.types:
             self._ready = True
             return len(PREFACE)
         head = bytes(data[:_GREETING])
-        if head[:1] != _SIGNATURE[:1] or (len(head) > 9 and head[9] != 0x7F) or (len(head) > 10 and head[10] < 3):
+        if (
+            head[:1] != _SIGNATURE[:1]
+            or (len(head) > 9 and head[9] != 0x7F)
+            or (len(head) > 10 and head[10] < 3)
+        ):
             raise ZmtpError("no ZMTP 3 greeting")
         if len(head) < _GREETING:
             return 0

@@ -1,1 +1,1 @@
-"""Formats of files: tables, popcache, maildir names, UIDL lists, certificates. Pure."""
+"""File formats: tables, popcache, maildir names, UIDL lists, certificates. Pure."""

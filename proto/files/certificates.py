@@ -1,7 +1,8 @@
-"""What a listener must know of its own certificates: names, times, which signed which, the kind of key. Octets in, facts out. Pure.
+"""Read what a listener must know of its certificates: names, validity, issuer, kind of key.
 
-A walk along RFC 5280's fields to a few of them. It judges nothing: OpenSSL does that, with the same octets. `cryptography` would do it
-too, and cost every listener 20 MB and half a second at its start.
+Pure: octets in, facts out. Only a few fields of RFC 5280 are read. OpenSSL, which gets the same octets,
+verifies them. The `cryptography` package would read them too, but costs each listener 20 MB and half a second
+at its start.
 """
 
 import base64
@@ -11,8 +12,11 @@ from typing import NamedTuple
 
 __all__ = ["DamagedError", "Facts", "Link", "chain", "facts"]
 
-# As OpenSSL finds them: at the begin of a line, perhaps behind a byte order mark, with the marks that it has written over the years.
-_BEGIN = re.compile(rb"^(?:\xef\xbb\xbf)?-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----[ \t\r]*$", re.MULTILINE)
+# As OpenSSL finds them: at the beginning of a line, after an optional byte order mark, with any label that it
+# has written over the years.
+_BEGIN = re.compile(
+    rb"^(?:\xef\xbb\xbf)?-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----[ \t\r]*$", re.MULTILINE
+)
 _END = b"-----END "
 _SEQUENCE, _OBJECT, _OCTETS, _UTC_TIME, _TIME = 0x30, 0x06, 0x04, 0x17, 0x18
 _VERSION, _EXTENSIONS, _DNS_NAME, _IP_ADDRESS, _KEY_ID = 0xA0, 0xA3, 0x82, 0x87, 0x80
@@ -21,17 +25,17 @@ _SUBJECT_KEY, _ISSUER_KEY = b"\x55\x1d\x0e", b"\x55\x1d\x23"  # 2.5.29.14 and 35
 
 
 class Facts(NamedTuple):
-    """Of one certificate."""
+    """The names and the validity of one certificate."""
 
     names: tuple[str, ...]
-    """DNS names in lower case, A-labels; a wildcard is `*.` and the rest."""
+    """DNS names in lower case, A-labels; a wildcard begins with `*.`."""
     starts: str
-    """Year to second in 14 digits, UTC: such texts compare as times do."""
+    """Year to second in 14 digits, UTC: such texts sort as times do."""
     ends: str
 
 
 class DamagedError(ValueError):
-    """A certificate that is none. `line`: where it begins, from 1."""
+    """A certificate does not parse. `line`: where it begins, from 1."""
 
     def __init__(self, line: int) -> None:
         super().__init__("a certificate that is damaged")
@@ -39,34 +43,34 @@ class DamagedError(ValueError):
 
 
 class Link(NamedTuple):
-    """One certificate of a chain, and what parts it from, or ties it to, the next."""
+    """One certificate of a chain, with the fields that tie it to the next."""
 
     line: int
     """Where it begins in its file, from 1."""
     facts: Facts
-    addressed: bool
-    """Whether it is for an IP address."""
+    has_address: bool
+    """Whether it names an IP address."""
     issuer: bytes
     subject: bytes
     algorithm: bytes
-    """Of its key, with the curve: the content of AlgorithmIdentifier."""
+    """The content of the key's AlgorithmIdentifier, curve included."""
     subject_key: bytes
     issuer_key: bytes
-    """Key identifiers; b"" for none."""
+    """Key identifiers; b"" if absent."""
 
     @property
-    def own(self) -> bool:
+    def self_issued(self) -> bool:
         """Whether it names itself as its issuer."""
         return self.issuer == self.subject
 
     def issued_by(self, other: "Link") -> bool:
-        """Whether the other may have signed it: the names fit, and the keys' identifiers where both have one."""
+        """Whether the other may have signed it: names match, and key identifiers do if both are present."""
         known = self.issuer_key and other.subject_key
         return self.issuer == other.subject and (not known or self.issuer_key == other.subject_key)
 
 
 def facts(pem: bytes) -> Facts:
-    """Look at the first certificate of a PEM file.
+    """Read the first certificate of a PEM file.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -76,7 +80,7 @@ def facts(pem: bytes) -> Facts:
 
 
 def chain(pem: bytes) -> list[Link]:
-    """Look at all certificates of a PEM file, at least one.
+    """Read all certificates of a PEM file, at least one.
 
     Raises:
         ValueError: there is none, or one of them is damaged.
@@ -104,7 +108,7 @@ def _chain(pem: bytes, most: int) -> list[Link]:
 
 
 class _Fields:
-    """The fields of one constructed value, one after the other."""
+    """Iterate over the fields of one constructed DER value."""
 
     __slots__ = ("_at", "_data", "_end")
 
@@ -120,7 +124,7 @@ class _Fields:
         return self._data[self._at]
 
     def take(self, *tags: int) -> bytes:
-        """The next field's content; of any tag where none is named."""
+        """Return the content of the next field. Raises IndexError if its tag is not among `tags` (if any)."""
         tag, length, at = self._data[self._at], self._data[self._at + 1], self._at + 2
         if length & 0x80:
             size = length & 0x7F
@@ -149,9 +153,9 @@ def _of(der: bytes, line: int) -> Link:
             found = _extensions(_Fields(_Fields(body.take()).take(_SEQUENCE)))
         else:
             body.take()
-    names, addressed = _names(found.get(_ALTERNATIVE_NAMES, b""))
+    names, has_address = _names(found.get(_ALTERNATIVE_NAMES, b""))
     keys = _key_id(found.get(_SUBJECT_KEY, b""), _OCTETS), _key_id(found.get(_ISSUER_KEY, b""), _SEQUENCE)
-    return Link(line, Facts(names, starts, ends), addressed, issuer, subject, algorithm, *keys)
+    return Link(line, Facts(names, starts, ends), has_address, issuer, subject, algorithm, *keys)
 
 
 def _time(fields: _Fields) -> str:
@@ -165,7 +169,7 @@ def _time(fields: _Fields) -> str:
 
 
 def _extensions(fields: _Fields) -> dict[bytes, bytes]:
-    """Those that are looked at, by the octets of their name; of one that is there twice the first."""
+    """Return the three extensions used here by object identifier; the first of a repeated one."""
     found: dict[bytes, bytes] = {}
     while fields:
         extension = _Fields(fields.take(_SEQUENCE))
@@ -179,7 +183,7 @@ def _extensions(fields: _Fields) -> dict[bytes, bytes]:
 
 
 def _key_id(extension: bytes, tag: int) -> bytes:
-    """Of a key: b"" where there is none, or one of another form; OpenSSL does not mind either."""
+    """Return the key identifier; b"" if it is absent or of another form, which OpenSSL accepts too."""
     try:
         content = _Fields(extension).take(tag)
         if tag == _OCTETS:
@@ -191,13 +195,13 @@ def _key_id(extension: bytes, tag: int) -> bytes:
 
 
 def _names(extension: bytes) -> tuple[tuple[str, ...], bool]:
-    """DNS names, and whether there are addresses too."""
+    """Return the DNS names, and whether there are IP addresses too."""
     general = _Fields(_Fields(extension).take(_SEQUENCE)) if extension else _Fields(b"")
     found = []
-    addressed = False
+    has_address = False
     while general:
         tag, content = general.tag(), general.take()
         if tag == _DNS_NAME:
             found.append(content.decode("ascii").lower())
-        addressed |= tag == _IP_ADDRESS
-    return tuple(found), addressed
+        has_address |= tag == _IP_ADDRESS
+    return tuple(found), has_address

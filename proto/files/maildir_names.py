@@ -1,49 +1,48 @@
-"""The names of maildir messages: which are messages, in what order, with what flags; and how a new one is made.
+"""Parse, order and make the file names of maildir messages. Pure.
 
-A file's name is ``CANONICAL`` or ``CANONICAL:INFO``. CANONICAL never changes in a message's life and gives its UIDL; INFO
-(``2,FLAGS``) changes as mail programs set flags. Names are bytes: any octet but NUL and ``/`` may be in them. Source: the
-maildir page of D. J. Bernstein: whatever does not begin with a dot is a message. The numbering rule is that of the server popkernel
-takes over from, which knew names with a leading number only; those without one sort behind.
+A file name is `CANONICAL` or `CANONICAL:INFO`. CANONICAL never changes while the message exists, and gives
+its UIDL. INFO (`2,FLAGS`) changes as mail programs set flags. Names are bytes: they may hold any octet but
+NUL and `/`. Source: D. J. Bernstein's maildir page: every name that does not begin with a dot is a message.
+Messages are in the order of their leading numbers, as in the original server; names without one come last.
 """
 
 from __future__ import annotations
 
 from operator import itemgetter
 
-INFO_NEW = b":2,"  # what a message gets when it moves from new/ to cur/
+INFO_NEW = b":2,"  # given to a message that moves from new/ to cur/
 _NO_MESSAGE = frozenset((b"", b".", b":"))  # first octets
-_MOST_DIGITS = 12  # of a size: below a terabyte
+_MOST_DIGITS = 12  # of a size
 _HOST_KEEPS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 _IN_A_HOST = [b"%c" % octet if octet in _HOST_KEEPS else b"\\%03o" % octet for octet in range(256)]
 
 
 def canonical(name: bytes) -> bytes:
-    """Give the part of a file name that stays: all before the first ``:``."""
+    """Return the part of a file name that never changes: everything before the first `:`."""
     return name.partition(b":")[0]
 
 
 def is_message(name: bytes) -> bool:
-    """Is this file name, or canonical name, a message's? One that begins with its info has no name."""
+    """Say whether a file name or canonical name is a message's. A name that begins with `:` is not."""
     return name[:1] not in _NO_MESSAGE
 
 
 def number_of(name: bytes) -> int | None:
-    """The number, mostly a time in seconds of the epoch, that a name begins with before its first dot; None where it has none."""
+    """Return the number before the name's first dot, mostly seconds of the epoch; None if there is none."""
     head, dot, _ = name.partition(b".")
     return int(head) if dot and head.isdigit() else None
 
 
 def order_key(name: bytes) -> tuple[bool, int, bytes]:
-    """Sort key of a canonical message name: its leading number, then the name; behind those the names without one."""
+    """Return the sort key of a canonical name: leading number, then name; without a number, last."""
     number = number_of(name)
     return number is None, number or 0, name
 
 
 def leading_width(names: list[bytes]) -> int:
-    """How many digits every one of these names begins with before its dot; 0 when they differ or one has none.
+    """Return the number of digits before the first dot, if it is the same for all these names; else 0.
 
-    Where the width is one and the same, the order of messages is the plain order of bytes. In bulk, as a maildir may
-    hold 100,000.
+    With one common width, message order is plain byte order. Works in bulk: a maildir may hold 100,000 names.
     """
     if not names:
         return 0
@@ -61,10 +60,17 @@ def leading_width(names: list[bytes]) -> int:
 
 
 def _in_columns(names: list[bytes], width: int) -> bytes:
-    """All that stands before the dots, column by column: of names that are all of one length, with a dot there. Ten times as fast."""
+    """Return all octets before the dots, column by column; b"" if the names or their dots do not align.
+
+    Ten times as fast as name by name.
+    """
     line = len(names[0]) + 1
-    text = b"/".join(names)  # no name holds one
-    if len(text) != len(names) * line - 1 or text[line - 1 :: line].count(b"/") != len(names) - 1 or text.count(b"/") != len(names) - 1:
+    text = b"/".join(names)  # no name holds a slash
+    if (
+        len(text) != len(names) * line - 1
+        or text[line - 1 :: line].count(b"/") != len(names) - 1
+        or text.count(b"/") != len(names) - 1
+    ):
         return b""
     if text[width::line].count(b".") != len(names):
         return b""
@@ -72,7 +78,7 @@ def _in_columns(names: list[bytes], width: int) -> bytes:
 
 
 def sort_names(names: list[bytes]) -> None:
-    """Put canonical message names into message order, in place."""
+    """Sort canonical names into message order, in place."""
     if leading_width(names):
         names.sort()
     else:
@@ -80,14 +86,20 @@ def sort_names(names: list[bytes]) -> None:
 
 
 def is_ordered(names: list[bytes]) -> bool:
-    """Do these canonical message names stand in message order? Equal neighbours pass; look for them elsewhere."""
+    """Say whether these canonical names are in message order.
+
+    Does not look for duplicates.
+    """
     copy = names.copy()
     sort_names(copy)
     return copy == names
 
 
 def with_flag(info: bytes, flag: bytes) -> bytes | None:
-    """Give ``info`` (``b""`` or ``:2,FLAGS``) a flag (``S`` seen, ``T`` trashed), flags in ASCII order; None when it can have none."""
+    """Add a flag (`S` seen, `T` trashed) to `info`, in ASCII order.
+
+    `info`: `b""` or `:2,FLAGS`; None for another form, which takes no flags.
+    """
     if not info:
         return INFO_NEW + flag
     if not info.startswith(INFO_NEW):
@@ -96,33 +108,37 @@ def with_flag(info: bytes, flag: bytes) -> bytes | None:
 
 
 def is_trashed(info: bytes) -> bool:
-    """Has the message the flag T?"""
+    """Say whether the message has the flag T."""
     return info.startswith(INFO_NEW) and b"T" in info[3:]
 
 
 def claimed_sizes(name: bytes) -> tuple[int, int] | None:
-    """Sizes that a canonical name says, ``,S=OCTETS`` of the file and ``,W=OCTETS`` as POP3 counts them (Maildir++, Dovecot).
+    """Return the sizes in octets that a canonical name states: `,S=` of the file, `,W=` as POP3 counts it.
 
-    None unless both stand there and go together: a line end is one octet more at most.
+    Maildir++ and Dovecot write them. None unless both are there and plausible: W exceeds S by at most one
+    octet for each line end.
     """
-    said: dict[bytes, int] = {}
+    stated: dict[bytes, int] = {}
     for field in name.split(b",")[1:]:
         key, _, number = field.partition(b"=")
         if key in {b"S", b"W"} and number.isdigit() and len(number) <= _MOST_DIGITS:
-            said[key] = int(number)
-    if len(said) < 2 or not said[b"S"] <= said[b"W"] <= 2 * said[b"S"]:
+            stated[key] = int(number)
+    if len(stated) < 2 or not stated[b"S"] <= stated[b"W"] <= 2 * stated[b"S"]:
         return None
-    return said[b"S"], said[b"W"]
+    return stated[b"S"], stated[b"W"]
 
 
 def escape_host(host: bytes) -> bytes:
-    r"""Make a host name fit for a file name and a popcache line: every octet but letters, digits, ``.-_`` as ``\ooo``.
+    r"""Escape a host name for a file name and a popcache line: all but letters, digits, `.-_` become `\ooo`.
 
-    ``/`` and ``:`` become ``\057`` and ``\072``, as the maildir page asks. 64 octets at most are kept.
+    `/` and `:` become `\057` and `\072`, as the maildir page asks. Keeps at most 64 octets.
     """
     return b"".join(map(_IN_A_HOST.__getitem__, host[:64])) or b"localhost"
 
 
 def unique_name(seconds: int, number: int, host: bytes) -> bytes:
-    """``TIME.8HEX.HOSTNAME``, as the original's delivery made it. ``number``: 32 bits; ``host``: out of ``escape_host``."""
+    """Return `TIME.8HEX.HOSTNAME`, a name as the original server's delivery makes it.
+
+    `number`: 32 bits; `host`: from `escape_host`.
+    """
     return b"%d.%08x.%s" % (seconds, number, host)

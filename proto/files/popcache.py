@@ -1,14 +1,14 @@
-"""The popcache: what a maildir knows of its messages, a text line each (pure; files are read elsewhere).
+"""Parse and format the popcache, a maildir's file of UIDLs and message sizes: one line a message. Pure.
 
-A line is ``CANONICALNAME SP OCTETS SP UIDL LF``. A line whose first character is ``#`` is a removed message, or, as the
-first line of the file, popkernel's own header: what the directories' time stamps were when they were last listed, by which
-an unchanged maildir is proven without listing it, and how much of the file is popkernel's own word. The program popkernel takes
-over from skips it as any ``#`` line.
+A line is `CANONICALNAME SP OCTETS SP UIDL LF`. A line whose first octet is `#` is a removed message or, as
+the first line of the file, popkernel's header: the directories' time stamps at the last listing, which prove
+that an unchanged maildir need not be listed again, and how much of the file popkernel has checked. The
+original server skips the header like any `#` line.
 
-Nothing malformed is trusted: such a line is refused, and its message is measured again. Line torn at the end of the file
-(no LF): refused. 100,000 lines go through the bulk reader; a file with any fault in it goes line by line. No file costs more
-than its first million lines, or ten thousand bad ones, and a size that no message has (over 2^40 octets) is a fault: what a
-user writes there must not be able to end that user's actor.
+A malformed line is never trusted: it is refused, and its message is measured again. So is a last line without
+LF. A faultless file goes through the bulk reader (100,000 lines and more), any other line by line. The user
+may write to this file, so its cost is bounded: at most a million lines or ten thousand malformed ones are
+read, and a size over 2^40 octets is a fault.
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Columns = tuple[list[bytes], "array[int]", list[bytes]]
-"""Canonical names, octets, UIDLs of the same messages."""
+"""Canonical names, octets and UIDLs, in the same order."""
 
 _LARGEST_STAMP = (1 << 63) - 1
 MAX_UIDL = 70  # RFC 1939, section 7
 _UIDL_OCTETS = bytes(range(0x21, 0x7F))
-_UNFIT = b" ", b"\n", b":", b"/", b"\0"  # in no name of a line
-_MAGIC = b"#popkernel 2 "  # 1 had no ``checked``: such a file is as one without a header
+_UNFIT = b" ", b"\n", b":", b"/", b"\0"  # may not be in a name
+_MAGIC = b"#popkernel 2 "  # format 1 lacks `checked` and counts as no header
 _STAMPS = 7
 HEADER_LENGTH = len(_MAGIC) + 21 * _STAMPS
 _RACY_NS = 2_000_000_000
-_BLOCK = 1 << 18
+_BLOCK = 1 << 18  # octets
 _LONGEST_LINE = 512  # octets; a file name has 255 at most
-LARGEST_MESSAGE = 1 << 40  # octets; a million of them still make a sum that a message can carry
+LARGEST_MESSAGE = 1 << 40  # octets; the sum of a million such sizes still fits into a message between actors
 MOST_LINES = 1_000_000
 MOST_REFUSED = 10_000
 
 
 class Header:
-    """What the directories looked like when they were last listed in full.
+    """The state of the directories when they were last listed in full.
 
-    ``made``: wall clock in ns when that listing began; 0: nothing is proven. ``cur`` and ``new``: (mtime_ns, ctime_ns) of
-    the directories before it. ``count``: messages found, which must be those of the file's lines. ``checked``: octets from the
-    beginning of the file up to which each line was written by popkernel or known to a listing: what stands behind, another program
-    said since.
+    `made`: wall clock in ns when that listing began; 0 proves nothing. `cur` and `new`: the directories'
+    (mtime_ns, ctime_ns) before it. `count`: messages found; the file must have as many lines. `checked`:
+    length in octets of the part of the file in which popkernel wrote each line or a listing knew it. Another
+    program has written everything after that part.
     """
 
     __slots__ = ("checked", "count", "cur", "made", "new")
 
-    def __init__(self, made: int, cur: tuple[int, int], new: tuple[int, int], count: int, checked: int = 0) -> None:
+    def __init__(
+        self, made: int, cur: tuple[int, int], new: tuple[int, int], count: int, checked: int = 0
+    ) -> None:
         self.made = made
         self.cur = cur
         self.new = new
@@ -60,11 +62,11 @@ class Header:
         self.checked = checked
 
     def proves(self, cur: tuple[int, int], new: tuple[int, int], count: int) -> bool:
-        """Say whether directories that look like this now, and a file of ``count`` good lines, still match the listing."""
+        """Say whether directories with these stamps, and a file of `count` good lines, match the listing."""
         return (self.cur, self.new, self.count) == (cur, new, count) and settled(self.made, cur, new)
 
     def encode(self) -> bytes:
-        """The header line, always ``HEADER_LENGTH`` octets; one that proves nothing where a stamp is out of range."""
+        """Return the header line, `HEADER_LENGTH` octets; it proves nothing if a stamp is out of range."""
         stamps = self.made, *self.cur, *self.new, self.count, self.checked
         if min(stamps) < 0 or max(stamps) > _LARGEST_STAMP:
             return UNPROVEN.encode()
@@ -72,7 +74,10 @@ class Header:
 
 
 def settled(made: int, cur: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Say whether all stamps are 2 s older than the listing: a younger directory may change again within one clock tick."""
+    """Say whether all stamps are 2 s older than the listing.
+
+    A younger directory may change again within the same tick of the file system's clock.
+    """
     return made >= _RACY_NS and max(*cur, *new) <= made - _RACY_NS
 
 
@@ -80,7 +85,7 @@ UNPROVEN = Header(0, (0, 0), (0, 0), 0)
 
 
 def parse_header(data: bytes) -> Header | None:
-    """Read the header off the beginning of a popcache; None where there is none of ours or it is damaged."""
+    """Read the header at the beginning of a popcache; None if it is absent, of another format, or damaged."""
     line = data[:HEADER_LENGTH]
     if len(line) != HEADER_LENGTH or not line.startswith(_MAGIC) or not line.endswith(b"\n"):
         return None
@@ -92,17 +97,27 @@ def parse_header(data: bytes) -> Header | None:
 
 
 class Cache:
-    """A popcache as read: three columns of the good lines, and what else there was.
+    """A popcache as it was read: the good lines in three columns, and counts of the others.
 
-    ``names``, ``sizes`` (octets) and ``uidls`` run in the order of the file; names and uidls are unique. ``removed``: lines
-    that begin with ``#``, header not counted. ``refused``: malformed ones, torn tail and doubles. ``ordered``: the names
-    stand in message order. ``end``: octets up to the last LF, where an appended line belongs. ``checked``: so many of the first
-    names stand in the part of the file that is popkernel's word (see Header). ``given_up``: why the rest of the
-    file was not read, "" where it was.
+    `names`, `sizes` (octets) and `uidls` are in the order of the file; names and UIDLs are unique.
+    `removed`: lines that begin with `#`, without the header. `refused`: malformed lines, a last line without
+    LF, and duplicates. `ordered`: the names are in message order. `end`: octets up to and with the last LF,
+    where lines can be appended. `checked`: how many of the first names are in the checked part of the file
+    (see Header). `given_up`: why the rest of the file was not read, or "".
     """
 
     __slots__ = (
-        "checked", "end", "given_up", "header", "names", "ordered", "refused", "removed", "sizes", "uidl_set", "uidls",
+        "checked",
+        "end",
+        "given_up",
+        "header",
+        "names",
+        "ordered",
+        "refused",
+        "removed",
+        "sizes",
+        "uidl_set",
+        "uidls",
     )
 
     def __init__(self) -> None:
@@ -120,7 +135,7 @@ class Cache:
 
 
 def parse(data: bytes) -> Cache:
-    """Read a whole popcache file. Never fails: what cannot be trusted is counted in ``refused``."""
+    """Parse a whole popcache file. Never raises: malformed lines are counted in `refused`."""
     cache = Cache()
     cache.header = parse_header(data)
     cache.end = data.rfind(b"\n") + 1
@@ -131,14 +146,14 @@ def parse(data: bytes) -> Cache:
         checked = 0
     widths: set[int] = set()
     while start < cache.end and not cache.given_up:
-        # Blocks that stay in the processor's cache are a third faster than one of ten megabytes.
+        # A block that fits into the processor's cache takes a third less time than ten megabytes at once.
         most = start + _BLOCK + _LONGEST_LINE
         end = data.rfind(b"\n", start, min(most, checked) if start < checked else most) + 1
         if end:
             widths.add(_read_block(cache, data[start:end]))
         else:
             end = data.find(b"\n", start) + 1
-            cache.refused += 1  # a line longer than any
+            cache.refused += 1  # longer than any good line
         start = end
         if start == checked:
             cache.checked = len(cache.names)
@@ -148,18 +163,21 @@ def parse(data: bytes) -> Cache:
             cache.given_up = f"more than {MOST_LINES} lines"
     cache.refused += bool(cache.given_up)
     names = cache.names
-    # Numbers of one length: the order of messages is that of bytes, and names that only rise are no doubles either.
+    # With leading numbers of one width, message order is byte order; and strictly ascending names are unique.
     cache.ordered = len(widths) == 1 and 0 not in widths and all(map(lt, names, islice(names, 1, None)))
     cache.uidl_set = set(cache.uidls)
     if len(cache.uidl_set) != len(cache.uidls) or (not cache.ordered and len(set(names)) != len(names)):
-        _drop_doubles(cache)
+        _drop_duplicates(cache)
         cache.uidl_set = set(cache.uidls)
     cache.ordered = cache.ordered or is_ordered(cache.names)
     return cache
 
 
 def _read_block(cache: Cache, block: bytes) -> int:
-    """Add the good lines of a block of whole lines to the columns. Returns how many digits all names begin with, or 0."""
+    """Add the good lines of a block of whole lines to the columns.
+
+    Returns the common width of the names' leading numbers, or 0.
+    """
     if block.startswith(b"#") or b"\n#" in block:
         lines = block.split(b"\n")
         kept = [line for line in lines if not line.startswith(b"#")]
@@ -179,11 +197,14 @@ def _read_block(cache: Cache, block: bytes) -> int:
 
 
 def _columns(block: bytes) -> tuple[list[bytes], list[int], list[bytes], int] | None:
-    """Cut a faultless block, whose names begin with numbers of one length, into columns; None: take it line by line."""
+    """Split a faultless block into columns and the common width of leading numbers.
+
+    None: parse it line by line.
+    """
     lines = block.count(b"\n")
     fields = block.replace(b"\n", b" \n ").split(b" ")
     fields.pop()
-    # Four fields a line, each fourth the LF itself, and no other LF anywhere: then every line has three fields.
+    # Four fields a line, each fourth the LF itself, and no other LF: then every line has three fields.
     if len(fields) != 4 * lines or fields[3::4].count(b"\n") != lines:
         return None
     names, sizes, uidls = fields[0::4], fields[1::4], fields[2::4]
@@ -195,8 +216,8 @@ def _columns(block: bytes) -> tuple[list[bytes], list[int], list[bytes], int] | 
     return names, list(map(int, sizes)), uidls, width
 
 
-def _drop_doubles(cache: Cache) -> None:
-    """Keep one of equal lines; of lines that say different things of one name, or of one UIDL, keep none."""
+def _drop_duplicates(cache: Cache) -> None:
+    """Keep one of equal lines. Drop all lines that disagree about a name or share a UIDL."""
     cache.checked = 0
     found: dict[bytes, tuple[int, bytes]] = {}
     owner: dict[bytes, bytes] = {}
@@ -225,11 +246,13 @@ def _good_sizes(sizes: list[bytes]) -> bool:
 
 def _good_uidls(uidls: list[bytes]) -> bool:
     lengths = set(map(len, uidls))
-    return min(lengths) >= 1 and max(lengths) <= MAX_UIDL and not b"".join(uidls).translate(None, _UIDL_OCTETS)
+    return (
+        min(lengths) >= 1 and max(lengths) <= MAX_UIDL and not b"".join(uidls).translate(None, _UIDL_OCTETS)
+    )
 
 
 def parse_line(line: bytes) -> tuple[bytes, int, bytes] | None:
-    """Take one line (without its LF) apart: canonical name, octets, UIDL; None when anything in it is not as it must be."""
+    """Split one line (without LF) into canonical name, octets, UIDL; None if it is malformed."""
     fields = line.split(b" ")
     if len(fields) != 3:
         return None
@@ -240,28 +263,37 @@ def parse_line(line: bytes) -> tuple[bytes, int, bytes] | None:
 
 
 def fits(name: bytes) -> bool:
-    """Can this canonical message name stand in a popcache line at all? One with a blank or a line end, or that begins with # cannot."""
+    """Say whether this canonical name can stand in a popcache line.
+
+    A name with a blank or a line end, or one that begins with `#`, cannot.
+    """
     return is_message(name) and name[:1] != b"#" and not any(octet in name for octet in _UNFIT)
 
 
 def all_fit(names: list[bytes]) -> bool:
-    """Do all these canonical names ``fits``, their numbers of one length? In bulk; False may also mean: ask one by one."""
+    """Say in bulk whether all these canonical names fit, and their leading numbers have one width.
+
+    If False, each may still fit: ask `fits` one by one.
+    """
     joined = b"".join(names)
     return bool(leading_width(names)) and not any(octet in joined for octet in _UNFIT)
 
 
 def format_line(name: bytes, octets: int, uidl: bytes) -> bytes:
-    """One message's line, LF included. The name must ``fits``."""
+    """Format the line of one message, LF included. `fits` must hold for the name."""
     return b"%s %d %s\n" % (name, octets, uidl)
 
 
 def format_lines(rows: Iterable[tuple[bytes, int, bytes]]) -> bytes:
-    """``format_line`` of each, in bulk."""
+    """Format many lines as `format_line` does."""
     return b"".join(map(b"%s %d %s\n".__mod__, rows))
 
 
 def line_offsets(data: bytes, names: set[bytes]) -> list[int]:
-    """Where in the file ``data`` the lines of these messages begin, ascending. Lines already removed are not among them."""
+    """Return the offsets in `data` at which the lines of these messages begin, ascending.
+
+    Lines of removed messages are left out.
+    """
     offsets: list[int] = []
     if not names:
         return offsets

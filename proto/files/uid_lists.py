@@ -1,8 +1,9 @@
-"""UIDLs that other servers gave: Dovecot's ``dovecot-uidlist``, Courier's ``courierpop3dsizelist``, and file names (pure).
+"""Parse the files in which Dovecot and Courier keep UIDLs: `dovecot-uidlist`, `courierpop3dsizelist`. Pure.
 
-A client that knows its messages by such a UIDL fetches none of them again when the server becomes popkernel. What is read here
-is a user's file: a line that is none is counted and passed over, and no UIDL is used that POP3 cannot say or that two messages
-would share. Sources: Dovecot's "Maildir Mailbox Format" page and files of its 2.3; Courier's courierpop3d and files of its 1.0.
+Clients know messages by their UIDL: with these UIDLs they fetch nothing again after a change to popkernel.
+The files belong to users: a malformed line is counted and skipped, and a UIDL is not used if POP3 forbids it
+or two messages would share it. Sources: Dovecot's "Maildir Mailbox Format" page and files of Dovecot 2.3;
+Courier's courierpop3d and files of Courier 1.0.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from popkernel.proto.files.popcache import MAX_UIDL
 
 SOURCES = ("dovecot", "courier", "filename")
 _MAX32 = (1 << 32) - 1
-_SAID = bytes(range(0x21, 0x7F))
+_UIDL_OCTETS = bytes(range(0x21, 0x7F))
 _COURIER_ESCAPES = frozenset(b"'\"+")
 MOST_REFUSED = 10_000
 
 
 def valid(uidl: bytes) -> bool:
-    """RFC 1939, section 7: 1 to 70 octets of 0x21 to 0x7E."""
-    return 1 <= len(uidl) <= MAX_UIDL and not uidl.translate(None, _SAID)
+    """Say whether POP3 allows this UIDL: 1 to 70 octets of 0x21 to 0x7E (RFC 1939 section 7)."""
+    return 1 <= len(uidl) <= MAX_UIDL and not uidl.translate(None, _UIDL_OCTETS)
 
 
 def read(source: str, data: bytes) -> tuple[dict[bytes, bytes], int]:
-    """Give UIDLs by canonical file name, valid or not, and how many lines are none. Never fails.
+    """Return UIDLs by canonical file name, unchecked, and the number of malformed lines. Never raises.
 
-    ``source``: "dovecot" or "courier", whose file ``data`` is. Of a name that stands there twice the later line counts.
+    `source`: "dovecot" or "courier"; `data`: the octets of its file. Of two lines for one name the later
+    counts.
     """
     found: dict[bytes, bytes] = {}
     refused = 0
@@ -48,27 +50,27 @@ def read(source: str, data: bytes) -> tuple[dict[bytes, bytes], int]:
 
 
 def choose(
-    names: list[bytes], brought: dict[bytes, bytes], taken: set[bytes]
+    names: list[bytes], old: dict[bytes, bytes], taken: set[bytes]
 ) -> tuple[dict[bytes, bytes], list[tuple[bytes, str]]]:
-    """Say which of these messages, in order, can have what was ``brought``; with it, of each that cannot, why not.
+    """Choose the messages, in the order of `names`, that can have their UIDL in `old`.
 
-    ``taken``: UIDLs that other messages have.
+    `taken`: UIDLs of other messages. Returns the UIDLs by name, and each refused name with the reason.
     """
     chosen: dict[bytes, bytes] = {}
-    said: list[tuple[bytes, str]] = []
+    refused: list[tuple[bytes, str]] = []
     used: set[bytes] = set()
     for name in names:
-        uidl = brought.get(name)
+        uidl = old.get(name)
         if uidl is None:
             continue
         if not valid(uidl):
-            said.append((name, "its UIDL is none that POP3 can say"))
+            refused.append((name, "its UIDL is none that POP3 can say"))
         elif uidl in taken or uidl in used:
-            said.append((name, "its UIDL is another message's too"))
+            refused.append((name, "its UIDL is another message's too"))
         else:
             chosen[name] = uidl
             used.add(uidl)
-    return chosen, said
+    return chosen, refused
 
 
 def _number(text: bytes, least: int = 1) -> int | None:
@@ -79,7 +81,7 @@ def _number(text: bytes, least: int = 1) -> int | None:
 
 
 def _dovecot_form(head: bytes) -> tuple[str, int] | None:
-    """Version and UIDVALIDITY: ``1 UIDVALIDITY NEXTUID`` or ``3 VUIDVALIDITY NNEXTUID GGUID``, in any order."""
+    """Parse `1 UIDVALIDITY NEXTUID` or `3 VUIDVALIDITY NNEXTUID GGUID` (in any order) up to UIDVALIDITY."""
     version, *fields = head.split(b" ")
     if version == b"1" and fields:
         texts = fields[:1]
@@ -92,7 +94,7 @@ def _dovecot_form(head: bytes) -> tuple[str, int] | None:
 
 
 def _dovecot_uidl(uid: int, validity: int) -> bytes:
-    """The default ``pop3_uidl_format``, %08Xu%08Xv: eight lower-case hex digits each."""
+    """Format a UIDL by Dovecot's default `pop3_uidl_format`, %08Xu%08Xv: each eight lower-case hex digits."""
     return b"%08x%08x" % (uid, validity)
 
 
@@ -103,7 +105,7 @@ def _dovecot_1(line: bytes, validity: int) -> tuple[bytes, bytes] | None:
 
 
 def _dovecot_3(line: bytes, validity: int) -> tuple[bytes, bytes] | None:
-    """``UID [KEYVALUE ...] :NAME``; the key P is a UIDL that goes before the format (saved, or brought from elsewhere)."""
+    """Parse `UID [KEYVALUE ...] :NAME`. The key P, a stored UIDL, takes precedence over the format."""
     fields, _, name = line.partition(b" :")
     uid, *extensions = fields.split(b" ")
     number = _number(uid)
@@ -116,7 +118,7 @@ def _dovecot_3(line: bytes, validity: int) -> tuple[bytes, bytes] | None:
 
 
 def _courier_form(head: bytes) -> tuple[str, int] | None:
-    """Version: ``/VERSION NEXTUID [UIDVALIDITY]``; the oldest files have no such line."""
+    """Return the version in `/VERSION NEXTUID [UIDVALIDITY]`; the oldest format has no such line."""
     if not head.startswith(b"/"):
         return ("", 0) if len(head.split(b" ")) == 2 else None
     version = head[1:].partition(b" ")[0]
@@ -124,19 +126,22 @@ def _courier_form(head: bytes) -> tuple[str, int] | None:
 
 
 def courier_name(name: bytes) -> bytes:
-    """Courier's oldest UIDL: the file name to its ``:``, with what might not be said as ``+XX``."""
-    plain = (b"%c" % c if 0x21 <= c <= 0x7E and c not in _COURIER_ESCAPES else b"+%02X" % c for c in canonical(name))
+    """Return Courier's oldest form of UIDL: the file name up to its `:`, unfit octets as `+XX`."""
+    plain = (
+        b"%c" % c if 0x21 <= c <= 0x7E and c not in _COURIER_ESCAPES else b"+%02X" % c
+        for c in canonical(name)
+    )
     return b"".join(plain)
 
 
 def _courier_0(line: bytes, _: int) -> tuple[bytes, bytes] | None:
-    """``NAME OCTETS``: the UIDL is the name."""
+    """Parse `NAME OCTETS`; the name gives the UIDL."""
     name, _blank, octets = line.rpartition(b" ")
     return (name, courier_name(name)) if name and octets.isdigit() else None
 
 
 def _courier_1(line: bytes, _: int) -> tuple[bytes, bytes] | None:
-    """``NAME OCTETS NUMBER``."""
+    """Parse `NAME OCTETS NUMBER`; 0 stands for the oldest form of UIDL."""
     name, octets, number = [b"", b"", *line.rsplit(b" ", 2)][-3:]
     uid = _number(number, 0)
     if uid is None or not name or not octets.isdigit():
@@ -145,7 +150,7 @@ def _courier_1(line: bytes, _: int) -> tuple[bytes, bytes] | None:
 
 
 def _courier_2(line: bytes, _: int) -> tuple[bytes, bytes] | None:
-    """``NAME OCTETS NUMBER:UIDVALIDITY``, in version 3 with ``:UTF8`` behind; number 0 and validity 0 are older forms."""
+    """Parse `NAME OCTETS NUMBER:UIDVALIDITY`, to which version 3 appends `:UTF8`; 0 means an older form."""
     name, octets, numbers = [b"", b"", *line.rsplit(b" ", 2)][-3:]
     first, _colon, rest = numbers.partition(b":")
     uid, validity = _number(first, 0), _number(rest.partition(b":")[0], 0)

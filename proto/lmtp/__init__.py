@@ -1,1 +1,1 @@
-"""LMTP: the server's side of one connection. Pure."""
+"""The server's side of LMTP. Pure."""

@@ -1,14 +1,14 @@
-"""Addresses as SMTP and LMTP write them, in angle brackets (RFC 5321 section 4.1.2, RFC 6531). Pure."""
+"""Parse addresses in angle brackets, as SMTP and LMTP write them (RFC 5321 section 4.1.2, RFC 6531). Pure."""
 
 __all__ = ["MOST_PATH", "parse_path"]
 
-MOST_PATH = 254  # octets of an address that can be one, RFC 5321 section 4.5.3.1.3 without the brackets
+MOST_PATH = 254  # octets of an address: RFC 5321 section 4.5.3.1.3, without the brackets
 
 
 def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
-    """Address and what follows it, of `<address> parameters` (RFC 5321 section 4.1.2, RFC 6531); None for what is none.
+    """Parse `<address> parameters`: return the address and the parameters; None if it is malformed.
 
-    A source route before the address is dropped, as RFC 5321 appendix C allows. "" for `<>`, where `null` allows it.
+    Drops a source route before the address (RFC 5321 appendix C). Returns "" for `<>`, if `null` allows it.
     """
     if text[:1] != b"<":
         return None
@@ -36,7 +36,7 @@ def parse_path(text: bytes, *, null: bool) -> tuple[str, bytes] | None:
 
 
 def _end_of_path(text: bytes) -> int:
-    """Where the closing bracket is, past a quoted local part that may hold one itself."""
+    """Return the offset of the closing bracket, or -1. A quoted local part may contain brackets."""
     if text[1:2] != b'"':
         return text.find(b">")
     at = 2

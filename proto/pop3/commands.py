@@ -1,6 +1,6 @@
-"""POP3's own words (RFC 1939, 2449, 2595, 3206): lines in, commands out, and the texts of replies. Sans I/O.
+"""Parse POP3 command lines and format replies (RFC 1939, 2449, 2595, 3206). Sans I/O.
 
-`LineReader` never holds more than one line's worth of an endless line; everything else here is a function of its arguments.
+`LineReader` holds at most one line; everything else is a function of its arguments.
 """
 
 from collections import deque
@@ -11,11 +11,15 @@ __all__ = ["GREETING", "LINE_LIMIT", "LineReader", "capabilities", "err", "numbe
 LINE_LIMIT = 255  # octets with CRLF, RFC 2449 section 4
 REPLY_LIMIT = 512  # octets with CRLF, RFC 2449 section 4
 GREETING = b"+OK POP3 ready\r\n"
-TOO_LONG = b"\0"  # stands in the place of a line that was too long; no line can be it, for a NUL makes a line invalid
+# Replaces a line that was too long. It equals no line from a client: a NUL makes a line invalid.
+TOO_LONG = b"\0"
 
 
 class LineReader:
-    """Octets in, lines out (without their ends; LF alone is forgiven). A line over the limit comes out as TOO_LONG."""
+    """Split octets into lines without their ends; accept a bare LF too.
+
+    A line over the limit becomes TOO_LONG.
+    """
 
     __slots__ = ("_partial", "_skipping", "limit", "lines")
 
@@ -26,14 +30,14 @@ class LineReader:
         self._skipping = False
 
     def feed(self, data: bytes) -> None:
-        """Take what came from the client."""
+        """Add octets from the client; complete lines go to `lines`."""
         if self._partial:
             data = self._partial + data
         *whole, rest = data.split(b"\n")
         limit = self.limit
         for line in whole:
             if self._skipping:
-                self._skipping = False  # its beginning was reported already
+                self._skipping = False  # TOO_LONG is in `lines` already
             elif len(line) >= limit:
                 self.lines.append(TOO_LONG)
             elif line.endswith(b"\r"):
@@ -50,42 +54,47 @@ class LineReader:
         self._partial = rest
 
     def clear(self) -> None:
-        """Forget everything that came: what a client sent in clear after STLS is nobody's (CVE-2011-0411)."""
+        """Discard all input: what a client sent in clear after STLS must not be executed (CVE-2011-0411)."""
         self.lines.clear()
         self._partial = b""
         self._skipping = False
 
 
 def split(line: bytes) -> tuple[bytes, bytes]:
-    """Keyword in upper case, and the rest behind one blank, as it came: a password may begin with another."""
+    """Return the keyword in upper case, and everything after one blank: a password may begin with a blank."""
     verb, _, rest = line.partition(b" ")
     return verb.upper(), rest
 
 
 def number(argument: bytes) -> int:
-    """A message number or line count: 1 to 10 digits, blanks around it forgiven; -1 for anything else."""
+    """Parse a message number or line count: 1 to 10 digits without leading zeros, blanks around; else -1."""
     argument = argument.strip(b" ")
-    if argument.isdigit() and (len(argument) <= 10 or (len(argument) <= 40 and len(argument.lstrip(b"0")) <= 10)):
+    if argument.isdigit() and (
+        len(argument) <= 10 or (len(argument) <= 40 and len(argument.lstrip(b"0")) <= 10)
+    ):
         return int(argument)
     return -1
 
 
 def ok(text: str = "") -> bytes:
-    """A positive first line."""
+    """Format a +OK line, cut to `REPLY_LIMIT`."""
     return b"+OK " + text.encode()[: REPLY_LIMIT - 6] + b"\r\n" if text else b"+OK\r\n"
 
 
 def err(text: str, code: str = "") -> bytes:
-    """A negative one; `code` without brackets (RFC 2449 section 8)."""
+    """Format a -ERR line, cut to `REPLY_LIMIT`; `code` without brackets (RFC 2449 section 8)."""
     line = f"[{code}] {text}" if code else text
     return b"-ERR " + line.encode()[: REPLY_LIMIT - 7] + b"\r\n"
 
 
-def capabilities(*, starttls: bool, user: bool, mechanisms: Sequence[str], expire: int, login_delay: int, version: str) -> bytes:
-    """The whole answer to CAPA (RFC 2449), true of the session as it is.
+def capabilities(
+    *, starttls: bool, user: bool, mechanisms: Sequence[str], expire: int, login_delay: int, version: str
+) -> bytes:
+    """Format the whole answer to CAPA (RFC 2449) for the session's present state.
 
-    `starttls`: STLS would be taken now; `user`: USER would; `mechanisms`: AUTH would, with these; `expire`: days that mail is kept,
-    0 for until it is retrieved, -1 for ever (section 6.7); `login_delay`: seconds between logins, 0 for none (section 6.5).
+    `starttls`, `user`: whether STLS and USER are accepted now. `mechanisms`: those that AUTH accepts now.
+    `expire`: days that mail is kept, 0 for until it is retrieved, -1 for ever (section 6.7). `login_delay`:
+    seconds between logins, 0 for none (section 6.5).
     """
     lines = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 USER"]
     if user:

@@ -1,24 +1,24 @@
-"""The octets of a message as POP3 sends them: line ends, dot-stuffing, sizes, TOP.
+"""Encode messages as POP3 sends them, and count their octets: line ends, dot-stuffing, TOP.
 
-Pure functions and small machines fed with chunks; nothing here knows of files or sockets. The rules (RFC 1939,
-section 3 and 11):
+Pure: functions, and classes that are fed chunks. The rules (RFC 1939 sections 3 and 11):
 
-- a bare LF becomes CR LF and counts 2; a CR LF already there stays one line end; a bare CR is an octet like any other;
-- a missing last line end is added and counted (so a message that ends in a bare CR ends in CR CR LF);
-- a line that begins with ``.`` gets one more ``.`` on the wire, which is never counted;
-- an empty message is 0 octets and needs nothing.
+- a bare LF becomes CR LF and counts 2; a CR LF stays one line end; a bare CR is an ordinary octet;
+- a missing last line end is added and counted (a message that ends in a bare CR ends in CR CR LF);
+- a line that begins with `.` gets another `.` on the wire, which is not counted;
+- an empty message has 0 octets and is sent as nothing.
 
-What is sent here never holds the closing ``.`` CR LF: that belongs to the reply, not to the message.
+The closing `.` CR LF is never added here: it belongs to the reply.
 """
 
 from __future__ import annotations
 
 _CRLF = b"\r\n"
-_CR = 13  # `in` takes a number as it is; octets it takes for a number first, and words an error for itself before it looks for them
+# As a number: `in` tries octets as a number first, which raises an exception inside.
+_CR = 13
 
 
 def wire_size(data: bytes) -> int:
-    """Octets of a whole message as STAT and LIST must say them: line ends as CR LF, byte-stuffing not counted."""
+    """Return the octets of a whole message as STAT and LIST count them: CR LF line ends, no dot-stuffing."""
     if not data:
         return 0
     size = len(data) + data.count(b"\n")
@@ -28,10 +28,10 @@ def wire_size(data: bytes) -> int:
 
 
 def _crlf(data: bytes) -> bytes:
-    """Make every line end CR LF. ``data`` stands by itself: no CR before it that belongs to its first LF."""
+    """Make every line end CR LF. No CR that belongs to the first LF may precede `data`."""
     if _CR not in data:
         return data.replace(b"\n", _CRLF)
-    # Replacing single octets is four times as fast as looking for pairs, and mail with a CR is mostly all CR LF.
+    # Replacing single octets is four times as fast as pairs, and most mail with a CR has CR LF throughout.
     out = data.replace(b"\r", b"").replace(b"\n", _CRLF)
     if out == data:
         return data
@@ -39,7 +39,7 @@ def _crlf(data: bytes) -> bytes:
 
 
 def encode(data: bytes) -> tuple[bytes, int]:
-    """Give a whole message's wire form and its ``wire_size`` in one go: one pass less than asking for both."""
+    """Return a whole message's wire form and its `wire_size`, with one pass less than two calls."""
     out = _crlf(data)
     if out and not out.endswith(b"\n"):
         out += _CRLF
@@ -51,25 +51,28 @@ def encode(data: bytes) -> tuple[bytes, int]:
 
 
 def _stuffed(data: bytes) -> bytes:
-    """Double the dot at each line's beginning, but for the first line's. ``replace`` looks for pairs at half the speed of ``split``."""
+    """Double the dot at the beginning of each line but the first.
+
+    `split` takes half the time of `replace`, which looks for pairs.
+    """
     return b"\n..".join(data.split(b"\n."))
 
 
 class WireEncoder:
-    """``encode`` for a message that comes in chunks, cut anywhere.
+    """Encode a message that comes in chunks, cut anywhere.
 
-    ``octets`` is what was given out so far, stuffed dots not counted: after ``finish`` it is the message's ``wire_size``.
+    `octets`: the size of the output so far without stuffed dots; after `finish` the message's `wire_size`.
     """
 
     __slots__ = ("_after_cr", "_line_start", "octets")
 
     def __init__(self) -> None:
         self.octets = 0
-        self._after_cr = False  # the last octet was CR: an LF now ends that same line
+        self._after_cr = False  # the last octet was CR: a following LF belongs to it
         self._line_start = True
 
     def feed(self, chunk: bytes) -> bytes:
-        """Encode the next raw chunk (any length, zero too)."""
+        """Encode the next chunk of any length."""
         if not chunk:
             return b""
         head = b""
@@ -87,7 +90,7 @@ class WireEncoder:
         return head + out if head else out
 
     def finish(self) -> bytes:
-        """End the message: CR LF where its last line had no end, else nothing."""
+        """Return CR LF if the last line has no end, else nothing."""
         if self._line_start:
             return b""
         self._line_start = True
@@ -97,7 +100,7 @@ class WireEncoder:
 
 
 class SizeCounter:
-    """``wire_size`` for a message that comes in chunks, cut anywhere."""
+    """Compute the `wire_size` of a message that comes in chunks, cut anywhere."""
 
     __slots__ = ("_after_cr", "_line_start", "_octets")
 
@@ -107,7 +110,7 @@ class SizeCounter:
         self._line_start = True
 
     def feed(self, chunk: bytes) -> None:
-        """Count the next raw chunk (any length, zero too)."""
+        """Count the next chunk of any length."""
         if not chunk:
             return
         octets = len(chunk) + chunk.count(b"\n")
@@ -120,31 +123,32 @@ class SizeCounter:
         self._line_start = chunk.endswith(b"\n")
 
     def finish(self) -> int:
-        """Octets of the whole message, the added last line end with them. May be asked again."""
+        """Return the octets of the whole message, an added last line end included. May be called again."""
         return self._octets if self._line_start else self._octets + 2
 
 
 class TopCutter:
-    """TOP n m (RFC 1939, section 7): the headers, the blank line and ``lines`` lines of the body.
+    """Cut a message for TOP n m (RFC 1939 section 7): header, blank line and `lines` lines of the body.
 
-    Stands before the ``WireEncoder``: takes raw chunks or, as well, a message with CR LF line ends; not a stuffed one.
-    A line ends with LF; a bare CR ends none. A message without a blank line is all headers. ``done`` turns true as soon
-    as nothing more is wanted, and the reader may stop; a message that ends before that is given whole.
+    Comes before the `WireEncoder`: takes raw chunks, or a message with CR LF line ends, but not stuffed. A
+    line ends with LF; a bare CR ends none. A message without a blank line is all header. `done` becomes true
+    once the rest is not needed, and the reader may stop; a message that ends earlier is passed on whole.
     """
 
     __slots__ = ("_in_body", "_left", "_line", "done")
 
     def __init__(self, lines: int) -> None:
-        """``lines``: body lines wanted, 0 or more."""
+        """`lines`: body lines wanted, 0 or more."""
         if lines < 0:
             raise ValueError("TOP takes 0 or more lines")
         self._left = lines
         self._in_body = False
-        self._line = b""  # the header line so far, when it is still b"" or b"\r"; anything else stands as b"x"
+        # The header line so far if it is still b"" or b"\r"; any other is b"x".
+        self._line = b""
         self.done = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Give back the part of ``chunk`` that TOP shows: its beginning, all of it, or nothing once ``done``."""
+        """Return the part of `chunk` that TOP shows; nothing once `done`."""
         if self.done or not chunk:
             return b""
         start = 0
@@ -156,10 +160,10 @@ class TopCutter:
         return chunk[: self._body_end(chunk, start)]
 
     def _headers_end(self, chunk: bytes) -> int:
-        """Offset after the blank line, or -1 when it is not in ``chunk``."""
+        """Return the offset after the blank line, or -1 if it is not in `chunk`."""
         line = self._line
         if line != b"x":
-            # The line cut by the chunk's beginning is blank so far: two octets decide.
+            # The line that continues from the last chunk is blank so far: two octets decide.
             begin = line + chunk[:2]
             if begin.startswith(b"\n"):
                 return 1
@@ -178,7 +182,7 @@ class TopCutter:
         return -1
 
     def _body_end(self, chunk: bytes, start: int) -> int:
-        """Offset after the last body line wanted of ``chunk``, whose body begins at ``start``."""
+        """Return the offset after the last line to show; the body begins at `start`."""
         there = chunk.count(b"\n", start)
         if there < self._left:
             self._left -= there

@@ -1,7 +1,8 @@
-"""The PROXY protocol's header, versions 1 and 2 (HAProxy's proxy-protocol.txt): octets in, the client's address out. Sans I/O.
+"""Parse the PROXY protocol's header, versions 1 and 2 (HAProxy's proxy-protocol.txt). Sans I/O.
 
-The header comes once, before all else, TLS too, and only from proxies that the configuration names: from those it must come, for the
-specification forbids guessing. `parse` is told all that has come so far; while it says None every octet seen belongs to the header.
+The header comes once, before everything else, also before TLS. It is expected from the configured proxies
+only, and required of them: the specification forbids guessing. `parse` gets all octets received so far. While
+it returns None, every octet belongs to the header.
 """
 
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -10,7 +11,7 @@ from typing import NamedTuple
 __all__ = ["MOST", "Header", "ProxyError", "parse"]
 
 MOST = 536
-"""Octets of a header at most: what the specification has senders keep within (section 2.2), so that one segment holds it."""
+"""The most octets of a header: senders keep within one segment (section 2.2)."""
 _MOST_V1 = 107  # octets with CRLF, section 2.1
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16  # octets of version 2 before the addresses
@@ -23,27 +24,27 @@ _CRC32C = 0x03  # PP2_TYPE_CRC32C, section 2.2.4
 
 
 class ProxyError(ValueError):
-    """What came is no PROXY header; the text says why, and repeats nothing of it."""
+    """The octets are no PROXY header. The text says why, and quotes nothing of them."""
 
 
 class Header(NamedTuple):
-    """A whole header."""
+    """A complete header."""
 
     octets: int
-    """How long it is; what stands behind it is the client's."""
+    """Its length; octets after it are the client's."""
     address: str
-    """The client's, "" where the connection is the proxy's own (LOCAL) or it does not know (UNKNOWN): the real peer's counts."""
+    """The client's; "" (LOCAL, UNKNOWN, or another family than TCP's): use the address of the peer."""
     port: int
 
 
 def parse(data: bytes) -> Header | None:
-    """Read the header that `data`, all that has come so far, begins with.
+    """Parse the header at the beginning of `data`, all octets received so far.
 
     Returns:
-        None while more is to come; never with more than MOST octets at hand.
+        None if the header is incomplete; never for MOST octets or more.
 
     Raises:
-        ProxyError: this is no header, whatever might follow.
+        ProxyError: this is no header, whatever follows.
 
     """
     if data[: len(_SIGNATURE)] == _SIGNATURE[: len(data)]:
@@ -61,7 +62,7 @@ def _parse_v1(data: bytes) -> Header | None:
         return None
     words = line.split(b" ")
     if words[1] == b"UNKNOWN":
-        return Header(len(line) + 2, "", 0)  # what follows the word is to be ignored
+        return Header(len(line) + 2, "", 0)  # a receiver must ignore the rest of the line
     if words[1] not in (b"TCP4", b"TCP6") or len(words) != 6:
         raise ProxyError("version 1: not TCP4, TCP6 or UNKNOWN with two addresses and two ports")
     source = _address(words[2], words[1])
@@ -84,8 +85,13 @@ def _address(word: bytes, family: bytes) -> str:
 
 
 def _port(word: bytes) -> int:
-    """1 to 5 digits without zeros in front."""
-    if not (word.isdigit() and len(word) <= 5 and int(word) < 65536 and (word == b"0" or not word.startswith(b"0"))):
+    """Parse 1 to 5 digits without leading zeros."""
+    if not (
+        word.isdigit()
+        and len(word) <= 5
+        and int(word) < 65536
+        and (word == b"0" or not word.startswith(b"0"))
+    ):
         raise ProxyError("version 1: not a port")
     return int(word)
 
@@ -107,7 +113,7 @@ def _parse_v2(data: bytes) -> Header | None:
         return None
     header = data[:octets]
     if command == _LOCAL:
-        return Header(octets, "", 0)  # the rest is to be discarded unread, whatever its family says
+        return Header(octets, "", 0)  # a receiver must discard the rest, whatever its family
     _check_tlvs(header, _FIXED + _ADDRESSES[kind])
     if kind == _TCP4:
         return Header(octets, str(IPv4Address(header[16:20])), int.from_bytes(header[24:26], "big"))
@@ -117,7 +123,10 @@ def _parse_v2(data: bytes) -> Header | None:
 
 
 def _check_tlvs(header: bytes, at: int) -> None:
-    """Walk over what follows the addresses. Of all the types only the checksum means something here; it must then be right."""
+    """Check the fields after the addresses.
+
+    Only the checksum field has a meaning here. If present, it must be right.
+    """
     while at < len(header):
         size = int.from_bytes(header[at + 1 : at + 3], "big")
         begin, end = at + 3, at + 3 + size
@@ -126,7 +135,9 @@ def _check_tlvs(header: bytes, at: int) -> None:
         if header[at] == _CRC32C:
             if size != 4:
                 raise ProxyError("version 2: a checksum that has not 4 octets")
-            if crc32c(b"".join((header[:begin], bytes(4), header[end:]))) != int.from_bytes(header[begin:end], "big"):
+            if crc32c(b"".join((header[:begin], bytes(4), header[end:]))) != int.from_bytes(
+                header[begin:end], "big"
+            ):
                 raise ProxyError("version 2: the checksum is wrong")
         at = end
 
@@ -141,7 +152,7 @@ _CRC_TABLE = tuple(map(_crc_row, range(256)))
 
 
 def crc32c(data: bytes) -> int:
-    """The Castagnoli checksum (RFC 3720 appendix B.4), as PP2_TYPE_CRC32C has it."""
+    """Compute the Castagnoli checksum (RFC 3720 appendix B.4) for PP2_TYPE_CRC32C."""
     value = 0xFFFFFFFF
     for octet in data:
         value = (value >> 8) ^ _CRC_TABLE[(value ^ octet) & 255]

@@ -1,1 +1,1 @@
-"""Recordings, and what a trace may show. Pure."""
+"""Recordings, and redaction for traces. Pure."""

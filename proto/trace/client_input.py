@@ -1,13 +1,13 @@
-"""What a client typed, made fit to be shown: only what can't be a secret comes out. Pure.
+"""Redact a client's lines for traces: only what cannot be a secret is left. Pure.
 
-An allow-list: POP3's commands with numbers, the one word behind USER. All else (passwords, SASL's lines, a
-password typed into the wrong place, whatever a command that does not exist is followed by) is replaced by a mark that a listener treats
-as it treated the line itself, so that a replay of it says the same.
+An allow-list: POP3's commands with numbers, and one word after USER. Everything else (passwords, SASL
+responses, a password typed in the wrong place, the arguments of unknown commands) is replaced by a mark. A
+redacted line gets the same reply on replay as the original.
 """
 
 from popkernel.proto.pop3.commands import TOO_LONG
 
-__all__ = ["UNKNOWN", "harmless", "lmtp_commands"]
+__all__ = ["UNKNOWN", "lmtp_commands", "redacted_line"]
 
 UNKNOWN = b"[unknown]"
 
@@ -17,8 +17,8 @@ _NUMBERED = (b"RETR", b"DELE", b"LIST", b"UIDL", b"TOP")
 _BARE = (b"STAT", b"NOOP", b"RSET", b"QUIT", b"CAPA", b"STLS", b"UTF8")
 
 
-def harmless(line: bytes) -> bytes:
-    """A line without its end, as the line reader gives it."""
+def redacted_line(line: bytes) -> bytes:
+    """Redact a line without its end, as LineReader gives it."""
     if line == TOO_LONG:
         return line
     verb, blank, rest = line.partition(b" ")
@@ -36,7 +36,7 @@ def harmless(line: bytes) -> bytes:
 
 
 def _is_name(name: bytes) -> bool:
-    """One word that could be a user's name."""
+    """Say whether it is one word that could be a user name."""
     try:
         text = name.decode()
     except UnicodeDecodeError:
@@ -48,9 +48,16 @@ _LMTP = (b"LHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"NOOP", b"QUIT", b"VRFY")
 
 
 def lmtp_commands(data: bytes) -> list[bytes] | None:
-    """What came to an LMTP server that waited for a command, where it is whole lines of commands and surely no mail; else None."""
+    """Split input to an LMTP server in command state; None unless it is whole commands and surely no mail."""
     *lines, rest = data.split(b"\n")
     verbs = [line[:4].upper() for line in lines]
-    if rest or not lines or any(v not in _LMTP or line[4:5] not in (b" ", b"\r", b"") for v, line in zip(verbs, lines, strict=True)):
+    if (
+        rest
+        or not lines
+        or any(
+            v not in _LMTP or line[4:5] not in (b" ", b"\r", b"")
+            for v, line in zip(verbs, lines, strict=True)
+        )
+    ):
         return None
     return None if b"DATA" in verbs[:-1] else [line.removesuffix(b"\r") for line in lines]

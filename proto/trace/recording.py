@@ -1,8 +1,8 @@
-"""Recordings: what was watched, as a file. Pure.
+"""Read and write recordings, the files of traced frames. Pure.
 
-A recording is msgpack objects, one behind the other: a header map, a map a frame, an end map. Any msgpack tool reads it. The header
-says format, topology digest, program version, what was asked for, both clocks at the beginning and, where it was taken along, the
-maildir as it was then; so a replay needs nothing else.
+A recording is a sequence of msgpack objects: a header map, a map for each frame, an end map. Any msgpack tool
+reads it. The header holds format, topology digest, program version, options, both clocks at the beginning
+and, if recorded, the maildir at that time: a replay needs nothing else.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,21 +13,22 @@ import msgpack
 __all__ = ["FORMAT", "MOST_OCTETS", "Frame", "Recording", "RecordingError", "end", "header", "pack", "read"]
 
 FORMAT = 1
-MOST_OCTETS = 256 << 20  # of a recording; the header with a maildir in it is the largest part
-_MOST_ITEMS = 1 << 20  # of an array or a map: room for them is made before they come
+MOST_OCTETS = 256 << 20  # of a recording; a maildir in the header takes most of it
+_MOST_ITEMS = 1 << 20  # of an array or a map: msgpack allocates it before the items come
 _WAYS = ("in", "out", "note")
 
 
 class RecordingError(ValueError):
-    """No recording, or one of another kind; the text is for whoever gave the file."""
+    """The file is no recording, or of another format. The text is for the operator."""
 
 
 class Frame(NamedTuple):
-    """What passed at an actor. `time` and `turn` (when its loop woke): nanoseconds of the monotonic clock.
+    """A message that an actor received or sent, or an event of its own.
 
-    `ending`: at the end of that turn, when what was put off until then is done.
-    `way`: "in" or "out" seen from `actor`, `peer` the other end; or "note", an event that is no message, of `actor` about `peer`.
-    `twin`: this is an "out" whose "in" at the other end is shown too. `lost`: so many frames before this one are missing.
+    `time` and `turn` (when its loop woke): nanoseconds of the monotonic clock. `ending`: at the end of that
+    turn, when deferred work is done. `way`: "in" or "out", seen from `actor`, with `peer` at the other end;
+    or "note", an event of `actor` about `peer`. `twin`: an "out" whose "in" at the other end is shown too.
+    `lost`: number of frames missing before this one.
     """
 
     time: int
@@ -45,21 +46,21 @@ class Frame(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Who says it."""
+        """The sender."""
         return self.peer if self.way == "in" else self.actor
 
     @property
     def target(self) -> str:
-        """Who is told."""
+        """The receiver."""
         return self.actor if self.way == "in" else self.peer
 
     def as_map(self) -> dict[str, Any]:
-        """As it is recorded; what is not so is left out."""
+        """Return the map to be recorded; fields in `_OFTEN_NOT` only if set."""
         return {name: value for name, value in self._asdict().items() if value or name not in _OFTEN_NOT}
 
     @classmethod
     def of_map(cls, data: Any) -> "Frame":
-        """RecordingError for a map that is no frame."""
+        """Make a frame of a recorded map. Raises RecordingError if it is malformed."""
         if type(data) is dict and set(data) == {"lost"} and type(data["lost"]) is int:
             return cls(0, 0, "", "note", "", "Lost", 0, 0, {"frames": data["lost"]}, lost=data["lost"])
         try:
@@ -77,7 +78,7 @@ _TYPES = (int, int, str, str, str, str, int, int, dict, bool, int, bool)
 
 
 class Recording(NamedTuple):
-    """A recording that was read. `damage`: where and why it ends early, "" where it is whole."""
+    """A recording that was read. `damage`: where and why it ends early, "" if it is whole."""
 
     header: dict[str, Any]
     frames: list[Frame]
@@ -85,31 +86,39 @@ class Recording(NamedTuple):
 
 
 def pack(thing: Mapping[str, Any] | Frame) -> bytes:
-    """A header, a frame or an end, as octets."""
-    data: bytes = msgpack.packb(thing.as_map() if isinstance(thing, Frame) else dict(thing), unicode_errors="surrogateescape")
+    """Encode a header, a frame or an end map."""
+    data: bytes = msgpack.packb(
+        thing.as_map() if isinstance(thing, Frame) else dict(thing), unicode_errors="surrogateescape"
+    )
     return data
 
 
 def header(answer: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The header, from the server's answer to who attached."""
+    """Make the header from the server's answer to `trace`."""
     kept = {key: answer[key] for key in ("topology", "version", "wall", "monotonic", "watches", "running")}
     return {"popkernel recording": FORMAT, **kept, **more}
 
 
 def end(frames: int, lost: int) -> dict[str, Any]:
-    """The end map of a whole recording."""
+    """Make the end map of a whole recording."""
     return {"end": frames, "lost": lost}
 
 
 def read(data: bytes) -> Recording:
-    """Take a file apart. A damaged one is read up to there; RecordingError where not even the header can be."""
+    """Parse a recording.
+
+    A damaged one is read up to the damage. Raises RecordingError if the header cannot be read.
+    """
     objects = _objects(data)
     first = next(objects, None)
     if first is None or type(first[1]) is not dict or "popkernel recording" not in first[1]:
         raise RecordingError("no popkernel recording")
     head = first[1]
     if head["popkernel recording"] != FORMAT:
-        raise RecordingError(f"a recording of format {head['popkernel recording']!r}; this program reads format {FORMAT}: record it anew")
+        raise RecordingError(
+            f"a recording of format {head['popkernel recording']!r};"
+            f" this program reads format {FORMAT}: record it anew"
+        )
     if any(name in head and not _of_kind(head[name], kind) for name, kind in _HEADER.items()):
         raise RecordingError("no popkernel recording: its header is none")
     frames: list[Frame] = []
@@ -127,7 +136,7 @@ def read(data: bytes) -> Recording:
     return Recording(head, frames, f"cut off at octet {at}, behind {len(frames)} frames")
 
 
-# What is read of a header, where it says it; kinds in a list: one of each.
+# Types of the header's optional fields; a list of types: one item of each.
 _HEADER: dict[str, Any] = {"monotonic": int, "watches": dict, "maildir_taken": [int, int]}
 
 
@@ -138,10 +147,14 @@ def _of_kind(value: Any, kind: Any) -> bool:
 
 
 def _objects(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Each object and the octet behind it; a text in place of one that is none, then no more."""
-    items = min(len(data), _MOST_ITEMS)  # one that claims more than there are octets is cut off
+    """Yield each object with the offset behind it; at malformed octets a text with the error, then stop."""
+    items = min(len(data), _MOST_ITEMS)  # an object cannot have more items than the file has octets
     unpacker = msgpack.Unpacker(
-        max_buffer_size=MOST_OCTETS, max_array_len=items, max_map_len=items, max_ext_len=0, unicode_errors="surrogateescape",
+        max_buffer_size=MOST_OCTETS,
+        max_array_len=items,
+        max_map_len=items,
+        max_ext_len=0,
+        unicode_errors="surrogateescape",
     )
     try:
         unpacker.feed(data)
@@ -150,5 +163,10 @@ def _objects(data: bytes) -> Iterator[tuple[int, Any]]:
             yield unpacker.tell(), thing if type(thing) is not str else None
     except msgpack.exceptions.OutOfData:
         return
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, msgpack.exceptions.BufferFull) as error:
+    except (
+        ValueError,
+        TypeError,
+        msgpack.exceptions.UnpackException,
+        msgpack.exceptions.BufferFull,
+    ) as error:
         yield -1, f"no msgpack ({type(error).__name__})"

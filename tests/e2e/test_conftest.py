@@ -1,4 +1,4 @@
-"""One test that fails takes none of its file along: conftest.py, by a file of tests of which two fail."""
+"""Test conftest.py: a failing test makes no other test of its file fail."""
 
 import os
 import subprocess
@@ -36,7 +36,21 @@ def test_has_a_service(service):
 
 def test_one_failure_is_one_failure(tmp_path):
     (tmp_path / "test_these.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-c", f"{HERE}/pyproject.toml", "-p", "tests.conftest", "-p", "no:cacheprovider", "-q", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        f"{HERE}/pyproject.toml",
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(tmp_path),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = subprocess.run(
+        command, cwd=HERE, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
     assert "2 failed, 2 passed" in done.stdout, done.stdout + done.stderr

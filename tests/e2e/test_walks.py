@@ -1,4 +1,4 @@
-"""docs/style.md: a login, a RETR and a delivery go by the functions that it names."""
+"""Check that a login, a RETR and a delivery call the functions that docs/style.md names."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tests.support.service import Service
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STEP = re.compile(r"^\d+\. `([\w/]+\.py): ([\w.]+)`", re.MULTILINE)
 
-# Each process notes every function that it calls, once.
+# Each process records every function that it calls, once.
 NOTES = """
 import os, sys, threading
 def patch():
@@ -32,8 +32,10 @@ def patch():
 def test_the_walks_of_the_documents(open_path):
     calls = open_path / "calls"
     calls.touch()
-    calls.chmod(0o666)  # by every actor's user
-    with Service(command=patched(open_path, f"CALLS = {str(calls)!r}{NOTES}"), arguments=["--insecure-no-sandbox"]) as service:
+    calls.chmod(0o666)  # written by every actor's user
+    with Service(
+        command=patched(open_path, f"CALLS = {str(calls)!r}{NOTES}"), arguments=["--insecure-no-sandbox"]
+    ) as service:
         client = service.pop3()
         client.retr(1)
         client.quit()
@@ -44,4 +46,6 @@ def test_the_walks_of_the_documents(open_path):
     called = {(os.path.relpath(os.path.realpath(path), os.path.realpath(ROOT)), name) for path, name in noted}
     assert len(steps) > 30
     for path, name in steps:
-        assert any(at == path and (what == name or what.startswith(f"{name}.")) for at, what in called), f"{path}: {name}"
+        assert any(at == path and (what == name or what.startswith(f"{name}.")) for at, what in called), (
+            f"{path}: {name}"
+        )

@@ -1,7 +1,8 @@
-"""`python -m tests.fuzz NAME --seconds N`: fuzz one harness, guided by coverage where atheris is installed (`pip install atheris`).
+"""Fuzz one harness: `python -m tests.fuzz NAME --seconds N`.
 
-What reaches new code is put into --corpus (a scratch directory unless given); what fails is written to failed-* beside the committed
-corpus, from where tests/fuzz/test_fuzz.py replays it. Without atheris: mutations of the corpus, unguided, and it says so.
+Guided by coverage if atheris is installed (`pip install atheris`). Inputs that reach new code go to --corpus
+(a scratch directory by default). Failing inputs are written to failed-* beside the committed corpus, and
+tests/fuzz/test_fuzz.py replays them. Without atheris it mutates the corpus unguided, and says so.
 """
 
 import argparse
@@ -26,7 +27,7 @@ def write_failure(name, data):
 
 
 def guided(name, seconds, corpus):
-    """libFuzzer's loop over our own code only; it ends the process."""
+    """Run libFuzzer's loop over popkernel's code; it ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["popkernel"]):
@@ -43,13 +44,20 @@ def guided(name, seconds, corpus):
             write_failure(name, data)
             raise
 
-    options = [f"-max_total_time={seconds}", f"-max_len={MOST}", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048", f"-artifact_prefix={known}/"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-max_len={MOST}",
+        "-print_final_stats=1",
+        "-timeout=10",
+        "-rss_limit_mb=2048",
+        f"-artifact_prefix={known}/",
+    ]
     atheris.Setup([sys.argv[0], *options, corpus, known], test)
     atheris.Fuzz()
 
 
 def unguided(name, seconds):
-    """The corpus, cut and stitched at random."""
+    """Cut and join inputs of the corpus at random."""
     print("atheris is not installed: no guidance by coverage", flush=True)
     one, known, chance = load(name).one, [data for _, data in inputs(name)], random.Random(1)
     began, runs = time.monotonic(), 0

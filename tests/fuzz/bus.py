@@ -1,15 +1,18 @@
-"""No octets make a decoder or the frame reader raise anything but refusal; what a decoder takes it can encode, and takes again as the same."""
+"""Decode any octets: the only error is a refusal, and an accepted message encodes and decodes again."""
 
 import msgpack
-from popkernel.proto.codec import BadMessageError, Codec
-from popkernel.proto.schema import fields_of
+from popkernel.proto.codec import Codec
+from popkernel.proto.schema import BadMessageError, fields_of
 from popkernel.proto.topology import EDGES
 
 CODECS = [Codec(edge.source, edge.target) for edge in EDGES]
 
 
 def one(data):
-    """The first octet chooses the edge; at 128 and over, what follows is made into an array of good msgpack first."""
+    """Decode octets.
+
+    The first octet chooses the edge. From 128 on, the rest is first made into an array of valid msgpack.
+    """
     codec = CODECS[data[0] % 128 % len(CODECS)] if data else CODECS[0]
     octets = data[1:] if data[:1] < b"\x80" else msgpack.packb(list(values(data[1:])))
     try:
@@ -22,7 +25,10 @@ def one(data):
 
 
 def values(data):
-    """A value for each octet or few, chosen by the first's two high bits: small integers, large ones, texts and octets, lists."""
+    """Make values from the octets.
+
+    The first octet's two high bits choose small integers, large ones, texts and octets, or lists.
+    """
     at = 0
     while at < len(data):
         kind, small = data[at] >> 6, data[at] & 63
@@ -30,7 +36,11 @@ def values(data):
             yield small - 2
             at += 1
         elif kind == 1:
-            yield [None, True, False, 1.5, 2**63 - 1, 2**63, -(2**63), {}][small % 8] if small < 32 else 1 << small
+            yield (
+                [None, True, False, 1.5, 2**63 - 1, 2**63, -(2**63), {}][small % 8]
+                if small < 32
+                else 1 << small
+            )
             at += 1
         elif kind == 2:
             part = data[at + 1 : at + 1 + small]
@@ -43,18 +53,22 @@ def values(data):
 
 
 def least(field):
-    """The smallest value that a field may hold."""
+    """Return the smallest value of a field."""
     return {
-        "int": field.low, "str": "a" * field.low, "bytes": b"", "bool": False, "ints": [field.low], "strs": ["a"], "blobs": [b"a"],
+        "int": field.low, "str": "a" * field.low, "bytes": b"", "bool": False, "ints": [field.low],
+        "strs": ["a"], "blobs": [b"a"], "map": {"a": 1, "b": "c"},
     }[field.kind]  # fmt: skip
 
 
 def every_message():
-    """One message of each kind on each edge."""
+    """Return one message of each kind on each edge."""
     for number, codec in enumerate(CODECS):
         for kind in codec.edge.messages:
             fields = [least(field) for field in fields_of(kind).values()]
             yield bytes((number,)) + codec.encode(kind(*fields))
 
 
-SEEDS = [*every_message(), *(bytes((128 + n, 3, 3, 0x82, 97, 98, 3, 0x42, 0xC3, 1, 2, 3)) for n in range(len(CODECS)))]
+SEEDS = [
+    *every_message(),
+    *(bytes((128 + n, 3, 3, 0x82, 97, 98, 3, 0x42, 0xC3, 1, 2, 3)) for n in range(len(CODECS))),
+]

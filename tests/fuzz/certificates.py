@@ -1,4 +1,4 @@
-"""No octets make the walk through a certificate raise anything but ValueError; what it finds are names without control characters, and 14 digits."""
+"""Parse any certificate: the only error is ValueError; names are printable, dates have 14 digits."""
 
 import base64
 
@@ -6,9 +6,11 @@ from popkernel.proto.files.certificates import facts
 
 
 def one(data):
-    """DER: the PEM around it would only be found by chance."""
+    """Parse DER; chance would hardly find the PEM around it."""
     try:
-        found = facts(b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(data) + b"\n-----END CERTIFICATE-----\n")
+        found = facts(
+            b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(data) + b"\n-----END CERTIFICATE-----\n"
+        )
     except ValueError:
         return
     assert len(found.starts) == len(found.ends) == 14

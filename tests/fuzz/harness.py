@@ -1,24 +1,41 @@
-"""Which harnesses there are, and their corpora: each a module here with `one(octets)`, which raises where its invariant (its first line) fails."""
+"""List the harnesses and their corpora.
+
+A harness is a module with `one(octets)`, which raises if the invariant in the module's first line fails.
+"""
 
 import os
 from importlib import import_module
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NAMES = ("pop3_session", "tables", "popcache_file", "bus", "zmtp_frames", "proxy_header", "sasl_exchange", "certificates", "recordings")
+NAMES = (
+    "pop3_session",
+    "tables",
+    "account_lists",
+    "popcache_file",
+    "bus",
+    "zmtp_frames",
+    "proxy_header",
+    "sasl_exchange",
+    "certificates",
+    "recordings",
+)
 
 
 def load(name):
-    """The module of a harness."""
+    """Return the module of a harness."""
     return import_module(f"tests.fuzz.{name}")
 
 
 def corpus_of(name):
-    """Its directory: files that once reached something new, or once failed. Files named failed-* are never thrown away."""
+    """Return a harness's corpus directory: inputs that reached new code or failed.
+
+    Files named failed-* are never removed.
+    """
     return os.path.join(HERE, "corpus", name)
 
 
 def inputs(name):
-    """Every octet string that is known to be worth trying, by name."""
+    """Return every input worth trying, by name."""
     for number, seed in enumerate(load(name).SEEDS):
         yield f"seed {number}", seed
     directory = corpus_of(name)

@@ -1,4 +1,4 @@
-"""No octets make the popcache's reader raise; each line it takes is one that we could have written, the rest is counted, and so it reads again."""
+"""Parse any popcache: no error; each accepted line is one that popkernel could write; others are counted."""
 
 from popkernel.proto.files.popcache import format_line, parse, parse_header, parse_line
 

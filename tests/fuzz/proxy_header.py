@@ -1,4 +1,4 @@
-"""No octets make the PROXY header's reader raise anything but ProxyError; how they are cut changes nothing; a header is never longer than what came."""
+"""Parse any PROXY header: the only error is ProxyError; fragmentation changes nothing; length is right."""
 
 from ipaddress import ip_address
 
@@ -37,7 +37,11 @@ def _checked(body):
 
 
 SEEDS = [
-    b"PROXY TCP4 192.0.2.7 192.0.2.1 51234 995\r\nCAPA\r\n", b"PROXY TCP6 2001:db8::7 ::1 51234 995\r\n", b"PROXY UNKNOWN ffff:: 1\r\n",
-    V2 + b"\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x01\xc8\x22\x03\xe3", V2 + b"\x20\x00\x00\x00", V2 + b"\x21\x21\x00\x27" + bytes(36) + b"\x04\x00\x00",
+    b"PROXY TCP4 192.0.2.7 192.0.2.1 51234 995\r\nCAPA\r\n",
+    b"PROXY TCP6 2001:db8::7 ::1 51234 995\r\n",
+    b"PROXY UNKNOWN ffff:: 1\r\n",
+    V2 + b"\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x01\xc8\x22\x03\xe3",
+    V2 + b"\x20\x00\x00\x00",
+    V2 + b"\x21\x21\x00\x27" + bytes(36) + b"\x04\x00\x00",
     _checked(b"\xc0\x00\x02\x07\xc0\x00\x02\x01\xc8\x22\x03\xe3"),
 ]

@@ -1,6 +1,6 @@
-"""No recording makes `popkernel replay` fail otherwise than by its exit code, drive a terminal, go on without end, or leave a file behind.
+"""Replay any recording: exit by code alone, no terminal control, an end in time, and no file left behind.
 
-Octets choose one of the committed recordings and what is changed in it: its values by what is worst, its octets at random.
+The octets choose a committed recording and change it: its values to bad ones, its octets at random.
 """
 
 import contextlib
@@ -15,9 +15,40 @@ from popkernel.cli.common import replay_bounds
 from popkernel.cli.main import main
 
 NASTY = [
-    float("nan"), float("inf"), -1, -1.0, 0, 1 << 62, (1 << 64) - 1, -(1 << 63), 1e300, "", "\x1b]0;x\x07\x1b[2J", "\udcff", "a" * 5000, "nobody.0", b"",
-    b"/etc/passwd", b"../../x", b"..", b"a\0b", b"\xff" * 300, None, True, [], {}, [[]], {"cut": 1 << 62}, {"content": 1}, {"is": "Core", "has": {}},
-    "maildir.alice", "kernel", "listener.0", "mda", "auth", {"redacted": True},
+    float("nan"),
+    float("inf"),
+    -1,
+    -1.0,
+    0,
+    1 << 62,
+    (1 << 64) - 1,
+    -(1 << 63),
+    1e300,
+    "",
+    "\x1b]0;x\x07\x1b[2J",
+    "\udcff",
+    "a" * 5000,
+    "nobody.0",
+    b"",
+    b"/etc/passwd",
+    b"../../x",
+    b"..",
+    b"a\0b",
+    b"\xff" * 300,
+    None,
+    True,
+    [],
+    {},
+    [[]],
+    {"cut": 1 << 62},
+    {"content": 1},
+    {"is": "Core", "has": {}},
+    "maildir.alice",
+    "kernel",
+    "listener.0",
+    "mda",
+    "auth",
+    {"redacted": True},
 ]
 WHERE = pathlib.Path(__file__).parent.parent / "replay"
 RECORDINGS = [path.read_bytes() for path in sorted(WHERE.glob("*.rec")) if path.stat().st_size < 24_000]
@@ -47,7 +78,7 @@ def one(data):
 
 
 def changed(data):
-    """One of the recordings, changed as the octets say."""
+    """Change one of the recordings as the octets say."""
     chance = random.Random(data)
     recording = RECORDINGS[(data[0] if data else 0) % len(RECORDINGS)]
     if chance.random() < 0.2:
@@ -55,7 +86,9 @@ def changed(data):
         for _ in range(chance.randint(1, 8)):
             octets[chance.randrange(len(octets))] = chance.randrange(256)
         return bytes(octets)
-    things = list(msgpack.Unpacker(io.BytesIO(recording), strict_map_key=False, unicode_errors="surrogateescape"))
+    things = list(
+        msgpack.Unpacker(io.BytesIO(recording), strict_map_key=False, unicode_errors="surrogateescape")
+    )
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
         at = chance.choice((0, chance.randrange(len(things)), chance.randrange(len(things))))
         if at and chance.random() < 0.2:
@@ -67,7 +100,7 @@ def changed(data):
 
 
 def worse(thing, chance):
-    """Something in it is another value; what it is made of is kept, mostly, so that the change is met far inside."""
+    """Replace some value inside, and mostly keep containers, so that the change lies deep."""
     if isinstance(thing, (dict, list)) and thing and chance.random() < 0.95:
         copy = thing.copy()
         keys = list(copy) if isinstance(copy, dict) else range(len(copy))

@@ -1,4 +1,10 @@
-"""The harnesses in the default run: every input of the corpus, then seconds of hypothesis from it. `python -m tests.fuzz` goes on for longer."""
+"""Run the harnesses: every input of the corpus, then seconds of hypothesis from it.
+
+`python -m tests.fuzz` runs longer.
+"""
+
+import os
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +26,7 @@ def test_the_corpus(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_else_may_come(name):
+def test_mutations_of_the_corpus(name):
     known = [data for _, data in inputs(name)]
     one = load(name).one
     change = st.tuples(st.integers(0, 4096), st.integers(0, 12), st.binary(max_size=12))
@@ -37,11 +43,10 @@ def test_what_else_may_come(name):
 
 
 def test_every_harness_is_listed_and_says_its_invariant_first():
-    import os
 
     files = {name[:-3] for name in os.listdir(HERE) if name.endswith(".py")}
     assert files - {"__init__", "__main__", "harness", "test_fuzz"} == set(NAMES)
     for name in NAMES:
         with open(f"{HERE}/{name}.py") as file:
             first = file.readline()
-        assert first.startswith('"""No ')
+        assert re.match(r'"""[A-Z][a-z]+ .*\bany\b.*: \w', first), "VERB any INPUT: INVARIANT"

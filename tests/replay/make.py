@@ -1,7 +1,7 @@
-"""Makes the recordings of this folder: real sessions with real clients on a real server, recorded by `popkernel trace --record`.
+"""Make the recordings of this folder with real clients on a real server.
 
-`python -m tests.replay.make [NAME ...]` makes them all, or those; so does `pytest --replay-update tests/replay`. Each scenario says
-what is recorded (arguments of `trace`), on what site, and until which frames are there.
+`python -m tests.replay.make [NAME ...]` makes all or those named; so does `pytest --replay-update
+tests/replay`. Each scenario has the arguments of `trace`, its site, its actions and the frames to wait for.
 """
 
 import base64
@@ -11,6 +11,7 @@ import os
 import pathlib
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,25 +36,28 @@ ALICE = ("--user", "alice", "--with-maildir")
 
 
 class Scenario(NamedTuple):
-    act: object  # act(service, tmp); what comes before its yield, where it has one, is before the recording
+    act: object  # act(service, tmp); if it yields, the part before the yield is not recorded
     trace: tuple = ALICE
-    until: object = None  # until(recording): all is recorded
+    until: object = None  # until(recording): everything is recorded
     site: dict = {}
-    needs: str = ""  # a client
+    needs: str = ""  # a client program
 
 
 def has(name, many=1, *, actor="", way=""):
-    """So many frames of that name are there; of an actor whose name begins so, of that way."""
-    return lambda recording: sum(f.name == name and f.actor.startswith(actor) and f.way.startswith(way) for f in recording.frames) >= many
+    """Return a condition: `many` frames of that name, by actor (a name's beginning) and way."""
+    return lambda recording: (
+        sum(f.name == name and f.actor.startswith(actor) and f.way.startswith(way) for f in recording.frames)
+        >= many
+    )
 
 
 def ends(many=1):
-    """So many connections have ended."""
-    return has("Ended", many, way="in")
+    """Return a condition: `many` connections have ended."""
+    return has("ConnectionEnded", many, way="in")
 
 
 def asks(service, user, tls="tls"):
-    """A client whose password is being looked at, or waits for that."""
+    """Return a client whose password check is running or queued."""
     raw = service.keep(RawPop3(service, tls, timeout=20))
     raw.ask(b"USER " + user.encode())
     raw.send(b"PASS secret\r\n")
@@ -61,18 +65,36 @@ def asks(service, user, tls="tls"):
 
 
 def seen(service, tls="tls"):
-    """A listener has read what was sent before: it has served others since."""
+    """Wait until a listener has read earlier input, by serving others."""
     for _ in range(2):
         with RawPop3(service, tls, timeout=20) as other:
             other.ask(b"CAPA")
 
 
+def kicked(service, tmp):
+    """The operator ends a session, and has no new one taken for a moment."""
+    operator = Client(service.config.run_dir)
+    alice, bob = service.keep(RawPop3(service, user="alice")), service.keep(RawPop3(service))
+    alice.ask(b"DELE 1")
+    operator.ask("kick", who="alice")
+    alice.end()
+    operator.ask("drain", on=True)
+    assert bob.login("bob").startswith(b"-ERR [SYS/TEMP]")
+    operator.ask("drain", on=False)
+    assert bob.login("bob").startswith(b"+OK")
+    bob.ask(b"QUIT")
+
+
 def client(name):
-    return Scenario(lambda service, tmp: getattr(mail_clients, name)(service, "alice", "tls", tmp, len(MAIL)), until=ends(), needs=name)
+    return Scenario(
+        lambda service, tmp: getattr(mail_clients, name)(service, "alice", "tls", tmp, len(MAIL)),
+        until=ends(),
+        needs=name,
+    )
 
 
 def with_poplib(service, tmp):
-    """Everything POP3 has."""
+    """Use every POP3 command."""
     pop = service.pop3()
     pop.capa(), pop.stat(), pop.list(), pop.uidl(), pop.list(2), pop.uidl(3), pop.noop()
     pop.retr(1), pop.top(3, 2), pop.dele(1), pop.stat(), pop.rset(), pop.retr(2), pop.retr(3)
@@ -86,7 +108,10 @@ def with_poplib(service, tmp):
 
 def pipelined(service, tmp):
     with RawPop3(service, "tls", user="alice", timeout=20) as raw:
-        raw.send(b"STAT\r\nRETR 1\r\nRETR 2\r\nDELE 1\r\nDELE 2\r\nDELE 2\r\nSTAT\r\nLIST\r\nRSET\r\nDELE 3\r\nQUIT\r\n")
+        raw.send(
+            b"STAT\r\nRETR 1\r\nRETR 2\r\nDELE 1\r\nDELE 2\r\nDELE 2\r\nSTAT\r\nLIST\r\nRSET\r\nDELE "
+            b"3\r\nQUIT\r\n"
+        )
         raw.end()
 
 
@@ -97,14 +122,16 @@ def delivery(service, tmp):
         mda.sendmail("sender@example.org", ["nobody"], b"Subject: new\r\n\r\nNot delivered.\r\n")
     except smtplib.SMTPRecipientsRefused:
         pass
-    mda.sendmail("sender@example.org", ["alice+list"], b"Subject: lines\r\n\r\n" + b".a line with a dot\r\n" * 50)
+    mda.sendmail(
+        "sender@example.org", ["alice+list"], b"Subject: lines\r\n\r\n" + b".a line with a dot\r\n" * 50
+    )
     mda.quit()
     pop = service.pop3()
     pop.list(), pop.uidl(), pop.retr(4), pop.dele(4), pop.quit()
 
 
 def late(service, tmp):
-    """Begins in the middle: a session with a mark, one that has not logged in, LMTP connections at rest and half-way into a message."""
+    """Start recording late: a session with a mark, one before login, LMTP idle and mid-message."""
     open_, asking = service.pop3(), service.pop3(login=False)
     open_.retr(1), open_.dele(2), asking.user("alice")
     rest, half = (smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock") for _ in range(2))
@@ -125,9 +152,16 @@ def late(service, tmp):
 
 
 def reload(service, tmp):
+    """Reload: nothing has changed; the authorization table has, so that auth hands over; all mail has."""
     before = service.pop3("alice")
     service.command("reload")
+    with open(service.site.auth_table, "a") as file:
+        file.write("# changed\n")
+    service.command("reload")
     after = service.pop3("bob")
+    with open(service.toml, "a") as file:
+        file.write("set_seen = false\n")
+    service.command("reload")  # of a setting of all maildir actors
     before.retr(1), before.quit()
     after.stat(), after.quit()
 
@@ -148,14 +182,19 @@ def killed(service, tmp):
 
 
 def attack(service, tmp):
-    """Garbage before and after login, guesses, endless lines, commands out of their place."""
+    """Send garbage before and after login, guesses, endless lines, misplaced commands."""
     with RawPop3(service, "tls", timeout=20) as raw:
         raw.send(b"RETR 1\r\n\xff\xfe\x00garbage\r\nPASS first\r\nUSER alice\r\nPASS guess\r\n")
         raw.line(), raw.line(), raw.line(), raw.line(), raw.line()
-        raw.send(b"USER " + b"a" * 5000 + b"\r\nuser alice secret\r\nUSER alice\r\nPASS\tsecret\r\npass secret\r\n")
+        raw.send(
+            b"USER " + b"a" * 5000 + b"\r\nuser alice secret\r\nUSER alice\r\nPASS\tsecret\r\npass secret\r\n"
+        )
         for _ in range(5):
             raw.line()
-        raw.send(b"RETR 99999999999999999999\r\nTOP 1\r\nTOP 1 -1\r\nDELE two\r\nUSER bob\r\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\r\nSTLS\r\n")
+        raw.send(
+            b"RETR 99999999999999999999\r\nTOP 1\r\nTOP 1 -1\r\nDELE two\r\nUSER bob\r\nAUTH PLAIN "
+            b"AGFsaWNlAHNlY3JldA==\r\nSTLS\r\n"
+        )
         for _ in range(7):
             raw.line()
         raw.send(b"x\r\n" * 60)
@@ -163,7 +202,10 @@ def attack(service, tmp):
 
 
 def sasl(service, tmp):
-    """AUTH in its forms: at once, in steps, cancelled, malformed, wrong, for somebody else, too long; each time the session goes on."""
+    """Use AUTH in its forms: in one or more steps, cancelled, malformed, wrong, for another user, too long.
+
+    Each time the session goes on.
+    """
 
     def b64(data):
         return base64.b64encode(data)
@@ -173,8 +215,26 @@ def sasl(service, tmp):
         ("stls", [b"AUTH PLAIN", b64(b"alice\0alice\0secret"), b"RETR 1"]),
         ("tls", [b"AUTH LOGIN", b64(b"alice"), b64(b"secret"), b"LIST 2"]),
         ("tls", [b"AUTH LOGIN " + b64(b"alice"), b64(b"secret"), b"AUTH PLAIN"]),
-        ("tls", [b"AUTH", b"AUTH PLAIN", b"*", b"AUTH PLAIN =", b"AUTH PLAIN !", b"AUTH CRAM-MD5", b"AUTH LOGIN", b64(b"bob"), b64(b"wrong"),
-                 b"AUTH PLAIN " + b64(b"bob\0alice\0secret"), b"AUTH PLAIN " + b"A" * 13000, b"AUTH LOGIN", b64(b"alice"), b64(b"secret"), b"NOOP"]),
+        (
+            "tls",
+            [
+                b"AUTH",
+                b"AUTH PLAIN",
+                b"*",
+                b"AUTH PLAIN =",
+                b"AUTH PLAIN !",
+                b"AUTH CRAM-MD5",
+                b"AUTH LOGIN",
+                b64(b"bob"),
+                b64(b"wrong"),
+                b"AUTH PLAIN " + b64(b"bob\0alice\0secret"),
+                b"AUTH PLAIN " + b"A" * 13000,
+                b"AUTH LOGIN",
+                b64(b"alice"),
+                b64(b"secret"),
+                b"NOOP",
+            ],
+        ),
     ):
         with RawPop3(service, tls, timeout=20) as raw:
             for line in lines:
@@ -182,16 +242,24 @@ def sasl(service, tmp):
                 if line in (b"AUTH", b"RETR 1"):
                     raw.rest()
             raw.ask(b"QUIT")
-    with RawPop3(service, "tls", timeout=20) as raw:  # all in one packet, and one that hangs up in an exchange
-        raw.send(b"AUTH PLAIN\r\n" + b64(b"\0alice\0wrong") + b"\r\nUTF8\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret")
-                 + b"\r\nSTAT\r\nDELE 9\r\nDELE 1\r\nRSET\r\nQUIT\r\n")
+    # all in one packet, and a client that disconnects in an exchange
+    with RawPop3(service, "tls", timeout=20) as raw:
+        raw.send(
+            b"AUTH PLAIN\r\n"
+            + b64(b"\0alice\0wrong")
+            + b"\r\nUTF8\r\nAUTH LOGIN\r\n"
+            + b64(b"alice")
+            + b"\r\n"
+            + b64(b"secret")
+            + b"\r\nSTAT\r\nDELE 9\r\nDELE 1\r\nRSET\r\nQUIT\r\n"
+        )
         raw.end()
     with RawPop3(service, "tls", timeout=20) as raw:
         raw.ask(b"AUTH PLAIN")
 
 
 def waits(service, tmp):
-    """Guessing until it has to wait, and until nobody looks any more; somebody known there logs in meanwhile."""
+    """Guess until logins are delayed and then refused unseen; a known user logs in meanwhile."""
     service.pop3("bob").quit()
     clients = []
     for number in range(12):
@@ -212,7 +280,10 @@ def waits(service, tmp):
 
 
 def guesses(service, tmp):
-    """Who is not there, and who has another password, cost the same and are told the same; two want one mailbox."""
+    """Log in as an unknown user and with a wrong password: same cost, same reply.
+
+    Two clients want one mailbox.
+    """
     for user, word in (("nobody", "secret"), ("alice", "wrong"), ("alice", "")):
         pop = service.pop3(login=False)
         pop.user(user)
@@ -234,12 +305,17 @@ def guesses(service, tmp):
 def parked(service, tmp):
     pop = service.pop3()
     pop.dele(2)
-    service.wait_for_parked() if hasattr(service, "wait_for_parked") else wait_for(lambda: service.actor("maildir.alice") is None, seconds=30)
+    service.wait_for_parked() if hasattr(service, "wait_for_parked") else wait_for(
+        lambda: service.actor("maildir.alice") is None, seconds=30
+    )
     pop.stat(), pop.quit()
 
 
 def restarts(service, tmp):
-    """Singletons are killed and come again; a delivery waits for a session, and a session for a delivery's actor."""
+    """Kill singletons, which restart.
+
+    A delivery waits for a session, and a session for a delivery's actor.
+    """
     before = service.pop3()
     for name in ("auth", "mda", "listener", "spawner"):
         pid = service.actor(name)["pid"]
@@ -251,13 +327,14 @@ def restarts(service, tmp):
     mda.sendmail("sender@example.org", ["alice"], b"Subject: new\r\n\r\nDelivered.\r\n")
     mda.quit()
     first, second = service.pop3("alice"), service.pop3("bob")
-    wait_for(lambda: not any(a["name"].startswith("maildir.") for a in service.status()["actors"]))  # both sessions sleep
+    # both sessions are parked
+    wait_for(lambda: not any(a["name"].startswith("maildir.") for a in service.status()["actors"]))
     second.close()
     first.stat(), first.quit()
 
 
 def timeouts(service, tmp):
-    """Who says nothing, who says half a line, who logs in too slowly; and one who hurries."""
+    """Let clients be silent, send half a line or log in too slowly; one client is quick."""
     silent, half, slow = (service.keep(RawPop3(service, how, timeout=20)) for how in ("", "stls", "tls"))
     half.send(b"USER al")
     slow.send(b"USER alice\r\n")
@@ -270,12 +347,12 @@ def timeouts(service, tmp):
 
 
 def stopped(service, *names):
-    """Those actors do nothing meanwhile."""
+    """Stop those actors while the context is active."""
     return processes.stopped(*(service.actor(name)["pid"] for name in names))
 
 
 def others(service, tmp):
-    """Another's session begins, and fails, before alice's, whose recording has nothing of it."""
+    """Let another user's session begin and fail before alice's; her recording must have nothing of it."""
     first = service.pop3(login=False)
     first.user("bob")
     try:
@@ -288,7 +365,7 @@ def others(service, tmp):
 
 
 def queued(service, tmp):
-    """A login waits for its turn behind another's, which the recording does not have."""
+    """Queue a login behind another user's, which the recording does not have."""
     clients = []
     with stopped(service, "auth"):
         for user in ("bob", "alice"):
@@ -299,18 +376,40 @@ def queued(service, tmp):
         raw.ask(b"QUIT")
 
 
+def hung_up(service, tmp):
+    """Let a client shut its sending side while its password is checked."""
+    with RawPop3(service, "", timeout=20) as raw:
+        raw.ask(b"USER alice")
+        with stopped(service, "auth"):
+            raw.send(b"PASS secret\r\n")
+            raw.sock.shutdown(socket.SHUT_WR)
+            seen(service)
+        raw.line()
+
+
+def lone(service, tmp):
+    """Let a listener of one connection serve alice, after one that served bob."""
+    service.pop3("bob").quit()
+    pop = service.pop3("alice")
+    pop.stat(), pop.stat(), pop.quit()
+
+
 def batch(service, tmp):
-    """Two mailboxes answer in one turn of the mda, so its client is told of both at once."""
+    """Let two mailboxes answer in one turn of the mda, so that its client gets both answers at once."""
     folders = [pathlib.Path(service.site.mail_users[user].maildir, "new") for user in ("alice", "bob")]
     mda = service.keep(smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock"))
     mda.ehlo(), mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob")
-    wait_for(lambda: all((service.actor(name) or {}).get("state") == "serving" for name in ("maildir.alice", "maildir.bob")))
+    wait_for(
+        lambda: all(
+            (service.actor(name) or {}).get("state") == "serving" for name in ("maildir.alice", "maildir.bob")
+        )
+    )
     with contextlib.ExitStack() as until_both_have_answered:
         with stopped(service, "maildir.alice", "maildir.bob"):
             mda.docmd("DATA")
             mda.sock.sendall(b"Subject: two\r\n\r\nFor two.\r\n.\r\n")
             other = smtplib.LMTP(f"{service.config.run_dir}/lmtp.sock")
-            other.ehlo(), other.quit()  # what came before has been passed on by now
+            other.ehlo(), other.quit()  # earlier commands have been passed on by now
             until_both_have_answered.enter_context(stopped(service, "mda"))
         wait_for(lambda: all(len(list(folder.iterdir())) > len(MAIL) for folder in folders))
     mda.getreply(), mda.getreply(), mda.quit()
@@ -318,7 +417,10 @@ def batch(service, tmp):
 
 EVERYBODY = ()
 SCENARIOS = {
-    "curl": client("curl"), "fetchmail": client("fetchmail"), "getmail6": client("getmail"), "mpop": client("mpop"),
+    "curl": client("curl"),
+    "fetchmail": client("fetchmail"),
+    "getmail6": client("getmail"),
+    "mpop": client("mpop"),
     "poplib": Scenario(with_poplib, until=ends()),
     "pipelined": Scenario(pipelined, until=ends()),
     "sasl": Scenario(sasl, EVERYBODY, ends(7)),
@@ -330,31 +432,54 @@ SCENARIOS = {
     "guesses": Scenario(guesses, EVERYBODY, ends(5)),
     "waits": Scenario(waits, EVERYBODY, ends(14), {"penalty_seconds": 1}),
     "restarts": Scenario(restarts, EVERYBODY, ends(2), {"park_seconds": 1, "warm_seconds": 1}),
-    "timeouts": Scenario(timeouts, EVERYBODY, ends(4), {"login_seconds": 1, "park_seconds": 1, "warm_seconds": 1}),
+    "timeouts": Scenario(
+        timeouts, EVERYBODY, ends(4), {"login_seconds": 1, "park_seconds": 1, "warm_seconds": 1}
+    ),
     "others": Scenario(others, ALICE, ends()),
+    "kicked": Scenario(kicked, EVERYBODY, ends(2)),
     "queued": Scenario(queued, ("--user", "alice"), ends(), {"max_logins": 1}),
-    "batch": Scenario(batch, ("mda", "--payload"), lambda recording: any(b"221" in said for f in recording.frames[-1:] for said in f.fields.get("said", ()))),
+    "hung_up": Scenario(hung_up, EVERYBODY, ends(1), {"allow_plaintext": True}),
+    "lone": Scenario(lone, ("--user", "alice"), ends(), {"isolation": "connection"}),
+    "batch": Scenario(
+        batch,
+        ("mda", "--payload"),
+        lambda recording: any(
+            b"221" in said for f in recording.frames[-1:] for said in f.fields.get("said", ())
+        ),
+    ),
     "parked": Scenario(parked, ALICE, ends(), {"park_seconds": 1, "warm_seconds": 1}),
 }
 
 
 def make(name, path=None):
-    """Make one recording; its path."""
+    """Make one recording; return its path."""
     scenario = SCENARIOS[name]
     path = path or HERE / f"{name}.rec"
-    with tempfile.TemporaryDirectory() as tmp, Service(mail=MAIL, users=["alice", "bob"], **scenario.site) as service:
+    with (
+        tempfile.TemporaryDirectory() as tmp,
+        Service(mail=MAIL, users=["alice", "bob"], **scenario.site) as service,
+    ):
         if inspect.isgeneratorfunction(scenario.act):
             steps = scenario.act(service, pathlib.Path(tmp))
             next(steps)
             record(service, scenario.trace, lambda: next(steps, None), scenario.until, path)
         else:
-            record(service, scenario.trace, lambda: scenario.act(service, pathlib.Path(tmp)), scenario.until, path)
+            record(
+                service,
+                scenario.trace,
+                lambda: scenario.act(service, pathlib.Path(tmp)),
+                scenario.until,
+                path,
+            )
     return path
 
 
 def follow(service, session, act, until, path):
-    """As `record`, of a session that is not there yet: `trace` does not wait for one."""
-    with Client(service.config.run_dir).follow(session=session) as watcher, pathlib.Path(path).open("wb") as file:
+    """Record a session that does not exist yet, which `trace` would not wait for."""
+    with (
+        Client(service.config.run_dir).follow(session=session) as watcher,
+        pathlib.Path(path).open("wb") as file,
+    ):
         file.write(pack(header(watcher.answer)))
         act()
         frames = []
@@ -367,10 +492,21 @@ def follow(service, session, act, until, path):
 
 
 def record(service, arguments, act, until, path):
-    """Run `trace --record` around `act`, until what was recorded satisfies `until`."""
+    """Run `trace --record` around `act` until the recording satisfies `until`."""
     with subprocess.Popen(
-        [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), "--force", *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [
+            *POPKERNEL,
+            "trace",
+            "--run-dir",
+            service.config.run_dir,
+            "--record",
+            str(path),
+            "--force",
+            *arguments,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as trace:
         try:
             assert "attached" in trace.stderr.readline()
@@ -383,7 +519,7 @@ def record(service, arguments, act, until, path):
 
 
 def spoil(name, how, change):
-    """A known-bad recording: a good one in which one frame is changed, as a program with that fault would have made it."""
+    """Make a known-bad recording: change one frame of a good one as a faulty program would have."""
     recording = read((HERE / f"{name}.rec").read_bytes())
     frames = change(list(recording.frames))
     data = [pack(recording.header), *map(pack, frames), pack(end(len(frames), 0))]
@@ -392,37 +528,53 @@ def spoil(name, how, change):
 
 
 def _reply_text(frames):
-    at = next(i for i, f in enumerate(frames) if f.name == "Reply" and f.fields["said"] == [b"+OK marked\r\n"])
+    at = next(
+        i for i, f in enumerate(frames) if f.name == "Reply" and f.fields["said"] == [b"+OK marked\r\n"]
+    )
     frames[at] = frames[at]._replace(fields={"said": [b"+OK deleted\r\n"]})
     return frames
 
 
 def _lost_dele(frames):
-    lost = next(i for i, f in enumerate(frames) if f.name == "Delete" and f.actor == "maildir.alice" and f.fields["first"] == 3)
+    lost = next(
+        i
+        for i, f in enumerate(frames)
+        if f.name == "Delete" and f.actor == "maildir.alice" and f.fields["first"] == 3
+    )
     return frames[:lost] + frames[lost + 1 :]
 
 
 def _octets(frames):
-    at = next(i for i, f in enumerate(frames) if f.name == "Ready" and f.way == "out")
+    at = next(i for i, f in enumerate(frames) if f.name == "MaildropReady" and f.way == "out")
     frames[at] = frames[at]._replace(fields={**frames[at].fields, "octets": frames[at].fields["octets"] + 1})
     return frames
 
 
 def _lease(frames):
-    at = next(i for i, f in enumerate(frames) if f.name == "Decision" and f.fields["method"] == "granted" and "IN-USE" in str(f.fields["effects"]))
+    at = next(
+        i
+        for i, f in enumerate(frames)
+        if f.name == "Decision" and f.fields["method"] == "granted" and "IN-USE" in str(f.fields["effects"])
+    )
     frames[at] = frames[at]._replace(fields={**frames[at].fields, "effects": []})
     return frames
 
 
 def _ended(frames):
-    at = next(i for i, f in enumerate(frames) if f.name == "Ended" and f.way == "out")
-    frames[at] = frames[at]._replace(fields={**frames[at].fields, "commands": frames[at].fields["commands"] + 1})
+    at = next(i for i, f in enumerate(frames) if f.name == "ConnectionEnded" and f.way == "out")
+    frames[at] = frames[at]._replace(
+        fields={**frames[at].fields, "commands": frames[at].fields["commands"] + 1}
+    )
     return frames
 
 
 def _never_asked(frames):
     turn = next(i for i, f in enumerate(frames) if f.name == "Turn")
-    return [f for i, f in enumerate(frames) if i < turn or f.way != "out" or f.name not in ("Awaiting", "Login")]
+    return [
+        f
+        for i, f in enumerate(frames)
+        if i < turn or f.way != "out" or f.name not in ("LoginStarted", "LoginRequest")
+    ]
 
 
 def _half(frames):
@@ -433,8 +585,12 @@ def _half(frames):
 
 
 BAD = {
-    "changed-reply-text": ("poplib", _reply_text), "lost-dele": ("poplib", _lost_dele), "wrong-octet-count": ("poplib", _octets),
-    "lost-in-use": ("guesses", _lease), "changed-report": ("others", _ended), "never-asked": ("queued", _never_asked),
+    "changed-reply-text": ("poplib", _reply_text),
+    "lost-dele": ("poplib", _lost_dele),
+    "wrong-octet-count": ("poplib", _octets),
+    "lost-in-use": ("guesses", _lease),
+    "changed-report": ("others", _ended),
+    "never-asked": ("queued", _never_asked),
     "half-a-batch": ("batch", _half),
 }
 

@@ -1,17 +1,20 @@
-"""Awkward messages, and what POP3 must give for each: worked out here line by line, with nothing of popkernel's own."""
+"""Build awkward messages and compute what POP3 must send for each, without any code of popkernel."""
 
 _HEAD = b"From: a@example.org\nTo: alice@localhost\nSubject: %s\n\n"
-_CHUNKS = (65536, 131072, 262144 - 32768, 262144)  # octets: what the actors read, send and stream at a time
-BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000))  # 20.6 MB
+# octets: the sizes in which the actors read, send and stream
+_CHUNKS = (65536, 131072, 262144 - 32768, 262144)
+BIG = b"From: demo@localhost\nSubject: large\n\n" + b"".join(
+    b"%09d %b\n" % (n, b"x" * 60) for n in range(290_000)
+)
 
 
 def head(name: str) -> bytes:
-    """Headers and the blank line."""
+    """Return the header fields and the blank line."""
     return _HEAD % name.encode()
 
 
 def dots_at_chunks(octets: int = 600_000) -> bytes:
-    """A message whose lines begin with dots just before, at and after every multiple of the sizes mail is cut at."""
+    """Build a message with line-start dots just before, at and after every chunk boundary."""
     body = bytearray(head("dots at chunk boundaries") + b"x" * octets + b"\n")
     for chunk in _CHUNKS:
         for at in range(chunk, octets, chunk):
@@ -21,7 +24,7 @@ def dots_at_chunks(octets: int = 600_000) -> bytes:
 
 
 def crlf_at_chunks(octets: int = 600_000) -> bytes:
-    """CR at the end of one chunk and LF at the beginning of the next, a dot behind; and a lone CR there."""
+    """Build a message with CR LF, a dot or a lone CR across chunk boundaries."""
     body = bytearray(head("CR LF at chunk boundaries") + b"y" * octets + b"\n")
     for chunk in _CHUNKS:
         for number, at in enumerate(range(chunk, octets, chunk)):
@@ -53,16 +56,23 @@ MESSAGES: dict[str, bytes] = {
 
 
 def big(megabytes: int = 50) -> bytes:
-    """A large message of ordinary lines, some with a dot in front."""
-    lines = b"".join(b"%s line %d of a large message, which is the same again and again\n" % (b"." if i % 7 == 0 else b"", i) for i in range(1000))
+    """Build a large message of ordinary lines, some of which begin with a dot."""
+    lines = b"".join(
+        b"%s line %d of a large message, which is the same again and again\n"
+        % (b"." if i % 7 == 0 else b"", i)
+        for i in range(1000)
+    )
     body = lines * (megabytes * 1_000_000 // len(lines) + 1)
     return head("big") + body
 
 
 def lines_of(raw: bytes) -> list[bytes]:
-    """The lines of a file as POP3 sees them: LF or CR LF ends a line, a last one without an end is one too."""
+    """Split a file into lines as POP3 sees them.
+
+    LF or CR LF ends a line. A last line without an end counts too.
+    """
     lines = raw.split(b"\n")
-    ended = len(lines) - 1  # all but the last piece had an LF behind them
+    ended = len(lines) - 1  # all but the last piece ended in LF
     result = [line[:-1] if line.endswith(b"\r") else line for line in lines[:ended]]
     if lines[ended]:
         result.append(lines[ended])
@@ -70,17 +80,23 @@ def lines_of(raw: bytes) -> list[bytes]:
 
 
 def sent(raw: bytes) -> bytes:
-    """The message as a client has it in the end: each line with CR LF behind. Its length is what STAT and LIST count."""
+    """Return the message as a client stores it: each line ends in CR LF.
+
+    STAT and LIST count this length.
+    """
     return b"".join(line + b"\r\n" for line in lines_of(raw))
 
 
 def on_the_wire(raw: bytes) -> bytes:
-    """The octets between the first line of the reply and the end of it, the closing dot with them."""
-    return b"".join((b"." if line.startswith(b".") else b"") + line + b"\r\n" for line in lines_of(raw)) + b".\r\n"
+    """Return the octets after the first reply line, dots stuffed, with the closing dot."""
+    return (
+        b"".join((b"." if line.startswith(b".") else b"") + line + b"\r\n" for line in lines_of(raw))
+        + b".\r\n"
+    )
 
 
 def top(raw: bytes, count: int) -> bytes:
-    """What TOP gives: the wire form of the headers, the blank line and `count` lines."""
+    """Return what TOP sends: headers, the blank line and `count` lines, with the closing dot."""
     shown, left = [], None
     for line in lines_of(raw):
         if left == 0:

@@ -1,4 +1,4 @@
-"""Bearer tokens for tests: an issuer of ours, its keys as a JWKS file, what it signs, and what a client says with it."""
+"""Provide a token issuer for tests: its keys as a JWKS file, signed tokens and SASL responses."""
 
 import base64
 import json
@@ -18,13 +18,21 @@ def key_set(private=EC, kid="one"):
 
 
 def token(private=EC, kid="one", **claims):
-    # One made when its file was imported must outlive the whole suite.
-    data = {"iss": ISSUER, "aud": "pop3", "exp": time.time() + 86400, "email": "alice", "scope": SCOPE} | claims
-    return jwt.encode(data, private, algorithm="ES256" if private is EC else "PS256", headers={"kid": kid}).encode()
+    # A token made at import must outlive the whole suite.
+    data = {
+        "iss": ISSUER,
+        "aud": "pop3",
+        "exp": time.time() + 86400,
+        "email": "alice",
+        "scope": SCOPE,
+    } | claims
+    return jwt.encode(
+        data, private, algorithm="ES256" if private is EC else "PS256", headers={"kid": kid}
+    ).encode()
 
 
 def settings(path):
-    """The keys of the configuration; `path`: where the key set lies."""
+    """Return the configuration keys; `path` is the key set's."""
     return {"oauth_issuer": ISSUER, "oauth_audience": "pop3", "oauth_jwks": str(path), "oauth_scope": SCOPE}
 
 
@@ -33,7 +41,9 @@ def xoauth2(secret, user="alice"):
 
 
 def oauthbearer(secret, user="alice"):
-    return base64.b64encode(b"n,a=%b,\1host=localhost\1port=995\1auth=Bearer %b\1\1" % (user.encode(), secret))
+    return base64.b64encode(
+        b"n,a=%b,\1host=localhost\1port=995\1auth=Bearer %b\1\1" % (user.encode(), secret)
+    )
 
 
 RESPONSES = {b"XOAUTH2": xoauth2, b"OAUTHBEARER": oauthbearer}

@@ -1,4 +1,4 @@
-"""A raw peer on the control socket: sends ZMTP frames as they are."""
+"""Send raw ZMTP frames to the control socket."""
 
 import socket
 
@@ -7,7 +7,7 @@ from popkernel.proto.bus.zmtp import Reader, frame_head, preface
 
 
 class RawControl:
-    """One connection; `request` is sent at once."""
+    """Hold one connection; `request` is sent at once."""
 
     def __init__(self, service, request, *, timeout=20):
         self.sock = socket.socket(socket.AF_UNIX)
@@ -21,7 +21,7 @@ class RawControl:
             raise
 
     def answer(self):
-        """The first frame that comes, unpacked."""
+        """Return the first frame received, unpacked."""
         reader, frames = Reader(1 << 26, (b"ROUTER",)), []
         while not frames:
             part = self.sock.recv(1 << 16)

@@ -1,7 +1,8 @@
-"""Write what the sample configuration and the manual say of configuration keys, from kernel/config/keys.py: `python -m tests.support.key_documents`.
+"""Write the configuration keys into the sample configuration and the manual.
 
-Words that stand there stay. Made anew are values, bounds, defaults, ports, the order, and the list of what a reload puts in force; a key that is
-not there yet is put in. tests/unit/test_config_rows.py fails where the files are not what this makes.
+`python -m tests.support.key_documents`. The source is kernel/config/keys.py. Existing descriptions stay.
+Values, bounds, defaults, ports, the order and the list of keys that a reload applies are written anew, and
+missing keys are added. tests/unit/test_config_rows.py fails where the files differ from what this writes.
 """
 
 import os
@@ -13,7 +14,8 @@ from popkernel.kernel.config.keys import keys
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SAMPLE = os.path.join(ROOT, "packaging", "popkernel.toml")
 MANUAL = os.path.join(ROOT, "docs", "popkernel.8")
-OWN_WORDS = {"isolation"}  # of these the documents say it otherwise than the help does
+OWN_WORDS = {"isolation"}  # keys whose description differs from the help
+REST = " ;\nall other keys take effect at the next start.\n.Bl -tag -width Ds\n"
 LISTS = ("certs", "users", "domains", "networks", "quotas")
 
 
@@ -23,7 +25,7 @@ def sentence(key):
 
 
 def value(key):
-    """The default as TOML has it; "" where it is nothing, or the machine's."""
+    """Return the default as TOML; "" if it is empty or depends on the machine."""
     if key.metadata["kind"] == "bool":
         return "true" if key.default else "false"
     if key.metadata["kind"] == "int":
@@ -47,7 +49,9 @@ def hint(key):
 
 def sample(text):
     head, *blocks = text.rstrip("\n").split("\n\n")
-    words = {found[2]: found[1] for found in (re.fullmatch(r"# (.*)\.\n#(\w+) = .*", block) for block in blocks)}
+    words = {
+        found[2]: found[1] for found in (re.fullmatch(r"# (.*)\.\n#(\w+) = .*", block) for block in blocks)
+    }
     for key in keys():
         said, of = words.get(key.name, sentence(key)), hint(key)
         if of:
@@ -70,25 +74,35 @@ def default(key):
 
 
 def entry(key):
-    """What a key that has none yet is given."""
+    """Return the text for a key that the manual does not have yet."""
     kind = key.metadata["kind"]
-    lists = f"A list of addresses, port {key.metadata['low']} unless given." if kind == "addresses" else "A list." if kind in LISTS else ""
+    lists = (
+        f"A list of addresses, port {key.metadata['low']} unless given."
+        if kind == "addresses"
+        else "A list."
+        if kind in LISTS
+        else ""
+    )
     lines = [*textwrap.wrap(sentence(key) + ".", 80, break_on_hyphens=False), lists, default(key)]
     return "\n".join(line for line in lines if line) + "\n"
 
 
 def named(names):
-    """Names, in mdoc."""
+    """Join names in mdoc."""
     *most, last = names
     lines = textwrap.wrap(" , ".join(most), 74)
-    # A comma stands at the end of a line, where mdoc takes it for punctuation.
-    joined = "\n".join(f".Cm {line.removeprefix(', ')}" + (" ," if at < len(lines) - 1 and not line.endswith(",") else "") for at, line in enumerate(lines))
+    # mdoc takes a comma for punctuation only at the end of a line.
+    joined = "\n".join(
+        f".Cm {line.removeprefix(', ')}" + (" ," if at < len(lines) - 1 and not line.endswith(",") else "")
+        for at, line in enumerate(lines)
+    )
     return f"{joined}\nand\n.Cm {last}\n"
 
 
 def manual(text):
     head, _, rest = text.partition("A reload puts\n")
-    _, _, rest = rest.partition("hold; all else waits for the next start.\n.Bl -tag -width Ds\n")
+    _, found, rest = rest.partition(REST)
+    assert found, f"docs/popkernel.8 lacks {REST!r}"
     items, _, tail = rest.partition(".El\n")
     bodies = dict(re.findall(r"(?ms)^\.It Cm (\w+)\n(.*?)(?=^\.It Cm |\Z)", items))
     for key in keys():
@@ -98,15 +112,22 @@ def manual(text):
             body = re.sub(r"port \d+ unless given", f"port {key.metadata['low']} unless given", body)
         bodies[key.name] = body
     files = [key.name for key in keys() if key.metadata["kind"] in ("file", "certs")]
-    reload = named([key.name for key in keys() if key.metadata["reload"]]) + "in force, and reads what the files named by\n" + named(files)
+    reload = (
+        named([key.name for key in keys() if key.metadata["reload"]])
+        + "in force, and reads anew the files of\n"
+        + named(files).rstrip("\n")
+    )
     made = "".join(f".It Cm {key.name}\n{bodies[key.name]}" for key in keys())
-    return f"{head}A reload puts\n{reload}hold; all else waits for the next start.\n.Bl -tag -width Ds\n{made}.El\n{tail}"
+    return f"{head}A reload puts\n{reload}{REST}{made}.El\n{tail}"
 
 
 def entries(text):
-    """What the manual says of each key, in one line."""
+    """Return the manual's text of each key, in one line."""
     items = text.partition(".Sh CONFIGURATION\n")[2].partition(".El\n")[0]
-    return {name: " ".join(body.split()) for name, body in re.findall(r"(?ms)^\.It Cm (\w+)\n(.*?)(?=^\.It Cm |\Z)", items)}
+    return {
+        name: " ".join(body.split())
+        for name, body in re.findall(r"(?ms)^\.It Cm (\w+)\n(.*?)(?=^\.It Cm |\Z)", items)
+    }
 
 
 def read(path):

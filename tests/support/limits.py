@@ -1,4 +1,4 @@
-"""What the tests of bounds share: a small service, what a connection is told first, and how clients go."""
+"""Help the tests of limits: a small service, its greeting, and how clients disconnect."""
 
 import socket
 import struct
@@ -15,11 +15,23 @@ TOO_FAST = b"-ERR [SYS/TEMP] too many connections a minute from your address, tr
 
 
 def serve(**settings):
-    return Service(**{"users": USERS, "mail": MAIL, "lmtp": False, "allow_plaintext": True, "most_errors": 10000, **settings})
+    return Service(
+        **{
+            "users": USERS,
+            "mail": MAIL,
+            "lmtp": False,
+            "allow_plaintext": True,
+            "most_errors": 10000,
+            **settings,
+        }
+    )
 
 
 def greeting(service, tls="tls", **options):
-    """What a connection is told first; it is closed at once. b"" where that is nothing."""
+    """Return what a new connection receives first; b"" if nothing.
+
+    The connection is closed at once.
+    """
     try:
         with RawPop3(service, tls, **options) as client:
             first = client.greeting
@@ -31,7 +43,7 @@ def greeting(service, tls="tls", **options):
 
 
 def refused_and_served(service, served, text, **options):
-    """Both ports say why, those who are in go on, and nobody is counted who was refused."""
+    """Check that both ports give the reason, sessions go on, and refused clients are not counted."""
     for _ in range(3):
         for tls in ("tls", ""):
             assert greeting(service, tls, **options) == text

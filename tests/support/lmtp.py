@@ -1,4 +1,4 @@
-"""LMTP clients: one every octet of which is the test's, and one that is smtplib's."""
+"""Provide LMTP clients: one that sends raw octets, and one based on smtplib."""
 
 import smtplib
 import socket
@@ -9,10 +9,13 @@ MAIL = b"Subject: x\r\n\r\nbody\r\n"
 
 
 class Lmtp(smtplib.LMTP):
-    """smtplib's, whose own sendmail takes the first recipient's answer for everybody's."""
+    """Send with smtplib, and keep each recipient's own reply.
+
+    smtplib's sendmail takes the first recipient's reply for all.
+    """
 
     def sendmail(self, sender, recipients, mail):
-        """Refused recipients and why; SMTPRecipientsRefused where it is all of them."""
+        """Return the refused recipients with their replies; SMTPRecipientsRefused if all are refused."""
         self.ehlo_or_helo_if_needed()
         code, text = self.mail(sender)
         if code != 250:
@@ -27,7 +30,11 @@ class Lmtp(smtplib.LMTP):
                 refused[recipient] = code, text
         if taken:
             self.docmd("DATA")
-            self.send((b"\r\n" + mail).replace(b"\r\n.", b"\r\n..")[2:] + (b"" if mail.endswith(b"\r\n") else b"\r\n") + b".\r\n")
+            self.send(
+                (b"\r\n" + mail).replace(b"\r\n.", b"\r\n..")[2:]
+                + (b"" if mail.endswith(b"\r\n") else b"\r\n")
+                + b".\r\n"
+            )
             for recipient in taken:
                 code, text = self.getreply()
                 if code != 250:
@@ -40,7 +47,7 @@ class Lmtp(smtplib.LMTP):
 
 
 def lmtp(service):
-    """Over the service's unix socket."""
+    """Connect over the service's unix socket."""
     client = service.keep(Lmtp(socket_path(service)))
     client.sock.settimeout(60)
     return client
@@ -51,10 +58,17 @@ def socket_path(service):
 
 
 class RawLmtp:
-    """A connection on which every octet is the test's. As root, `uid` may be another's."""
+    """Hold a connection on which the test sends every octet.
+
+    As root, `uid` may be another user's.
+    """
 
     def __init__(self, service, uid=None, path=None):
-        self.sock = connected_as(path or socket_path(service), uid) if uid is not None else socket.socket(socket.AF_UNIX)
+        self.sock = (
+            connected_as(path or socket_path(service), uid)
+            if uid is not None
+            else socket.socket(socket.AF_UNIX)
+        )
         self.file = self.sock.makefile("rb")
         try:
             if uid is None:
@@ -66,7 +80,7 @@ class RawLmtp:
             raise
 
     def answer(self):
-        """One whole answer."""
+        """Return one whole reply."""
         lines = b""
         while True:
             line = self.file.readline()
@@ -92,7 +106,7 @@ class RawLmtp:
             self.say(b"RCPT TO:<%s>\r\n" % recipient.encode(), b"250")
 
     def deliver(self, body, *recipients):
-        """A message in wire form without its end; the last answers."""
+        """Send a message in wire form, given without its end; return the last replies."""
         self.envelope(*recipients)
         self.say(b"DATA\r\n", b"354")
         self.send(body + b"\r\n.\r\n")
@@ -110,7 +124,7 @@ class RawLmtp:
 
 
 def deliver(service, user="alice", mail=MAIL):
-    """The answer to a message in wire form."""
+    """Deliver a message in wire form and return the reply."""
     with RawLmtp(service) as raw:
         return raw.deliver(mail[:-2], user)[0]
 
@@ -125,11 +139,17 @@ out.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [s.
 
 
 def connected_as(path, uid):
-    """A connected socket whose peer credentials are another's: made by a process that has them, and passed here."""
+    """Return a connected socket with another user's peer credentials.
+
+    A process with that uid connects it and passes it here.
+    """
     mine, its = socket.socketpair()
     with mine, its:
-        subprocess.run([sys.executable, "-I", "-c", _CONNECT, path, str(uid), str(its.fileno())], pass_fds=[its.fileno()], check=True, cwd="/")
+        subprocess.run(
+            [sys.executable, "-I", "-c", _CONNECT, path, str(uid), str(its.fileno())],
+            pass_fds=[its.fileno()],
+            check=True,
+            cwd="/",
+        )
         _, fds, _, _ = socket.recv_fds(mine, 1, 1)
     return socket.socket(fileno=fds[0])
-
-

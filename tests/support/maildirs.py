@@ -1,4 +1,4 @@
-"""Mail as it lies in maildirs, and as a session has it; maildirs given away, or on a small file system."""
+"""Read maildirs as files and through sessions; change their owner or file system."""
 
 import contextlib
 import hashlib
@@ -13,9 +13,9 @@ from tests.support.waiting import wait_for
 
 
 def messages(service, user):
-    """Octets of every message in new/ and cur/, by file name, in the order of their names."""
+    """Return every message in new/ and cur/ by file name, sorted by name."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # flags are changed after QUIT has been answered
+        with contextlib.suppress(FileNotFoundError):  # flags change after QUIT has been answered
             return _messages(service.site.mail_users[user].maildir)
 
 
@@ -29,7 +29,7 @@ def _messages(maildir):
 
 
 def bodies(service, user):
-    """The messages without the two fields that the server put on."""
+    """Return the messages without the two trace fields that the server adds."""
     return [without_trace(m) for m in messages(service, user).values()]
 
 
@@ -42,7 +42,7 @@ def left_in_tmp(service, user):
 
 
 def mail_of(service, user="alice"):
-    """Every message of a user: digest by the unique part of its name."""
+    """Return every message of a user: digest by the unique part of the file name."""
     found = {}
     base = service.site.mail_users[user].maildir
     for sub in ("new", "cur"):
@@ -55,7 +55,7 @@ def mail_of(service, user="alice"):
 
 
 def stat(service, user):
-    """How many messages a session has."""
+    """Return the number of messages that a session lists."""
     client = service.pop3(user)
     try:
         return client.stat()[0]
@@ -64,7 +64,7 @@ def stat(service, user):
 
 
 def login_or_none(service, user):
-    """A session, None where the mailbox is not available now."""
+    """Return a session, or None if the mailbox is unavailable now."""
     try:
         return service.pop3(user)
     except poplib.error_proto as error:
@@ -73,15 +73,18 @@ def login_or_none(service, user):
 
 
 def pop_all(service, user):
-    """Every message over POP3S, line ends as CR LF. Tried again, as a client would, where the actor dies of its last fault just then."""
+    """Fetch every message over POP3S, with CR LF line ends.
+
+    Retries, as a client would, if the actor dies of its last fault at that moment.
+    """
     client = wait_for(lambda: login_or_none(service, user))
     got = [b"".join(line + b"\r\n" for line in client.retr(n + 1)[1]) for n in range(client.stat()[0])]
     client.quit()
     return got
 
 
-def own(service, user, path):
-    """Give a directory, and all in it, to that user."""
+def chown_tree(service, user, path):
+    """Give a directory and its content to that user."""
     row = service.site.mail_users[user]
     for at, folders, files in os.walk(path):
         for name in ["", *folders, *files]:
@@ -90,10 +93,20 @@ def own(service, user, path):
 
 @contextlib.contextmanager
 def on_file_system(service, user, size):
-    """The user's maildir on a small file system of its own."""
+    """Put the user's maildir on a small file system of its own."""
     row = service.site.mail_users[user]
     result = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},uid={row.uid},gid={row.gid},mode=0700", "none", row.maildir], capture_output=True, check=False,
+        [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            f"size={size},uid={row.uid},gid={row.gid},mode=0700",
+            "none",
+            row.maildir,
+        ],
+        capture_output=True,
+        check=False,
     )
     if result.returncode:
         pytest.skip("file systems can't be mounted here")
@@ -104,6 +117,6 @@ def on_file_system(service, user, size):
 
 
 def read_lines(drop, listing, i, limit):
-    """A message as the store reads it, with LF line ends; its mail has no line that begins with a dot."""
+    """Read a message as the store does, with LF line ends; no line of it may begin with a dot."""
     wire = drop.read_wire(listing, i, limit)
     return wire and wire.replace(b"\r\n", b"\n")

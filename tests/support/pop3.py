@@ -1,4 +1,4 @@
-"""A POP3 client that shows the octets as they came, and one that is poplib's."""
+"""Provide POP3 clients: one that shows raw octets, and one based on poplib."""
 
 import poplib
 import socket
@@ -8,7 +8,10 @@ from popkernel.actors.listener.tls import forget_errors
 
 
 def connect(address, *, source="", timeout=20, buffer=0):
-    """Connect a socket to an address of the configuration. `buffer`: octets that the system takes before they are read."""
+    """Connect a socket to an address of the configuration.
+
+    `buffer`: size of the receive buffer, in octets.
+    """
     sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
         sock.settimeout(timeout)
@@ -24,23 +27,34 @@ def connect(address, *, source="", timeout=20, buffer=0):
 
 
 class RawPop3:
-    """One connection. The test sends and takes every octet.
+    """Hold one connection on which the test sends and receives every octet.
 
-    `tls`: "tls" at once, "stls" by STLS, "" not at all. `user`: log in at once. `before`: octets to send first of all,
-    before TLS. `verify`: False where the server's certificate is not the site's. `address`: where to connect to; else the
-    first address for `tls`. The others are connect()'s.
+    `tls`: "tls" at once, "stls" by STLS, "" for none. `user`: log in at once. `before`: octets to send first,
+    before TLS. `verify`: False if the server's certificate is not the site's. `address`: where to connect; by
+    default the first address for `tls`. The other arguments are those of connect().
     """
 
     def __init__(
-        self, service, tls="tls", *, user="", password="secret", timeout=20, buffer=0, source="", before=b"", verify=True,
+        self,
+        service,
+        tls="tls",
+        *,
+        user="",
+        password="secret",
+        timeout=20,
+        buffer=0,
+        source="",
+        before=b"",
+        verify=True,
         address=None,
     ):
         address = address or (service.tls if tls == "tls" else service.plain)
         self.sock = connect(address, source=source, timeout=timeout, buffer=buffer)
-        self.data = bytearray()  # received, and not yet taken
+        self.data = bytearray()  # received, not yet consumed
         self.cafile = service.site.cert if verify else None
         try:
-            self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)  # in one segment with the ClientHello
+            # in one segment with the ClientHello
+            self.sock.send(before, getattr(socket, "MSG_MORE", 0) if tls == "tls" else 0)
             self._begin(tls, user, password)
         except BaseException:
             self.close()
@@ -68,7 +82,7 @@ class RawPop3:
         self.sock.close()
 
     def secure(self):
-        """TLS from here on."""
+        """Start TLS."""
         context = ssl.create_default_context(cafile=self.cafile)
         context.check_hostname = False
         if self.cafile is None:
@@ -82,7 +96,7 @@ class RawPop3:
         self.sock.sendall(data)
 
     def more(self, octets: int = 1 << 18) -> bool:
-        """Receive what comes next; False at the end of the connection."""
+        """Receive the next octets; False at the end of the connection."""
         try:
             data = self.sock.recv(octets)
         except (ConnectionResetError, ssl.SSLEOFError):
@@ -91,13 +105,13 @@ class RawPop3:
         return bool(data)
 
     def some(self, octets: int) -> None:
-        """Receive until so many octets are there, and not much more; they are left in `data`."""
+        """Receive until at least `octets` are in `data`, and leave them there."""
         while len(self.data) < octets:
             if not self.more(1 << 14):
                 raise EOFError(bytes(self.data[-200:]))
 
     def take(self, octets: int) -> bytes:
-        """Exactly so many octets."""
+        """Return exactly `octets` octets."""
         while len(self.data) < octets:
             if not self.more():
                 raise EOFError(bytes(self.data[-200:]))
@@ -106,7 +120,7 @@ class RawPop3:
         return data
 
     def line(self) -> bytes:
-        """A line with its CR LF."""
+        """Return a line with its CR LF."""
         start = 0
         while (at := self.data.find(b"\n", start)) < 0:
             start = len(self.data)
@@ -115,17 +129,17 @@ class RawPop3:
         return self.take(at + 1)
 
     def ask(self, command: bytes) -> bytes:
-        """Send a line; the first line of the reply."""
+        """Send a line; return the first line of the reply."""
         self.send(command + b"\r\n")
         return self.line()
 
     def login(self, user="alice", password="secret") -> bytes:
-        """USER and PASS; the reply to PASS."""
+        """Send USER and PASS; return the reply to PASS."""
         self.ask(b"USER " + user.encode())
         return self.ask(b"PASS " + password.encode())
 
     def rest(self) -> bytes:
-        """What follows the first line of a reply of many lines, as it came, the closing dot with it."""
+        """Return the lines after the first of a multi-line reply, as received, with the closing dot."""
         start = 0
         while True:
             if self.data.startswith(b".\r\n"):
@@ -138,26 +152,35 @@ class RawPop3:
                 raise EOFError(bytes(self.data[-200:]))
 
     def message(self) -> bytes:
-        """The same as a client has it in the end: without the closing dot, dots undone."""
+        """Return the rest of a multi-line reply without the closing dot and with dots unstuffed."""
         wire = self.rest()[:-3]
         return (wire[1:] if wire.startswith(b".") else wire).replace(b"\r\n..", b"\r\n.")
 
     def many(self, command: bytes) -> bytes:
-        """A command whose reply has many lines; those after the first, which must be +OK."""
+        """Send a command with a multi-line reply; return the lines after +OK."""
         answer = self.ask(command)
         assert answer.startswith(b"+OK"), answer
         return self.rest()
 
     def end(self) -> bytes:
-        """All that still comes until the server closes."""
+        """Return everything until the server closes."""
         while self.more():
             continue
         data, self.data = bytes(self.data), bytearray()
         return data
 
 
+def login_answer(service, user="alice"):
+    """Log in, and out again if that was answered by +OK. Return the answer to PASS."""
+    with RawPop3(service) as client:
+        answer = client.login(user)
+        if answer.startswith(b"+OK"):
+            assert client.ask(b"QUIT").startswith(b"+OK")
+        return answer
+
+
 class Pop3(poplib.POP3_SSL):
-    """As poplib has it, but nothing is left open where no greeting comes."""
+    """Behave as poplib, but close the socket if no greeting comes."""
 
     sock = file = None
 
@@ -170,4 +193,6 @@ class Pop3(poplib.POP3_SSL):
 
     def close(self):
         super().close()
-        forget_errors()  # else the broken pipe of this one may be taken for the next one's: tests/e2e/protocol/test_clients_gone_mid_answer.py
+        # Else a broken pipe of this client may be taken for the next one's:
+        # tests/e2e/protocol/test_clients_gone_mid_answer.py
+        forget_errors()

@@ -1,15 +1,16 @@
-"""Loopback ports for servers under test.
+"""Choose loopback ports for servers under test.
 
-Below those that the system gives to clients (ip_local_port_range), or a client of another test may have one by the time its server
-binds it; and for each worker of pytest-xdist a stretch of its own, that two servers never choose the same.
+They lie below ip_local_port_range: else a client of another test might have the port before its server binds
+it. Each worker of pytest-xdist has its own range, so that two servers never choose the same port.
 """
 
 import os
 import socket
 
 _FIRST, _STRETCH = 10_000, 2_500
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw8").removeprefix("gw")) % 9  # 8: where there are no workers
-_tried = os.getpid() * 37  # so that two runs begin apart
+# 8: without workers
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw8").removeprefix("gw")) % 9
+_tried = os.getpid() * 37  # two runs start at different ports
 
 
 def _free(port):
@@ -22,7 +23,7 @@ def _free(port):
 
 
 def free_ports(many=2):
-    """So many, each given once in many."""
+    """Return `many` free ports, none of which is given out again soon."""
     global _tried
     found = []
     for _ in range(_STRETCH):

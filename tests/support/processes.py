@@ -1,4 +1,4 @@
-"""Processes of a service: find one, kill it, stop it, wait for its end; the memory it has."""
+"""Find, kill, stop and wait for a service's processes, and read their memory."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from tests.support.waiting import wait_for
 
 
 def pid_of(service, name):
-    """The process of an actor, which must be there."""
+    """Return an actor's process id; the actor must exist."""
     row = wait_for(lambda: service.actor(name))
     assert row["pid"] > 1, row
     return row["pid"]
 
 
 def tree(pid):
-    """A process and all below it."""
+    """Return a process and all its descendants."""
     found, todo = [], [pid]
     while todo:
         pid = todo.pop()
@@ -41,7 +41,7 @@ def continue_process(pid):
 
 @contextlib.contextmanager
 def stopped(*pids):
-    """These processes do nothing meanwhile."""
+    """Stop these processes while the context is active."""
     for pid in pids:
         stop_process(pid)
     try:
@@ -53,12 +53,12 @@ def stopped(*pids):
 
 
 def gone(pid):
-    """Not there any more; who is dead and not waited for still is."""
+    """Return whether a process no longer exists; a zombie still does."""
     return not os.path.exists(f"/proc/{pid}")
 
 
 def running(pids):
-    """Those that still run; a dead one that nobody has waited for runs no more."""
+    """Return those processes that run; zombies do not."""
     alive = []
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
@@ -67,17 +67,17 @@ def running(pids):
     return alive
 
 
-def all_gone(pids):
+def wait_all_ended(pids):
     wait_for(lambda: not running(pids), seconds=10)
 
 
 def rss(pid):
-    """Resident memory, octets."""
+    """Return resident memory, in octets."""
     with open(f"/proc/{pid}/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
 
 
 def peak(pid):
-    """The most it ever was, octets."""
+    """Return peak resident memory, in octets."""
     with open(f"/proc/{pid}/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))

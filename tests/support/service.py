@@ -1,4 +1,7 @@
-"""A real service for tests: `popkernel start` on a site of its own, on loopback ports of its own, waited for and ended by its process id."""
+"""Run a real service: `popkernel start` on its own site and loopback ports.
+
+It is waited for, and ended by its process id.
+"""
 
 import contextlib
 import os
@@ -10,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from popkernel.cli.demo import make_site
+from popkernel.cli.common.sample_site import make_site
 from popkernel.kernel.client import Client
 
 from tests.support.faults import short_deadlines
@@ -25,19 +28,36 @@ IMPATIENT_SECONDS = 2
 
 
 class Service:
-    """Started when made; `with` ends it. `site` as make_site() gives it; keyword arguments go to make_site()."""
+    """Start a service; `with` ends it.
 
-    opened = []  # those that were made and not closed: conftest.py
+    `site` is what make_site() returns; keyword arguments go to make_site().
+    """
 
-    def __init__(self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site):
+    opened = []  # created and not yet closed; read by conftest.py
+
+    def __init__(
+        self, *, command=None, arguments=(), expect_ready=True, verbose=2, directory=None, env=None, **site
+    ):
         self.clients = []
         self.temporary = tempfile.TemporaryDirectory(prefix="pk", dir=directory)
         os.chmod(self.temporary.name, 0o711)
-        # All come from one address here, many with wrong passwords: what bounds that has tests of its own.
-        self.site = make_site(self.temporary.name, **{"max_sessions_address": 0, "penalty_seconds": 0, "ports": free_ports(), **site})
+        # All clients share one address and many send wrong passwords; those limits have their own tests.
+        self.site = make_site(
+            self.temporary.name,
+            **{"max_sessions_address": 0, "penalty_seconds": 0, "ports": free_ports(), **site},
+        )
         self.config = self.site.config
         self.toml = os.path.join(self.site.directory, "popkernel.toml")
-        self.command_line = [*(command or POPKERNEL), "start", "-f", self.toml, "--log", "stderr", *(["-v"] * verbose), *arguments]
+        self.command_line = [
+            *(command or POPKERNEL),
+            "start",
+            "-f",
+            self.toml,
+            "--log",
+            "stderr",
+            *(["-v"] * verbose),
+            *arguments,
+        ]
         self.env = env
         self.verbose = verbose
         self.start()
@@ -52,15 +72,22 @@ class Service:
     def start(self):
         self.log = b""
         self.process = subprocess.Popen(
-            self.command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env,
-            pipesize=1 << 20,  # nobody reads the log while a test does something else, and who writes to a full pipe waits
+            self.command_line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self.env,
+            # A test does not read the log meanwhile, and a full pipe would block the service.
+            pipesize=1 << 20,
         )
         os.set_blocking(self.process.stderr.fileno(), False)
 
     def wait_ready(self):
-        self.wait_log("ready: ")
-        if self.verbose >= 2:  # then its processes are those that stay
-            self.wait_log("mailboxes looked at")
+        json = self.config.log_format == "json"
+        self.wait_log("service.ready" if json else "ready: ")
+        if self.verbose >= 2:  # then the processes are the final ones
+            self.wait_log("mailboxes.checked" if json else "mailboxes checked")
+            self.wait_log("warm.budget" if json else "warm actors: ")  # the actor on trial has ended
 
     def __enter__(self):
         return self
@@ -69,12 +96,18 @@ class Service:
         self.close()
 
     def keep(self, thing):
-        """Have a client closed with the service at the latest: the frames of a test that failed hold it for long, and the next ones would be told of it."""
+        """Close a client with the service at the latest.
+
+        The frames of a failed test keep it open, and the next tests would see its warnings.
+        """
         self.clients.append(thing)
         return thing
 
-    def survive(self, clients):
-        """A test has failed: its clients go, but for the first so many; where the service has ended, it is started anew on the same site."""
+    def clean_up_after_failure(self, clients):
+        """Clean up after a failed test.
+
+        Close all but the first `clients`; if the service has ended, restart it on its site.
+        """
         while len(self.clients) > clients:
             self.clients.pop().close()
         if self.process.poll() is not None:
@@ -85,22 +118,22 @@ class Service:
         self.start()
         try:
             self.wait_ready()
-        except AssertionError:  # what is left of the old one holds the run directory for a moment
+        except AssertionError:  # a remaining process holds the run directory for a moment
             return False
         return True
 
     @property
     def tls(self):
-        """Host and port of implicit TLS."""
+        """Return host and port of implicit TLS."""
         return self.config.listen[0]
 
     @property
     def plain(self):
-        """Host and port of POP3 with STLS."""
+        """Return host and port of POP3 with STLS."""
         return self.config.listen_starttls[0]
 
     def read_log(self, timeout=0.0):
-        """The log so far, as text."""
+        """Return the log so far."""
         fd = self.process.stderr.fileno()
         if timeout:
             select.select([fd], [], [], timeout)
@@ -110,38 +143,62 @@ class Service:
         return self.log.decode(errors="replace")
 
     def wait_log(self, text, *, seconds=20.0, count=1):
-        """Wait until `text` stands in the log (`count` times); the log."""
+        """Wait until `text` stands in the log `count` times; return the log."""
         end = time.monotonic() + seconds
         while self.read_log(0.05).count(text) < count:
-            if time.monotonic() > end or (self.process.poll() is not None and self.read_log().count(text) < count):
-                raise AssertionError(f"{text!r} is not in the log ({self.process.poll()}):\n{self.read_log()}")
+            if time.monotonic() > end or (
+                self.process.poll() is not None and self.read_log().count(text) < count
+            ):
+                raise AssertionError(
+                    f"{text!r} is not in the log ({self.process.poll()}):\n{self.read_log()}"
+                )
         return self.read_log()
 
     def command(self, *arguments, check=True):
         """Run `popkernel ARGUMENTS --run-dir ...`."""
         result = subprocess.run(
-            [*POPKERNEL, *arguments, "--run-dir", self.config.run_dir], capture_output=True, text=True, timeout=60, check=False,
+            [*POPKERNEL, *arguments, "--run-dir", self.config.run_dir],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         if check and result.returncode:
             raise AssertionError(f"{arguments}: exit {result.returncode}\n{result.stdout}{result.stderr}")
         return result
 
+    def change_files(self):
+        """Change the files that auth and listeners read, so that the next reload replaces both."""
+        for path, more in ((self.site.auth_table, b"# changed\n"), (self.site.cert, b"\n")):
+            with open(path, "ab") as file:
+                file.write(more)
+
     def status(self):
-        """As the command gives it, without a process of its own: many tests ask often."""
+        """Return the status as the command does, without starting a process: many tests ask often."""
         answer = Client(self.config.run_dir).ask("status", 20)
         del answer["ok"]
         return answer
 
     def actor(self, name):
-        """The status row of an actor (a name or its beginning), None where there is none."""
-        return next((a for a in self.status()["actors"] if a["name"] == name or a["name"].startswith((name + ".", name + "~"))), None)
+        """Return the status row of an actor (a name or its beginning); None if there is none."""
+        return next(
+            (
+                a
+                for a in self.status()["actors"]
+                if a["name"] == name or a["name"].startswith((name + ".", name + "~"))
+            ),
+            None,
+        )
 
     def pids(self):
-        """Every process of this service that runs: init and all below it."""
+        """Return every running process of this service: init and all its descendants."""
         return tree(self.process.pid)
 
     def running(self, name):
-        """Whether an actor of that name (15 octets of it, as the system keeps them) has a process: quicker than asking for the status."""
+        """Return whether an actor has a process.
+
+        Quicker than the status; compares the first 15 octets of the name, as the system keeps no more.
+        """
         for pid in self.pids():
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
                 if file.read().strip() == name[:15]:
@@ -149,7 +206,7 @@ class Service:
         return False
 
     def pop3(self, user="alice", password=None, *, login=True, timeout=20):
-        """A poplib session over implicit TLS, logged in."""
+        """Return a poplib session over implicit TLS, logged in."""
         context = ssl.create_default_context(cafile=self.site.cert)
         context.check_hostname = False
         try:
@@ -171,7 +228,7 @@ class Service:
         self.process.send_signal(number)
 
     def stop(self, seconds=20):
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM; return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(seconds)
@@ -179,7 +236,7 @@ class Service:
         return code
 
     def close(self):
-        """End it, whatever state it is in, and remove the site."""
+        """End the service in any state and remove its site."""
         if self.process.poll() is None:
             try:
                 self.stop()
@@ -197,10 +254,16 @@ class Service:
 
 
 def serve(**site):
-    """A service without delivery."""
+    """Run a service without delivery."""
     return Service(**{"lmtp": False, **site})
 
 
-def impatient(*more, **site):
-    """A service in which nobody waits long, with delivery."""
-    return Service(command=[*short_deadlines.COMMAND, str(IMPATIENT_SECONDS), *more], mail=(), restart_intensity=1000, restart_seconds=1, **site)
+def serve_with_short_deadlines(*more, **site):
+    """Run a service with delivery and short deadlines."""
+    return Service(
+        command=[*short_deadlines.COMMAND, str(IMPATIENT_SECONDS), *more],
+        mail=(),
+        restart_intensity=1000,
+        restart_seconds=1,
+        **site,
+    )

@@ -1,4 +1,4 @@
-"""A program on a control socket that is no popkernel: it says the same octets to whoever connects."""
+"""Serve fixed octets on a control socket, as a program that is not popkernel."""
 
 import contextlib
 import socket
@@ -6,7 +6,10 @@ import threading
 
 
 class Stranger:
-    """`with` ends it. `then`: "close" the connection, or "wait"."""
+    """Answer every connection with the same octets; `with` ends it.
+
+    `then`: "close" the connection, or "wait".
+    """
 
     def __init__(self, directory, octets, then="wait"):
         self._octets, self._then = octets, then
@@ -23,7 +26,7 @@ class Stranger:
                 sock, _ = self._sock.accept()
             except OSError:  # shut down
                 return
-            with contextlib.suppress(OSError):  # whoever only looked whether anyone is there
+            with contextlib.suppress(OSError):  # a client that only checked for a listener
                 sock.sendall(self._octets)
             if self._then == "close":
                 sock.close()

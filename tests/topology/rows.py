@@ -1,4 +1,4 @@
-"""Values made from the table: for each message of each edge what it may hold, and each way in which it may not."""
+"""Make values from the table: for each message of each edge, valid ones and every kind of invalid one."""
 
 import msgpack
 from popkernel.proto.codec import Codec
@@ -12,34 +12,74 @@ FIELD_IDS = [f"{edge.source}>{edge.target}:{message.__name__}.{name}" for edge, 
 
 
 def smallest(field):
-    """The least that the field may hold."""
+    """Return the smallest value of a field."""
     return {
-        "int": field.low, "str": "a" * field.low, "bytes": b"", "bool": False, "ints": [], "strs": [], "blobs": [],
+        "int": field.low,
+        "str": "a" * field.low,
+        "bytes": b"",
+        "bool": False,
+        "ints": [],
+        "strs": [],
+        "blobs": [],
+        "map": {},
     }[field.kind]
 
 
 def largest(field, room):
-    """The most that it may hold, in `room` octets."""
+    """Return the largest value of a field, in `room` octets."""
     items = max(0, min(field.items, room // 9))
     return {
-        "int": field.high, "str": "\U0001f4ec" * min(field.high, room // 4), "bytes": b"\xff" * min(field.high, room), "bool": True,
-        "ints": [field.high] * items, "strs": ["a" * min(field.high, 8)] * items, "blobs": [b"a" * min(field.high, 8)] * items,
+        "int": field.high,
+        "str": "\U0001f4ec" * min(field.high, room // 4),
+        "bytes": b"\xff" * min(field.high, room),
+        "bool": True,
+        "ints": [field.high] * items,
+        "strs": ["a" * min(field.high, 8)] * items,
+        "blobs": [b"a" * min(field.high, 8)] * items,
+        "map": {
+            # four octets each, and as many as allowed
+            f"name{n}": "\U0001f4ec" * min(field.high // max(1, items), room // 4 // max(1, items))
+            for n in range(items)
+        },
     }[field.kind]
 
 
 def wrong_types(field):
-    """One value of each type that the field is not of."""
+    """Return one value of each other type."""
     values = {
-        "none": None, "int": 1, "bool": True, "float": 1.0, "str": "a", "bytes": b"a", "list": [], "nested": [[]], "map": {}, "maps": [{}],
-        "ext": msgpack.ExtType(1, b"a"), "time": msgpack.Timestamp(1), "strs": ["a"], "blobs": [b"a"], "ints": [1], "bools": [True], "floats": [1.0],
+        "none": None,
+        "int": 1,
+        "bool": True,
+        "float": 1.0,
+        "str": "a",
+        "bytes": b"a",
+        "list": [],
+        "nested": [[]],
+        "map": {},
+        "maps": [{}],
+        "ext": msgpack.ExtType(1, b"a"),
+        "time": msgpack.Timestamp(1),
+        "strs": ["a"],
+        "blobs": [b"a"],
+        "ints": [1],
+        "bools": [True],
+        "floats": [1.0],
     }
-    fits = {"int": {"int"}, "str": {"str"}, "bytes": {"bytes"}, "bool": {"bool"},
-            "ints": {"list", "ints"}, "strs": {"list", "strs"}, "blobs": {"list", "blobs"}}[field.kind]
+    fits = {
+        "int": {"int"},
+        "str": {"str"},
+        "bytes": {"bytes"},
+        "bool": {"bool"},
+        "ints": {"list", "ints"},
+        "strs": {"list", "strs"},
+        "blobs": {"list", "blobs"},
+        "map": {"map"},
+    }[field.kind]
     return {name: value for name, value in values.items() if name not in fits}
 
 
 def out_of_bounds(field):
-    """Values of the right type, just beyond each bound."""
+    """Return values of the right type just beyond each bound."""
     found = []
     if field.kind == "int":
         found += [field.low - 1, field.high + 1]
@@ -53,6 +93,12 @@ def out_of_bounds(field):
         found += [["a" * (field.high + 1)], [""] * (field.items + 1)]
     elif field.kind == "blobs":
         found += [[b"a" * (field.high + 1)], [b""] * (field.items + 1)]
+    elif field.kind == "map":
+        found += [{"a": low} for low in (field.low - 1, 2**63)]
+        found += [{f"n{n}": 1 for n in range(field.items + 1)}, {"a": "x" * (field.high + 1)}]
+        found += [{"a": "x" * (field.high // 2 + 1), "b": "x" * (field.high // 2 + 1)}]
+        found += [{"a" * 33: 1}, {"": 1}, {"a b": 1}, {"a": None}, {"a": True}, {"a": [1]}, {"a": {"b": 1}}]
+        found += [{"a": text} for text in ("a\nb", "\x1b", "\u2028", "\x7f")]
     return [value for value in found if not (isinstance(value, int) and not -(2**63) <= value < 2**64)]
 
 
@@ -61,7 +107,7 @@ def code_of(edge, message):
 
 
 def values(message, **changed):
-    """A message's fields, each the smallest, but for those that are given."""
+    """Return a message's fields, each the smallest unless given."""
     return [changed.get(name, smallest(field)) for name, field in fields_of(message).items()]
 
 

@@ -1,4 +1,7 @@
-"""Every question of the table has a deadline that somebody keeps, and a test that holds it. A new message is put in one of these tables."""
+"""Check that every request of the table has a deadline, a keeper and a test.
+
+A new message needs a row in one of these tables.
+"""
 
 import os
 import re
@@ -8,71 +11,200 @@ from popkernel.proto.topology import EDGES
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 REPORT = ("kernel/supervisor/hung_actors.py", "tests/unit/test_hung_actors.py::test_silent")
-LISTENER = ("actors/listener/peers.py", "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers")
+LISTENER = (
+    "actors/listener/peers.py",
+    "tests/unit/test_listener_asks.py::test_a_maildir_actor_that_never_answers",
+)
 MDA = ("actors/mda/routing.py", "tests/e2e/delivery/test_hung_actors.py::test_a_maildir_actor_that_hangs")
-INIT = ("kernel/runtime/deadlines.py", "tests/e2e/reload/test_configured_files.py::test_a_kernel_that_hangs_is_ended_by_init")
-KILLED = ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_end")
+INIT = (
+    "kernel/runtime/deadlines.py",
+    "tests/e2e/reload/test_configured_files.py::test_a_kernel_that_hangs_is_ended_by_init",
+)
+KILLED = ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_a_process_that_does_not_end")
 
-# Each question: the file that keeps its deadline, and a test that fails where that is not done.
+# Each request: the file that keeps its deadline, and a test that fails without it.
 KEPT = {
-    ("kernel", "init", "Execute"): ("kernel/supervisor/singletons.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
-    ("kernel", "init", "Kill"): KILLED,
-    ("kernel", "init", "Signal"): ("kernel/supervisor/reload.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
-    ("kernel", "init", "Report"): ("kernel/supervisor/liveness.py", "tests/e2e/supervision/test_stopped_processes.py::test_init"),
-    ("init", "kernel", "Reread"): INIT,
-    ("init", "kernel", "Signal"): INIT,
-    ("kernel", "spawner", "Spawn"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_never_says_hello"),
-    ("kernel", "spawner", "Kill"): KILLED,
-    ("kernel", "spawner", "Report"): REPORT,
-    ("kernel", "auth", "Report"): REPORT,
-    ("kernel", "listener", "Report"): REPORT,
-    ("kernel", "gate", "Report"): REPORT,
-    ("kernel", "gate", "Kill"): KILLED,
-    ("kernel", "mda", "Report"): REPORT,
-    ("kernel", "maildir.{user}", "Report"): REPORT,
-    ("kernel", "maildir.{user}", "Open"): ("actors/listener/peers.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_warm_maildir_actor"),
-    ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_does_not_retire"),
-    ("listener", "auth", "Login"): ("actors/listener/peers.py", "tests/e2e/supervision/test_stopped_processes.py::test_a_singleton"),
-    ("listener", "kernel", "Awaiting"): ("actors/listener/peers.py", "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers"),
-    **{("listener", "maildir.{user}", asked): LISTENER for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")},
-    ("mda", "kernel", "Recipient"): ("actors/mda/main.py", "tests/e2e/delivery/test_hung_actors.py::test_a_kernel_that_does_not_answer_about_a_recipient"),
-    **{("mda", "maildir.{user}", asked): MDA for asked in ("Post", "Content", "Commit")},
+    ("kernel", "init", "SingletonStart"): (
+        "kernel/supervisor/singletons.py",
+        "tests/e2e/supervision/test_stopped_processes.py::test_init",
+    ),
+    ("kernel", "init", "ProcessKill"): KILLED,
+    ("kernel", "init", "ReloadRequest"): (
+        "kernel/supervisor/reload.py",
+        "tests/e2e/supervision/test_stopped_processes.py::test_init",
+    ),
+    ("kernel", "init", "SyslogRequest"): (  # sent again after two seconds
+        "kernel/runtime/system_log.py",
+        "tests/e2e/operator/test_syslog.py::test_lines_have_syslog_s_form_and_go_to_the_present_receiver",
+    ),
+    ("kernel", "init", "CountersRequest"): (
+        "kernel/supervisor/liveness.py",
+        "tests/e2e/supervision/test_stopped_processes.py::test_init",
+    ),
+    ("init", "kernel", "ReloadInputs"): INIT,
+    ("init", "kernel", "KernelCheck"): INIT,
+    ("kernel", "spawner", "ActorSpawn"): (
+        "kernel/supervisor/liveness.py",
+        "tests/unit/test_liveness.py::test_an_actor_without_a_hello",
+    ),
+    ("kernel", "spawner", "ProcessKill"): KILLED,
+    ("kernel", "spawner", "CountersRequest"): REPORT,
+    ("kernel", "auth", "CountersRequest"): REPORT,
+    ("kernel", "auth", "PredecessorChannel"): (
+        "kernel/supervisor/reload.py",
+        "tests/e2e/reload/test_hand_over.py::test_a_new_auth_that_does_not_answer",
+    ),
+    ("kernel", "listener", "CountersRequest"): REPORT,
+    ("kernel", "gate", "CountersRequest"): REPORT,
+    ("kernel", "gate", "ProcessKill"): KILLED,
+    ("kernel", "auth", "AccountLookup"): (
+        "kernel/operator/commands.py",
+        "tests/unit/test_operator_commands.py::test_an_auth_that_does_not_answer",
+    ),
+    ("kernel", "mda", "CountersRequest"): REPORT,
+    ("kernel", "maildir.{user}", "CountersRequest"): REPORT,
+    ("kernel", "maildir.{user}", "SessionOpen"): (
+        "actors/listener/peers.py",
+        "tests/e2e/supervision/test_stopped_processes.py::test_a_warm_maildir_actor",
+    ),
+    ("kernel", "maildir.{user}", "ActorRetire"): (
+        "kernel/supervisor/liveness.py",
+        "tests/unit/test_liveness.py::test_an_actor_that_does_not_retire",
+    ),
+    ("listener", "auth", "LoginRequest"): (
+        "actors/listener/peers.py",
+        "tests/e2e/supervision/test_stopped_processes.py::test_a_singleton",
+    ),
+    ("listener", "kernel", "LoginStarted"): (
+        "actors/listener/peers.py",
+        "tests/unit/test_listener_asks.py::test_a_kernel_that_never_answers",
+    ),
+    **{
+        ("listener", "maildir.{user}", asked): LISTENER
+        for asked in ("Retrieve", "Top", "List", "Uidl", "Delete", "Reset", "Quit")
+    },
+    ("mda", "kernel", "RecipientLookup"): (
+        "actors/mda/main.py",
+        "tests/e2e/delivery/test_hung_actors.py::test_a_kernel_that_does_not_answer_about_a_recipient",
+    ),
+    **{
+        ("mda", "maildir.{user}", asked): MDA
+        for asked in ("DeliveryWhole", "DeliveryContent", "DeliveryCommit")
+    },
 }
 
-# What is said and asks for nothing; why nobody waits for what follows from it.
-TOLD = {
-    "Hello": "a word", "Failed": "a last word", "Broke": "a last word", "Refused": "a word", "Log": "a word", "Counters": "an answer",
-    "Deaf": "a word", "Displaced": "a word", "Started": "an answer", "Unstarted": "an answer", "Unread": "an answer", "Syslog": "an answer", "Exited": "an answer, or news", "Running": "news", "Ending": "a last word", "Peer": "hands over", "Watch": "hands over",
-    "Unwatch": "a word", "Tapped": "a word", "Opened": "an answer", "Turned": "an answer", "Denied": "an answer", "Granted": "an answer",
-    "Ended": "news", "LoginFailed": "news", "Late": "a word", "Seat": "hands over: its client may never come", "Entered": "news",
-    "Wake": "hands over: the client's command lies in the channel, and its listener waits for the answer", "Receive": "hands over, as Wake",
-    "Drain": "its sessions may last; the pulse sees whether it lives", "Stop": "its end, for which shutdown.py and liveness.py wait",
-    "Closed": "news", "Parked": "hands over", "Moved": "hands over", "Busy": "an answer", "Leaving": "its end, for which liveness.py waits: ENDS", "Credit": "a word", "Abort": "a word",
-    "Ready": "an answer", "Unready": "an answer", "Mail": "an answer", "Missing": "an answer", "Sizes": "an answer", "Ids": "an answer",
-    "Deleted": "an answer", "Totals": "an answer", "Bye": "an answer", "Maildrop": "an answer", "NoMaildrop": "an answer", "Anew": "news",
-    "Deliver": "begins what Commit asks for", "Accepted": "an answer", "Rejected": "an answer",
+# Messages that request nothing, and why nobody waits for their effect.
+NO_REQUESTS = {
+    "Hello": "a report",
+    "ActorFailed": "a last report",
+    "PromiseBroken": "a last report",
+    "PeerRefused": "a report",
+    "LogEvent": "a report",
+    "Counters": "an answer",
+    "ListenSocketShut": "a report",
+    "ImageTried": "a report",
+    "RootDisplaced": "a report",
+    "RootsMissing": "a report",
+    "ProcessStarted": "an answer",
+    "ProcessUnstarted": "an answer",
+    "ReloadInputsFailed": "an answer",
+    "SyslogChannel": "an answer",
+    "ProcessExited": "an answer, or an event",
+    "ServiceRunning": "an event",
+    "ServiceEnding": "a last report",
+    "ServiceStop": "requests an end, whose deadline kernel/init/main.py keeps",
+    "KernelLives": "an answer",
+    "ReloadDone": "an answer",
+    "MailboxFault": "an event",
+    "MailboxesChecked": "an event",
+    "PeerChannel": "hand-over",
+    "SuccessorChannel": "hand-over, for whose end hand_over.py waits in the successor",
+    "LoginMemoryBegin": "a part of the hand-over",
+    "KnownAccounts": "a part of the hand-over",
+    "VerifiedPasswords": "a part of the hand-over",
+    "FailedPasswords": "a part of the hand-over",
+    "LoginPenalties": "a part of the hand-over",
+    "LoginMemoryEnd": "the end of the hand-over",
+    "LoginMemoryTaken": "an answer",
+    "TraceStart": "hand-over",
+    "TraceStop": "an order",
+    "TraceFrame": "a frame",
+    "SessionAdmitted": "an answer",
+    "SessionRefused": "an answer",
+    "SessionKick": "an order, whose deadline kernel/operator/commands.py keeps",
+    "ServiceDrain": "an order",
+    "AccountState": "an answer",
+    "LoginRefused": "an answer",
+    "LoginGranted": "an answer",
+    "LoginDenied": "an event",
+    "LoginWithdrawn": "an event; LoginRequest's own answer may still come",
+    "LoginLoad": "a report",
+    "PlacesRefused": "a report",
+    "ClientHungUp": "an event",
+    "ConnectionEnded": "an event",
+    "LoginFailed": "an event",
+    "PeerTimeout": "a report",
+    "GateSeat": "hand-over: its client may never come",
+    "GateSeatLogin": "an event",
+    "GateSeatLoggedIn": "an event",
+    "SessionWake": "hand-over: the client's command is in the channel, and its listener waits for the answer",
+    "DeliveryChannel": "hand-over, as SessionWake",
+    "ListenerDrain": "its sessions may last; liveness.py checks whether it lives",
+    "ActorStop": "requests an end, for which shutdown.py and liveness.py wait",
+    "SessionClosed": "an event",
+    "SessionParked": "hand-over",
+    "SessionMoved": "hand-over",
+    "RetireRefused": "an answer",
+    "ActorLeaving": "announces an end, for which liveness.py waits: ENDS",
+    "FlowCredit": "credit",
+    "DeliveryAbort": "an order",
+    "MaildropReady": "an answer",
+    "MaildropUnready": "an answer",
+    "MailContent": "an answer",
+    "MessageMissing": "an answer",
+    "MessageSizes": "an answer",
+    "MessageUidls": "an answer",
+    "MessagesMarked": "an answer",
+    "MaildropTotals": "an answer",
+    "QuitDone": "an answer",
+    "RecipientFound": "an answer",
+    "RecipientUnknown": "an answer",
+    "RecipientsChanged": "an event",
+    "DeliveryBegin": "begins what DeliveryCommit completes",
+    "DeliveryAccepted": "an answer",
+    "DeliveryRejected": "an answer",
 }
 
-# What asks for nothing and is followed by something that others wait for: who sees to it, and a test.
+# Messages that request nothing but whose effect others wait for: the keeper of its deadline, and a test.
 ENDS = {
-    ("maildir.{user}", "kernel", "Leaving"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
-    ("kernel", "maildir.{user}", "Retire"): ("kernel/supervisor/liveness.py", "tests/unit/test_liveness.py::test_one_that_goes_and_stays_is_ended_though_it_lives"),
+    ("maildir.{user}", "kernel", "ActorLeaving"): (
+        "kernel/supervisor/liveness.py",
+        "tests/unit/test_liveness.py::test_a_leaving_actor_that_stays_is_ended",
+    ),
+    ("kernel", "maildir.{user}", "ActorRetire"): (
+        "kernel/supervisor/liveness.py",
+        "tests/unit/test_liveness.py::test_a_leaving_actor_that_stays_is_ended",
+    ),
 }
 
-QUESTIONS = [(e.source, e.target, asked) for e in EDGES for asked in e.answers]
+REQUESTS = [(e.source, e.target, asked) for e in EDGES for asked in e.answers]
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=" ".join)
-def test_a_question_has_a_deadline_that_is_kept(question):
+@pytest.mark.parametrize("question", REQUESTS, ids=" ".join)
+def test_a_request_has_a_kept_deadline(question):
     edge = next(e for e in EDGES if (e.source, e.target) == question[:2])
     assert edge.deadline > 0
     _held(*KEPT[question])
 
 
 @pytest.mark.parametrize("said", ENDS, ids=" ".join)
-def test_an_end_that_others_wait_for_has_a_deadline_that_is_kept(said):
+def test_an_awaited_effect_has_a_kept_deadline(said):
     source, target, name = said
-    assert any(name in {message.__name__ for message in e.messages} for e in EDGES if (e.source, e.target) == (source, target))
+    assert any(
+        name in {message.__name__ for message in e.messages}
+        for e in EDGES
+        if (e.source, e.target) == (source, target)
+    )
     _held(*ENDS[said])
 
 
@@ -83,12 +215,14 @@ def _held(keeper, test):
         assert re.search(rf"^(    )?def {name}\(", file.read(), re.M), test
 
 
-def test_no_keeper_without_a_question():
-    assert not KEPT.keys() - set(QUESTIONS)
+def test_no_keeper_without_a_request():
+    assert not KEPT.keys() - set(REQUESTS)
 
 
 @pytest.mark.parametrize("edge", EDGES, ids=lambda e: f"{e.source}>{e.target}")
-def test_what_is_no_question_is_known_to_be_none(edge):
+def test_every_other_message_is_listed_as_no_request(edge):
     names = {message.__name__ for message in edge.messages}
     others = names - edge.answers.keys()
-    assert not others - TOLD.keys(), "a new message: name its answer in the table, or say here why nobody waits"
+    assert not others - NO_REQUESTS.keys(), (
+        "a new message: name its answer in the table, or list it here with the reason"
+    )

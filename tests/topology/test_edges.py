@@ -1,12 +1,26 @@
-"""Every message of every edge, as it must be and in every way that it must not be. Generated from the table."""
+"""Test every message of every edge, in its valid form and in every invalid one.
+
+Generated from the table.
+"""
 
 import msgpack
 import pytest
-from popkernel.proto.codec import BadMessageError
-from popkernel.proto.schema import fields_of
+from popkernel.proto.schema import BadMessageError, fields_of
 from popkernel.proto.topology import EDGES
 
-from tests.topology.rows import CASES, FIELD_IDS, FIELDS, IDS, code_of, codec, largest, out_of_bounds, packed, values, wrong_types
+from tests.topology.rows import (
+    CASES,
+    FIELD_IDS,
+    FIELDS,
+    IDS,
+    code_of,
+    codec,
+    largest,
+    out_of_bounds,
+    packed,
+    values,
+    wrong_types,
+)
 
 EDGE_IDS = [f"{e.source}>{e.target}" for e in EDGES]
 each_message = pytest.mark.parametrize(("edge", "message"), CASES, ids=IDS)
@@ -34,7 +48,10 @@ def test_smallest_and_largest_come_back(edge, message):
 
 @each_message
 def test_the_wrong_edge(edge, message):
-    """The message's class is refused by every edge that does not have it, and so are its octets, or they mean something else there."""
+    """Refuse the message's class on every edge that does not have it.
+
+    Its octets are refused too, unless they mean another message there.
+    """
     made = message(*values(message))
     for other in EDGES:
         if message not in other.messages:
@@ -93,15 +110,53 @@ def test_fields_by_name(edge, message):
 
 @each_edge
 def test_unknown_codes(edge):
-    for code in (0, -1, len(edge.messages) + 1, 255, 2**63, -(2**63), 2**64 - 1, True, None, 1.0, "1", b"1", [], [1], ""):
+    for code in (
+        0,
+        -1,
+        len(edge.messages) + 1,
+        255,
+        2**63,
+        -(2**63),
+        2**64 - 1,
+        True,
+        None,
+        1.0,
+        "1",
+        b"1",
+        [],
+        [1],
+        "",
+    ):
         refused(edge, msgpack.packb([code]))
 
 
 @each_edge
-def test_what_is_no_array_of_a_code(edge):
-    for value in (None, 1, "a", b"a", True, 1.5, [], {}, {1: 1}, [[]], [None], msgpack.ExtType(1, b""), msgpack.Timestamp(1)):
+def test_malformed_arrays(edge):
+    for value in (
+        None,
+        1,
+        "a",
+        b"a",
+        True,
+        1.5,
+        [],
+        {},
+        {1: 1},
+        [[]],
+        [None],
+        msgpack.ExtType(1, b""),
+        msgpack.Timestamp(1),
+    ):
         refused(edge, msgpack.packb(value))
-    for data in (b"", b"\xc1", b"\x91", b"\xd9\xff", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+    for data in (
+        b"",
+        b"\xc1",
+        b"\x91",
+        b"\xd9\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+    ):
         refused(edge, data)
 
 
@@ -121,5 +176,11 @@ def test_oversize(edge):
 
 @each_edge
 def test_a_refusal_quotes_nothing(edge):
-    for data in (b"\x94\x01\xa8PASSWORD\xc0\xc0", b"\xa8PASSWORD", b"\x92\xa8PASSWORD\x01", b"\x81\xa8PASSWORD\x01", b"\x92\x01\xc4\x08PASSWORD\x01"):
+    for data in (
+        b"\x94\x01\xa8PASSWORD\xc0\xc0",
+        b"\xa8PASSWORD",
+        b"\x92\xa8PASSWORD\x01",
+        b"\x81\xa8PASSWORD\x01",
+        b"\x92\x01\xc4\x08PASSWORD\x01",
+    ):
         assert "PASSWORD" not in refused(edge, data)

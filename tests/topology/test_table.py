@@ -1,12 +1,13 @@
-"""The table itself: whole, closed, and with nothing in it that says "all"."""
+"""Check that the topology table is complete and closed, and that no row says "all"."""
 
 import inspect
 import itertools
+import pathlib
 
 import pytest
 from popkernel.kernel.runtime.actor import Actor as Shell
 from popkernel.kernel.sandbox import names
-from popkernel.proto import messages, topology
+from popkernel.proto import messages, topology, topology_rendering
 from popkernel.proto.codec import Codec
 from popkernel.proto.messages import CARRIES
 from popkernel.proto.schema import fields_of
@@ -16,11 +17,20 @@ from popkernel.proto.trace.redaction import SECRET, shown
 from tests.topology.rows import CASES, IDS, largest, smallest, values
 
 ROWS = {row.name for row in ACTORS}
-CLASSES = [c for _, c in inspect.getmembers(messages, inspect.isclass) if c.__module__ == messages.__name__ and issubclass(c, tuple)]
+CLASSES = [
+    c
+    for _, c in inspect.getmembers(messages, inspect.isclass)
+    if c.__module__ == messages.__name__ and issubclass(c, tuple)
+]
+
+
+def test_the_diagram_in_the_documents_is_made_from_the_table():
+    text = (pathlib.Path(__file__).parents[2] / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"```mermaid\n{topology_rendering.as_mermaid()}```\n" in text
 
 
 def test_every_end_of_an_edge_has_a_row():
-    # "tap" is an end that the kernel holds of a channel of its own: no process
+    # "tap" is an end of a channel that the kernel keeps itself: no process
     assert {e.source for e in EDGES} | {e.target for e in EDGES} - {"tap"} == ROWS
 
 
@@ -34,7 +44,9 @@ def test_no_row_says_all():
     for row in ACTORS:
         assert not {"all", "any", "*"} & {*row.promises.split(), row.runs_as, *(u.what for u in row.unveiled)}
         assert row.why
-        assert all(u.why and set(u.permissions) <= set("rwxc") and u.what not in ("/", "") for u in row.unveiled)
+        assert all(
+            u.why and set(u.permissions) <= set("rwxc") and u.what not in ("/", "") for u in row.unveiled
+        )
         assert names.split(row.promises)
         assert len(set(row.promises.split())) == len(row.promises.split())
     assert all(set(e.messages) < set(CLASSES) for e in EDGES)
@@ -42,24 +54,44 @@ def test_no_row_says_all():
 
 def test_the_kernel_is_at_one_end_of_every_way_to_another_and_users_actors_never_meet():
     for e in EDGES:
-        assert e.source != e.target
-        assert "maildir.{user}" not in (e.source, e.target) or {e.source, e.target} & {"kernel", "listener", "mda", "tap"}
+        # an auth hands over to the next; nothing else speaks to its like
+        assert e.source != e.target or e.source == "auth"
+        assert "maildir.{user}" not in (e.source, e.target) or {e.source, e.target} & {
+            "kernel",
+            "listener",
+            "mda",
+            "tap",
+        }
     for one in ROWS - {"init", "kernel"}:
         assert (one, "kernel") in {(e.source, e.target) for e in EDGES}
 
 
 def test_only_auth_may_grant_and_only_the_kernel_may_give_channels():
-    for name, sender in (("Granted", {"auth"}), ("Login", {"listener"}), ("Closed", {"maildir.{user}"}), ("Spawn", {"kernel"}), ("Open", {"kernel"})):
+    for name, sender in (
+        ("LoginGranted", {"auth"}),
+        ("LoginRequest", {"listener"}),
+        ("SessionClosed", {"maildir.{user}"}),
+        ("ActorSpawn", {"kernel"}),
+        ("SessionOpen", {"kernel"}),
+    ):
         assert {e.source for e in EDGES for c in e.messages if c.__name__ == name} == sender
     for e, message in CASES:
         if CARRIES.get(message) or "fresh" in message._fields:
-            assert e.source == "kernel" or message.__name__ in ("Parked", "Moved", "Reread", "Syslog")
+            assert e.source == "kernel" or message.__name__ in (
+                "SessionParked",
+                "SessionMoved",
+                "ReloadInputs",
+                "SyslogChannel",
+            )
 
 
-def test_passwords_and_hashes_meet_nowhere():
+def test_no_edge_carries_passwords_and_hashes():
     for e, message in CASES:
         secret = [name for name, field in fields_of(message).items() if field.secret]
-        assert bool(secret) == ((e.source, e.target, message.__name__) == ("listener", "auth", "Login"))
+        login = (e.source, e.target, message.__name__) == ("listener", "auth", "LoginRequest")
+        # digests, with the key they were made with, and whose they are: no password and no hash
+        handed_over = (e.source, e.target) == ("auth", "auth") and message is not messages.LoginMemoryEnd
+        assert bool(secret) == (login or handed_over)
         assert {f"{message.__name__}.{name}" for name in secret} <= set(e.secrets)
 
 
@@ -75,7 +107,7 @@ def test_a_secret_that_the_row_does_not_name_makes_no_codec(monkeypatch):
     monkeypatch.setattr(topology, "EDGES", rows)
     with pytest.raises(TypeError, match="secret fields"):
         Codec("listener", "auth")
-    rows = tuple(e._replace(secrets=("Denied.text",)) for e in EDGES)
+    rows = tuple(e._replace(secrets=("LoginRefused.text",)) for e in EDGES)
     monkeypatch.setattr(topology, "EDGES", rows)
     with pytest.raises(TypeError, match="secret fields"):
         Codec("auth", "listener")
@@ -94,9 +126,11 @@ def test_a_pair_that_is_not_in_the_table_has_no_codec(pair):
 
 @pytest.mark.parametrize(("edge_", "message"), CASES, ids=IDS)
 def test_the_largest_of_every_text_fits_the_edge(edge_, message):
-    """Octets and lists are their sender's to measure; texts, names and numbers must never be too large for a frame."""
+    """Senders limit octets and lists; texts, names and numbers must always fit a frame."""
     fields = [
-        (smallest if field.kind in ("bytes", "ints", "strs", "blobs") else lambda f: largest(f, 1 << 20))(field)
+        (smallest if field.kind in ("bytes", "ints", "strs", "blobs") else lambda f: largest(f, 1 << 20))(
+            field
+        )
         for field in fields_of(message).values()
     ]
     Codec(edge_.source, edge_.target).encode(message(*fields))
@@ -127,7 +161,7 @@ def test_the_digest_changes_with_any_bound(monkeypatch):
 
 
 def test_every_message_has_a_handler_where_it_arrives():
-    """An actor that is told what it has no handler for would end of it, and the kernel with all the service."""
+    """A message without a handler would end an actor, and in the kernel the whole service."""
     from popkernel.actors.auth import main as auth
     from popkernel.actors.listener import gate
     from popkernel.actors.listener import main as listener
@@ -137,10 +171,17 @@ def test_every_message_has_a_handler_where_it_arrives():
     from popkernel.kernel.supervisor import main as supervisor
 
     text = {
-        "kernel": inspect.getsource(supervisor), "init": inspect.getsource(main), "spawner": inspect.getsource(spawner),
-        "auth": inspect.getsource(auth), "listener": inspect.getsource(listener), "maildir.{user}": inspect.getsource(maildir), "gate": inspect.getsource(gate),
+        "kernel": inspect.getsource(supervisor),
+        "init": inspect.getsource(main),
+        "spawner": inspect.getsource(spawner),
+        "auth": inspect.getsource(auth),
+        "listener": inspect.getsource(listener),
+        "maildir.{user}": inspect.getsource(maildir),
+        "gate": inspect.getsource(gate),
     }
     shell = inspect.getsource(Shell)
     for e, message in CASES:
         if "kernel" in (e.source, e.target) and e.target in text:
-            assert f"m.{message.__name__}" in text[e.target] + (shell if e.target not in ("kernel", "init") else ""), (e.source, e.target, message)
+            assert f"m.{message.__name__}" in text[e.target] + (
+                shell if e.target not in ("kernel", "init") else ""
+            ), (e.source, e.target, message)

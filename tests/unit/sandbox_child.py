@@ -1,4 +1,4 @@
-"""Runs a function in a forked child that locked itself in, and tells how it ended and what it said."""
+"""Run a function in a forked, locked-in child; report how it ended and what it printed."""
 
 import ctypes
 import errno
@@ -15,7 +15,11 @@ NUMBERS = syscalls.numbers(MACHINE) if MACHINE in syscalls.ARCHITECTURES else {}
 
 
 class Ending:
-    """status: exit status, or minus the signal; said: repr of the result or exception, and reports, a line each."""
+    """Hold a child's ending.
+
+    `status`: exit status, or minus the signal. `said`: repr of the result or exception, and reports, a line
+    each.
+    """
 
     def __init__(self, status, said):
         self.status, self.said = status, said
@@ -28,13 +32,13 @@ class Ending:
 
 
 def forked(body):
-    """Ending of a child that runs body(say) and nothing else."""
+    """Fork a child that runs body(say) and nothing else; return its Ending."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reading)
-            faulthandler.disable()  # pytest's: a child that aborts on purpose needs no traceback
+            faulthandler.disable()  # pytest's handler: a child that aborts on purpose needs no traceback
 
             def say(text):
                 os.write(writing, f"{text}\n".encode())
@@ -54,8 +58,19 @@ def forked(body):
     return Ending(os.waitstatus_to_exitcode(status), said.decode().splitlines())
 
 
-def caged(body, promises="stdio", *, paths=None, before=None, reports=True, network=False, threads=False, nested=False, sockets=False):
-    """Ending of body(), or body(before()), after unveil(paths) if there are any given, and pledge(promises)."""
+def sandboxed(
+    body,
+    promises="stdio",
+    *,
+    paths=None,
+    before=None,
+    reports=True,
+    network=False,
+    threads=False,
+    nested=False,
+    sockets=False,
+):
+    """Run body(), or body(before()), after unveil(paths) if any are given and pledge(promises)."""
     program = lock.compile_promises(promises, threads=threads, nested=nested, sockets=sockets)
 
     def run(say):
@@ -71,7 +86,7 @@ def caged(body, promises="stdio", *, paths=None, before=None, reports=True, netw
 
 
 def call(name, *arguments):
-    """The answer of a system call by its bare number; OSError as Python's own calls."""
+    """Make a system call by number; raises OSError as Python's own calls do."""
     wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     answer = library().syscall(ctypes.c_long(NUMBERS.get(name, name)), *wide)
     if answer < 0:
@@ -80,7 +95,7 @@ def call(name, *arguments):
 
 
 def refused(number=errno.EACCES):
-    """A soft refusal: how the child ends and what it says."""
+    """Return the Ending of a child whose call failed softly."""
     return (0, [repr(OSError(number, os.strerror(number)))])
 
 

@@ -1,4 +1,4 @@
-"""Ask a small ZeroMQ ROUTER in the kernel's place: status, stop and reload."""
+"""Test status, stop and reload against a small ZeroMQ ROUTER in place of the kernel."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ STATUS = {
 
 @pytest.fixture
 def serve(tmp_path):
-    """Answer each command with what ``answers`` has for it: a map, raw octets, a callable, or None for silence."""
+    """Answer each command from `answers`: a map, raw octets, a callable, or None for silence."""
     context = zmq.Context()
     threads = []
     done = threading.Event()
@@ -61,7 +61,9 @@ def serve(tmp_path):
                 answer = answers.get(command["command"])
                 answer = answer() if callable(answer) else answer
                 if answer is not None:
-                    router.send_multipart([peer, answer if isinstance(answer, bytes) else msgpack.packb(answer)])
+                    router.send_multipart(
+                        [peer, answer if isinstance(answer, bytes) else msgpack.packb(answer)]
+                    )
 
     def start(answers):
         router = context.socket(zmq.ROUTER)
@@ -111,14 +113,45 @@ def test_the_table_fits(width):
 
 
 def test_a_status_that_lacks_everything():
-    assert status.summary({"ok": True, "weaknesses": ["old"]}, 80)[-1] == "the cage is weaker on this system: old"
+    assert (
+        status.summary({"ok": True, "weaknesses": ["old"]}, 80)[-1]
+        == "the sandbox is weaker on this system: old"
+    )
     assert status.summary({"ok": True, "actors": None, "sessions": [1]}, 80)[0].endswith(", on no address")
-    assert status.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(", on pop3s 127.0.0.1:1")
+    assert status.summary({"ok": True, "addresses": "pop3s 127.0.0.1:1"}, 80)[0].endswith(
+        ", on pop3s 127.0.0.1:1"
+    )
+
+
+def test_a_status_with_logins():
+    busy = {
+        "waiting": 400,
+        "oldest": 12.5,
+        "checks": 30.04,
+        "cache_hits": 0.256,
+        "penalised": 2,
+        "refused": {"max_sessions": 3, "penalty_seconds": 17},
+    }
+    assert status.summary({"logins": busy}, 300)[-1] == (
+        "logins: 400 wait, the oldest for 12.5 s; 30.0 passwords checked a second; 26 % needed no check;"
+        " addresses under penalty: 2; refused: 3 by max_sessions, 17 by penalty_seconds"
+    )
+    idle = {"waiting": 0, "oldest": 0.0, "checks": None, "cache_hits": None, "penalised": 0, "refused": {}}
+    assert status.summary({"logins": idle}, 300)[-1] == "logins: 0 wait"
+    strange = {"waiting": "\x1b[2J", "oldest": None, "refused": {"\x1b": "\n"}}
+    assert status.summary({"logins": strange}, 300)[-1].isprintable()
 
 
 def test_memory_is_filled_in_where_the_server_cannot_see_it(serve, tmp_path, capsys):
     mine = {"name": "a", "pid": os.getpid()}
-    serve({"status": {**STATUS, "actors": [mine, {"name": "gone", "pid": 2**22 + 1}, {**ACTOR, "pid": os.getpid()}]}})
+    serve(
+        {
+            "status": {
+                **STATUS,
+                "actors": [mine, {"name": "gone", "pid": 2**22 + 1}, {**ACTOR, "pid": os.getpid()}],
+            }
+        }
+    )
     assert tell("status", tmp_path, "--json") == 0
     actors = json.loads(capsys.readouterr().out)["actors"]
     if os.path.exists("/proc/self/smaps_rollup"):
@@ -134,16 +167,28 @@ def test_reload(serve, tmp_path, capsys):
     assert capsys.readouterr().out == "reloaded\n"
 
 
-def test_reload_tells_what_does_not_count_yet_and_what_is_wrong_otherwise(serve, tmp_path, capsys):
-    serve({"reload": {"ok": True, "next_start": ["listeners", "warm_max"], "warnings": ["/c\x1b:1: a; b"], "mailboxes": ["user bob: /b\x1b: is no directory; y"]}})
+def test_reload_reports_waiting_settings_and_other_faults(serve, tmp_path, capsys):
+    serve(
+        {
+            "reload": {
+                "ok": True,
+                "next_start": ["listeners", "warm_memory"],
+                "warnings": ["/c\x1b:1: a; b"],
+                "mailboxes": ["user bob: /b\x1b: is no directory; y"],
+            }
+        }
+    )
     assert tell("reload", tmp_path) == 0
     said = capsys.readouterr()
-    assert said.out == "reloaded\nonly from the next start on: listeners\nonly from the next start on: warm_max\n"
+    assert (
+        said.out
+        == "reloaded\nonly from the next start on: listeners\nonly from the next start on: warm_memory\n"
+    )
     assert said.err == "warning: /c?:1: a; b\nwarning: user bob: /b?: is no directory; y\n"
 
 
 @pytest.mark.parametrize("code", [None, 0, 1, 256, "65", True, [65]])
-def test_a_refusal_with_no_code_of_ours(serve, tmp_path, code):
+def test_a_refusal_with_an_unknown_code(serve, tmp_path, code):
     serve({"reload": {"ok": False, "error": "x", "code": code}})
     assert tell("reload", tmp_path) == os.EX_UNAVAILABLE
 
@@ -157,8 +202,10 @@ def test_reload_refused(serve, tmp_path, capsys):
 
 
 def test_stop_waits_for_the_process(serve, tmp_path, capsys):
-    # Ends when its standard input does; the socket's file goes first, as the kernel does it.
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as server:
+    # Ends with its standard input; the socket's file goes first, as in the kernel.
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as server:
 
         def end():
             os.unlink(tmp_path / "control.sock")
@@ -179,7 +226,7 @@ def test_stop_that_does_not_end(serve, tmp_path, capsys, monkeypatch):
     serve({"status": {"ok": True, "pid": os.getpid()}, "stop": {"ok": True}})
     assert tell("stop", tmp_path) == os.EX_TEMPFAIL
     assert "is not gone after" in capsys.readouterr().err
-    monkeypatch.setattr(stop, "_watch", lambda _pid: None)
+    monkeypatch.setattr(stop, "_open_pidfd", lambda _pid: None)
     assert tell("stop", tmp_path) == os.EX_TEMPFAIL
 
 
@@ -189,7 +236,14 @@ def test_stop_without_a_pid(serve, tmp_path):
 
 
 ODD = [
-    b"\xc1", b"", msgpack.packb([1]), msgpack.packb({"ok": 1}), msgpack.packb({1: 2}), b"\x81\x90\x01", b"\x91" * 2000 + b"\xc0", b"\xdf\xff\xff\xff\xff",
+    b"\xc1",
+    b"",
+    msgpack.packb([1]),
+    msgpack.packb({"ok": 1}),
+    msgpack.packb({1: 2}),
+    b"\x81\x90\x01",
+    b"\x91" * 2000 + b"\xc0",
+    b"\xdf\xff\xff\xff\xff",
     b"\xc7\x0c\xff" + b"\xff" * 12,
 ]
 
@@ -199,20 +253,35 @@ ODD = [
 def test_an_answer_that_is_none(serve, tmp_path, capsys, command, answer):
     serve({"status": answer, "reload": answer})
     assert tell(command, tmp_path) == os.EX_SOFTWARE
-    what = f"popkernel: what answers on {tmp_path} is no popkernel, or one of another version; stop it by the means of its version\n"
+    what = (
+        f"popkernel: what answers on {tmp_path} is no popkernel, or one of another version; stop it by the "
+        f"means of its version\n"
+    )
     assert capsys.readouterr().err == what
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-@pytest.mark.parametrize("more", [
-    {"actors": 5}, {"addresses": 5}, {"sessions": True}, {"uptime": float("nan")}, {"uptime": float("inf")}, {b"octets": 1}, {"actors": [{b"k": 1}]},
-    {"version": [[]] * 3}, {"weaknesses": 7},
-])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"actors": 5},
+        {"addresses": 5},
+        {"sessions": True},
+        {"uptime": float("nan")},
+        {"uptime": float("inf")},
+        {b"octets": 1},
+        {"actors": [{b"k": 1}]},
+        {"version": [[]] * 3},
+        {"weaknesses": 7},
+    ],
+)
 def test_a_status_of_another_shape(serve, tmp_path, capsys, flags, more):
     serve({"status": STATUS | more})
     code = tell("status", tmp_path, *flags)
     said = capsys.readouterr()
-    assert (code == os.EX_OK and said.out and not said.err) or (code == os.EX_SOFTWARE and not said.out and "another version" in said.err)
+    assert (code == os.EX_OK and said.out and not said.err) or (
+        code == os.EX_SOFTWARE and not said.out and "another version" in said.err
+    )
 
 
 def test_a_deep_status(serve, tmp_path, capsys):
@@ -229,8 +298,8 @@ def test_a_refusal_without_a_reason(serve, tmp_path, capsys, error):
     assert capsys.readouterr().err == "popkernel: the server gave no reason\n"
 
 
-def test_an_answer_larger_than_any(serve, tmp_path, monkeypatch):
-    """libzmq ends the connection and drops the answer."""
+def test_an_answer_that_is_too_large(serve, tmp_path, monkeypatch):
+    """libzmq closes the connection and drops the answer."""
     monkeypatch.setattr("popkernel.kernel.client._LARGEST_ANSWER", 1000)
     serve({"status": {"ok": True, "more": "x" * 1000}})
     with pytest.raises(ClientError, match="gave no answer in 0.3 seconds") as caught:
@@ -257,7 +326,7 @@ def test_nobody_there(tmp_path, capsys, command):
     assert tell(command, tmp_path) == os.EX_UNAVAILABLE
     assert f"no popkernel runs on {tmp_path}" in capsys.readouterr().err
     assert tell(command, tmp_path / "none") == os.EX_UNAVAILABLE
-    # The socket a killed server leaves behind.
+    # the socket that a killed server leaves behind
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(tmp_path / "control.sock"))
     assert tell(command, tmp_path) == os.EX_UNAVAILABLE

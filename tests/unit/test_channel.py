@@ -1,9 +1,10 @@
-"""Channels over real socket pairs: messages and descriptors, back-pressure, hand-over, and every end."""
+"""Test channels over real socket pairs: messages, descriptors, back-pressure, hand-over and endings."""
 
 import contextlib
 import errno
 import os
 import resource
+import selectors
 import socket
 import sys
 
@@ -11,26 +12,26 @@ import msgpack
 import pytest
 from popkernel.kernel.runtime import channel as channels
 from popkernel.kernel.runtime.channel import Channel, adopt, pair
-from popkernel.kernel.runtime.loop import Loop
+from popkernel.kernel.runtime.loop import Loop, SelectorPoller
 from popkernel.proto import messages as m
 from popkernel.proto.bus.zmtp import PREFACE, frame_head
-from popkernel.proto.schema import UnsayableError
+from popkernel.proto.schema import UnsendableError
 from popkernel.proto.topology import edge
 
 
 class End:
-    """A channel, what came on it, and why it ended."""
+    """Hold a channel, the messages received on it, and why it ended."""
 
     def __init__(self, loop, sock, me, peer, **options):
         self.came, self.fds, self.why = [], [], None
-        self.channel = Channel(loop, sock, me, peer, self.on_message, self.on_gone, **options)
+        self.channel = Channel(loop, sock, me, peer, self.on_message, self.on_dropped, **options)
 
     def on_message(self, _, message, fds):
         self.came.append(message)
         self.fds += fds
 
-    def on_gone(self, _, why):
-        assert self.why is None, "told of its end twice"
+    def on_dropped(self, _, why):
+        assert self.why is None, "its end was reported twice"
         self.why = why
 
     def close(self):
@@ -39,9 +40,13 @@ class End:
             os.close(fd)
 
 
-@pytest.fixture
-def loop():
+@pytest.fixture(params=["poll", "selectors"])
+def loop(request):
     made = Loop()
+    if request.param == "selectors":
+        made = Loop(many=True)
+        made._poller.close()
+        made._poller = SelectorPoller(selectors.PollSelector())
     yield made
     if hasattr(made._poller, "close"):
         made._poller.close()
@@ -49,7 +54,7 @@ def loop():
 
 @pytest.fixture
 def joined(loop):
-    """join(me, peer): two ends of a channel."""
+    """Provide join(me, peer), which returns two ends of a channel."""
     made = []
 
     def join(me="listener.0", peer="maildir.alice"):
@@ -64,7 +69,7 @@ def joined(loop):
 
 @pytest.fixture
 def against(loop):
-    """against(me, peer): our end, and the bare socket of a peer that may send anything."""
+    """Provide against(me, peer): one end, and the bare socket of a peer that may send anything."""
     made = []
 
     def build(me="maildir.alice", peer="kernel"):
@@ -85,7 +90,10 @@ def framed(*fields):
 
 
 def pass_fds(sock, data, fds):
-    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))])
+    sock.sendmsg(
+        [data],
+        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))],
+    )
 
 
 def open_fds():
@@ -104,27 +112,38 @@ def test_messages_both_ways_in_order(joined, loop):
     listener, maildir = joined()
     listener.channel.send(m.Retrieve(1, 1, 0))
     listener.channel.send_all([m.List(1, 2), m.Uidl(1, 2), m.Quit([1, 2])])
-    maildir.channel.send(m.Ready(1, 2))
-    maildir.channel.send_bulk(m.Mail([1, 5000, 5000, 1], b""), memoryview(bytes(5000)))
+    maildir.channel.send(m.MaildropReady(1, 2))
+    maildir.channel.send_bulk(m.MailContent([1, 5000, 5000, 1], b""), memoryview(bytes(5000)))
     until(loop, lambda: len(maildir.came) == 4 and len(listener.came) == 2)
     assert maildir.came == [m.Retrieve(1, 1, 0), m.List(1, 2), m.Uidl(1, 2), m.Quit([1, 2])]
-    assert listener.came == [m.Ready(1, 2), m.Mail([1, 5000, 5000, 1], bytes(5000))]
+    assert listener.came == [m.MaildropReady(1, 2), m.MailContent([1, 5000, 5000, 1], bytes(5000))]
 
 
-def test_what_may_not_be_sent_is_not_sent(joined, loop):
+def test_messages_of_other_edges_are_not_sent(joined, loop):
     listener, maildir = joined()
-    for message in (m.Ready(1, 1), m.Granted("listener.0", 1, "a"), m.Retrieve(-1, 1, 0), m.Retrieve("1", 1, 0)):
-        with pytest.raises(UnsayableError):
+    for message in (
+        m.MaildropReady(1, 1),
+        m.LoginGranted("listener.0", 1, "a"),
+        m.Retrieve(-1, 1, 0),
+        m.Retrieve("1", 1, 0),
+    ):
+        with pytest.raises(UnsendableError):
             listener.channel.send(message)
     listener.channel.send(m.Reset())
     until(loop, lambda: maildir.came)
     assert maildir.came == [m.Reset()]
 
 
-def test_no_edge_no_channel(loop):
+def test_a_channel_needs_an_edge(loop):
     one, other = pair()
     with one, other:
-        for me, peer in (("auth", "maildir.alice"), ("maildir.alice", "maildir.bob"), ("listener.0", "listener.1"), ("mda", "auth"), ("x", "kernel")):
+        for me, peer in (
+            ("auth", "maildir.alice"),
+            ("maildir.alice", "maildir.bob"),
+            ("listener.0", "listener.1"),
+            ("mda", "auth"),
+            ("x", "kernel"),
+        ):
             with pytest.raises(KeyError):
                 Channel(loop, one, me, peer, lambda *_: None, lambda *_: None)
 
@@ -134,8 +153,8 @@ def test_descriptors_travel_with_their_messages(joined, loop):
     kernel, maildir = joined("kernel", "maildir.alice")
     ends = [pair() for _ in range(3)]
     for number, (mine, its) in enumerate(ends, 1):
-        kernel.channel.send(m.Report())
-        kernel.channel.send(m.Open(number, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+        kernel.channel.send(m.CountersRequest())
+        kernel.channel.send(m.SessionOpen(number, *[0] * (len(m.SessionOpen._fields) - 1)), [its.fileno()])
         its.close()
         mine.sendall(b"%d" % number)
     until(loop, lambda: len(maildir.fds) == 3)
@@ -151,25 +170,27 @@ def test_descriptors_travel_with_their_messages(joined, loop):
     assert open_fds() == before
 
 
-def test_a_peer_that_does_not_read_is_given_up(joined, loop):
+def test_a_peer_that_does_not_read_loses_its_channel(joined, loop):
     listener, maildir = joined()
     data = memoryview(bytes(300_000))
     depth = edge("maildir.{user}", "listener").depth
     for _ in range(depth + 50):
-        maildir.channel.send_bulk(m.Mail([], b""), data)
+        maildir.channel.send_bulk(m.MailContent([], b""), data)
         if maildir.why is not None:
             break
     assert maildir.why.startswith("does not read")
-    assert maildir.channel.gone
+    assert maildir.channel.closed
 
 
-def test_what_waits_is_sent_in_order_and_its_owner_told(joined, loop):
+def test_waiting_messages_are_sent_in_order_and_reported(joined, loop):
     listener, maildir = joined()
     drained = []
     maildir.channel.on_drained = lambda: drained.append(1)
     numbers = range(1, 41)
     for number in numbers:
-        maildir.channel.send_bulk(m.Mail([number, 0, 0, 0], b""), memoryview(bytes([number]) * 100_000))
+        maildir.channel.send_bulk(
+            m.MailContent([number, 0, 0, 0], b""), memoryview(bytes([number]) * 100_000)
+        )
     assert maildir.channel.waiting
     until(loop, lambda: len(listener.came) == 40)
     assert [message.parts[0] for message in listener.came] == list(numbers)
@@ -182,19 +203,19 @@ def test_descriptors_that_wait_are_sent_too(joined, loop):
     kernel, maildir = joined("kernel", "maildir.alice")
     kernel.channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     while not kernel.channel.waiting:
-        kernel.channel.send(m.Report())
+        kernel.channel.send(m.CountersRequest())
     mine, its = pair()
-    kernel.channel.send(m.Open(7, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+    kernel.channel.send(m.SessionOpen(7, *[0] * (len(m.SessionOpen._fields) - 1)), [its.fileno()])
     its.close()
     until(loop, lambda: maildir.fds)
     assert maildir.came[-1].session == 7
     mine.close()
     with adopt(os.dup(maildir.fds[0])) as sock:
-        assert sock.recv(1) == b""  # it is that pair
+        assert sock.recv(1) == b""  # the same pair
 
 
 class Crowded:
-    """A socket whose uid has too many descriptors under way, or whose system has no memory, for so many sendings."""
+    """Fail a number of sendmsg calls, as for too many descriptors in flight or for lack of memory."""
 
     def __init__(self, sock, times, error):
         self.sock, self.times, self.error = sock, times, error
@@ -211,25 +232,25 @@ class Crowded:
 
 @pytest.mark.parametrize("error", [errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS])
 def test_descriptors_wait_while_too_many_of_the_uid_are_under_way(joined, loop, error):
-    """A message was lost for want of memory, as if its reader had gone."""
+    """Lack of memory delays a message; it must neither be lost nor end the channel."""
     kernel, maildir = joined("kernel", "maildir.alice")
     kernel.channel.sock = Crowded(kernel.channel.sock, 3, error)
     mine, its = pair()
-    kernel.channel.send(m.Open(7, *[0] * (len(m.Open._fields) - 1)), [its.fileno()])
+    kernel.channel.send(m.SessionOpen(7, *[0] * (len(m.SessionOpen._fields) - 1)), [its.fileno()])
     its.close()
     assert kernel.channel.waiting
-    kernel.channel.send(m.Report())  # behind it
+    kernel.channel.send(m.CountersRequest())  # queued after it
     until(loop, lambda: len(maildir.came) == 2)
-    assert [type(message) for message in maildir.came] == [m.Open, m.Report]
+    assert [type(message) for message in maildir.came] == [m.SessionOpen, m.CountersRequest]
     assert not kernel.channel.waiting and not kernel.channel.sock.times
     mine.close()
     with adopt(os.dup(maildir.fds[0])) as sock:
-        assert sock.recv(1) == b""  # it is that pair
+        assert sock.recv(1) == b""  # the same pair
 
 
 @contextlib.contextmanager
 def no_room():
-    """This process can have no descriptor more."""
+    """Leave this process no free descriptor."""
     least = os.dup(0)
     os.close(least)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -241,11 +262,11 @@ def no_room():
 
 
 def open_message(number):
-    return m.Open(number, *[0] * (len(m.Open._fields) - 1))
+    return m.SessionOpen(number, *[0] * (len(m.SessionOpen._fields) - 1))
 
 
-def test_a_descriptor_that_cannot_wait_is_its_senders_to_know_of(joined, loop):
-    """The kernel ended of it. Nothing of that message is sent, and the channel goes on."""
+def test_a_descriptor_that_cannot_wait_is_an_error_for_the_sender(joined, loop):
+    """The sender gets the error, nothing of the message is sent, and the channel goes on."""
     kernel, maildir = joined("kernel", "maildir.alice")
     kernel.channel.sock = Crowded(kernel.channel.sock, 1, errno.ENOMEM)
     mine, its = pair()
@@ -259,8 +280,8 @@ def test_a_descriptor_that_cannot_wait_is_its_senders_to_know_of(joined, loop):
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_descriptor_that_there_is_no_room_for(joined, loop, told):
-    """Its message was taken for a violation, and the kernel for one that breaks the rules: the spawner ended of it."""
+def test_a_descriptor_without_room(joined, loop, told):
+    """The receiver reports the lost message; it is no violation by either side."""
     kernel, maildir = joined("kernel", "maildir.alice")
     lost = []
     maildir.channel.on_lost = lost.append if told else None
@@ -273,29 +294,35 @@ def test_a_descriptor_that_there_is_no_room_for(joined, loop, told):
         until(loop, lambda: maildir.came)
         assert (lost, maildir.came, maildir.why) == ([open_message(7)], [open_message(8)], None)
     else:
-        assert maildir.why == "", "an ordinary end: nobody broke a rule"
+        assert maildir.why == "", "an ordinary end, no violation"
     assert channels.counts.held == 0
     mine.close()
     its.close()
 
 
-def test_the_end_of_the_peer_is_told_once_and_after_its_last_words(joined, loop):
+def test_the_end_of_the_peer_is_reported_once_after_its_last_messages(joined, loop):
     listener, maildir = joined()
-    maildir.channel.send(m.Ready(1, 1))
+    maildir.channel.send(m.MaildropReady(1, 1))
     maildir.channel.close()
     maildir.channel.close()
     until(loop, lambda: listener.why is not None)
     assert listener.why == ""
-    assert listener.came == [m.Ready(1, 1)]
-    listener.channel.send(m.Reset())  # nobody minds
+    assert listener.came == [m.MaildropReady(1, 1)]
+    listener.channel.send(m.Reset())  # ignored
     assert maildir.why is None
 
 
 VIOLATIONS = {
-    "no greeting": b"GET / HTTP/1.0\r\n\r\n" + bytes(80), "unknown code": PREFACE + framed(99), "no array": PREFACE + frame_head(1) + b"\xc0",
-    "field too many": PREFACE + framed(5, 1, 2, 3, 4), "wrong type": PREFACE + framed(1, "1"), "multipart": PREFACE + b"\1\1x",
-    "oversize": PREFACE + b"\2" + (1 << 40).to_bytes(8, "big"), "a message that carries, without": PREFACE + framed(1, 1, 0),
-    "trailing": PREFACE + frame_head(3) + b"\x91\x05\x05", "commands": PREFACE + b"\4\5\4PING" * 100,
+    "no greeting": b"GET / HTTP/1.0\r\n\r\n" + bytes(80),
+    "unknown code": PREFACE + framed(99),
+    "no array": PREFACE + frame_head(1) + b"\xc0",
+    "field too many": PREFACE + framed(5, 1, 2, 3, 4),
+    "wrong type": PREFACE + framed(1, "1"),
+    "multipart": PREFACE + b"\1\1x",
+    "oversize": PREFACE + b"\2" + (1 << 40).to_bytes(8, "big"),
+    "a message that carries, without": PREFACE + framed(1, 1, 0),
+    "trailing": PREFACE + frame_head(3) + b"\x91\x05\x05",
+    "commands": PREFACE + b"\4\5\4PING" * 100,
 }
 
 
@@ -303,7 +330,7 @@ VIOLATIONS = {
 @pytest.mark.parametrize("slowly", [False, True])
 def test_a_violation_ends_the_channel_and_says_why(against, loop, octets, slowly):
     end, bare = against()
-    for part in ([bytes((o,)) for o in octets] if slowly else [octets]):
+    for part in [bytes((o,)) for o in octets] if slowly else [octets]:
         try:
             bare.sendall(part)
         except OSError:
@@ -311,7 +338,7 @@ def test_a_violation_ends_the_channel_and_says_why(against, loop, octets, slowly
         loop.turn() if end.why is None else None
     until(loop, lambda: end.why is not None)
     assert end.why
-    assert end.channel.gone
+    assert end.channel.closed
     assert not end.came
     assert bare.recv(10) == b""
 
@@ -327,26 +354,30 @@ def test_descriptors_that_no_message_carries_end_the_channel_and_are_closed(agai
     end, bare = against()
     before = open_fds()
     with open(os.devnull) as null:
-        pass_fds(bare, PREFACE + framed(1 + edge("kernel", "maildir.{user}").messages.index(m.Report)), [null.fileno()] * 3)
+        pass_fds(
+            bare,
+            PREFACE + framed(1 + edge("kernel", "maildir.{user}").messages.index(m.CountersRequest)),
+            [null.fileno()] * 3,
+        )
         until(loop, lambda: end.why is not None)
         assert end.why == "descriptors that no message carries"
-    assert len(open_fds()) == len(before) - 1  # and the channel's own
+    assert len(open_fds()) == len(before) - 1  # and the channel's own is closed
 
 
 def test_more_descriptors_than_a_message_carries(against, loop):
     end, bare = against()
     before = len(open_fds())
     with open(os.devnull) as null:
-        fields = [1, *[0] * (len(m.Open._fields) - 1)]
+        fields = [1, *[0] * (len(m.SessionOpen._fields) - 1)]
         pass_fds(bare, PREFACE + framed(1, *fields), [null.fileno()] * 5)
         until(loop, lambda: end.why is not None)
     assert end.why == "descriptors that no message carries"
     assert len(end.fds) == 1
-    assert len(open_fds()) == before  # one kept by who took the message, one less for the channel
+    assert len(open_fds()) == before  # one kept by the message's receiver, one fewer for the channel
 
 
 def test_descriptors_hoarded_behind_half_a_message(against, loop):
-    """Each part of an endless frame brings some: they are not collected without bound."""
+    """Each part of an endless frame carries some: their number is limited."""
     end, bare = against()
     before = len(open_fds())
     with open(os.devnull) as null:
@@ -363,7 +394,7 @@ def test_descriptors_hoarded_behind_half_a_message(against, loop):
     assert end.why == "descriptors that no message carries"
 
 
-def test_descriptors_on_an_edge_that_carries_none_are_not_even_taken(against, loop):
+def test_descriptors_on_an_edge_without_them_are_not_received(against, loop):
     end, bare = against("maildir.alice", "listener")
     before = open_fds()
     with open(os.devnull) as null:
@@ -373,33 +404,35 @@ def test_descriptors_on_an_edge_that_carries_none_are_not_even_taken(against, lo
     assert open_fds() == before
 
 
-def test_released_it_can_be_taken_up_again(joined, loop):
+def test_a_released_channel_can_be_resumed(joined, loop):
     listener, maildir = joined()
     listener.channel.send(m.Reset())
-    maildir.channel.send(m.Ready(1, 1))
+    maildir.channel.send(m.MaildropReady(1, 1))
     until(loop, lambda: maildir.came and listener.came)
     sock = maildir.channel.release()
     assert sock is not None
     listener.channel.send(m.List(1, 1))  # waits in the socket
     again = End(loop, sock, "maildir.alice", "listener", resumed=True)
-    again.channel.send(m.Totals(1, 1))
+    again.channel.send(m.MaildropTotals(1, 1))
     until(loop, lambda: again.came and len(listener.came) == 2)
     assert again.came == [m.List(1, 1)]
-    assert listener.came[1] == m.Totals(1, 1)
+    assert listener.came[1] == m.MaildropTotals(1, 1)
     again.close()
 
 
-def test_nothing_half_read_is_released(against, loop):
+def test_a_half_read_channel_is_not_released(against, loop):
     end, bare = against()
     bare.sendall(PREFACE + frame_head(5) + b"\x92")
     loop.turn()
     assert end.channel.release() is None
-    assert not end.channel.gone
+    assert not end.channel.closed
 
 
 def test_the_tap_sees_both_ways(joined, loop, monkeypatch):
     seen = []
-    monkeypatch.setattr(channels.watch, "tap", lambda *words: seen.append(words[0] if isinstance(words[0], str) else words[1]))
+    monkeypatch.setattr(
+        channels.watch, "tap", lambda *words: seen.append(words[0] if isinstance(words[0], str) else words[1])
+    )
     listener, maildir = joined()
     listener.channel.send(m.Reset())
     until(loop, lambda: maildir.came)

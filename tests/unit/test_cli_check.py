@@ -1,4 +1,4 @@
-"""check: each thing that would go wrong is found, with its place and mend."""
+"""Test `check`: each problem is found, with its place and its mend."""
 
 import datetime as dt
 import json
@@ -10,18 +10,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli import check as check_module
-from popkernel.cli import demo
 from popkernel.cli.common.check_certificates import check_certificate
-from popkernel.cli.demo import make_certificate, make_site
+from popkernel.cli.common.sample_site import free_ports, make_certificate, make_site
 from popkernel.cli.main import main
-from popkernel.kernel.init.mailbox_faults import Ways
+from popkernel.kernel.init.mailbox_faults import PathAccess
 from popkernel.proto.files.tables import MailUser
 
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    # pytest's directories are 0700 and root's: what lies above the site is another test's matter.
-    monkeypatch.setattr(Ways, "blocked", lambda _self, _directory, _user: "")
+    # pytest's directories are 0700 and root's; the path above the site has its own test.
+    monkeypatch.setattr(PathAccess, "blocked", lambda _self, _directory, _user: "")
     monkeypatch.setattr("popkernel.kernel.sandbox.lock.missing", list)
     return make_site(str(tmp_path / "s"), mail=())
 
@@ -39,12 +38,15 @@ def found(site, *flags, capsys, code=None):
 def test_a_sound_site(site, capsys):
     errors, warnings = found(site, capsys=capsys)
     assert errors == []
-    assert not any("signed by itself" in warning for warning in warnings)
+    assert not any("self-signed" in warning for warning in warnings)
 
 
 def test_for_people(site, capsys):
     assert main(["check", "-f", os.path.join(site.directory, "popkernel.toml")]) == 0
-    assert f"\n{site.cert}:1: the certificate is signed by itself: clients must be told to trust it\n" in "\n" + capsys.readouterr().out
+    assert (
+        f"\n{site.cert}:1: the certificate is self-signed: clients must be told to trust it\n"
+        in "\n" + capsys.readouterr().out
+    )
     assert main(["check"]) == os.EX_USAGE
     assert "command line: no auth" in capsys.readouterr().out
 
@@ -68,17 +70,25 @@ def test_users_in_one_table_only(site, capsys):
     with open(site.user_table, "a") as file:
         file.write(f"dan: {os.getuid() or 64001 + 500}:1:{site.mail_users['bob'].maildir}x\n")
     errors, warnings = found(site, capsys=capsys)
-    assert any(line.startswith(f"{site.auth_table}:5: user eve is not in {site.user_table}") for line in warnings)
-    assert any(line.startswith(f"{site.user_table}:4: user dan is not in {site.auth_table}") for line in warnings)
-    assert any(line.startswith(f"{site.user_table}:4: user dan: ") and "install -d" in line for line in errors)
+    assert any(
+        line.startswith(f"{site.auth_table}:5: user eve is not in {site.user_table}") for line in warnings
+    )
+    assert any(
+        line.startswith(f"{site.user_table}:4: user dan is not in {site.auth_table}") for line in warnings
+    )
+    assert any(
+        line.startswith(f"{site.user_table}:4: user dan: ") and "install -d" in line for line in errors
+    )
 
 
 def test_table_errors(site, capsys):
     with open(site.auth_table, "ab") as file:
-        file.write(b"eve $6$x$SECRET\n")
+        file.write(b"eve $1$x$SECRET\n")
     errors, warnings = found(site, capsys=capsys)
     assert errors == []
-    assert any(line.startswith(f"{site.auth_table}:4: user eve cannot log in: a $6$ hash") for line in warnings)
+    assert any(
+        line.startswith(f"{site.auth_table}:4: user eve cannot log in: a $1$ hash") for line in warnings
+    )
     assert "SECRET" not in str(warnings)
     assert any("user eve is not in" in warning for warning in warnings)
     with open(site.auth_table, "ab") as file:
@@ -101,7 +111,7 @@ def test_open_tables_and_keys(site, capsys):
 
 @pytest.mark.parametrize("which", ["users", "auth", "popkernel.toml"])
 def test_what_others_can_change(site, capsys, which):
-    """Who writes the user table says whom root forks as."""
+    """The user table says which uids root forks processes for."""
     path = os.path.join(site.directory, which)
     code = 78 if which == "popkernel.toml" else 65
     mends = []
@@ -115,7 +125,9 @@ def test_what_others_can_change(site, capsys, which):
     assert os.system(mends[0]) == 0
     assert found(site, capsys=capsys, code=0)[0] == []
     os.chmod(site.directory, 0o777)
-    assert [line.partition("; ")[2] for line in found(site, capsys=capsys)[0]] == [f"chmod o-w {site.directory}"]
+    assert [line.partition("; ")[2] for line in found(site, capsys=capsys)[0]] == [
+        f"chmod o-w {site.directory}"
+    ]
     os.chmod(site.directory, 0o1777)
     assert found(site, capsys=capsys, code=0)[0] == []
 
@@ -124,7 +136,10 @@ def test_what_others_can_change(site, capsys, which):
 def test_a_table_of_somebody_else(site, capsys):
     os.chown(site.user_table, 64999, 64999)
     assert [line for line in found(site, capsys=capsys, code=65)[0]] == [
-        f"{site.user_table}:0: belongs to uid 64999, who can change whom popkernel serves, and as whom; chown 0 {site.user_table}"
+        (
+            f"{site.user_table}:0: belongs to uid 64999, who can change whom popkernel serves, and as "
+            f"whom; chown 0 {site.user_table}"
+        )
     ]
     away = site.user_table + ".away"
     os.rename(site.user_table, away)
@@ -161,7 +176,10 @@ def test_owners(site, capsys):
     with open(site.user_table, "a") as file:
         file.write(f"thief 64002:64002:{carol.maildir}\n")
     errors, _ = found(site, capsys=capsys)
-    assert any(f"belongs to uid 64999, not {bob.uid}; give this user uid 64999 in the table, or, " in line for line in errors)
+    assert any(
+        f"belongs to uid 64999, not {bob.uid}; give this user uid 64999 in the table, or, " in line
+        for line in errors
+    )
     assert any("user thief has the uid of auth_user" in line for line in errors)
 
 
@@ -171,7 +189,11 @@ def test_what_is_no_mail_in_a_maildir_is_counted(site, capsys):
     os.mkdir(f"{maildir}/new/a-directory")
     os.mkfifo(f"{maildir}/new/a-fifo")
     _, warnings = found(site, capsys=capsys)
-    assert [line for line in warnings if f"user bob: {maildir}: 2 names in cur and new are no regular files" in line]
+    assert [
+        line
+        for line in warnings
+        if f"user bob: {maildir}: 2 names in cur and new are no regular files" in line
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can serve everyone")
@@ -189,10 +211,10 @@ def test_the_way_to_a_maildir(tmp_path):
     shut.chmod(0o700)
     inner.chmod(0o711)
     shut_for = [MailUser(64500, 64500, "x"), MailUser(shut.stat().st_uid, 1, "x")]
-    # What lies above tmp_path may shut 64500 out already.
-    assert Ways().blocked(str(inner), shut_for[0]) in {str(shut), *map(str, tmp_path.parents)}
-    assert Ways().blocked(str(inner), shut_for[1]) != str(shut)
-    assert Ways().blocked(str(tmp_path / "missing"), shut_for[1]) in {"", *map(str, tmp_path.parents)}
+    # A directory above tmp_path may exclude uid 64500 already.
+    assert PathAccess().blocked(str(inner), shut_for[0]) in {str(shut), *map(str, tmp_path.parents)}
+    assert PathAccess().blocked(str(inner), shut_for[1]) != str(shut)
+    assert PathAccess().blocked(str(tmp_path / "missing"), shut_for[1]) in {"", *map(str, tmp_path.parents)}
 
 
 def test_ports(site, capsys):
@@ -202,7 +224,9 @@ def test_ports(site, capsys):
     said = "the port is taken by another program; end it (`ss -ltnp` shows it), or choose another port"
     assert errors == [f"listen:0: 127.0.0.1:{port}: {said}"]
     errors, _ = found(site, "-l", "192.0.2.1:9995", capsys=capsys)
-    assert errors[0].startswith("listen:0: 192.0.2.1:9995: this machine has no such address; give one of its own")
+    assert errors[0].startswith(
+        "listen:0: 192.0.2.1:9995: this machine has no such address; give one of its own"
+    )
 
 
 def test_ports_of_the_running_server_are_its_own(site, capsys, monkeypatch):
@@ -221,7 +245,7 @@ def test_plain_text_is_warned_of(site, capsys):
     assert any("without TLS" in line for line in found(site, "--allow-plaintext", capsys=capsys)[1])
 
 
-def test_deleting_what_is_seen_again_is_warned_of(site, capsys):
+def test_trash_flag_without_hide_trashed_is_warned_of(site, capsys):
     toml = os.path.join(site.directory, "popkernel.toml")
     with open(toml, "a") as file:
         file.write('deletion = "trash-flag"\n')
@@ -233,7 +257,7 @@ def test_deleting_what_is_seen_again_is_warned_of(site, capsys):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Write a chain and a key, and give what check_certificate() says as texts."""
+    """Write a chain and a key, and return check_certificate()'s findings as texts."""
 
     def said(chain, key, mode=0o600, phrase=None):
         cert_path, key_path = tmp_path / "c.pem", tmp_path / "k.pem"
@@ -251,7 +275,7 @@ def pair(tmp_path):
 
 
 def _signed(name, issuer=None, days=90, san=True):
-    """One certificate of a chain: (certificate, key)."""
+    """Return one certificate of a chain and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     by, signer = (issuer[0].subject, issuer[1]) if issuer else (subject, key)
@@ -284,7 +308,9 @@ def test_a_good_chain(pair):
     assert "no intermediate" in pair(_pem(leaf), _key(leaf))[1][0]
     lines = _pem(leaf).count(b"\n")
     errors, warnings = pair(_pem(leaf, root), _key(leaf))
-    assert errors == [] and [line.partition("; ")[0] for line in warnings] == [f"c.pem:{lines + 1}: this certificate did not sign the one before it"]
+    assert errors == [] and [line.partition("; ")[0] for line in warnings] == [
+        f"c.pem:{lines + 1}: this certificate did not sign the one before it"
+    ]
     assert any("but not the first" in line for line in pair(_pem(middle, leaf), _key(leaf))[0])
 
 
@@ -299,9 +325,15 @@ def test_certificates_and_time(pair):
 def test_keys(pair):
     one, other = _signed("a"), _signed("a")
     assert pair(_pem(one), _key(other))[0] == [
-        "k.pem: the private key does not belong to the certificate in c.pem; give the two that were made together"
+        (
+            "k.pem: the private key does not belong to the certificate in c.pem; give the two that were "
+            "made together"
+        )
     ]
-    assert "no private key in PEM form" in pair(_pem(one), b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")[0][0]
+    assert (
+        "no private key in PEM form"
+        in pair(_pem(one), b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")[0][0]
+    )
     assert "no private key in PEM form" in pair(_pem(one), b"garbage")[0][0]
     for mode in (0o644, 0o660, 0o604):
         assert "leaves the private key open" in pair(_pem(one), _key(one), mode)[0][0]
@@ -311,11 +343,19 @@ def test_certificate_and_key_swapped(pair, tmp_path):
     one = _signed("a")
     errors, warnings = pair(_key(one), _pem(one), 0o644)
     assert errors == [
-        "c.pem:1: this is a private key, and k.pem a certificate: the two are swapped; give the chain with -c k.pem, the key with -k c.pem"
+        (
+            "c.pem:1: this is a private key, and k.pem a certificate: the two are swapped; give the chain "
+            "with -c k.pem, the key with -k c.pem"
+        )
     ]
     assert warnings == []
-    # The certificate given as both: nothing is said of its mode, which is right for one.
-    assert pair(_pem(one), _pem(one), 0o644)[0] == ["k.pem:1: no private key in PEM form, or a damaged one; write the key that belongs to the certificate here"]
+    # The certificate given as both: its mode is right for a certificate, so there is no finding about it.
+    assert pair(_pem(one), _pem(one), 0o644)[0] == [
+        (
+            "k.pem:1: no private key in PEM form, or a damaged one; write the key that belongs to the "
+            "certificate here"
+        )
+    ]
     assert len(pair(_pem(one), _key(one) + _pem(one), 0o644)[0]) == 1  # both in one file: the mode counts
 
 
@@ -329,7 +369,9 @@ def test_keys_with_a_pass_phrase(pair):
     assert "has a pass phrase that a start has to ask for" in "".join(warnings)
     assert "does not open this private key" in pair(_pem(one), locked, phrase=b"shut")[0][0]
     assert "the first line is empty" in pair(_pem(one), locked, phrase=b"\nx")[0][0]
-    assert "leaves the pass phrase open" in "".join(pair(_pem(one), locked, 0o644, phrase=b"open \xc3\xa4")[0])
+    assert "leaves the pass phrase open" in "".join(
+        pair(_pem(one), locked, 0o644, phrase=b"open \xc3\xa4")[0]
+    )
     assert "does not belong" in pair(_pem(other), locked, phrase=b"open \xc3\xa4")[0][0]
 
 
@@ -362,11 +404,11 @@ def test_certificates_that_are_none(pair):
 
 
 def test_free_ports_differ():
-    assert len(set(demo.free_ports())) == 2
+    assert len(set(free_ports())) == 2
 
 
 def with_file(site, key, data, mode=0o644, more=""):
-    """A file of the site, and the key that names it."""
+    """Write a file of the site and set the key that names it."""
     path = os.path.join(site.directory, key)
     with open(path, "wb") as file:
         file.write(data)
@@ -391,7 +433,10 @@ def test_the_issuer_s_keys(site, capsys):
     errors, warnings = found(site, capsys=capsys)
     assert not errors and not any(path in line for line in warnings)
     os.chmod(path, 0o666)
-    assert any(line.startswith(f"{path}:0: mode 0666 lets others change whom") for line in found(site, capsys=capsys)[0])
+    assert any(
+        line.startswith(f"{path}:0: mode 0666 lets others change whom")
+        for line in found(site, capsys=capsys)[0]
+    )
     os.chmod(path, 0o644)
     with open(path, "wb") as file:
         file.write(jwks())
@@ -399,7 +444,9 @@ def test_the_issuer_s_keys(site, capsys):
     with open(path, "wb") as file:
         file.write(b'{"keys": [{"kty": "oct", "k": "SECRET"}]}')
     errors, _ = found(site, capsys=capsys)
-    assert len(errors) == 1 and f"{path}:0: key 1 is a shared secret" in errors[0] and "SECRET" not in errors[0]
+    assert (
+        len(errors) == 1 and f"{path}:0: key 1 is a shared secret" in errors[0] and "SECRET" not in errors[0]
+    )
     os.unlink(path)
     assert any(line.startswith(f"{path}:0: No such file") for line in found(site, capsys=capsys)[0])
 
@@ -407,7 +454,9 @@ def test_the_issuer_s_keys(site, capsys):
 def test_a_block_list(site, capsys):
     path = with_file(site, "block_list", b"# bad\n192.0.2.0/24\n198.51.100.1/24\n")
     errors, _ = found(site, capsys=capsys)
-    assert errors == [f"{path}:3: '198.51.100.1/24' has bits beyond its length; write 198.51.100.0/24, or the address alone"]
+    assert errors == [
+        f"{path}:3: '198.51.100.1/24' has bits beyond its length; write 198.51.100.0/24, or the address alone"
+    ]
     with open(path, "wb") as file:
         file.write(b"127.0.0.0/8\n")
     errors, warnings = found(site, capsys=capsys)

@@ -1,4 +1,4 @@
-"""The demo's site: what make_site() makes, and how the command refuses."""
+"""Test the demo: what make_site() makes, and what the command refuses."""
 
 import json
 import os
@@ -17,12 +17,12 @@ import pytest
 from popkernel.cli import demo
 from popkernel.cli.check import check
 from popkernel.cli.common.program_name import as_typed
-from popkernel.cli.demo import SAMPLE_MAIL, make_site
+from popkernel.cli.common.sample_site import FIRST_UID, SAMPLE_MAIL, free_ports, make_site
 from popkernel.cli.main import main
 from popkernel.proto.files.tables import parse_auth, parse_users
 
 
-def test_a_site_is_whole(tmp_path):
+def test_a_site_has_all_files(tmp_path):
     site = make_site(str(tmp_path / "s"))
     with open(site.auth_table, "rb") as file:
         hashes, errors, *_ = parse_auth(file.read(), "a")
@@ -62,7 +62,7 @@ def test_the_certificate_is_for_this_machine(tmp_path):
         assert client.version() == "TLSv1.3"
 
 
-def test_what_can_be_chosen(tmp_path):
+def test_options_of_make_site(tmp_path):
     site = make_site(
         str(tmp_path / "s"),
         users={"a": "one", "b": "two"},
@@ -83,7 +83,7 @@ def test_many_users_stay_in_sixteen_bits(tmp_path):
     site = make_site(str(tmp_path / "s"), users=[f"user{number:04}" for number in range(1500)], mail=())
     uids = [user.uid for user in site.mail_users.values()]
     assert len(set(uids)) == len(set(uids[:1000])) <= 1000
-    assert min(uids) >= demo.FIRST_UID
+    assert min(uids) >= FIRST_UID
     assert max(uids) < 65534
     assert len(set(uids[:900])) == 900
 
@@ -97,14 +97,17 @@ def test_check_finds_the_demo_sound(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """Stand in for the kernel, in the process that demo forks: gives what each run() saw."""
+    """Replace the kernel in the process that demo forks; record each run()."""
     notes = tmp_path / "notes"
     notes.touch()
     module = types.ModuleType("popkernel.cli.common.serving")
 
-    def run(config, on_ready):
+    def run(config, _again, _toml, on_ready):
         with notes.open("a") as file:
-            print(json.dumps([config.auth_table, config.cert, os.path.exists(config.auth_table), os.getppid()]), file=file)
+            print(
+                json.dumps([config.auth_table, config.cert, os.path.exists(config.auth_table), os.getppid()]),
+                file=file,
+            )
         on_ready()
         return 7
 
@@ -114,7 +117,7 @@ def started(monkeypatch, tmp_path):
 
 
 def ports():
-    tls, stls = demo.free_ports()
+    tls, stls = free_ports()
     return ["--tls-port", str(tls), "--stls-port", str(stls)]
 
 
@@ -132,12 +135,16 @@ def test_demo_makes_serves_and_removes(started, capfd):
 
 
 def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)  # pytest's own directory is 0700
+    # pytest's own directory is 0700
+    monkeypatch.setattr(demo, "_refuse_unreachable", lambda _directory: None)
     place = tmp_path / "site"
     assert main(["demo", "--dir", str(place), *ports()]) == 7
     certificate = (place / "cert.pem").read_bytes()
     for user in ("alice", "bob"):
-        assert all(f"\nTo: {user}@localhost\n".encode() in path.read_bytes().replace(b"\r", b"") for path in (place / "mail" / user / "new").iterdir())
+        assert all(
+            f"\nTo: {user}@localhost\n".encode() in path.read_bytes().replace(b"\r", b"")
+            for path in (place / "mail" / user / "new").iterdir()
+        )
     os.rename(place / "mail/alice/new", place / "mail/alice/cur/x")
     assert main(["demo", "--dir", str(place), *ports()]) == 7
     assert len(started()) == 2
@@ -146,7 +153,7 @@ def test_demo_keeps_a_named_directory(started, tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_server_s_own_is_not_put_down_to_the_directory(started, monkeypatch, capfd):
-    def run(_config, on_ready):
+    def run(_config, _again, _toml, on_ready):
         raise OSError(9, "Bad file descriptor")
 
     monkeypatch.setattr(sys.modules["popkernel.cli.common.serving"], "serve", run)
@@ -160,7 +167,7 @@ STAND_IN = """
 import signal, sys, types
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ours may have come to ignore it
 module = types.ModuleType("popkernel.cli.common.serving")
-def run(config, on_ready):
+def run(config, _again, _toml, on_ready):
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     print("serving", flush=True)
     return 0 if signal.sigwait([signal.SIGTERM]) else 1
@@ -200,7 +207,9 @@ from popkernel.cli import demo
 demo._refuse_unreachable = lambda directory: None
 demo.make_site = lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP)
 """
-    with subprocess.Popen([sys.executable, "-c", script + STAND_IN, *ports()], env={**os.environ, "TMPDIR": str(tmp_path)}) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", script + STAND_IN, *ports()], env={**os.environ, "TMPDIR": str(tmp_path)}
+    ) as server:
         assert server.wait(20) == 128 + signal.SIGHUP
     assert os.listdir(tmp_path) == []
 
@@ -210,7 +219,7 @@ def test_a_killed_demo_takes_its_server_along():
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         first, *_ = _until(server.stdout, "serving")
         server.kill()
-        # The server process holds the other end of standard output: it closes when that has ended too.
+        # The server process holds the other end of standard output, which closes when it ends.
         assert server.stdout.read() == ""
     shutil.rmtree(first.rsplit(" in ", 1)[1].strip())
 
@@ -239,7 +248,9 @@ def test_a_port_that_is_taken(started, capsys):
         port = taken.getsockname()[1]
         assert main(["demo", "--tls-port", str(port)]) == os.EX_UNAVAILABLE
     said = capsys.readouterr().err
-    assert re.fullmatch(rf"popkernel: 127.0.0.1:{port}: the port is taken; give another: .+ demo --tls-port PORT\n", said), said
+    assert re.fullmatch(
+        rf"popkernel: 127.0.0.1:{port}: the port is taken; give another: .+ demo --tls-port PORT\n", said
+    ), said
     assert main(["demo", "--tls-port", "0"]) == os.EX_USAGE
     assert not started()
 
@@ -249,13 +260,13 @@ def test_suggested_commands_work_as_typed(monkeypatch, tmp_path):
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     monkeypatch.setattr(sys, "argv", [str(program)])
-    assert as_typed().endswith(" -m popkernel")  # it can't be run
+    assert as_typed().endswith(" -m popkernel")  # it cannot be run
     program.chmod(0o755)
     monkeypatch.setenv("PATH", "/nowhere")
     assert as_typed() == f"'{program}'"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["my bin/popkernel"])
-    assert as_typed() == f"'{program}'"  # another terminal is somewhere else
+    assert as_typed() == f"'{program}'"  # a terminal in another directory
     monkeypatch.setenv("PATH", str(program.parent))
     assert as_typed() == "popkernel"
     other = tmp_path / "other"
@@ -265,15 +276,22 @@ def test_suggested_commands_work_as_typed(monkeypatch, tmp_path):
     assert as_typed() == f"'{program}'"
 
 
-@pytest.mark.parametrize("program", [[os.path.join(os.path.dirname(sys.executable), "popkernel")], [sys.executable, "-m", "popkernel"]])
+@pytest.mark.parametrize(
+    "program",
+    [[os.path.join(os.path.dirname(sys.executable), "popkernel")], [sys.executable, "-m", "popkernel"]],
+)
 def test_the_printed_status_command_runs(program, tmp_path):
     if not os.path.exists(program[0]):
         pytest.skip(f"no {program[0]}")
     env = {**os.environ, "PATH": "/usr/bin:/bin"}
-    with subprocess.Popen([*program, "demo", *ports()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as server:
+    with subprocess.Popen(
+        [*program, "demo", *ports()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as server:
         line = _until(server.stdout, " status ")[-1]
         _until(server.stderr, "ready: ")
-        result = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        result = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False
+        )
         server.terminate()
         server.communicate(timeout=20)
     assert result.returncode == 0, result

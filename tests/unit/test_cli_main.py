@@ -1,4 +1,4 @@
-"""The command line itself: help, exit codes, quick start-up, completion."""
+"""Test the command line: help, exit codes, quick start-up, completion."""
 
 import os
 import shutil
@@ -44,7 +44,9 @@ def test_the_help_of_start_has_every_key(capsys):
     assert all(f"  {key.name} " in out for key in keys())
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["start", "--nonsense"], ["passwd"], ["start", "--listen", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["start", "--nonsense"], ["passwd"], ["start", "--listen", "x"]]
+)
 def test_wrong_usage(arguments, capsys):
     code, out, err = leaves(arguments, capsys)
     assert (code, out) == (os.EX_USAGE, "")
@@ -53,7 +55,16 @@ def test_wrong_usage(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--for", "-1"], ["--for", "0"], ["--for", "nan"], ["--for", "inf"], ["--count", "0"], ["--count", "-3"], ["--count", "x"]],
+    "arguments",
+    [
+        ["--for", "-1"],
+        ["--for", "0"],
+        ["--for", "nan"],
+        ["--for", "inf"],
+        ["--count", "0"],
+        ["--count", "-3"],
+        ["--count", "x"],
+    ],
 )
 def test_a_trace_of_nothing_is_refused(arguments, capsys):
     code, _, err = leaves(["trace", *arguments], capsys)
@@ -68,7 +79,9 @@ def test_version(capsys):
 
 
 def test_the_original_s_flags():
-    options = build_parser().parse_args([*START, "-e", "Maildir", "-vvv", "-L", "127.0.0.1:1110", "-l", "[::1]:2"])
+    options = build_parser().parse_args(
+        [*START, "-e", "Maildir", "-vvv", "-L", "127.0.0.1:1110", "-l", "[::1]:2"]
+    )
     config = config_from(options)
     assert (config.subdir, config.verbose, config.run_dir) == ("Maildir", 3, "/r")
     assert [str(address) for address in config.listen] == ["127.0.0.1:995", "[::1]:2"]
@@ -84,7 +97,9 @@ def test_the_original_s_flags():
 
 def test_start_hands_the_configuration_over(monkeypatch):
     module = types.ModuleType("popkernel.cli.common.serving")
-    module.serve = lambda config, again, path: 5 if config.auth_table == "/a" and again() == config and path is None else 6
+    module.serve = lambda config, again, path: (
+        5 if config.auth_table == "/a" and again() == config and path is None else 6
+    )
     monkeypatch.setitem(sys.modules, "popkernel.cli.common.serving", module)
     assert main(START) == 5
 
@@ -101,9 +116,11 @@ def test_wrong_configuration(tmp_path, capsys):
 
 def test_start_up_imports_nothing_heavy():
     code = (
-        "import sys; from popkernel.cli.registry import build_parser; from popkernel.cli.common.server_flags import config_from\n"
+        "import sys; from popkernel.cli.registry import build_parser; from "
+        "popkernel.cli.common.server_flags import config_from\n"
         f"import popkernel.cli.main; config_from(build_parser(['start']).parse_args({START!r}))\n"
-        "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & set(sys.modules)))"
+        "print(*sorted({'zmq', 'cryptography', 'shtab', 'bcrypt', 'msgpack', 'asyncio', 'json', 'ssl'} & "
+        "set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
 
@@ -112,11 +129,17 @@ def test_start_up_imports_nothing_heavy():
 def test_a_command_imports_no_other(command):
     code = (
         "import contextlib, sys; from popkernel.cli.main import main\n"
-        f"with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None): main([{command!r}, '--help'])\n"
+        f"with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None): main([{command!r}, "
+        f"'--help'])\n"
         "from popkernel.cli.registry import COMMANDS\n"
-        "print(*[name for name in COMMANDS if 'popkernel.cli.' + name.replace('-', '_') in sys.modules], 'zmq' in sys.modules)"
+        "print(*[name for name in COMMANDS if any(m.startswith('popkernel.cli.') and m.endswith('.' + "
+        "name.replace('-', '_')) for m in sys.modules)], "
+        "'zmq' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == f"{command} False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+        == f"{command} False\n"
+    )
 
 
 def test_a_reader_that_goes_away():
@@ -125,7 +148,7 @@ def test_a_reader_that_goes_away():
     os.close(reader)
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, b""), "`| head` is no fault to speak of"
+    assert (ended.returncode, ended.stderr) == (os.EX_IOERR, b""), "`| head` gives no error"
 
 
 def test_interrupted(monkeypatch):
@@ -139,7 +162,7 @@ def test_interrupted(monkeypatch):
     assert main(START) == 130
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_completion(shell, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
@@ -158,12 +181,39 @@ def test_bash_completes(capsys):
     assert ended.stdout.split() == [b"start", b"status", b"stop"]
 
 
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
+def test_fish_completes(capsys, tmp_path):
+    main(["completion", "fish"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "one.toml").touch()
+
+    def completed(line):
+        ended = subprocess.run(
+            ["fish", "--no-config", "-c", 'source script; complete -C "$argv"', line],
+            cwd=tmp_path,
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [row.partition("\t")[0] for row in ended.stdout.splitlines()]
+
+    assert completed("popkernel st") == ["start", "status", "stop"]
+    assert completed("popkernel start --log ") == ["auto", "stderr", "syslog"]
+    assert completed("popkernel completion ") == ["bash", "fish", "tcsh", "zsh"]
+    assert completed("popkernel start --run") == ["--run-dir"]
+    assert completed("popkernel start -f one") == ["one.toml"]
+    assert completed("popkernel status one") == []
+
+
 def popkernel(redirections, words):
     command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "popkernel", *words]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+    )
 
 
-# What to do, and the code that it has.
+# Closed descriptors, the command, and its exit code.
 CODES = {
     "topology": (["topology"], 0),
     "completion": (["completion", "bash"], 0),
@@ -186,14 +236,22 @@ def test_closed_descriptors_change_no_exit_code(name):
     words, code = CODES[name]
     as_ever = popkernel("", words)
     assert code in (None, as_ever.returncode), as_ever
-    for how in (">&-", "2>&-", ">&- 2>&-", ">&- 2>/dev/full") + ((">&- 2>&- <&-",) if "deliver" not in words else ()):
+    for how in (">&-", "2>&-", ">&- 2>&-", ">&- 2>/dev/full") + (
+        (">&- 2>&- <&-",) if "deliver" not in words else ()
+    ):
         ended = popkernel(how, words)
         assert ended.returncode == as_ever.returncode and "Traceback" not in ended.stderr, (how, ended)
 
 
-@pytest.mark.parametrize("words", [["topology"], ["completion", "bash"], ["check", "-a", "/missing/a"], ["topology", "--help"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words",
+    [["topology"], ["completion", "bash"], ["check", "-a", "/missing/a"], ["topology", "--help"]],
+    ids=lambda words: words[0],
+)
 def test_output_that_cannot_be_written_is_one_line(words):
     ended = popkernel("> /dev/full", words)
     assert ended.returncode == os.EX_IOERR, ended
-    assert ended.stderr == "popkernel: standard output: No space left on device; send it where there is room\n"
+    assert (
+        ended.stderr == "popkernel: standard output: No space left on device; send it where there is room\n"
+    )
     assert popkernel("> /dev/full 2>&1", words).returncode == os.EX_IOERR

@@ -1,4 +1,4 @@
-"""The codec beyond single rows (those are in tests/topology): bulk frames, memory, random octets."""
+"""Test the codec beyond single messages (tests/topology has those): bulk frames, memory, random octets."""
 
 import tracemalloc
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from popkernel.proto import messages as m
-from popkernel.proto.codec import BadMessageError, Codec
-from popkernel.proto.schema import sayable
+from popkernel.proto.codec import Codec
+from popkernel.proto.schema import BadMessageError, fit_text
 from popkernel.proto.topology import EDGES
 
 CODECS = [Codec(e.source, e.target) for e in EDGES]
@@ -25,7 +25,12 @@ def test_random_octets_are_refused_or_make_a_whole_message(codec, data):
 
 
 simple = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.binary(max_size=9),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=9,
 )
@@ -42,22 +47,22 @@ def test_random_fields_are_refused_or_make_a_whole_message(codec, code, fields):
 
 
 def test_a_text_that_is_not_utf8_is_refused_and_spoils_nothing():
-    codec = Codec("kernel", "init")
-    before = codec.encode(m.Running("x"))
+    codec = Codec("auth", "kernel")
+    before = codec.encode(m.ActorFailed(70, "x"))
     with pytest.raises(BadMessageError):
-        codec.encode(m.Running("x\udcff"))
-    assert codec.encode(m.Running("x")) == before
-    text = sayable("\udcff" * 1000)
-    assert codec.decode(codec.encode(m.Running(text))) == m.Running(text)
-    assert sayable("größer\n€") == "größer\n€"
+        codec.encode(m.ActorFailed(70, "x\udcff"))
+    assert codec.encode(m.ActorFailed(70, "x")) == before
+    text = fit_text("\udcff" * 1000)
+    assert codec.decode(codec.encode(m.ActorFailed(70, text))) == m.ActorFailed(70, text)
+    assert fit_text("größer\n€") == "größer\n€"
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 4095, 4096, 65535, 65536, 300_000])
-def test_bulk_is_the_same_as_whole(size):
+def test_bulk_frames_equal_whole_ones(size):
     codec = Codec("maildir.{user}", "listener")
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    message = m.Mail([1, size, size, 1], data)
-    head = m.Mail([1, size, size, 1], b"")
+    message = m.MailContent([1, size, size, 1], data)
+    head = m.MailContent([1, size, size, 1], b"")
     parts = codec.encode_bulk(head, memoryview(data))
     assert codec.decode(b"".join(parts)) == message == codec.decode(codec.encode(message))
     if size >= 4096:
@@ -69,11 +74,11 @@ def test_bulk_is_the_same_as_whole(size):
 def test_bulk_can_be_had_as_a_view_of_its_frame(size, make):
     codec = Codec("maildir.{user}", "listener")
     data = bytes(255 - i % 256 for i in range(size))
-    message = m.Mail([0xC6, 0xC6C6, 0xC6C6C6C6, 1], data)
-    frame = make(b"".join(codec.encode_bulk(m.Mail(message.parts, b""), data)))
+    message = m.MailContent([0xC6, 0xC6C6, 0xC6C6C6C6, 1], data)
+    frame = make(b"".join(codec.encode_bulk(m.MailContent(message.parts, b""), data)))
     got = codec.decode_bulk(frame)
     assert got == message == codec.decode(frame)
-    assert type(got) is m.Mail
+    assert type(got) is m.MailContent
     if size >= 4096:
         assert got.data.obj is frame
 
@@ -83,7 +88,7 @@ def bulk_head(octets):
 
 
 def agree(codec, frame):
-    """A view and a copy say the same, or both are refused."""
+    """A view and a copy decode alike, or both are refused."""
     try:
         want = codec.decode(frame)
     except BadMessageError:
@@ -96,10 +101,10 @@ def agree(codec, frame):
 @pytest.mark.parametrize(
     "before",
     [
-        b"\x93\x03\x90",  # as it should be
-        b"\x93\x03\x90\xcd",  # the bulk's head is a number's octets
-        b"\x93\x03\x90\xc4\x02",  # or another field's
-        b"\x93\x03\x90\xc4\x00",  # or behind the end
+        b"\x93\x03\x90",  # valid
+        b"\x93\x03\x90\xcd",  # the bulk's head is inside a number
+        b"\x93\x03\x90\xc4\x02",  # or inside another field
+        b"\x93\x03\x90\xc4\x00",  # or after the end
         b"\x93\x03\x91\xcd",
         b"\x93\x03\x91\x40",  # one that no array announced
         b"\x94\x03\x90\x90",
@@ -120,7 +125,12 @@ def test_a_view_is_refused_where_a_copy_is(before):
 
 
 @settings(max_examples=200)
-@given(st.sampled_from(CODECS), st.lists(st.sampled_from([b"\xc6", b"\x93", b"\x03", b"\x90", b"\xc4", b"\0", bulk_head(4096)]), max_size=12))
+@given(
+    st.sampled_from(CODECS),
+    st.lists(
+        st.sampled_from([b"\xc6", b"\x93", b"\x03", b"\x90", b"\xc4", b"\0", bulk_head(4096)]), max_size=12
+    ),
+)
 def test_views_and_copies_agree_on_random_octets(codec, pieces):
     frame = b"".join(pieces) + bytes(4096)
     agree(codec, frame)
@@ -129,18 +139,23 @@ def test_views_and_copies_agree_on_random_octets(codec, pieces):
 def test_bulk_larger_than_the_edge_is_refused():
     codec = Codec("maildir.{user}", "listener")
     with pytest.raises(BadMessageError):
-        codec.encode_bulk(m.Mail([], b""), bytes(codec.octets))
+        codec.encode_bulk(m.MailContent([], b""), bytes(codec.octets))
     with pytest.raises(BadMessageError):
-        codec.encode_bulk(m.Mail([-2], b""), bytes(10000))
+        codec.encode_bulk(m.MailContent([-2], b""), bytes(10000))
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
 def test_arrays_that_announce_much_take_little(codec):
-    """Lists are made as long as announced, before their items come: 300,000 items at each of 1,000 depths would be 2.4 GB."""
+    """An announced length reserves memory: 300,000 items at each of 1,000 depths would be 2.4 GB."""
     most = codec.octets
     tracemalloc.start()
     try:
-        for head in (b"\xdd" + most.to_bytes(4, "big"), b"\xdc\xff\xff", b"\xdc\x20\x00", b"\xdd\x7f\xff\xff\xff"):
+        for head in (
+            b"\xdd" + most.to_bytes(4, "big"),
+            b"\xdc\xff\xff",
+            b"\xdc\x20\x00",
+            b"\xdd\x7f\xff\xff\xff",
+        ):
             data = (head * 1000)[: most // 2]
             with pytest.raises(BadMessageError):
                 codec.decode(data + b"\xc0" * (most - len(data)))
@@ -149,8 +164,34 @@ def test_arrays_that_announce_much_take_little(codec):
         tracemalloc.stop()
 
 
-def test_a_refusal_has_no_cause_that_holds_the_octets():
+def test_a_refusal_keeps_no_octets():
     with pytest.raises(BadMessageError) as caught:
         CODECS[0].decode(b"\x92\x01\xa8PASSWORD\xff")
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+REPLIES = [
+    ("maildir.{user}", "mda", m.DeliveryRejected(1, "4.0.0", "full")),
+    ("kernel", "mda", m.RecipientUnknown(1, "5.1.1", "nobody")),
+    ("maildir.{user}", "listener", m.MaildropUnready("SYS/TEMP", "not now")),
+    ("maildir.{user}", "listener", m.MessageMissing(1, "", "gone")),
+    ("kernel", "listener", m.SessionRefused(1, "IN-USE", "not now")),
+    ("auth", "listener", m.LoginRefused(1, "AUTH", "wrong")),
+]
+
+
+@pytest.mark.parametrize("end", ["\r\n250 2.0.0 safe", "\n", "\r", "\0", "\x1b[2J"])
+@pytest.mark.parametrize(("source", "target", "message"), REPLIES, ids=lambda x: type(x).__name__)
+def test_a_text_that_becomes_a_line_of_a_protocol_has_no_line_end(source, target, message, end):
+    """Or a lying actor could forge replies to others' commands: mail would be lost after a forged 250."""
+    codec = Codec(source, target)
+    code = codec.edge.messages.index(type(message)) + 1
+    assert codec.decode(msgpack.packb([code, *message])) == message
+    texts = [i for i, value in enumerate(message) if isinstance(value, str) and message._fields[i] != "why"]
+    assert len(texts) == 2
+    for at in texts:
+        fields = list(message)
+        fields[at] += end
+        with pytest.raises(BadMessageError):
+            codec.decode(msgpack.packb([code, *fields]))

@@ -1,7 +1,7 @@
-"""What is compared, what is left out of it, and that no more than that is."""
+"""Test replay's comparison: what it compares and what it leaves out."""
 
 import pytest
-from popkernel.kernel.operator.viewers import Wish
+from popkernel.kernel.operator.viewers import TraceFilter
 from popkernel.kernel.replay.comparison import Result, compare, recorded_of, rewritten, signs_of_life
 from popkernel.kernel.replay.harness import Said
 from popkernel.proto.trace.recording import Frame
@@ -25,46 +25,69 @@ def differences(frames, now):
 COUNTERS = {"messages_in": 5, "messages_out": 5, "sessions": 1}
 
 
-def test_counters_that_nobody_asked_for_are_a_matter_of_time():
+def test_unrequested_counters_are_not_compared():
     frames = [
-        frame("out", "Counters", **COUNTERS), frame("in", "Report"), frame("out", "Counters", **COUNTERS), frame("out", "Counters", **COUNTERS),
-        frame("out", "Log", level=4, text="x"), frame("in", "Report", turn=2),
+        frame("out", "Counters", **COUNTERS),
+        frame("in", "CountersRequest"),
+        frame("out", "Counters", **COUNTERS),
+        frame("out", "Counters", **COUNTERS),
+        frame("out", "LogEvent", level=4, event="x"),
+        frame("in", "CountersRequest", turn=2),
     ]
     assert signs_of_life(frames) == {0, 3}
-    assert differences(frames, [said("Counters", **COUNTERS), said("Log", level=4, text="x")]) == []
+    assert differences(frames, [said("Counters", **COUNTERS), said("LogEvent", level=4, event="x")]) == []
 
 
-def test_counters_that_were_asked_for_are_compared():
-    frames = [frame("out", "Counters", **COUNTERS), frame("in", "Report"), frame("out", "Counters", **COUNTERS), frame("in", "Report", turn=2)]
+def test_requested_counters_are_compared():
+    frames = [
+        frame("out", "Counters", **COUNTERS),
+        frame("in", "CountersRequest"),
+        frame("out", "Counters", **COUNTERS),
+        frame("in", "CountersRequest", turn=2),
+    ]
     assert differences(frames, [said("Counters", **{**COUNTERS, "sessions": 0})]) == ["Counters to kernel"]
-    assert differences(frames, []) == ["Counters to kernel is not said any more"]
-    assert differences(frames, [said("Counters", **COUNTERS)] * 2) == ["Counters to kernel is said, and was not"]
+    assert differences(frames, []) == ["Counters to kernel is no longer sent"]
+    assert differences(frames, [said("Counters", **COUNTERS)] * 2) == [
+        "Counters to kernel is sent, but was not recorded"
+    ]
 
 
 def test_an_update_keeps_signs_of_life():
-    frames = [frame("out", "Counters", **COUNTERS), frame("out", "Log", level=4, text="before")]
-    result = Result("maildir.alice", frames, [said("Log", level=4, text="now")], [], [], 2)
-    assert [(f.name, f.fields.get("text")) for f in rewritten(result, set())] == [("Counters", None), ("Log", "now")]
+    frames = [frame("out", "Counters", **COUNTERS), frame("out", "LogEvent", level=4, event="before")]
+    result = Result("maildir.alice", frames, [said("LogEvent", level=4, event="now")], [], [], 2)
+    assert [(f.name, f.fields.get("event")) for f in rewritten(result, set())] == [
+        ("Counters", None),
+        ("LogEvent", "now"),
+    ]
 
 
-def test_what_was_too_large_for_a_frame_is_compared_by_its_size():
-    large = [frame("out", "Reply", "client", session=MINE, octets=500_000)._replace(fields=cut(500_123)), frame("in", "Report", turn=2)]
+def test_large_contents_are_compared_by_size():
+    large = [
+        frame("out", "Reply", "client", session=MINE, octets=500_000)._replace(fields=cut(500_123)),
+        frame("in", "CountersRequest", turn=2),
+    ]
     assert differences(large, [said("Reply", "client", session=MINE, octets=500_000, said=[b"x"])]) == []
-    assert differences(large, [said("Reply", "client", session=MINE, octets=499_999, said=[b"x"])]) == ["Reply to client"]
-    assert differences(large, []) == ["Reply to client is not said any more"]
+    assert differences(large, [said("Reply", "client", session=MINE, octets=499_999, said=[b"x"])]) == [
+        "Reply to client"
+    ]
+    assert differences(large, []) == ["Reply to client is no longer sent"]
 
 
-@pytest.mark.parametrize(("wish", "one", "there"), [
-    ({}, said("Log", text="x"), True),
-    ({"user": "alice"}, said("Log", text="x"), False),
-    ({"user": "alice"}, said("Late", name="maildir.alice"), True),
-    ({"user": "alice"}, said("Late", name="auth"), False),
-    ({"user": "alice"}, said("Awaiting", session=MINE), True),
-    ({"user": "alice"}, said("Awaiting", session=OTHER), False),
-    ({"user": "alice"}, said("LoginFailed", session=OTHER, user="alice"), True),
-    ({"session": MINE}, said("Awaiting", session=MINE), True),
-    ({"session": MINE}, said("Log", text="x"), False),
-], ids=str)
-def test_what_a_recording_of_some_would_have(wish, one, there):
-    """By the very functions that decide what is recorded."""
-    assert recorded_of(Wish(wish), "listener.0", {MINE}, one) is there
+@pytest.mark.parametrize(
+    ("wish", "one", "there"),
+    [
+        ({}, said("LogEvent", text="x"), True),
+        ({"user": "alice"}, said("LogEvent", text="x"), False),
+        ({"user": "alice"}, said("PeerTimeout", name="maildir.alice"), True),
+        ({"user": "alice"}, said("PeerTimeout", name="auth"), False),
+        ({"user": "alice"}, said("LoginStarted", session=MINE), True),
+        ({"user": "alice"}, said("LoginStarted", session=OTHER), False),
+        ({"user": "alice"}, said("LoginFailed", session=OTHER, user="alice"), True),
+        ({"session": MINE}, said("LoginStarted", session=MINE), True),
+        ({"session": MINE}, said("LogEvent", text="x"), False),
+    ],
+    ids=str,
+)
+def test_filters_leave_out_what_recordings_leave_out(wish, one, there):
+    """Uses the functions that decide what is recorded."""
+    assert recorded_of(TraceFilter(wish), "listener.0", {MINE}, one) is there

@@ -1,14 +1,23 @@
-"""The configuration: flags and file, each error with its place and mend."""
+"""Test the configuration's flags and file: each error has its place and mend."""
 
 import os
 import socket
 import sys
 
 import pytest
-from popkernel.kernel.config.keys import Address, Config, ConfigError, control_path, default_run_dir, load
+from popkernel.kernel.config.addresses import Address
+from popkernel.kernel.config.keys import Config, default_run_dir
+from popkernel.kernel.config.loading import ConfigError, control_path, load
 from popkernel.kernel.init.ids import actor_ids, make_user_command
 
-FLAGS = {"auth_table": "/a", "user_table": "/u", "listen": ["127.0.0.1"], "cert": "/c", "key": "/k", "run_dir": "/r"}
+FLAGS = {
+    "auth_table": "/a",
+    "user_table": "/u",
+    "listen": ["127.0.0.1"],
+    "cert": "/c",
+    "key": "/k",
+    "run_dir": "/r",
+}
 
 
 def findings(flags=FLAGS, toml_path=None):
@@ -47,10 +56,12 @@ def test_addresses(text, host, port, shown):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost", "127.1", "1.2.3.4.5", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", "[127.0.0.1]:9",
-     "[::1", "::1]:9", "[::1]9", "[]", "*:995", "127.0.0.1:99 5", "1.2.3.4%eth0", "::1%", "::1%a b", "127.0.0.1\0", "٣.1.1.1"],
+    ["", "localhost", "127.1", "1.2.3.4.5", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1",
+     "[127.0.0.1]:9", "[::1", "::1]:9", "[::1]9", "[]", "*:995", "127.0.0.1:99 5", "1.2.3.4%eth0", "::1%",
+     "::1%a b",
+     "127.0.0.1\0", "٣.1.1.1"],
 )  # fmt: skip
-def test_what_is_no_address(text):
+def test_malformed_addresses(text):
     with pytest.raises(ValueError, match="; write"):
         Address.parse(text, 995)
 
@@ -84,16 +95,18 @@ def test_flags_win(tmp_path):
     assert [str(address) for address in config.listen_starttls] == ["127.0.0.1:3"]
 
 
-def test_quotes_are_spoken_of_where_there_are_some(tmp_path):
+def test_quotes_are_mentioned_if_there_are_some(tmp_path):
     said = findings({**FLAGS, "listeners": 99999999})[0]
     assert said == "command line: --listeners: listeners: 99999999 is no whole number from 1 to 64; write one"
     path = toml(tmp_path, 'listeners = "5"\nlmtp = "yes"\nwatch = 1\n')
     assert [line.partition("; ")[2] for line in findings(FLAGS, path)] == [
-        "write one, without quotes", "write one of the two, without quotes", "write one of the two",
+        "write one, without quotes",
+        "write one of the two, without quotes",
+        "write one of the two",
     ]
 
 
-def test_every_missing_thing_is_said_at_once():
+def test_all_missing_settings_are_reported_at_once():
     said = "\n".join(findings({}))
     for flag in ("-a FILE", "-u FILE", "-c FILE", "-k FILE", "-l ADDR"):
         assert flag in said
@@ -132,7 +145,9 @@ def test_every_missing_thing_is_said_at_once():
 )
 def test_errors_in_the_file_have_their_line(tmp_path, line, said):
     path = toml(tmp_path, f"# first\nmax_sessions = 5\n{line}\n")
-    flags = {**FLAGS, line.partition(" =")[0]: None} if line.startswith(("cert", "key", "listen = ")) else FLAGS
+    flags = (
+        {**FLAGS, line.partition(" =")[0]: None} if line.startswith(("cert", "key", "listen = ")) else FLAGS
+    )
     found = findings(flags, path)
     assert any(text.startswith(f"{path}:3: ") and said in text for text in found), found
 
@@ -140,12 +155,16 @@ def test_errors_in_the_file_have_their_line(tmp_path, line, said):
 def test_files_that_cannot_be_read(tmp_path):
     assert "No such file" in findings(FLAGS, str(tmp_path / "none"))[0]
     (tmp_path / "latin").write_bytes(b"#\n#\n# \xe9\n")
-    assert findings(FLAGS, str(tmp_path / "latin")) == [f"{tmp_path}/latin:3: the file is not UTF-8; save it as UTF-8"]
+    assert findings(FLAGS, str(tmp_path / "latin")) == [
+        f"{tmp_path}/latin:3: the file is not UTF-8; save it as UTF-8"
+    ]
     assert "irectory" in findings(FLAGS, str(tmp_path))[0]
 
 
 def test_errors_in_flags_name_the_flag():
-    assert findings({**FLAGS, "listen": ["x"]})[0].startswith("command line: -l: listen: 'x' is no numeric address; ")
+    assert findings({**FLAGS, "listen": ["x"]})[0].startswith(
+        "command line: -l: listen: 'x' is no numeric address; "
+    )
     assert findings({**FLAGS, "listeners": 0})[0].startswith("command line: --listeners: ")
 
 
@@ -184,7 +203,10 @@ def test_ids_as_root(monkeypatch):
         assert said in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         actor_ids(Config(listener_user="nosuch-x", auth_user="nosuch-y", mda_user="nosuch-z"))
-    mends = [finding.mend.partition(", or write numbers in the file of -f: ")[2] for finding in caught.value.findings]
+    mends = [
+        finding.mend.partition(", or write numbers in the file of -f: ")[2]
+        for finding in caught.value.findings
+    ]
     assert mends == ['listener_user = "64301:64301"', 'auth_user = "64302:64302"', 'mda_user = "64303:64303"']
 
 
@@ -203,7 +225,10 @@ def test_the_command_that_makes_a_user(monkeypatch):
         ('oauth_issuer = "https://i"\noauth_jwks = "/jwks"\n', "oauth_audience is missing"),
         ('oauth_scope = "mail"\n', "oauth_issuer, oauth_audience, oauth_jwks is missing"),
         ('oauth_user_claim = "sub"\n', "oauth_issuer, oauth_audience, oauth_jwks is missing"),
-        ('oauth_issuer = "https://i"\noauth_jwks = "/jwks"\noauth_audience = "p"\noauth_user_claim = ""\n', "oauth_user_claim is empty"),
+        (
+            'oauth_issuer = "https://i"\noauth_jwks = "/jwks"\noauth_audience = "p"\noauth_user_claim = ""\n',
+            "oauth_user_claim is empty",
+        ),
         ('oauth_issuer = "a b"\noauth_jwks = "/jwks"\noauth_audience = "p"\n', "is no word"),
     ],
 )

@@ -1,6 +1,6 @@
-"""kernel/runtime/deadlines.py: a kernel that says nothing hangs; the time in which init itself did not run is nobody's fault."""
+"""Test kernel/runtime/deadlines.py: a silent kernel hangs, but time in which init did not run is no fault."""
 
-from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.runtime.deadlines import Deadline, Patience
 from popkernel.proto.topology import edge
 
@@ -8,7 +8,7 @@ SECONDS = edge("init", "kernel").deadline
 
 
 def world():
-    loop, asked, named = StageLoop(), [], []
+    loop, asked, named = ReplayLoop(), [], []
     patience = Patience(loop, lambda: asked.append(loop.now), lambda: True, named.append)
     patience.begin()
     return loop, asked, named, patience
@@ -17,7 +17,7 @@ def world():
 def test_silent():
     loop, asked, named, patience = world()
     patience.begin()
-    assert asked == [0.0], "asking twice is asking once"
+    assert asked == [0.0], "a second request counts as the first"
     loop.advance(SECONDS - 0.1)
     assert not named
     loop.advance(SECONDS + 0.1)
@@ -34,20 +34,20 @@ def test_alive():
     assert len(asked) == 4
 
 
-def test_init_itself_did_not_run():
-    """A machine that was paused during a reload had the kernel ended by the first timer after it."""
+def test_a_pause_of_init_is_not_counted():
+    """After a machine was paused, the first timer must not end the kernel."""
     loop, _, named, patience = world()
     loop.advance(1000.0, late=True)
     assert not named
     loop.advance(1000.0 + SECONDS - 0.1)
-    assert not named, "what was late counts for nothing"
+    assert not named, "a late answer does not count"
     patience.answered()
     loop.advance(1000.0 + SECONDS + 0.1)
     assert not named
 
 
 def test_a_deadline_passes_all_the_same():
-    loop, called = StageLoop(), []
+    loop, called = ReplayLoop(), []
     Deadline(loop, 8, lambda: called.append(loop.now))
     Deadline(loop, 8, lambda: called.append("cancelled")).cancel()
     loop.advance(3.0)

@@ -1,11 +1,16 @@
-"""What a message may write before its mailbox is known to have room for it. No service: the actor's side of the mda's channel alone."""
+"""Test how much a message may write before its mailbox is known to have room.
+
+Runs the actor's side of the mda's channel alone.
+"""
 
 import os
 import time
 
 import pytest
+from popkernel.actors.maildir.actions import Delivered, Note
 from popkernel.actors.maildir.deliveries import Deliveries
-from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.errors import StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop
 from popkernel.actors.maildir.store.quota import Quota
 from popkernel.proto import messages as m
 
@@ -14,12 +19,6 @@ QUOTA = 200_000
 
 class Channel:
     fd = 5
-
-    def __init__(self):
-        self.said = []
-
-    def send(self, message):
-        self.said.append(message)
 
 
 @pytest.fixture
@@ -34,15 +33,24 @@ def box(tmp_path):
 
         def made(self, quota):
             return Deliveries(
-                self.drop, StoreError("SYS/TEMP", "none"), Quota(self.drop.root, quota, time.time), full="5.2.2", log=lambda *_: None,
+                self.drop,
+                StoreError("SYS/TEMP", "none"),
+                Quota(self.drop.root, quota, time.time),
+                full="5.2.2",
             )
 
         def take(self, *messages):
-            """The answers."""
-            self.channel.said.clear()
-            for message in messages:
-                self.deliveries.take(self.channel, message)
-            return [said.status if type(said) is m.Rejected else "safe" if said.safe else "credit" for said in self.channel.said]
+            """Deliver messages; return the replies."""
+            said = [
+                action
+                for message in messages
+                for action in self.deliveries.take(self.channel, message)
+                if type(action) not in (Delivered, Note)
+            ]
+            return [
+                one.status if type(one) is m.DeliveryRejected else "safe" if one.safe else "credit"
+                for one in said
+            ]
 
         def held(self):
             return sum(file.stat().st_size for file in (self.path / "tmp").iterdir())
@@ -53,29 +61,31 @@ def box(tmp_path):
     box.drop.close()
 
 
-def test_nothing_is_written_of_what_is_announced_too_large(box):
-    assert box.take(m.Deliver(1, "s", "a", 2 * QUOTA + 2)) == ["5.2.2"]
+def test_nothing_is_written_of_an_announced_large_message(box):
+    assert box.take(m.DeliveryBegin(1, "s", "a", 2 * QUOTA + 2)) == ["5.2.2"]
     assert os.listdir(box.path / "tmp") == []
-    assert box.take(m.Content(1, b"x" * 1000), m.Commit(1)) == []
+    assert box.take(m.DeliveryContent(1, b"x" * 1000), m.DeliveryCommit(1)) == []
 
 
-def test_what_fits_is_not_refused_for_its_size_on_the_wire(box):
+def test_size_on_the_wire_alone_refuses_nothing(box):
     lines = b"ab\n" * 65_000
-    assert box.take(m.Deliver(1, "s", "a", 4 * 65_000), m.Content(1, lines), m.Commit(1)) == ["credit", "safe"]
+    assert box.take(
+        m.DeliveryBegin(1, "s", "a", 4 * 65_000), m.DeliveryContent(1, lines), m.DeliveryCommit(1)
+    ) == ["credit", "safe"]
 
 
-def test_what_others_took_meanwhile_is_gone(box):
-    box.take(m.Deliver(1, "s", "a", 0))
-    assert box.take(m.Post(2, "s", "a", b"x" * 180_000)) == ["safe"]
-    assert box.take(m.Content(1, b"x" * 180_000)) == ["5.2.2"]
+def test_room_taken_meanwhile_counts(box):
+    box.take(m.DeliveryBegin(1, "s", "a", 0))
+    assert box.take(m.DeliveryWhole(2, "s", "a", b"x" * 180_000)) == ["safe"]
+    assert box.take(m.DeliveryContent(1, b"x" * 180_000)) == ["5.2.2"]
     assert os.listdir(box.path / "tmp") == []
 
 
-def test_it_stops_where_the_room_ends(box):
-    box.take(m.Deliver(1, "s", "a", 0))
+def test_writing_stops_where_the_room_ends(box):
+    box.take(m.DeliveryBegin(1, "s", "a", 0))
     answers = []
     while answers[-1:] != ["5.2.2"]:
-        answers += box.take(m.Content(1, b"x" * 30_000))
+        answers += box.take(m.DeliveryContent(1, b"x" * 30_000))
         assert box.held() <= QUOTA
     assert answers == ["credit"] * 6 + ["5.2.2"]
     assert os.listdir(box.path / "tmp") == [] and not box.deliveries.open
@@ -83,40 +93,51 @@ def test_it_stops_where_the_room_ends(box):
 
 def test_many_together(box):
     for number in range(1, 6):
-        assert box.take(m.Deliver(number, "s", "a", 0)) == []
-    answers = box.take(*[m.Content(number, b"x" * 60_000) for number in range(1, 6)])
+        assert box.take(m.DeliveryBegin(number, "s", "a", 0)) == []
+    answers = box.take(*[m.DeliveryContent(number, b"x" * 60_000) for number in range(1, 6)])
     assert answers == ["credit"] * 3 + ["4.2.2"] * 2
     assert box.held() <= QUOTA
-    assert box.take(m.Abort(1), m.Deliver(6, "s", "a", 60_000), m.Content(6, b"x" * 60_000), m.Commit(6)) == ["credit", "safe"]
+    assert box.take(
+        m.DeliveryAbort(1),
+        m.DeliveryBegin(6, "s", "a", 60_000),
+        m.DeliveryContent(6, b"x" * 60_000),
+        m.DeliveryCommit(6),
+    ) == ["credit", "safe"]
 
 
 def test_room_that_came_meanwhile_counts(box):
     old = box.path / "cur" / "1.old:2,"
     old.write_bytes(b"x" * 150_000)
-    box.take(m.Deliver(1, "s", "a", 0))
-    assert box.take(m.Content(1, b"x" * 40_000)) == ["credit"]
+    box.take(m.DeliveryBegin(1, "s", "a", 0))
+    assert box.take(m.DeliveryContent(1, b"x" * 40_000)) == ["credit"]
     old.unlink()
     (box.path / "maildirsize").unlink()
-    assert box.take(m.Content(1, b"x" * 40_000), m.Commit(1)) == ["credit", "safe"]
+    assert box.take(m.DeliveryContent(1, b"x" * 40_000), m.DeliveryCommit(1)) == ["credit", "safe"]
 
 
-def test_small_ones_are_looked_at_first(box, monkeypatch):
+def test_small_messages_are_checked_before_writing(box, monkeypatch):
     made = []
     monkeypatch.setattr(type(box.drop), "deliver_begin", lambda _: made.append(1))
-    assert box.take(m.Post(1, "s", "a", b"x" * (QUOTA + 1))) == ["5.2.2"]
+    assert box.take(m.DeliveryWhole(1, "s", "a", b"x" * (QUOTA + 1))) == ["5.2.2"]
     assert not made
 
 
 def test_two_addresses_of_one_message(box):
-    """With room for one: the other may try again, and hears then that there is none."""
-    box.take(m.Deliver(1, "s", "a+b", 0), m.Deliver(2, "s", "a+c", 0))
-    assert box.take(*[m.Content(number, b"\n" + b"x" * 60_000) for _ in range(2) for number in (1, 2)]) == ["credit"] * 3 + ["4.2.2"]
-    assert box.take(m.Commit(1), m.Commit(2)) == ["safe"]
-    assert box.take(m.Deliver(3, "s", "a+c", 0), m.Content(3, b"x" * 120_000)) == ["5.2.2"]
-    assert [file.read_bytes()[:36] for file in (box.path / "new").iterdir()] == [b"Return-Path: <s>\nDelivered-To: a+b\n\n"]
+    """With room for one, the other gets a temporary error, and a final one at the next attempt."""
+    box.take(m.DeliveryBegin(1, "s", "a+b", 0), m.DeliveryBegin(2, "s", "a+c", 0))
+    assert box.take(
+        *[m.DeliveryContent(number, b"\n" + b"x" * 60_000) for _ in range(2) for number in (1, 2)]
+    ) == ["credit"] * 3 + ["4.2.2"]
+    assert box.take(m.DeliveryCommit(1), m.DeliveryCommit(2)) == ["safe"]
+    assert box.take(m.DeliveryBegin(3, "s", "a+c", 0), m.DeliveryContent(3, b"x" * 120_000)) == ["5.2.2"]
+    assert [file.read_bytes()[:36] for file in (box.path / "new").iterdir()] == [
+        b"Return-Path: <s>\nDelivered-To: a+b\n\n"
+    ]
     assert os.listdir(box.path / "tmp") == []
 
 
 def test_no_quota_no_bound(box):
     box.deliveries = box.made("")
-    assert box.take(m.Deliver(1, "s", "a", 1 << 40), m.Content(1, b"x" * QUOTA * 2), m.Commit(1)) == ["credit", "safe"]
+    assert box.take(
+        m.DeliveryBegin(1, "s", "a", 1 << 40), m.DeliveryContent(1, b"x" * QUOTA * 2), m.DeliveryCommit(1)
+    ) == ["credit", "safe"]

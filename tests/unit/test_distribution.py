@@ -1,15 +1,20 @@
-"""What is given away and installed: the source distribution holds the tree, the wheel the package, and an editable installation needs no more."""
+"""Check the source distribution, the wheel, and an editable installation."""
 
 import email
 import os
+import poplib
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 
 import pytest
+
+from tests.support.ports import free_ports
 
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PARTS = ("actors", "benchmarks", "cli", "docs", "kernel", "packaging", "popkernel", "proto", "tests")
@@ -18,7 +23,7 @@ MADE = ("__pycache__", ".hypothesis", "*.pyc", "*.rec.new")
 
 
 def copy_of_the_tree(source):
-    """What a build leaves behind stays out of the tree itself."""
+    """Copy the tree, so that a build leaves nothing behind in it."""
     for part in PARTS:
         shutil.copytree(f"{TREE}/{part}", source / part, symlinks=True, ignore=shutil.ignore_patterns(*MADE))
     for name in os.listdir(TREE):
@@ -28,18 +33,31 @@ def copy_of_the_tree(source):
 
 
 def environment(place):
-    """Its Python and a pip command for it, which has this one's packages at hand, setuptools too, and asks nobody."""
+    """Make a virtual environment; return its Python and an offline pip command for it.
+
+    The packages of this environment, setuptools included, are visible to it.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     packages = sysconfig.get_path("purelib")
     name = "python{}.{}".format(*sys.version_info)
-    (place / f"lib/{name}/site-packages/these.pth").write_text(packages + "\n")  # .pth files in there count nothing
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(place / "bin/python"), "install", "-q"]
+    # .pth files in that directory are ignored
+    (place / f"lib/{name}/site-packages/these.pth").write_text(packages + "\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        str(place / "bin/python"),
+        "install",
+        "-q",
+    ]
     return place / "bin/python", [*command, "--no-deps", "--no-index", "--no-build-isolation"]
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """Paths of both; the wheel is built from the source distribution."""
+    """Build both and return their paths; the wheel is built from the source distribution."""
     place = tmp_path_factory.mktemp("distribution")
     source = copy_of_the_tree(place / "source")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(source)]
@@ -51,17 +69,33 @@ def distributions(tmp_path_factory):
 
 
 def tree():
-    found = {name for name in ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml", "setup.py") if os.path.isfile(f"{TREE}/{name}")}
-    for part in PARTS:  # links to folders are not followed, nor listed
+    found = {
+        name
+        for name in (
+            "CHANGELOG.md",
+            "LICENSE",
+            "MANIFEST.in",
+            "Makefile",
+            "README.md",
+            "pyproject.toml",
+            "setup.py",
+        )
+        if os.path.isfile(f"{TREE}/{name}")
+    }
+    for part in PARTS:  # links to folders are neither followed nor listed
         for folder, folders, names in os.walk(f"{TREE}/{part}"):
             folders[:] = [name for name in folders if name not in MADE]
-            found |= {os.path.relpath(f"{folder}/{name}", TREE) for name in names if not name.endswith(".pyc")}
+            found |= {
+                os.path.relpath(f"{folder}/{name}", TREE) for name in names if not name.endswith(".pyc")
+            }
     return found
 
 
 def test_the_source_distribution_is_the_tree(distributions):
     with tarfile.open(distributions[0]) as archive:
-        members = {member.name.partition("/")[2]: member for member in archive.getmembers() if not member.isdir()}
+        members = {
+            member.name.partition("/")[2]: member for member in archive.getmembers() if not member.isdir()
+        }
     assert {name: member.linkname for name, member in members.items() if member.issym()} == LINKS
     held = set(members) - set(LINKS)
     assert tree() <= held
@@ -70,11 +104,13 @@ def test_the_source_distribution_is_the_tree(distributions):
 
 def test_the_wheel_is_the_package(distributions):
     names = zipfile.ZipFile(distributions[1]).namelist()
-    code = [name for name in names if ".dist-info/" not in name]
+    code = [name for name in names if ".dist-info/" not in name and ".data/" not in name]
     assert all(name.startswith("popkernel/") for name in code)
     assert {os.path.splitext(name)[1] for name in code} == {".py", ".typed"}
     named = {name if name.startswith("popkernel/") else f"popkernel/{name}" for name in tree()}
-    assert sorted(code) == sorted(name for name in named if name.split("/")[1] in {*os.listdir(f"{TREE}/popkernel")})
+    assert sorted(code) == sorted(
+        name for name in named if name.split("/")[1] in {*os.listdir(f"{TREE}/popkernel")}
+    )
 
 
 def test_its_metadata(distributions):
@@ -90,11 +126,63 @@ def test_its_metadata(distributions):
     assert not [line for line in metadata.get_all("Classifier") if line.startswith("License ::")]
 
 
+def test_debian_s_package_has_the_same_version():
+    with open(f"{TREE}/pyproject.toml", "rb") as file:
+        version = tomllib.load(file)["project"]["version"]
+    with open(f"{TREE}/packaging/debian/changelog") as changelog:
+        assert changelog.readline().startswith(f"popkernel ({version}) ")
+
+
+def test_twine_accepts_both(distributions):
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, distributions)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_wheel_can_be_installed(distributions, tmp_path):
+    """It brings the manual page and the completions, and its demo can be read."""
     _, install = environment(tmp_path / "v")
     subprocess.run([*install, str(distributions[1])], check=True, timeout=120)
-    said = subprocess.run([tmp_path / "v/bin/popkernel", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    share = tmp_path / "v/share"
+    with open(f"{TREE}/docs/popkernel.8") as page:
+        assert (share / "man/man8/popkernel.8").read_text() == page.read()
+    for path in (
+        "bash-completion/completions/popkernel",
+        "zsh/site-functions/_popkernel",
+        "fish/vendor_completions.d/popkernel.fish",
+    ):
+        assert "import-uidl" in (share / path).read_text(), path
+    read_the_demo([tmp_path / "v/bin/popkernel", "demo"], tmp_path)
+    said = subprocess.run(
+        [tmp_path / "v/bin/popkernel", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
     assert said.startswith("popkernel ")
+
+
+def read_the_demo(command, folder):
+    """Start a demo on free ports, read alice's first message, and end it."""
+    tls, stls = free_ports()
+    command = [*command, "--tls-port", str(tls), "--stls-port", str(stls)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder) as demo:
+        said = b""
+        try:
+            for line in demo.stdout:
+                said += line
+                if line.startswith(b"Ctrl-C"):
+                    break
+            context = ssl._create_unverified_context()
+            client = poplib.POP3_SSL("127.0.0.1", tls, context=context, timeout=20)
+            client.user("alice")
+            client.pass_("secret")
+            assert client.retr(1)[1]
+            client.quit()
+            demo.terminate()
+            demo.communicate(timeout=20)
+        except BaseException:
+            demo.kill()
+            print(said.decode())
+            raise
+        assert demo.returncode == 0
 
 
 EVERY_MODULE = """
@@ -110,7 +198,7 @@ for name, module in list(sys.modules.items()):
 
 
 def test_an_editable_installation_needs_no_more_and_sees_new_files(tmp_path):
-    """`pip install -e .` as it is: by one plain path, which type checkers read too."""
+    """`pip install -e .` writes one plain path, which type checkers read too."""
     source = copy_of_the_tree(tmp_path / "source")
     python, install = environment(tmp_path / "v")
     subprocess.run([*install, "-e", str(source)], check=True, timeout=120)
@@ -119,26 +207,57 @@ def test_an_editable_installation_needs_no_more_and_sees_new_files(tmp_path):
     (source / "kernel/new").mkdir()
     (source / "kernel/new/__init__.py").write_text("NUMBER: int = 1\n")
     (source / "actors/new.py").write_text("from popkernel.kernel.new import NUMBER\nword: str = NUMBER\n")
-    code = "import popkernel.kernel as k, os; from popkernel.actors.new import word; print(word, os.path.realpath(k.__file__))"
+    code = (
+        "import popkernel.kernel as k, os; from popkernel.actors.new import word; print(word, "
+        "os.path.realpath(k.__file__))"
+    )
     ran = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ran.stdout.split() == ["1", str(source / "kernel/__init__.py")]
-    said = subprocess.run([tmp_path / "v/bin/popkernel", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    said = subprocess.run(
+        [tmp_path / "v/bin/popkernel", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
     assert said.startswith("popkernel ")
-    command = [sys.executable, "-m", "mypy", "--python-executable", python, "--config-file=", "--follow-imports=silent", "-c", "import popkernel.actors.new as n; n.word.x"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--python-executable",
+        python,
+        "--config-file=",
+        "--follow-imports=silent",
+        "-c",
+        "import popkernel.actors.new as n; n.word.x",
+    ]
     typed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert '"str" has no attribute "x"' in typed.stdout and "import-not-found" not in typed.stdout, typed.stdout + typed.stderr
+    assert '"str" has no attribute "x"' in typed.stdout and "import-not-found" not in typed.stdout, (
+        typed.stdout + typed.stderr
+    )
 
 
 def test_no_module_is_there_under_two_names():
-    code = EVERY_MODULE + "print([(path, *sorted(found)) for path, found in names.items() if 'popkernel' in str(found) and len(found) > 1])"
+    code = EVERY_MODULE + (
+        "print([(path, *sorted(found)) for path, found in names.items() if 'popkernel' in str(found) "
+        "and len(found) > 1])"
+    )
     code += "\nprint(len(names))"
-    twice, many = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TREE).stdout.splitlines()
+    twice, many = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TREE
+    ).stdout.splitlines()
     assert twice == "[]" and int(many) > 150
 
 
 def test_tools_meet_each_file_once():
-    """By its place at the top of the repository, not by the links of popkernel/."""
-    said = subprocess.run([sys.executable, "-m", "ruff", "check", "--show-files"], capture_output=True, text=True, check=True, cwd=TREE).stdout
+    """Tools see files at the top of the repository, not through the links of popkernel/."""
+    said = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--show-files"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TREE,
+    ).stdout
     shown = [os.path.relpath(path, TREE) for path in said.split()]
-    assert {path for path in shown if path.startswith("popkernel/")} == {"popkernel/__init__.py", "popkernel/__main__.py"}
+    assert {path for path in shown if path.startswith("popkernel/")} == {
+        "popkernel/__init__.py",
+        "popkernel/__main__.py",
+    }
     assert "kernel/runtime/channel.py" in shown

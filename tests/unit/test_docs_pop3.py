@@ -1,4 +1,4 @@
-"""docs/pop3.md: every test it names for a rule is there."""
+"""Check that every test named in docs/pop3.md exists."""
 
 import pathlib
 import re
@@ -7,7 +7,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_each_rule_has_its_test():
-    there = {name for path in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
+    there = {
+        name
+        for path in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
     rows = [line for line in (ROOT / "docs/pop3.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 30
     for row in rows:

@@ -1,4 +1,4 @@
-"""One table of exit codes: what is written elsewhere says the same."""
+"""Check that units, manual and help agree with the table of exit codes."""
 
 import os
 
@@ -15,14 +15,22 @@ def read(path):
 
 
 def test_codes_are_sysexits():
-    assert {row.code for row in EXITS.values()} == {getattr(os, f"EX_{name.upper()}", row.code) for name, row in EXITS.items()}
+    assert {row.code for row in EXITS.values()} == {
+        getattr(os, f"EX_{name.upper()}", row.code) for name, row in EXITS.items()
+    }
     assert EXITS["data"].code == os.EX_DATAERR
     assert len({row.code for row in EXITS.values()}) == len(EXITS)
 
 
 def test_the_unit_tries_again_only_what_may_mend_itself():
-    line = next(line for line in read("packaging/popkernel.service").splitlines() if line.startswith("RestartPreventExitStatus="))
-    assert [int(word) for word in line.partition("=")[2].split()] == [row.code for row in EXITS.values() if row.human]
+    line = next(
+        line
+        for line in read("packaging/popkernel.service").splitlines()
+        if line.startswith("RestartPreventExitStatus=")
+    )
+    assert [int(word) for word in line.partition("=")[2].split()] == [
+        row.code for row in EXITS.values() if row.human
+    ]
 
 
 def test_the_manual_page_has_the_table():
@@ -37,5 +45,8 @@ def test_each_help_has_the_same_sentences(command):
     commands = next(a.choices for a in build_parser()._actions if a.choices)
     said = " ".join(commands[command].format_help().split())
     for row in EXITS.values():
-        assert f" {row.code} {row.said}" in said or f" {row.code} " not in said.partition("exit codes:")[2].partition("files:")[0]
+        assert (
+            f" {row.code} {row.said}" in said
+            or f" {row.code} " not in said.partition("exit codes:")[2].partition("files:")[0]
+        )
     assert f" 78 {EXITS['config'].said}" in said

@@ -1,5 +1,6 @@
-"""Turns and places by key: any order of coming and going."""
+"""Test fair queues and places by key, for any order of arrivals and departures."""
 
+import time
 from collections import Counter
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["put", "take", "remove"]), KEYS, st.
 
 
 @given(STEPS)
-def test_everybody_who_waits_is_taken_once_and_in_its_key_s_order(steps):
+def test_each_waiting_item_is_taken_once_in_its_key_s_order(steps):
     fair, waiting = Fair(), []
     for number, (what, key, which) in enumerate(steps):
         if what == "put":
@@ -22,7 +23,7 @@ def test_everybody_who_waits_is_taken_once_and_in_its_key_s_order(steps):
             item, value = fair.take()
             assert (item, value) == expected[0] and fair.in_turn() == expected[1:]
             key = value.lower()
-            assert item == next(n for k, n in waiting if k == key)  # of its key it came first
+            assert item == next(n for k, n in waiting if k == key)  # the first of its key
             waiting.remove((key, item))
         elif what == "remove":
             gone = waiting.pop(which % len(waiting)) if waiting else (key, -1)
@@ -33,7 +34,7 @@ def test_everybody_who_waits_is_taken_once_and_in_its_key_s_order(steps):
         assert (spare is not None) == (max(many.values(), default=0) > many["a"] + 1)
 
 
-def test_nobody_waits_for_more_than_ten_of_each_other_key():
+def test_at_most_ten_of_each_other_key_come_first():
     fair = Fair()
     for n in range(1000):
         fair.put("flood", n, None)
@@ -46,7 +47,7 @@ def test_nobody_waits_for_more_than_ten_of_each_other_key():
 
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.booleans(), KEYS, st.integers(0, 20)), max_size=100))
-def test_who_holds_most_is_known(steps):
+def test_the_key_that_holds_most_is_known(steps):
     places, held = Places(), {}
     for comes, key, item in steps:
         if comes:
@@ -57,8 +58,57 @@ def test_who_holds_most_is_known(steps):
             held.pop(item, None)
         many = Counter(held.values())
         assert len(places) == len(held) and all(places.many(k) == many[k] for k in "abc")
-        assert [places.oldest(k) for k in "abc"] == [next((i for i, its in held.items() if its == k), None) for k in "abc"]
+        assert [places.oldest(k) for k in "abc"] == [
+            next((i for i, its in held.items() if its == k), None) for k in "abc"
+        ]
         most = max(many.values(), default=0)
         early = [i for i, k in list(held.items())[:16] if 2 * many[k] >= most]
         spare = places.spare()
         assert spare == early[0] if early else spare is None or many[held[spare]] == most
+
+
+USERS = st.sampled_from(["", "x", "y", "z"])
+
+
+@given(st.lists(st.tuples(st.booleans(), KEYS, USERS), max_size=80))
+def test_users_of_a_key_are_served_in_rounds(steps):
+    """No user of a key is served twice while another of it waits."""
+    fair, waiting, passed = Fair(), {}, {}  # `passed`: who has been served while each waits
+    for number, (comes, key, user) in enumerate(steps):
+        if comes:
+            fair.put(key, number, (key, user), user)
+            waiting[number] = key, user
+            passed.setdefault((key, user), set())
+        elif waiting:
+            item, one = fair.take()
+            assert item == min(n for n, other in waiting.items() if other == one)  # in order of arrival
+            assert waiting.pop(item) == one
+            del passed[one]
+            for other in passed:
+                assert other[0] != one[0] or one not in passed[other]
+                passed[other].add(one)
+            if one in waiting.values():
+                passed[one] = set()
+        oldest = fair.oldest()
+        assert (None if oldest is None else oldest[0]) == min(waiting, default=None)
+
+
+def test_a_user_with_many_items_delays_no_other_of_the_same_key():
+    fair = Fair()
+    for n in range(1000):
+        fair.put("webmail", n, None, "greedy")
+    for n in range(2000, 2003):
+        fair.put("webmail", n, None, f"user{n}")
+    assert [fair.take()[0] for _ in range(6)] == [0, 2000, 2001, 2002, 1, 2]
+
+
+def test_to_look_for_room_costs_the_same_with_many_keys():
+    """Ten thousand logins, each of another address, hung auth for seconds: any further one looked at all."""
+    fair = Fair()
+    for n in range(10_000):
+        fair.put(f"key {n}", n, None)
+    began = time.process_time()
+    assert all(fair.spare("other") is None for _ in range(10_000))
+    assert time.process_time() - began < 1
+    fair.put("key 7", -1, None)
+    assert fair.spare("other") == -1

@@ -1,39 +1,41 @@
-"""Watched files: what counts as a change, when it is told, and that nothing is told twice."""
+"""Test watched files: what counts as a change, and that each is reported once, in time."""
 
 import os
 import time
 
 import pytest
-from popkernel.kernel.init.file_watching import Watching
-from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.init.file_watching import Watcher
+from popkernel.kernel.replay.loop import ReplayLoop
 
 
 class Watched:
-    """Three files, a clock, and how often a change was told."""
+    """Hold three files, a clock, and the number of changes reported."""
 
     def __init__(self, folder):
         self.folder = folder
         self.names = ["auth", "users", "cert"]
         for name in self.names:
             self.write(name, b"first\n")
-        self.told = 0
-        self.loop = StageLoop()
-        self.watching = Watching(self.loop, lambda: [str(folder / name) if name else "" for name in self.names], self.changed)
+        self.reports = 0
+        self.loop = ReplayLoop()
+        self.watching = Watcher(
+            self.loop, lambda: [str(folder / name) if name else "" for name in self.names], self.changed
+        )
         self.watching.set(on=True)
 
     def changed(self):
-        self.told += 1
+        self.reports += 1
 
     def write(self, name, data):
-        """As an editor does: another file in its place."""
+        """Replace the file, as an editor does."""
         (self.folder / (name + ".new")).write_bytes(data)
         os.rename(self.folder / (name + ".new"), self.folder / name)
 
     def rest(self, seconds):
-        """How often a change was told meanwhile."""
-        before = self.told
+        """Advance the clock; return the number of changes reported meanwhile."""
+        before = self.reports
         self.loop.advance(self.loop.now + seconds)
-        return self.told - before
+        return self.reports - before
 
 
 @pytest.fixture
@@ -41,12 +43,12 @@ def watched(tmp_path):
     return Watched(tmp_path)
 
 
-def test_nothing_changes_nothing_is_told(watched):
+def test_without_a_change_nothing_is_reported(watched):
     assert watched.rest(600) == 0
 
 
 @pytest.mark.parametrize("name", ["auth", "users", "cert"])
-def test_a_change_is_told_once_within_two_seconds(watched, name):
+def test_a_change_is_reported_once_within_two_seconds(watched, name):
     watched.write(name, b"other\n")
     assert watched.rest(2) == 1
     assert watched.rest(600) == 0
@@ -58,7 +60,7 @@ def test_every_way_to_change(watched):
         file.write(b"more\n")
     assert watched.rest(3) == 1
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-    path.write_bytes(b"FIRST\nmore\n")  # as large as before, and then made as old as before
+    path.write_bytes(b"FIRST\nmore\n")  # the same size as before, and below the same time
     os.utime(path, ns=times)
     assert watched.rest(3) == 1
     os.unlink(path)
@@ -76,15 +78,15 @@ def test_a_file_that_is_being_written_is_waited_for(watched):
     assert watched.rest(2) == 1
 
 
-def test_what_somebody_else_has_taken_is_not_told(watched):
+def test_a_change_already_loaded_is_not_reported(watched):
     watched.write("auth", b"other\n")
-    watched.watching.taken()  # the operator's own reload
+    watched.watching.mark_read()  # by the operator's own reload
     assert watched.rest(10) == 0
     watched.write("auth", b"third\n")
     assert watched.rest(2) == 1
 
 
-def test_a_change_while_it_is_off_is_told_when_it_is_on(watched):
+def test_a_change_while_off_is_reported_when_on(watched):
     watched.watching.set(on=False)
     watched.write("auth", b"other\n")
     assert watched.rest(10) == 0
@@ -93,21 +95,21 @@ def test_a_change_while_it_is_off_is_told_when_it_is_on(watched):
 
 
 def test_other_files_by_another_configuration(watched):
-    """And back again, where that configuration was refused: or else the two would take turns for ever."""
+    """A change to another set of files and back is no change: the two must not alternate for ever."""
     (watched.folder / "other").write_bytes(b"x\n")
     watched.names = ["other", "users", ""]
-    watched.watching.taken()
+    watched.watching.mark_read()
     assert watched.rest(3) == 0
     watched.names = ["auth", "users", "cert"]
     assert watched.rest(10) == 0
     watched.names = ["other", "users", ""]
-    watched.watching.taken()
-    watched.write("auth", b"new\n")  # just then: it is not lost
+    watched.watching.mark_read()
+    watched.write("auth", b"new\n")  # at that moment: it is not lost
     watched.names = ["auth", "users", "cert"]
     assert watched.rest(2) == 1
 
 
-def test_a_look_costs_little(watched):
+def test_a_check_of_the_files_is_cheap(watched):
     began = time.process_time()
     watched.rest(600)
-    assert (time.process_time() - began) / 10 < 0.05  # a minute of it: the budget of an idle server
+    assert (time.process_time() - began) / 10 < 0.05  # for a minute: the budget of an idle server

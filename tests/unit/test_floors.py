@@ -1,4 +1,4 @@
-"""The floors: who may import whom, and how large a file may be. Read from the files themselves."""
+"""Check the floors: which modules may import which, and how large a folder may be."""
 
 import ast
 import os
@@ -9,15 +9,61 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FLOORS = ("proto", "kernel", "actors", "cli")
-ACTORS = sorted(name for name in os.listdir(f"{ROOT}/actors") if os.path.isfile(f"{ROOT}/actors/{name}/__init__.py"))
+ACTORS = sorted(
+    name for name in os.listdir(f"{ROOT}/actors") if os.path.isfile(f"{ROOT}/actors/{name}/__init__.py")
+)
 
-# What proto may have of the standard library: nothing that reads, waits, or is not the same each time.
-PURE = {"__future__", "array", "base64", "binascii", "collections", "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "string",
-        "struct", "typing", "types", "bisect", "heapq", "copy", "dataclasses", "json"}
-# Of kernel/, lowest first: none imports one that stands behind it.
-ROOMS = ("sandbox", "runtime", "config", "decisions", "processes", "spawner", "operator", "supervisor", "init", "replay", "client")
+# Modules of the standard library that proto may import: none reads, waits, or depends on the moment.
+PURE = {
+    "__future__",
+    "array",
+    "base64",
+    "binascii",
+    "collections",
+    "csv",
+    "enum",
+    "functools",
+    "hashlib",
+    "ipaddress",
+    "itertools",
+    "math",
+    "operator",
+    "re",
+    "string",
+    "struct",
+    "typing",
+    "types",
+    "bisect",
+    "heapq",
+    "copy",
+    "dataclasses",
+    "json",
+}
+# The folders of kernel/, lowest first: none imports a later one.
+ROOMS = (
+    "sandbox",
+    "runtime",
+    "config",
+    "decisions",
+    "processes",
+    "resources",
+    "spawner",
+    "operator",
+    "supervisor",
+    "init",
+    "replay",
+    "client",
+)
+# Cores outside proto that are pure too, each of whose methods takes an event and returns actions.
+CORES = (
+    "kernel/decisions",
+    "actors/listener/session",
+    "actors/mda/limits.py",
+    "actors/mda/route.py",
+    "actors/mda/transaction.py",
+)
 LARGEST_FOLDER = 16  # modules
-LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT has it anyway
+LOADED_WHERE_CONFIGURED = {"actors/auth/tokens.py": {"json"}}  # PyJWT imports it anyway
 
 
 def files(*folders):
@@ -27,7 +73,11 @@ def files(*folders):
 def found(*folders):
     for folder in folders:
         for place, _, inside in os.walk(f"{ROOT}/{folder}"):
-            yield from (os.path.relpath(os.path.join(place, name), ROOT) for name in sorted(inside) if name.endswith(".py"))
+            yield from (
+                os.path.relpath(os.path.join(place, name), ROOT)
+                for name in sorted(inside)
+                if name.endswith(".py")
+            )
 
 
 def parsed(path):
@@ -36,7 +86,7 @@ def parsed(path):
 
 
 def imports(path):
-    """Every module that a file imports anywhere in it, by its whole name; `from a import b` counts as a and as a.b."""
+    """Return every module that a file imports, by full name; `from a import b` counts as a and a.b."""
     names = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
@@ -48,7 +98,7 @@ def imports(path):
 
 
 def floors(path):
-    """The parts of popkernel that a file imports: {"proto", "kernel", "actors.listener", ...}."""
+    """Return the parts of popkernel that a file imports: {"proto", "kernel", "actors.listener", ...}."""
     ours = [name.split(".")[1:] for name in imports(path) if name.startswith("popkernel.")]
     return {f"actors.{name[1]}" if name[0] == "actors" and len(name) > 1 else name[0] for name in ours}
 
@@ -58,13 +108,13 @@ def module(path):
 
 
 def room(name):
-    """Of a module of kernel/; -1 of another."""
+    """Return the rank of a module's folder in kernel/; -1 for other modules."""
     parts = name.split(".")
     return ROOMS.index(parts[2]) if parts[:2] == ["popkernel", "kernel"] and len(parts) > 2 else -1
 
 
 def circles(graph):
-    """Sets of modules each of which leads to every other (Tarjan's strongly connected components), those of one left out."""
+    """Return sets of modules that import one another (Tarjan's strongly connected components)."""
     number, lowest, stack, out = {}, {}, [], []
 
     def visit(name):
@@ -89,10 +139,37 @@ def circles(graph):
 
 
 def test_no_circle_of_modules():
-    """Imports within functions and for the type checker alone are imports."""
+    """Imports within functions and for the type checker alone count too."""
     modules = {module(path): path for path in files(*FLOORS)}
     graph = {name: sorted(imports(path) & set(modules) - {name}) for name, path in modules.items()}
     assert circles(graph) == []
+
+
+def taken(path):
+    """Yield (module, name there, name here) for each name that a file takes from a module of popkernel."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("popkernel."):
+            yield from ((node.module, alias.name, alias.asname or alias.name) for alias in node.names)
+
+
+def test_a_name_is_taken_from_the_module_that_defines_it():
+    """`__all__` lists only a module's own names."""
+    modules = {module(path): path for path in files(*FLOORS)}
+    borrowed = {name: {here for _, _, here in taken(path)} for name, path in modules.items()}
+    second_hand = [
+        f"{path}: {one} from {name}"
+        for path in files(*FLOORS, "tests", "benchmarks")
+        for name, one, _ in taken(path)
+        if one in borrowed.get(name, ()) and f"{name}.{one}" not in modules
+    ]
+    assert second_hand == []
+    listed = {
+        path: sorted(set(ast.literal_eval(node.value)) & borrowed[name])
+        for name, path in modules.items()
+        for node in parsed(path).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    }
+    assert {path: names for path, names in listed.items() if names} == {}
 
 
 def test_circles_are_found():
@@ -107,8 +184,10 @@ def test_no_room_of_the_kernel_imports_a_higher_one(path):
 
 
 @pytest.mark.parametrize("folder", sorted({os.path.dirname(path) for path in files(*FLOORS)}))
-def test_no_folder_is_too_large_to_look_through(folder):
-    modules = [name for name in os.listdir(f"{ROOT}/{folder}") if name.endswith(".py") and name != "__init__.py"]
+def test_no_folder_has_too_many_modules(folder):
+    modules = [
+        name for name in os.listdir(f"{ROOT}/{folder}") if name.endswith(".py") and name != "__init__.py"
+    ]
     assert len(modules) <= LARGEST_FOLDER
 
 
@@ -117,8 +196,21 @@ def test_proto_is_pure(path):
     assert floors(path) <= {"proto"}
     tops = {name.partition(".")[0] for name in imports(path)} - {"popkernel"}
     assert tops <= PURE | {"msgpack"}
-    called = {node.func.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called = {
+        node.func.id
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not called & {"open", "input", "print", "eval", "__import__"}
+
+
+@pytest.mark.parametrize("path", [p for p in files("kernel", "actors") if p.startswith(CORES)])
+def test_cores_are_pure(path):
+    """They import proto and one another."""
+    ours = {name for name in imports(path) if name.startswith("popkernel.") and name.split(".")[1] != "proto"}
+    places = tuple(module(core) for core in CORES)
+    assert {name for name in ours if not name.startswith(places)} == set()
+    assert {name.partition(".")[0] for name in imports(path)} <= PURE | {"popkernel"}
 
 
 @pytest.mark.parametrize("path", files("kernel"))
@@ -136,22 +228,41 @@ def test_every_module_that_an_actor_row_names_is_there():
     from popkernel.proto.topology import ACTORS as ROWS
 
     for row in ROWS:
-        assert os.path.isfile(f"{ROOT}/{row.module.removeprefix('popkernel.').replace('.', '/')}.py"), row.module
+        assert os.path.isfile(f"{ROOT}/{row.module.removeprefix('popkernel.').replace('.', '/')}.py"), (
+            row.module
+        )
 
 
 @pytest.mark.parametrize("path", files("actors", "kernel/sandbox"))
 def test_nothing_heavy_or_late_in_actors(path):
-    """What costs memory in every actor, or imports at run time what is no longer to be had."""
+    """Some imports cost memory in every actor; others would fail at run time, after the lock."""
     tops = {name.partition(".")[0] for name in imports(path)} - LOADED_WHERE_CONFIGURED.get(path, set())
-    assert not tops & {"asyncio", "logging", "multiprocessing", "subprocess", "dataclasses", "inspect", "concurrent", "zmq", "json", "shutil", "tempfile"}
+    assert not tops & {
+        "asyncio",
+        "logging",
+        "multiprocessing",
+        "subprocess",
+        "dataclasses",
+        "inspect",
+        "concurrent",
+        "zmq",
+        "json",
+        "shutil",
+        "tempfile",
+    }
 
 
 @pytest.mark.parametrize("path", files("proto", "kernel", "actors"))
 def test_no_codec_that_would_be_a_file_to_import(path):
-    """After the lock only the codecs are there that CPython has built in; a look-up of another ended the kernel once."""
+    """After the lock only CPython's built-in codecs can be had; looking up another one fails."""
     built_in = {"utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "strict"}
     for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode") and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("encode", "decode")
+            and node.args
+        ):
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 assert first.value.lower() in built_in, f"{path}:{node.lineno}: {first.value}"
@@ -163,17 +274,22 @@ def test_a_file_says_what_it_is_for(path):
     assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
 
 
-def test_the_package_that_runs_is_the_one_that_is_read():
+def test_the_tests_import_this_tree():
     assert os.path.realpath(os.path.dirname(popkernel.kernel.__file__)) == os.path.realpath(f"{ROOT}/kernel")
 
 
-@pytest.mark.parametrize("path", [path for path in files("tests", "benchmarks") if path != "tests/unit/test_distribution.py"])  # it makes some
+# it makes some
+@pytest.mark.parametrize(
+    "path", [path for path in files("tests", "benchmarks") if path != "tests/unit/test_distribution.py"]
+)
 def test_modules_that_a_text_names_are_there(path):
-    """Tests hand code to other interpreters as text, of which no tool sees that a module has moved."""
+    """Tests pass code to other interpreters as text, which no tool checks when a module moves."""
     with open(f"{ROOT}/{path}") as file:
         found = re.findall(r"from popkernel\.([\w.]+) import (\w[\w, ]*)", file.read())
     for module, names in found:
         place = f"{ROOT}/{module.replace('.', '/')}"
         assert os.path.isfile(f"{place}.py") or os.path.isdir(place), f"{path}: {module}"
         for name in (item.split()[0] for item in names.split(",") if item.strip() and os.path.isdir(place)):
-            assert os.path.isfile(f"{place}/{name}.py") or os.path.isdir(f"{place}/{name}"), f"{path}: {module}.{name}"
+            assert os.path.isfile(f"{place}/{name}.py") or os.path.isdir(f"{place}/{name}"), (
+                f"{path}: {module}.{name}"
+            )

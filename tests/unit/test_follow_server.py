@@ -1,4 +1,4 @@
-"""Follow a trace: a small ZeroMQ ROUTER, or a stranger, in the kernel's place."""
+"""Follow a trace from a small ZeroMQ ROUTER, or a stranger, in place of the kernel."""
 
 import contextlib
 import os
@@ -14,8 +14,27 @@ from popkernel.proto.bus.zmtp import Reader, frame_head, preface
 
 from tests.support.stranger import Stranger
 
-ANSWER = {"ok": True, "topology": "x", "version": "0.1.0", "wall": 1, "monotonic": 1, "watches": {}, "running": [], "awaits": []}
-FRAME = {"time": 1, "turn": 1, "actor": "auth", "way": "in", "peer": "listener.0", "name": "Login", "session": 3, "octets": 6, "fields": {"user": "al"}}
+ANSWER = {
+    "ok": True,
+    "topology": "x",
+    "version": "0.1.0",
+    "wall": 1,
+    "monotonic": 1,
+    "watches": {},
+    "running": [],
+    "awaits": [],
+}
+FRAME = {
+    "time": 1,
+    "turn": 1,
+    "actor": "auth",
+    "way": "in",
+    "peer": "listener.0",
+    "name": "LoginRequest",
+    "session": 3,
+    "octets": 6,
+    "fields": {"user": "al"},
+}
 HELLO = preface(b"ROUTER")
 
 
@@ -25,12 +44,22 @@ def frame(thing):
 
 
 def settings(actor, **fields):
-    return FRAME | {"actor": actor, "way": "note", "peer": "", "name": "Settings", "session": 0, "fields": fields}
+    return FRAME | {
+        "actor": actor,
+        "way": "note",
+        "peer": "",
+        "name": "Settings",
+        "session": 0,
+        "fields": fields,
+    }
 
 
 @pytest.fixture
 def server(tmp_path):
-    """Start one that takes a question, says these things, and closes the connection if it `ends`; the questions it was asked."""
+    """Start a server that takes one request, sends `things` and closes if it `ends`.
+
+    Returns the requests it received.
+    """
     questions, threads, kept = [], [], []
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(f"{tmp_path}/control.sock")
@@ -52,7 +81,7 @@ def server(tmp_path):
                     if asked:
                         questions.extend(map(msgpack.unpackb, asked))
                         peer.sendall(octets)
-                except OSError:  # whoever only looked whether anyone is there
+                except OSError:  # a client that only checked for a listener
                     continue
 
     def start(*things, ends=True):
@@ -78,18 +107,27 @@ def trace(tmp_path, *flags):
 
 def test_all_frames_come_before_the_end(server, tmp_path):
     questions = server(ANSWER, *[FRAME] * 2000, {"lost": 7}, FRAME | {"lost": 2})
-    with follow(tmp_path, user="al", types=["Login"]) as frames:
+    with follow(tmp_path, user="al", types=["LoginRequest"]) as frames:
         seen = [frame.name for frame in frames]
-        assert seen == ["Login"] * 2000 + ["Lost", "Login"]
+        assert seen == ["LoginRequest"] * 2000 + ["Lost", "LoginRequest"]
         assert frames.ended
         assert frames.lost == 9
         assert frames.next_frame(0) is None
     assert questions[0] == {
-        "command": "trace", "actor": "", "user": "al", "session": 0, "edge": "", "types": ["Login"], "payload": False, "decisions": False,
+        "command": "trace",
+        "actor": "",
+        "user": "al",
+        "session": 0,
+        "edge": "",
+        "types": ["LoginRequest"],
+        "address": "",
+        "slow": 0,
+        "payload": False,
+        "decisions": False,
     }
 
 
-def test_what_is_not_there_in_time(server, tmp_path):
+def test_no_end_in_time(server, tmp_path):
     server(ANSWER, ends=False)
     with follow(tmp_path) as frames:
         assert frames.next_frame(0) is None
@@ -102,25 +140,55 @@ def test_what_is_not_there_in_time(server, tmp_path):
 
 def test_the_sessions_of_the_begin(server, tmp_path):
     server(
-        ANSWER | {"awaits": ["listener.0", "mda"], "running": ["listener.0", "listener.1.17"]}, FRAME,
-        settings("listener.0", sessions=[5, "x", [], 6]), settings("mda", clients=[[7, "a"], [], 8, [[]]], sessions=9),
+        ANSWER | {"awaits": ["listener.0", "mda"], "running": ["listener.0", "listener.1.17"]},
+        FRAME,
+        settings("listener.0", sessions=[5, "x", [], 6]),
+        settings("mda", clients=[[7, "a"], [], 8, [[]]], sessions=9),
     )
     with follow(tmp_path) as frames:
         assert frames.sessions == {0, 5, 6, 7, (1 << 40) + 17}
-        assert [frame.name for frame in frames] == ["Login", "Settings", "Settings"]
+        assert [frame.name for frame in frames] == ["LoginRequest", "Settings", "Settings"]
 
 
-@pytest.mark.parametrize("answer", [
-    b"", b"\xc1", [1], {"ok": 1}, {"ok": True}, ANSWER | {"running": 5}, ANSWER | {"awaits": [[]]}, ANSWER | {"monotonic": "x"}, ANSWER | {"watches": None},
-    ANSWER | {"maildir": "/x"}, b"\x81\x90\x01", b"\x91" * 2000 + b"\xc0",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\xc1",
+        [1],
+        {"ok": 1},
+        {"ok": True},
+        ANSWER | {"running": 5},
+        ANSWER | {"awaits": [[]]},
+        ANSWER | {"monotonic": "x"},
+        ANSWER | {"watches": None},
+        ANSWER | {"maildir": "/x"},
+        b"\x81\x90\x01",
+        b"\x91" * 2000 + b"\xc0",
+    ],
+)
 def test_an_answer_that_is_none(server, tmp_path, capsys, answer):
     server(answer)
     assert trace(tmp_path) == os.EX_SOFTWARE
-    assert capsys.readouterr().err == f"popkernel: what answers on {tmp_path} is no popkernel, or one of another version\n"
+    assert (
+        capsys.readouterr().err
+        == f"popkernel: what answers on {tmp_path} is no popkernel, or one of another version\n"
+    )
 
 
-@pytest.mark.parametrize("thing", [b"", b"\xc1", [1], {"lost": "x"}, FRAME | {"octets": None}, FRAME | {"way": "up"}, FRAME | {"more": 1}, b"\x81\x90\x01"])
+@pytest.mark.parametrize(
+    "thing",
+    [
+        b"",
+        b"\xc1",
+        [1],
+        {"lost": "x"},
+        FRAME | {"octets": None},
+        FRAME | {"way": "up"},
+        FRAME | {"more": 1},
+        b"\x81\x90\x01",
+    ],
+)
 def test_a_frame_that_is_none(server, tmp_path, capsys, thing):
     server(ANSWER, thing)
     assert trace(tmp_path) == os.EX_SOFTWARE
@@ -147,14 +215,16 @@ def test_the_server_ends(server, tmp_path, capsys):
 
 @pytest.mark.parametrize("octets", [b"", HELLO[:40], HELLO])
 def test_a_peer_that_closes(tmp_path, capsys, octets):
-    """As the server does to who is not permitted, and to one too many."""
+    """The server closes the connection of a client without permission, or of one too many."""
     with Stranger(tmp_path, octets, "close"):
         assert trace(tmp_path) == os.EX_TEMPFAIL
     closed = "closed the connection: not permitted, or too many watch already"
     assert capsys.readouterr().err == f"popkernel: the server on {tmp_path} {closed}\n"
 
 
-@pytest.mark.parametrize("octets", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 200, preface(b"PAIR"), b"\0" * 64])
+@pytest.mark.parametrize(
+    "octets", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 200, preface(b"PAIR"), b"\0" * 64]
+)
 @pytest.mark.parametrize("then", ["close", "wait"])
 def test_a_peer_that_speaks_something_else(tmp_path, capsys, monkeypatch, octets, then):
     monkeypatch.setattr(client, "ANSWER_SECONDS", 1.0)
@@ -175,11 +245,18 @@ def test_no_answer(tmp_path, capsys, monkeypatch):
 def test_a_frame_larger_than_any_ends_it(server, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(client, "_LARGEST_FRAME", 1000)
     server(ANSWER, FRAME, FRAME | {"fields": {"user": "x" * 1000}}, FRAME)
-    assert trace(tmp_path) == os.EX_UNAVAILABLE
-    server_said = capsys.readouterr()
-    assert server_said.err.endswith("popkernel: the server has ended\n")
+    # With the connection, libzmq may drop frames that were not read yet, the answer too.
+    code, error = trace(tmp_path), capsys.readouterr().err
+    closed = "closed the connection: not permitted, or too many watch already"
+    assert (code, error.splitlines()[-1]) in (
+        (os.EX_UNAVAILABLE, "popkernel: the server has ended"),
+        (os.EX_TEMPFAIL, f"popkernel: the server on {tmp_path} {closed}"),
+    )
 
 
 def test_nobody_there(tmp_path, capsys):
     assert trace(tmp_path) == os.EX_UNAVAILABLE
-    assert capsys.readouterr().err == f"popkernel: no popkernel runs on {tmp_path}; start it, or give another --run-dir\n"
+    assert (
+        capsys.readouterr().err
+        == f"popkernel: no popkernel runs on {tmp_path}; start it, or give another -f or --run-dir\n"
+    )

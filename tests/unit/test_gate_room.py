@@ -1,4 +1,4 @@
-"""Room of a gate by the limit of descriptors: where a start says that there is some, each gate has a bound."""
+"""Test gates under a descriptor limit: each gate gets a bound if a start finds room."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from popkernel.kernel.supervisor import descriptor_room
 
 @pytest.mark.parametrize("gates", [1, 2, 3, 16, 17, 52, 64])
 def test_a_limit_that_is_enough_leaves_each_gate_a_session(monkeypatch, gates):
-    """With 222 descriptors and 60 gates the share of each was 0, which was no bound."""
+    """A share of 0 would mean no bound, as with 222 descriptors and 60 gates."""
     config = Config(listeners=gates, isolation="connection")
     monkeypatch.setattr(descriptor_room, "hard_limit", lambda _: limit)
     limit = descriptor_room._needed(config)
@@ -27,16 +27,16 @@ def test_a_limit_that_is_enough_leaves_each_gate_a_session(monkeypatch, gates):
 
 @pytest.mark.parametrize("many", [1, 16, 100])
 @pytest.mark.parametrize("gates", [1, 2, 7, 64])
-def test_the_least_limit_is_the_least(many, gates):
+def test_the_least_limit_is_exact(many, gates):
     least = gate_room.least(many, gates)
     assert gates * gate_room.sessions(least, gates) >= many
     assert gate_room.sessions(least - 1, gates) < -(-many // gates)
 
 
 @pytest.mark.parametrize("left", [-24, 0, 1, 5])
-def test_no_room_is_no_bound_never(left):
+def test_no_room_never_means_no_bound(left):
     admission = Admission.__new__(Admission)
     admission.most, admission.limits = 100, Limits(Bounds(sessions=100))
-    admission._actor = SimpleNamespace(log=lambda *_: None, boot=SimpleNamespace(name="gate.0"))
+    admission._actor = SimpleNamespace(log=lambda *_, **__: None, boot=SimpleNamespace(name="gate.0"))
     admission.fit(128, left)
     assert admission.most == admission.limits.bounds.sessions == max(1, left)

@@ -1,4 +1,4 @@
-"""Guessing waits, honest people don't: simulated addresses and users, on a clock of the test's own."""
+"""Simulate addresses and users on a test clock: guesses are delayed, honest logins are not."""
 
 import random
 
@@ -11,7 +11,7 @@ HOME, OFFICE, EVIL = "192.0.2.7:1000", "198.51.100.1:2000", "203.0.113.9:3000"
 
 
 class World:
-    """A guard, a clock, and attempts that are looked at as soon as they may be."""
+    """Run a guard on a clock; attempts are checked as soon as they may be."""
 
     def __init__(self, most=MOST):
         self.guard = Guard(most)
@@ -19,7 +19,7 @@ class World:
         self.looked = 0
 
     def attempt(self, user, address, *, good=False):
-        """Seconds from the attempt to its answer; None where it was refused."""
+        """Return the seconds from the attempt to its reply; None if it was refused."""
         came = self.now
         wait = self.guard.admit(user, address, came)
         if wait > self.guard.most:
@@ -48,7 +48,7 @@ def test_mistyping_a_few_times_costs_nothing(world):
     assert world.attempt("alice", HOME, good=True) == 0
 
 
-def test_one_who_guesses_one_user_waits_ever_longer(world):
+def test_repeated_guesses_at_one_user_wait_longer(world):
     waits = [world.attempt("alice", EVIL) for _ in range(12)]
     assert waits == sorted(waits) and waits[4] < 2 and waits[-1] == MOST
 
@@ -59,13 +59,13 @@ def test_many_users_from_one_address_weigh_more(world):
         last_of_one = one.attempt("alice", EVIL)
         last_of_many = many.attempt(f"user{n}", EVIL)
     assert last_of_many > 10
-    # a user nobody has tried is not delayed where one user failed nine times, and is where nine failed once
+    # nine users who failed once at an address delay a tenth user there, one who failed nine times does not
     assert one.attempt("bob", EVIL) == 0.0 < 10 < many.attempt("bob", EVIL)
     assert last_of_one > 5
 
 
-def test_who_guesses_in_earnest_gets_a_few_thousand_a_day(world):
-    """Rather than the hundreds of thousands that hashing alone would let through."""
+def test_a_persistent_guesser_gets_a_few_thousand_checks_a_day(world):
+    """Hashing alone would let hundreds of thousands through."""
     rng = random.Random(1)
     end = world.now + 86400
     while world.now < end:
@@ -78,14 +78,14 @@ def test_hanging_up_and_asking_at_once_again_gains_nothing(world):
     for n in range(10):
         world.attempt(f"user{n}", EVIL)
     looked = 0
-    for n in range(10_000):  # within ten seconds, without waiting for any answer
+    for n in range(10_000):  # within ten seconds, without waiting for a reply
         if world.guard.admit(f"user{n}", EVIL, world.now + n / 1000) <= MOST:
             looked += 1
     assert looked <= 1
 
 
 def test_a_burst_on_many_connections_ends_with_its_first_failures(world):
-    """Asked about anew when its turn has come, as auth does."""
+    """As in auth, each is asked about again when its turn has come."""
     looked = 0
     for n in range(1000):
         if world.guard.admit(f"user{n}", EVIL, world.now) == 0:
@@ -98,15 +98,15 @@ def test_a_burst_on_many_connections_ends_with_its_first_failures(world):
     assert world.guard.admit("another", EVIL, world.now) > 0
 
 
-def test_a_refusal_says_how_long(world):
+def test_a_refusal_has_the_wait(world):
     for n in range(12):
         world.attempt(f"user{n}", EVIL)
     waits = [world.guard.admit("another", EVIL, world.now) for _ in range(9)]
-    assert MOST < waits[-1] <= 2 * MOST and waits[-1] == waits[-2]  # and books nothing
+    assert MOST < waits[-1] <= 2 * MOST and waits[-1] == waits[-2]  # a refusal adds no wait
 
 
-def test_how_many_come_at_once_says_nothing(world):
-    """A8: a thousand users of an office after a restart, nobody known yet; and as many once more."""
+def test_concurrent_logins_do_not_count(world):
+    """A thousand users of an office log in after a restart, all unknown yet; then as many again."""
     for _ in range(2):
         assert {world.guard.admit(f"person{n}", OFFICE, world.now) for n in range(1000)} == {0.0}
     for n in range(1000):
@@ -114,7 +114,7 @@ def test_how_many_come_at_once_says_nothing(world):
     assert world.guard.admit("another", OFFICE, world.now) == 0.0
 
 
-def test_an_office_of_three_hundred_some_of_whom_mistype_after_a_restart(world):
+def test_an_office_of_three_hundred_with_mistyped_passwords(world):
     rng = random.Random(3)
     people = [(n, rng.random() < 0.05) for n in range(300)]
     for n, mistypes in people:
@@ -123,7 +123,10 @@ def test_an_office_of_three_hundred_some_of_whom_mistype_after_a_restart(world):
 
 
 def test_an_office_behind_one_address_does_not_trip(world):
-    """Fifty people, one in twenty passwords mistyped, a telephone with an old password that asks every minute: a working day."""
+    """Nobody is delayed on a working day of fifty people.
+
+    One password in twenty is mistyped, and a telephone sends an old one every minute.
+    """
     rng = random.Random(2)
     waits = []
     minute = 0
@@ -144,8 +147,8 @@ def test_an_office_behind_one_address_does_not_trip(world):
 def test_a_known_user_is_never_delayed_whoever_else_guesses(world):
     assert world.attempt("alice", OFFICE, good=True) == 0
     for n in range(30):
-        world.attempt(f"user{n}", OFFICE)  # somebody behind the same address
-        world.attempt("alice", f"203.0.113.{n}:1")  # and others at her password from everywhere
+        world.attempt(f"user{n}", OFFICE)  # another client behind the same address
+        world.attempt("alice", f"203.0.113.{n}:1")  # and others guess her password from everywhere
     assert world.attempt("bob", OFFICE, good=True) != 0.0
     assert world.attempt("alice", OFFICE, good=True) == 0.0
 
@@ -177,12 +180,12 @@ def test_one_account_of_one_s_own_buys_one_guess_not_a_reset(world):
 def test_a_botnet_on_one_user_delays_and_never_locks_out(world):
     for n in range(500):
         world.attempt("alice", f"10.0.{n // 250}.{n % 250}:1")
-    for n in range(20):  # at a new place, while it goes on
+    for n in range(20):  # from a new address, while it goes on
         assert world.guard.admit("alice", f"172.16.0.{n}:1", world.now) == MOST
     assert world.attempt("bob", "172.16.1.1:1") == 0.0
 
 
-def test_it_fades(world):
+def test_penalties_fade(world):
     for n in range(10):
         world.attempt(f"user{n}", EVIL)
     world.rest(3600)
@@ -200,7 +203,7 @@ def test_ipv6_by_prefix(world):
         assert narrow.failed(f"user{n}", f"[2001:db8:1:2::{n:x}]:995", 0.0) == 0.0
 
 
-def test_off_by_one_switch():
+def test_penalties_can_be_turned_off():
     world = World(0)
     assert {world.attempt(f"user{n % 3}", EVIL) for n in range(200)} == {0.0}
     assert len(world.guard) == 0
@@ -223,10 +226,12 @@ def test_memory_is_bounded(monkeypatch):
         guard.admit("x" * 300 + str(n), f"10.0.{n // 250}.{n % 250}:1", n)
         guard.failed("x" * 300 + str(n), f"10.0.{n // 250}.{n % 250}:1", n)
     assert len(guard) == 300
-    assert "10.0.3.249" in guard._addresses and "10.0.0.1" not in guard._addresses  # the oldest went
+    assert "10.0.3.249" in guard._addresses and "10.0.0.1" not in guard._addresses  # the oldest are dropped
 
 
-def test_an_unknown_user_is_as_one_that_is_known(world):
-    """The guard is not told who exists: so nothing it does can tell."""
+def test_unknown_users_are_treated_as_known_ones(world):
+    """The guard does not know which users exist, so its behaviour cannot reveal it."""
     other = World()
-    assert [world.attempt("nobody", EVIL) for _ in range(12)] == [other.attempt("alice", EVIL) for _ in range(12)]
+    assert [world.attempt("nobody", EVIL) for _ in range(12)] == [
+        other.attempt("alice", EVIL) for _ in range(12)
+    ]

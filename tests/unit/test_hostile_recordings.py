@@ -1,4 +1,4 @@
-"""Recordings that somebody made to harm whoever replays them: 65 and a line, within bounds, nothing written elsewhere."""
+"""Replay malicious recordings: exit code 65 and a line, within bounds, and nothing written elsewhere."""
 
 import io
 import os
@@ -30,7 +30,7 @@ sys.exit(code)
 
 
 def raw(name="poplib"):
-    """A recording's objects, to be changed."""
+    """Return a recording's objects, to be changed."""
     return list(msgpack.Unpacker(io.BytesIO((HERE / f"{name}.rec").read_bytes())))
 
 
@@ -41,7 +41,7 @@ def written(tmp_path, things, name="x.rec"):
 
 
 def refused(path, capsys, words=""):
-    """Replayed: 65, a line that says why."""
+    """Check that a replay fails with 65 and gives the reason in one line."""
     assert main(["replay", path]) == 65
     out, err = capsys.readouterr()
     assert words in err
@@ -55,10 +55,12 @@ def settings_of(things, kind):
 
 
 @pytest.mark.parametrize("head", [b"", msgpack.packb(HEADER)], ids=["whole", "behind a header"])
-def test_a_gibibyte_of_nothing(tmp_path, head):
+def test_a_gibibyte_of_nulls(tmp_path, head):
     path = written(tmp_path, head)
     os.truncate(path, 1 << 30)
-    child = subprocess.run([sys.executable, "-c", REPLAY, path], capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", REPLAY, path], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (child.returncode, child.stderr.count("\n")) == (65, 1)
     assert "256 MiB" in child.stderr
     seconds, octets = map(float, child.stdout.split())
@@ -67,8 +69,12 @@ def test_a_gibibyte_of_nothing(tmp_path, head):
 
 
 @pytest.mark.parametrize("head", [b"", msgpack.packb(HEADER)], ids=["whole", "behind a header"])
-@pytest.mark.parametrize("claim", [b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\xc9"], ids=["text", "octets", "array", "map", "extension"])
-def test_lengths_that_are_claimed(tmp_path, capsys, head, claim):
+@pytest.mark.parametrize(
+    "claim",
+    [b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\xc9"],
+    ids=["text", "octets", "array", "map", "extension"],
+)
+def test_claimed_lengths(tmp_path, capsys, head, claim):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(written(tmp_path, head + (claim + b"\xff\xff\xff\xff" + b"\x01" * 9) * 3), capsys)
     refused(written(tmp_path, head + claim + b"\x0f\xff\xff\xff" + b"\x01" * 9), capsys)
@@ -77,7 +83,11 @@ def test_lengths_that_are_claimed(tmp_path, capsys, head, claim):
 
 
 @pytest.mark.parametrize("head", [b"", msgpack.packb(HEADER)], ids=["whole", "behind a header"])
-@pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x", b"\x81\x81", b"\x81\x90"], ids=["arrays", "maps", "maps as keys", "arrays as keys"])
+@pytest.mark.parametrize(
+    "nest",
+    [b"\x91", b"\x81\xa1x", b"\x81\x81", b"\x81\x90"],
+    ids=["arrays", "maps", "maps as keys", "arrays as keys"],
+)
 def test_nested(tmp_path, capsys, head, nest):
     refused(written(tmp_path, head + nest * 100_000), capsys)
 
@@ -101,9 +111,10 @@ def test_memory_has_an_end(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("when", [1 << 62, (1 << 64) - 1])
 def test_a_clock_in_the_far_future(tmp_path, capsys, monkeypatch, when):
-    """The mda looks at its deadlines each second, and ages lie between two frames of an old recording, which does not tell of timers."""
+    """The mda's deadlines are checked each second, and a recording without timers may span ages."""
     monkeypatch.setattr(replay_bounds, "SECONDS", 0.5)
-    monkeypatch.setattr(replay_bounds, "WALL", 1000)  # on a busy machine half a second of processor time takes long
+    # half a second of processor time takes long on a busy machine
+    monkeypatch.setattr(replay_bounds, "WALL", 1000)
     things = raw("delivery")
     settings_of(things, "mda")["timers"] = False
     frame = [t for t in things if t.get("actor") == "mda" and t["way"] == "in"][-1]
@@ -113,9 +124,14 @@ def test_a_clock_in_the_far_future(tmp_path, capsys, monkeypatch, when):
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0, (1 << 64) - 1], ids=repr)
 def test_clocks_and_counts_that_are_none(tmp_path, monkeypatch, capsys, value):
-    """Whatever of the numbers an actor began with: it ends, soon, with one of replay's exit codes."""
+    """Any clock or count at the start: replay ends soon, with one of its exit codes."""
     monkeypatch.setattr(replay_bounds, "SECONDS", 5)
-    for name, kind in (("delivery", "maildir"), ("delivery", "mda"), ("poplib", "listener"), ("poplib", "maildir")):
+    for name, kind in (
+        ("delivery", "maildir"),
+        ("delivery", "mda"),
+        ("poplib", "listener"),
+        ("poplib", "maildir"),
+    ):
         things = raw(name)
         fields = settings_of(things, kind)
         for key in [k for k, v in fields.items() if type(v) in (int, float, list) and k != "timers"]:
@@ -161,11 +177,17 @@ def test_a_fifo_without_a_writer_says_so_at_once(tmp_path, capsys, monkeypatch):
 def test_standard_input_is_replayed():
     with open(HERE / "poplib.rec", "rb") as file:
         recording = file.read()
-    ended = subprocess.run([sys.executable, "-m", "popkernel", "replay", "-"], input=recording, capture_output=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "popkernel", "replay", "-"],
+        input=recording,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.returncode == 0 and b"as recorded" in ended.stdout, ended
 
 
-def test_a_pipe_that_nobody_fills(tmp_path, capsys, monkeypatch):
+def test_a_pipe_without_input(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(replay_bounds, "PATIENCE", 0.3)
     path = str(tmp_path / "pipe")
     os.mkfifo(path)
@@ -198,9 +220,28 @@ def test_a_device_without_end(capsys):
     refused("/dev/zero", capsys, "256 MiB")
 
 
-@pytest.mark.parametrize("name", [
-    b"../x", b"cur/../../x", b"/tmp/x", b"/x", b"cur", b"new", b"", b".", b"..", b"cur/", b"cur/..", b"a\0b", b"cur/" + b"x" * 300, "text", 7, b"elsewhere/x",
-], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"../x",
+        b"cur/../../x",
+        b"/tmp/x",
+        b"/x",
+        b"cur",
+        b"new",
+        b"",
+        b".",
+        b"..",
+        b"cur/",
+        b"cur/..",
+        b"a\0b",
+        b"cur/" + b"x" * 300,
+        "text",
+        7,
+        b"elsewhere/x",
+    ],
+    ids=repr,
+)
 def test_mail_outside_of_the_maildir(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -212,9 +253,17 @@ def test_mail_outside_of_the_maildir(tmp_path, capsys, monkeypatch, name):
     assert sorted(os.listdir(tmp_path)) == ["tmp", "x.rec"]
 
 
-@pytest.mark.parametrize("file", [
-    {"data": b"x", "mtime": float("nan")}, {"data": b"x", "mtime": "x"}, {"data": "x", "mtime": 0}, {}, 7,
-], ids=repr)
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"data": b"x", "mtime": float("nan")},
+        {"data": b"x", "mtime": "x"},
+        {"data": "x", "mtime": 0},
+        {},
+        7,
+    ],
+    ids=repr,
+)
 def test_mail_that_is_none(tmp_path, capsys, file):
     things = raw()
     things[0]["maildir"]["files"][b"cur/1.x:2,"] = file
@@ -237,20 +286,26 @@ def test_a_maildir_of_too_many_files(tmp_path, capsys, monkeypatch):
 
 
 def test_a_delivery_under_way_names_another_file(tmp_path, capsys):
-    """It would be cut off at the length that the recording says."""
+    """Its file would be truncated to the length in the recording."""
     other = tmp_path / "precious"
     other.write_bytes(b"precious")
     for name in (os.fsencode(other), b"../" * 20 + os.fsencode(other)[1:]):
         things = raw("delivery")
-        settings_of(things, "maildir").update(received=True, sweep=-1.0, mda=[{"told": False, "open": [[7, "s", "r", True, 0, 3, name]]}])
+        settings_of(things, "maildir").update(
+            received=True, sweep=-1.0, mda=[{"told": False, "open": [[7, "s", "r", True, 0, 3, name]]}]
+        )
         refused(written(tmp_path, things), capsys, "none of the maildir's")
         assert other.read_bytes() == b"precious"
 
 
 def test_settings_name_no_other_maildir(tmp_path, monkeypatch, capsys):
     seen = []
-    begin = maildir_replay._Actor.__init__
-    monkeypatch.setattr(maildir_replay._Actor, "__init__", lambda actor, boot: (seen.append(boot.config["maildir"]), begin(actor, boot))[1])
+    begin = maildir_replay.MaildirActor.__init__
+    monkeypatch.setattr(
+        maildir_replay.MaildirActor,
+        "__init__",
+        lambda actor, boot: (seen.append(boot.config["maildir"]), begin(actor, boot))[1],
+    )
     things = raw()
     settings_of(things, "maildir")["maildir"] = os.fsencode(tmp_path)
     main(["replay", written(tmp_path, things)])
@@ -259,7 +314,14 @@ def test_settings_name_no_other_maildir(tmp_path, monkeypatch, capsys):
 
 
 def test_headers_that_are_none(tmp_path, capsys):
-    for key, value in (("watches", 7), ("watches", None), ("monotonic", "x"), ("monotonic", None), ("maildir_taken", [1]), ("maildir_taken", ["a", "b"])):
+    for key, value in (
+        ("watches", 7),
+        ("watches", None),
+        ("monotonic", "x"),
+        ("monotonic", None),
+        ("maildir_taken", [1]),
+        ("maildir_taken", ["a", "b"]),
+    ):
         things = raw()
         things[0][key] = value
         refused(written(tmp_path, things), capsys, "its header is none")
@@ -268,7 +330,7 @@ def test_headers_that_are_none(tmp_path, capsys):
 
 
 def test_recording_into_a_pipe_that_nobody_reads(tmp_path):
-    """The pipe's other end would be waited for, with the server's watchers' place taken."""
+    """Opening it would block, and the server's place for a viewer would stay taken."""
     from types import SimpleNamespace
 
     from popkernel.cli import trace

@@ -1,7 +1,7 @@
-"""kernel/supervisor/hung_actors.py: who answers lives, who does not is named, once."""
+"""Test kernel/supervisor/hung_actors.py: an actor that does not answer is named, once."""
 
 import pytest
-from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.proto import messages as m
 from popkernel.proto.topology import edge
@@ -10,9 +10,14 @@ from tests.support.registry import Registry
 
 
 def world():
-    loop, named = StageLoop(), []
+    loop, named = ReplayLoop(), []
     process = Registry(loop).comes("maildir.alice")
-    return loop, named, process, HungActors(loop, lambda process, seconds: named.append((process.name, seconds)))
+    return (
+        loop,
+        named,
+        process,
+        HungActors(loop, lambda process, seconds: named.append((process.name, seconds))),
+    )
 
 
 SECONDS = edge("kernel", "maildir.{user}").deadline
@@ -22,7 +27,7 @@ def test_silent():
     loop, named, process, hung = world()
     hung.suspect(process)
     hung.suspect(process)
-    assert list(process.channel.said) == [m.Report()], "asking twice is asking once"
+    assert list(process.channel.said) == [m.CountersRequest()], "a second request counts as the first"
     loop.advance(SECONDS - 0.1)
     assert not named
     loop.advance(SECONDS + 0.1)
@@ -38,12 +43,12 @@ def test_alive(counters):
     loop.advance(SECONDS + 1)
     assert not named
     hung.suspect(process)
-    assert len(process.channel.said) == 2, "the next suspicion is another one"
+    assert len(process.channel.said) == 2, "a later suspicion is a new one"
     loop.advance(2 * SECONDS + 2)
     assert len(named) == 1
 
 
-def test_one_that_is_not_yet_there_has_longer():
+def test_a_starting_actor_has_longer():
     loop, named, process, hung = world()
     process.hello = None
     hung.suspect(process)
@@ -61,13 +66,13 @@ def test_seconds_of_ones_own():
     assert named == [("maildir.alice", 4)]
 
 
-def test_the_kernel_itself_did_not_run():
-    """A machine that was paused had everybody ended by the first timer after it."""
+def test_a_pause_of_the_kernel_is_not_counted():
+    """After a machine was paused, the first timer must not end everybody."""
     loop, named, process, hung = world()
     hung.suspect(process)
     loop.advance(1000.0, late=True)
     assert not named
     loop.advance(1000.0 + SECONDS / 2 + 0.1)
-    assert not named, "what was late counts for nothing"
+    assert not named, "a late answer does not count"
     loop.advance(1000.0 + SECONDS + 0.1)
     assert named

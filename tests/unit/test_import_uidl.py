@@ -1,11 +1,14 @@
-"""import-uidl: what looks like a mistake ends non-zero, with a question, before clients fetch all their mail again."""
+"""Test import-uidl: a likely mistake gets a question and a non-zero exit code.
+
+Otherwise clients would fetch all mail again.
+"""
 
 import os
 import subprocess
 import sys
 
 import pytest
-from popkernel.cli.demo import make_site
+from popkernel.cli.common.sample_site import make_site
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def imported(site, *arguments):
 
 
 def bring(user, where=""):
-    """Put the file in that Dovecot keeps."""
+    """Write the file that Dovecot keeps."""
     new = os.path.join(user.maildir, "new")
     path = os.path.join(user.maildir, where, "dovecot-uidlist")
     with open(path, "w") as file:
@@ -30,7 +33,7 @@ def bring(user, where=""):
 
 
 def inside(user, sub):
-    """The maildir one directory further down."""
+    """Move the maildir one directory down."""
     path = f"{user.maildir}.kept"
     os.rename(user.maildir, path)
     os.mkdir(user.maildir, 0o700)
@@ -38,18 +41,24 @@ def inside(user, sub):
     os.chown(user.maildir, user.uid, user.gid)
 
 
-def test_where_e_was_forgotten(site):
-    """It said "nothing to take over" and ended with 0; the next day all mail was fetched again."""
+def test_a_forgotten_e_is_asked_about(site):
+    """ "Nothing to take over" with exit code 0 would make clients fetch all mail again."""
     for user in site.mail_users.values():
         bring(user)
         inside(user, "Maildir")
     for arguments in ((), ("-n",), ("--from", "dovecot")):
         code, _, errors = imported(site, *arguments)
-        assert (code, errors[-1]) == (66, "popkernel import-uidl: no maildir found for 3 users; did you forget -e Maildir?")
+        assert (code, errors[-1]) == (
+            66,
+            "popkernel import-uidl: no maildir found for 3 users; did you forget -e Maildir?",
+        )
     code, said, errors = imported(site, "-e", "Maildir")
     assert (code, errors) == (0, []) and "3 unique ids taken over" in said.splitlines()[-1]
     code, _, errors = imported(site, "-e", "Mail")
-    assert (code, errors[-1]) == (66, "popkernel import-uidl: no maildir found for 3 users; is -e Mail right?")
+    assert (code, errors[-1]) == (
+        66,
+        "popkernel import-uidl: no maildir found for 3 users; is -e Mail right?",
+    )
 
 
 def test_one_of_several_without_a_maildir(site):
@@ -64,7 +73,9 @@ def test_one_of_several_without_a_maildir(site):
 
 def test_no_ids_of_another_server_at_all(site):
     code, _, errors = imported(site)
-    assert code == 66 and errors[-1].startswith("popkernel import-uidl: no unique ids of another server found in any maildir; ")
+    assert code == 66 and errors[-1].startswith(
+        "popkernel import-uidl: no unique ids of another server found in any maildir; "
+    )
     bring(site.mail_users["alice"])
     code, said, errors = imported(site)
     assert (code, errors) == (0, []) and "3 users, 2 with nothing to take over" in said
@@ -74,10 +85,15 @@ def test_a_table_that_cannot_be_used_ends_as_everywhere(site):
     with open(site.user_table, "w") as file:
         file.write("alice\n")
     code, _, errors = imported(site)
-    assert code == 65 and errors[0].startswith(f"popkernel import-uidl: {site.user_table}:1: the line has no second column; ")
+    assert code == 65 and errors[0].startswith(
+        f"popkernel import-uidl: {site.user_table}:1: the line has no second column; "
+    )
     code, _, errors = imported(site, "-e", "../elsewhere")
     assert code == 64 and errors == [
-        "popkernel import-uidl: -e: '../elsewhere' is no subdirectory; write it relative to the user's directory, without `..`"
+        (
+            "popkernel import-uidl: -e: '../elsewhere' is no subdirectory; write it relative to the user's "
+            "directory, without `..`"
+        )
     ]
     os.truncate(site.user_table, 0)
     assert imported(site)[0] == 65

@@ -1,4 +1,4 @@
-"""Bounds that somebody hostile meets, and who is given time when the service ends. No service."""
+"""Test bounds against hostile input, and which actors get time when the service ends."""
 
 import os
 import select
@@ -8,15 +8,15 @@ import pytest
 from popkernel.actors.maildir import replay
 from popkernel.cli.common import replay_bounds
 from popkernel.kernel.decisions.leases import Core, Key, Settings
-from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.supervisor import sessions
 from popkernel.kernel.supervisor.shutdown import Shutdown
 from popkernel.proto.trace.recording import RecordingError
 
-from tests.support.registry import Registry, Said
+from tests.support.registry import LogRecorder, Registry
 
 
-def test_what_a_replay_writes_has_an_end(tmp_path):
+def test_output_of_a_replay_is_bounded(tmp_path):
     (tmp_path / "m").mkdir(0o700)
     drop = replay._Drop(os.fsencode(tmp_path / "m"))
     try:
@@ -31,33 +31,42 @@ def test_what_a_replay_writes_has_an_end(tmp_path):
         drop.close()
 
 
-def test_who_waits_for_a_disk_is_not_waited_for_for_ever(monkeypatch):
+def test_a_process_that_waits_for_a_disk_is_given_up(monkeypatch):
     monkeypatch.setattr(replay_bounds, "SECONDS", 0.05)
-    with pytest.raises(replay_bounds.DearError, match="takes more than 0.2 s"), replay_bounds.bounded(0):
+    with (
+        pytest.raises(replay_bounds.TooExpensiveError, match="takes more than 0.2 s"),
+        replay_bounds.bounded(0),
+    ):
         select.select([], [], [], 10)
 
 
-def test_a_listener_that_never_says_what_is_over_holds_no_more_than_so_much(monkeypatch):
+def test_unreported_session_ends_are_bounded(monkeypatch):
     monkeypatch.setattr(sessions, "_MOST_OPENED", 3)
     core = Core({}, Settings())
     core.sessions = {Key("listener.0", number): ("alice", float(number)) for number in range(9)}
-    made = sessions.Sessions(None, None, core, None, None, None, None, None, None)
+    made = sessions.Sessions(None, None, core, None, None, None, None, None, None, None)
     for key in core.sessions:
         made.opened(key)
     assert [key.session for key in made._opened] == [6, 7, 8]
 
 
 def shutdown(maildirs=None, holders=None):
-    """One that is about to begin, and its registry; who is asked whether it lives."""
-    loop, asked = StageLoop(), []
+    """Return a shutdown about to begin, its registry, and the list of actors asked whether they live."""
+    loop, asked = ReplayLoop(), []
     processes, core = Registry(loop), SimpleNamespace(maildirs=maildirs or {})
-    made = Shutdown(loop, processes, core, SimpleNamespace(holders=holders or {}), Said(), None, lambda: None)
+    made = Shutdown(
+        loop, processes, core, SimpleNamespace(holders=holders or {}), LogRecorder(), None, lambda: None
+    )
     made._silent = SimpleNamespace(suspect=lambda process, seconds: asked.append(process.name))
     return made, processes, asked
 
 
-def test_who_may_be_at_a_quit_or_a_delivery_is_given_its_time():
-    maildirs = {"reads": SimpleNamespace(key=1), "idle": SimpleNamespace(key=None), "gets": SimpleNamespace(key=None)}
+def test_actors_with_a_quit_or_a_delivery_get_time():
+    maildirs = {
+        "reads": SimpleNamespace(key=1),
+        "idle": SimpleNamespace(key=None),
+        "gets": SimpleNamespace(key=None),
+    }
     stop, processes, asked = shutdown(maildirs, {"gets": "mda"})
     for name in maildirs:
         processes.comes(f"maildir.{name}")
@@ -66,9 +75,9 @@ def test_who_may_be_at_a_quit_or_a_delivery_is_given_its_time():
     assert asked == ["maildir.idle", "auth"]
 
 
-def test_it_is_asked_whether_it_lives_before_it_is_told_to_stop():
+def test_liveness_is_checked_before_a_stop():
     stop, processes, asked = shutdown()
     mda = processes.comes("mda", "init")
     mda.channel.send = lambda message: asked.append(type(message).__name__)
     stop.begin()
-    assert asked[-2:] == ["mda", "Stop"] and mda.state == "stopping"
+    assert asked[-2:] == ["mda", "ActorStop"] and mda.state == "stopping"

@@ -1,4 +1,4 @@
-"""The listener's TLS: which certificate for which name, pass phrases, times, and what a client can and can't get. In memory, without a socket."""
+"""Test the listener's TLS in memory: certificates by name, pass phrases, times, versions and ciphers."""
 
 import _ssl
 import ctypes
@@ -14,7 +14,7 @@ from popkernel.cli.common.sample_site import make_certificate
 
 @pytest.fixture
 def written(tmp_path):
-    """Write a certificate for `names` and its key, encrypted where a phrase is given; their paths."""
+    """Write a certificate for `names` and its key, encrypted if a phrase is given; return their paths."""
 
     def write(name, *names, phrase=None, **options):
         chain, key = make_certificate(names, **options)
@@ -40,7 +40,7 @@ def client_context(cafile=None):
 
 
 def shake(server, client, name=None, session=None):
-    """A whole handshake and one octet from the server (with it would come tickets); the client's and the server's end."""
+    """Do a handshake and send one octet from the server, which tickets would precede; return both ends."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     one = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
     other = server.wrap_bio(to_server, to_client, server_side=True)
@@ -65,29 +65,38 @@ def subject(end):
 
 @pytest.mark.parametrize("least", ["1.2", "1.3"])
 def test_the_certificate_is_for_the_name_that_is_asked_for(written, tmp_path, least):
-    pairs = [written("a", "a.example.org"), written("b", "b.example.org", "x.b.example.org"), written("w", "*.example.net", "c.example.org")]
+    pairs = [
+        written("a", "a.example.org"),
+        written("b", "b.example.org", "x.b.example.org"),
+        written("w", "*.example.net", "c.example.org"),
+    ]
     served = serve(pairs, least)
     assert served.warnings == []
     for name, wanted in (
         (None, "a.example.org"), ("a.example.org", "a.example.org"), ("b.example.org", "b.example.org"),
-        ("X.B.Example.org", "b.example.org"), ("mail.example.net", "*.example.net"), ("c.example.org", "*.example.net"),
-        ("deep.mail.example.net", "a.example.org"), ("example.net", "a.example.org"), ("nobody.test", "a.example.org"),
+        ("X.B.Example.org", "b.example.org"), ("mail.example.net", "*.example.net"),
+        ("c.example.org", "*.example.net"),
+        ("deep.mail.example.net", "a.example.org"), ("example.net", "a.example.org"),
+        ("nobody.test", "a.example.org"),
     ):  # fmt: skip
-        cafile = next(cert for cert, _ in pairs if cert.endswith({"a": "a.pem", "b": "b.pem", "*": "w.pem"}[wanted[0]]))
+        cafile = next(
+            cert for cert, _ in pairs if cert.endswith({"a": "a.pem", "b": "b.pem", "*": "w.pem"}[wanted[0]])
+        )
         assert subject(shake(served.context, client_context(cafile), name)[0]) == wanted, name
 
 
 def test_a_full_name_goes_before_a_wildcard():
     full, wild, default = object(), object(), object()
     by_name = {"a.example.org": full, "*.example.org": wild}
-    assert [pick(n, by_name, default) for n in ("A.example.org", "b.example.org", "*.example.org", "org", "", None)] == [
-        full, wild, wild, default, default, default,
-    ]  # fmt: skip
+    names = ("A.example.org", "b.example.org", "*.example.org", "org", "", None)
+    assert [pick(n, by_name, default) for n in names] == [full, wild, wild, default, default, default]
 
 
-def test_names_that_two_have_or_nobody(written):
+def test_duplicate_and_missing_names(written):
     pairs = [written("a", "a.test"), written("b", "a.test", "b.test")]
-    assert [w.split(": ", 1)[1] for w in serve(pairs, "1.3").warnings] == [f"it is for a.test as {pairs[0][0]} is, which is used; leave one of the two out"]
+    assert [w.split(": ", 1)[1] for w in serve(pairs, "1.3").warnings] == [
+        f"it is for a.test as {pairs[0][0]} is, which is used; leave one of the two out"
+    ]
 
 
 def test_tickets_are_for_1_2_alone_which_has_only_modern_ciphers(written):
@@ -98,7 +107,9 @@ def test_tickets_are_for_1_2_alone_which_has_only_modern_ciphers(written):
             client.maximum_version = highest
         first, _ = shake(server, client, "a.test")
         assert not first.session_reused
-        second, _ = shake(server, client, "a.test", first.session if first.session and first.session.has_ticket else None)
+        second, _ = shake(
+            server, client, "a.test", first.session if first.session and first.session.has_ticket else None
+        )
         assert second.session_reused == bool(highest)
         assert first.compression() is None
     for cipher in server.get_ciphers():
@@ -106,7 +117,7 @@ def test_tickets_are_for_1_2_alone_which_has_only_modern_ciphers(written):
         assert cipher["protocol"] == "TLSv1.3" or cipher["name"].startswith("ECDHE-")
 
 
-def test_what_is_older_is_not_served(written):
+def test_old_tls_versions_are_not_served(written):
     server, client = context(*written("a", "a.test"), "1.3"), client_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError):
@@ -142,9 +153,14 @@ def test_pass_phrases(written, tmp_path):
 def test_times(written):
     day = 86400
     pair = written("a", "a.test", days=30, starts=2)
-    served = serve([pair], "1.3")  # a machine without a clock at boot: it was not served, and the unit did not try again
+    # the clock may be wrong at boot: the unit must try again
+    served = serve([pair], "1.3")
     (said,) = served.warnings
-    assert re.search(r"a.pem:1: the certificate starts on \d{4}-\d\d-\d\d \d\d:\d\d UTC only; set this machine's clock, or wait$", said)
+    assert re.search(
+        r"a.pem:1: the certificate starts on \d{4}-\d\d-\d\d \d\d:\d\d UTC only; set this machine's clock, "
+        r"or wait$",
+        said,
+    )
     assert shake(served.context, client_context())
     assert serve([pair], "1.3", now=time.time() + 3 * day).warnings == []
     warnings = serve([pair], "1.3", now=time.time() + 31 * day).warnings
@@ -152,18 +168,25 @@ def test_times(written):
     assert "the certificate ended on " in warnings[0]
 
 
-def test_what_does_not_belong_together_or_is_none(written, tmp_path):
+def test_mismatched_or_malformed_pairs(written, tmp_path):
     a, b = written("a", "a.test"), written("b", "b.test")
     with pytest.raises(TlsError, match="does not belong to the certificate in .*a.pem"):
         serve([b, (a[0], b[1])], "1.3")
     (tmp_path / "bad").write_bytes(b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
-    for cert, said in ((str(tmp_path / "bad"), "damaged"), (a[1], "no certificate in PEM form"), ("/nowhere", "No such file")):
+    for cert, said in (
+        (str(tmp_path / "bad"), "damaged"),
+        (a[1], "no certificate in PEM form"),
+        ("/nowhere", "No such file"),
+    ):
         with pytest.raises(TlsError, match=said):
             serve([(cert, a[1])], "1.3")
 
 
 def test_errors_of_one_connection_are_forgotten_before_the_next():
-    """As CPython 3.13 leaves them: tests/e2e/protocol/test_clients_gone_mid_answer.py sees it there."""
+    """CPython 3.13 leaves such errors behind.
+
+    tests/e2e/protocol/test_clients_gone_mid_answer.py sees it there.
+    """
     library = ctypes.CDLL(_ssl.__file__)
     library.ERR_peek_error.restype = ctypes.c_ulong
     library.ERR_new()

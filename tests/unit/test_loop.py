@@ -1,16 +1,30 @@
-"""The event loop: readiness, timers, order, removal in the middle of a turn."""
+"""Test the event loop: readiness, timers, order, removal within a turn."""
 
 import errno
 import os
+import select
+import selectors
+import socket
 import time
 
 import pytest
-from popkernel.kernel.runtime.loop import READ, WRITE, Loop
+from popkernel.kernel.runtime import loop as loop_module
+from popkernel.kernel.runtime.loop import READ, WRITE, Loop, SelectorPoller
+
+KINDS = ("poll", "epoll", "selectors")  # a selector stands for kqueue(2), which Linux has not
 
 
-@pytest.fixture(params=[False, True], ids=["poll", "epoll"])
-def loop(request):
-    made = Loop(many=request.param)
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """Return `many` for a loop of that kind."""
+    if request.param == "selectors":
+        monkeypatch.setattr(loop_module, "_poller_of_many", lambda: SelectorPoller(selectors.PollSelector()))
+    return request.param != "poll"
+
+
+@pytest.fixture
+def loop(kind):
+    made = Loop(many=kind)
     yield made
     if hasattr(made._poller, "close"):
         made._poller.close()
@@ -65,7 +79,7 @@ def test_change_and_remove(loop, pipes):
     loop.run()
     assert said == [WRITE]
     loop.remove(writing)
-    loop.remove(writing)  # twice is once
+    loop.remove(writing)  # a second removal changes nothing
 
 
 def test_one_callback_removes_another_that_is_ready_too(loop, pipes):
@@ -94,7 +108,7 @@ def test_timers_in_order_and_cancelled_ones_never(loop):
     assert said == ["first", "second", "last"]
 
 
-def test_soon_before_the_loop_waits_and_what_it_adds_too(loop):
+def test_soon_runs_before_the_loop_waits(loop):
     said = []
     loop.soon(lambda: (said.append(1), loop.soon(lambda: (said.append(2), loop.stop()))))
     loop.run()
@@ -125,10 +139,9 @@ def test_the_end_of_a_pipe_is_told(loop):
     os.close(reading)
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(many):
-    """A parked session was taken for ended: what had been polled of its number was of a channel closed in that very turn."""
-    loop, heard = Loop(many=many), []
+def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(kind):
+    """An event polled for a closed descriptor must not reach a new one of the same number."""
+    loop, heard = Loop(many=kind), []
     pipes = [os.pipe(), os.pipe()]
     fresh = os.pipe()
 
@@ -137,7 +150,7 @@ def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(many):
             heard.append(number)
             other = pipes[1 - number][0]
             loop.remove(other)
-            os.dup2(fresh[0], other)  # closed, and there is another one of its number
+            os.dup2(fresh[0], other)  # closed; the number now belongs to another descriptor
             loop.add(other, lambda _: heard.append("fresh"))
 
         return call
@@ -156,7 +169,7 @@ def test_an_event_of_a_closed_descriptor_is_not_another_s_of_its_number(many):
 
 
 class Full:
-    """An epoll that has room for nobody, epoll_ctl(2)."""
+    """Refuse every descriptor, as epoll_ctl(2) may."""
 
     def __init__(self, error):
         self.error = error
@@ -175,11 +188,27 @@ class Full:
         return []
 
 
+class FullSelector(selectors.PollSelector):
+    """A selector that has room for nobody."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def register(self, fileobj, events, data=None):
+        raise OSError(self.error, os.strerror(self.error))
+
+    def select(self, timeout=None):
+        time.sleep(min(timeout or 0, 0.2))
+        return []
+
+
+@pytest.mark.parametrize("full", [Full, lambda error: SelectorPoller(FullSelector(error))])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM])
-def test_what_epoll_has_no_room_for_is_looked_at_now_and_then(pipes, error):
+def test_descriptors_that_the_system_refuses_are_polled(pipes, error, full):
     loop = Loop(many=True)
     loop._poller.close()
-    loop._poller = Full(error)
+    loop._poller = full(error)
     loop.later(20.0, lambda: pytest.fail("never called"))
     reading, writing = pipes()
     said = []
@@ -201,12 +230,102 @@ def test_what_epoll_has_no_room_for_is_looked_at_now_and_then(pipes, error):
     assert len(said) == 3
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_no_memory_to_wait_with_is_waited_for(many):
-    loop, said = Loop(many=many), []
+def test_without_memory_the_loop_waits(kind):
+    loop, said = Loop(many=kind), []
     poll, loop._poller = loop._poller, Full(errno.ENOMEM)
     loop._poller.poll = lambda timeout: (_ for _ in ()).throw(OSError(errno.ENOMEM, "no memory"))
     loop.later(0.0, lambda: said.append("timer"))
     loop.turn()
     loop._poller = poll
     assert said == ["timer"]
+
+
+def test_a_descriptor_with_no_events_is_quiet_until_it_has_some(loop, pipes):
+    reading, writing = pipes()
+    said = []
+    loop.add(reading, lambda events: (said.append(events), loop.stop()))
+    os.write(writing, b"x")
+    loop.change(reading, 0)
+    loop.later(0.01, loop.stop)
+    loop.run()
+    assert said == []
+    loop.change(reading, 0)
+    loop.change(reading, READ)
+    loop.run()
+    assert said == [READ]
+    loop.change(reading, 0)
+    loop.remove(reading)
+    loop.add(reading, said.append, 0)
+    loop.remove(reading)
+    assert said == [READ]
+
+
+def test_both_events_are_told_at_once(loop):
+    one, other = socket.socketpair()
+    said = []
+    loop.add(one.fileno(), said.append, READ | WRITE)
+    other.send(b"x")
+    loop.turn()
+    assert said == [READ | WRITE]
+    loop.remove(one.fileno())
+    one.close()
+    other.close()
+
+
+def test_a_descriptor_closed_before_it_was_removed_is_a_new_one_when_it_comes_again(loop, pipes):
+    reading, writing = os.pipe()
+    fresh, write = pipes()
+    said = []
+    loop.add(reading, said.append)
+    os.close(writing)
+    os.close(reading)
+    os.dup2(fresh, reading)
+    loop.add(reading, lambda events: said.append((events, os.read(reading, 1))))
+    os.write(write, b"y")
+    loop.turn()
+    assert said == [(READ, b"y")]
+    loop.remove(reading)
+    os.close(reading)
+
+
+class Twice(selectors.PollSelector):
+    """Reports each event by itself, as kqueue(2) does."""
+
+    def select(self, timeout=None):
+        return [
+            (key, one)
+            for key, events in super().select(timeout)
+            for one in (selectors.EVENT_READ, selectors.EVENT_WRITE)
+            if events & one
+        ]
+
+
+def test_events_that_a_selector_reports_one_by_one_are_told_at_once():
+    one, other = socket.socketpair()
+    poller = SelectorPoller(Twice())
+    poller.register(one.fileno(), READ | WRITE)
+    other.send(b"x")
+    assert poller.poll(0.0) == [(one.fileno(), READ | WRITE)]
+    one.close()
+    other.close()
+
+
+def test_what_a_selector_does_not_watch_is_not_found():
+    """As epoll(7) says it: by that the loop knows whom the system had no room to watch."""
+    poller = SelectorPoller(selectors.PollSelector())
+    for unknown in (
+        lambda: poller.modify(0, READ),
+        lambda: poller.modify(0, 0),
+        lambda: poller.unregister(0),
+    ):
+        with pytest.raises(FileNotFoundError):
+            unknown()
+
+
+def test_a_selector_is_taken_where_there_is_no_epoll(monkeypatch):
+    monkeypatch.delattr(select, "epoll")
+    loop = Loop(many=True)
+    assert type(loop._poller) is SelectorPoller
+    loop.later(0.0, loop.stop)
+    loop.run()
+    loop._poller.close()

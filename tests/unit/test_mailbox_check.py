@@ -1,4 +1,4 @@
-"""Init's look at mailboxes: told once, whatever it finds, and nobody ever waits for one that hangs."""
+"""Test init's mailbox check: reported once, whatever it finds, and nobody waits for one that hangs."""
 
 import os
 import select
@@ -7,7 +7,7 @@ import time
 
 import pytest
 from popkernel.kernel.init import mailbox_check as look_module
-from popkernel.kernel.init.mailbox_check import Look
+from popkernel.kernel.init.mailbox_check import MailboxCheck
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.supervisor import reload as reload_module
 from popkernel.kernel.supervisor.reload import Asker
@@ -15,12 +15,12 @@ from popkernel.kernel.supervisor.reload import Asker
 
 @pytest.fixture
 def finished(monkeypatch):
-    """Run a look of which `warnings` is given to its end, as init does, and give what it told."""
+    """Run a check with these warnings to its end, as init does; return what it reported."""
 
     def run(warnings):
         monkeypatch.setattr(look_module, "warnings", lambda *_, **__: warnings())
         loop, told = Loop(), []
-        look = Look(loop, "/users", "", told.append)
+        look = MailboxCheck(loop, "/users", "", told.append)
         pid = look.pid
         watch = os.pidfd_open(pid)
         until = time.monotonic() + 20
@@ -41,7 +41,7 @@ def finished(monkeypatch):
     return run
 
 
-def test_what_is_found(finished):
+def test_faults_are_reported(finished):
     assert finished(lambda: iter(())) == []
     assert finished(lambda: iter(["one", "two \udc80\n\x1b"])) == ["one", "two \\udc80\\n\\x1b"]
 
@@ -52,7 +52,7 @@ def test_long_lines_are_bounded(finished):
     assert all(len(line) <= 1900 for line in lines)
 
 
-def test_a_table_gone_bad_is_the_kernel_s_to_tell(finished, capfd):
+def test_a_bad_table_is_left_to_the_kernel(finished, capfd):
     def bad():
         yield "one"
         raise ValueError("users:3: x")
@@ -62,7 +62,7 @@ def test_a_table_gone_bad_is_the_kernel_s_to_tell(finished, capfd):
 
 
 def test_an_error_of_its_own_is_shown(finished, capfd, monkeypatch):
-    plain = open(2, "w", closefd=False)  # pytest's own has another descriptor, which the look rightly closes
+    plain = open(2, "w", closefd=False)  # pytest's own stream has another descriptor, which the check closes
     monkeypatch.setattr(sys, "stderr", plain)
 
     def wrong():
@@ -73,13 +73,15 @@ def test_an_error_of_its_own_is_shown(finished, capfd, monkeypatch):
     assert "KeyError: 'wrong'" in capfd.readouterr().err
 
 
-def test_one_that_hangs_is_ended_at_once(monkeypatch):
+def test_a_hung_check_is_ended_at_once(monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr(look_module, "warnings", lambda *_, **__: map(lambda fd: os.read(fd, 1).decode(), [kept]))
+    monkeypatch.setattr(
+        look_module, "warnings", lambda *_, **__: map(lambda fd: os.read(fd, 1).decode(), [kept])
+    )
     kept = reading
     monkeypatch.setattr(look_module.os, "closerange", lambda *_: None)
     loop, told = Loop(), []
-    look = Look(loop, "/users", "", told.append)
+    look = MailboxCheck(loop, "/users", "", told.append)
     pid = look.pid
     before = time.monotonic()
     look.end()
@@ -89,8 +91,8 @@ def test_one_that_hangs_is_ended_at_once(monkeypatch):
     os.close(writing)
 
 
-def test_it_keeps_no_descriptor_of_init_s(finished):
-    """The lock of the run directory above all."""
+def test_the_check_keeps_no_descriptor_of_init(finished):
+    """Above all not the lock of the run directory."""
     lock = os.open("/", os.O_RDONLY)
 
     def held():
@@ -100,29 +102,36 @@ def test_it_keeps_no_descriptor_of_init_s(finished):
         fds = [int(fd) for fd in finished(held)[0].strip("[]").split(", ")]
     finally:
         os.close(lock)
-    assert lock not in fds and len(fds) <= 5, fds  # 0, 1, 2, the pipe, and the listing's own
+    assert lock not in fds and len(fds) <= 5, fds  # 0, 1, 2, the pipe, and the one of this listing
 
 
 def test_a_reload_is_answered_without_it(monkeypatch):
     monkeypatch.setattr(reload_module, "_LOOK_SECONDS", 0.01)
     loop, answers, log = Loop(), [], []
-    asker = Asker(loop, lambda *line: log.append(line), answers.append, ["listeners"])
+    asker = Asker(
+        loop, lambda level, event, **fields: log.append((level, event, fields)), answers.append, ["listeners"]
+    )
     asker.wait()
-    asker.looked("start", "user a: of the start")  # an earlier look's word
-    asker.looked("start", "")
+    asker.mailbox_fault("start", "user a: of the start")  # a line of an earlier check
+    asker.mailboxes_checked("start")
     assert answers == []
     asker.warned("c:1: y; z")
     asker.warned("c:1: y; z")  # of the next listener
-    asker.looked("reload", "user b: x")
+    asker.mailbox_fault("reload", "user b: x")
     while not answers:
         loop.turn()
-    asker.looked("reload", "")
-    assert answers == [{"ok": True, "next_start": ["listeners"], "warnings": ["c:1: y; z"], "mailboxes": ["user b: x"]}]
-    assert [line[1] for line in log][:3:2] == ["user a: of the start", "user b: x"]
+    asker.mailboxes_checked("reload")
+    assert answers == [
+        {"ok": True, "next_start": ["listeners"], "warnings": ["c:1: y; z"], "mailboxes": ["user b: x"]}
+    ]
+    assert [fields["fault"] for _, event, fields in log if event == "mailbox.fault"] == [
+        "user a: of the start",
+        "user b: x",
+    ]
 
 
-def test_who_has_a_session_goes_first(finished):
-    """A look at ten thousand mailboxes takes a fifth of a second of a processor, at the time when all clients come back."""
+def test_the_check_has_a_lower_priority(finished):
+    """Checking ten thousand mailboxes takes 0.2 s of processor time, just when all clients reconnect."""
     mine = os.getpriority(os.PRIO_PROCESS, 0)
 
     def looking():

@@ -1,4 +1,4 @@
-"""What keeps a mailbox from being served, and mends that mend it and touch nothing else."""
+"""Test faults of mailboxes, and that each mend works and touches nothing else."""
 
 import contextlib
 import os
@@ -9,7 +9,14 @@ import subprocess
 
 import pytest
 from popkernel.kernel.init import mailbox_faults
-from popkernel.kernel.init.mailbox_faults import Ways, judge, mailbox_problem, open_to_others, passed_over, warnings
+from popkernel.kernel.init.mailbox_faults import (
+    PathAccess,
+    count_odd_names,
+    mailbox_findings,
+    mailbox_problem,
+    open_to_others,
+    warnings,
+)
 from popkernel.proto.files.tables import MailUser, parse_users
 
 ROOT = os.geteuid() == 0
@@ -19,14 +26,15 @@ needs_root = pytest.mark.root("other owners need root")
 
 @pytest.fixture
 def user(tmp_path, monkeypatch):
-    """A user whose maildir has a name that a shell takes apart unless it is quoted; it is not there yet."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")  # pytest's directories are 0700: another test's matter
+    """Provide a user whose maildir does not exist yet and has a name that the shell would split unquoted."""
+    # pytest's directories are 0700, which has its own test
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     (tmp_path / "elsewhere").mkdir()
     return MailUser(UID, GID, str(tmp_path / "bob's $(touch pwned); mail"))
 
 
 def problem(user):
-    return mailbox_problem(user, Ways())
+    return mailbox_problem(user, PathAccess())
 
 
 def make(user, *subs, owner=None):
@@ -36,7 +44,7 @@ def make(user, *subs, owner=None):
 
 
 def mend(user, tmp_path):
-    """Type the mend into a shell."""
+    """Run the mend in a shell."""
     what, command = problem(user)
     subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True, timeout=20)
     assert not (tmp_path / "pwned").exists()
@@ -54,7 +62,7 @@ def test_a_sound_one(user):
 
 @needs_root
 def test_missing_where_its_user_could_put_a_link_to_anything(user, tmp_path):
-    """install(1) as root follows it, and would give away what it leads to."""
+    """install(1) as root follows a link, and would give its target away."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     os.chown(home, UID, GID)
@@ -88,7 +96,7 @@ def test_shut_to_its_owner(user, tmp_path, sub):
     assert problem(user) is None
 
 
-def test_what_stands_in_the_place_of_a_subdirectory(user):
+def test_other_files_in_place_of_a_subdirectory(user):
     make(user)
     os.symlink("/etc", f"{user.maildir}/cur")
     what, command = problem(user)
@@ -97,7 +105,7 @@ def test_what_stands_in_the_place_of_a_subdirectory(user):
 
 @needs_root
 @pytest.mark.parametrize("where", ["", "cur"])
-def test_another_s_is_given_and_nothing_else_with_it(user, tmp_path, where):
+def test_the_mend_gives_the_maildir_and_nothing_else(user, tmp_path, where):
     """The mend follows no link out of the maildir, and takes no third user's file."""
     make(user, "tmp", "new", "cur", owner=(0, 0))
     if where:
@@ -114,12 +122,16 @@ def test_another_s_is_given_and_nothing_else_with_it(user, tmp_path, where):
     assert f"belongs to uid 0, not {UID}" in mend(user, tmp_path)
     assert problem(user) is None
     assert os.stat(f"{user.maildir}/cur/1.x").st_uid == UID
-    assert (theirs.stat().st_uid, theirs.parent.stat().st_uid, (tmp_path / "third").stat().st_uid) == (0, 0, 64199)
+    assert (theirs.stat().st_uid, theirs.parent.stat().st_uid, (tmp_path / "third").stat().st_uid) == (
+        0,
+        0,
+        64199,
+    )
 
 
 @needs_root
-def test_the_mend_names_what_is_another_s(user, tmp_path):
-    """`cur` alone was root's, in a maildir without `new`: a mend of the maildir would mend nothing."""
+def test_the_mend_names_only_what_another_owns(user, tmp_path):
+    """Giving away the maildir mends nothing if `cur` alone is root's and `new` is missing."""
     make(user, "cur")
     os.chown(f"{user.maildir}/cur", 0, 0)
     assert mend(user, tmp_path) == f"cur belongs to uid 0, not {UID}"
@@ -127,24 +139,28 @@ def test_the_mend_names_what_is_another_s(user, tmp_path):
 
 
 @needs_root
-def test_nothing_is_given_whole_that_is_no_maildir(user, tmp_path):
+def test_a_directory_that_is_no_maildir_is_not_given(user, tmp_path):
     """A table may name /etc by mistake."""
     make(user, "secrets", owner=(0, 0))
     _, command = problem(user)
-    assert command.startswith("name this user's own maildir") and "-R" not in command and "find" not in command
+    assert (
+        command.startswith("name this user's own maildir") and "-R" not in command and "find" not in command
+    )
     link = tmp_path / "link"
     link.symlink_to(user.maildir)
     assert problem(user._replace(maildir=str(link)))[1].startswith("name the maildir itself")
 
 
 def said_of(tmp_path, *rows):
-    """What is said of a table, by its line: what, mend."""
+    """Return (what, mend) for each line of a table."""
     table = "".join(f"user{n} {uid}:{uid}:{path}\n" for n, (uid, path) in enumerate(rows, 1)).encode()
     users, findings = parse_users(table, "users")
     assert not findings
     said = {}
-    for finding, error in judge(users, table, "users", {64002: "auth"} if ROOT else {}):
-        said.setdefault(finding.line, []).append((finding.what.replace(f"{tmp_path}/", ""), finding.mend, error))
+    for finding, error in mailbox_findings(users, table, "users", {64002: "auth"} if ROOT else {}):
+        said.setdefault(finding.line, []).append(
+            (finding.what.replace(f"{tmp_path}/", ""), finding.mend, error)
+        )
     return said
 
 
@@ -160,9 +176,9 @@ OWN = "name this user's own maildir in the table"
 
 @needs_root
 @pytest.mark.parametrize("linked", [False, True])
-def test_another_user_s_maildir_is_never_handed_over(tmp_path, monkeypatch, linked):
-    """A line with a neighbour's maildir was advised to chown that neighbour's mail."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_the_mend_never_gives_another_user_s_maildir(tmp_path, monkeypatch, linked):
+    """A mend must not chown a neighbour's mail because a line names it."""
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     theirs = maildir(tmp_path / "theirs", 64202)
     named = theirs
     if linked:
@@ -171,15 +187,19 @@ def test_another_user_s_maildir_is_never_handed_over(tmp_path, monkeypatch, link
     for rows in ([(64201, named), (64202, theirs)], [(64202, theirs), (64201, named)]):
         wrong = 1 + (rows[0][0] == 64202)
         name = f"user{wrong}: {str(named).removeprefix(f'{tmp_path}/')}"
-        assert said_of(tmp_path, *rows) == {wrong: [(f"user {name}: this is user{3 - wrong}'s (line {3 - wrong})", OWN, True)]}
-    # not named by its owner, who is in the table all the same
+        assert said_of(tmp_path, *rows) == {
+            wrong: [(f"user {name}: this is user{3 - wrong}'s (line {3 - wrong})", OWN, True)]
+        }
+    # the owner is in the table, but has another maildir there
     said = said_of(tmp_path, (64201, theirs), (64202, maildir(tmp_path / "new-one", 64202)))
-    assert said == {1: [("user user1: theirs: belongs to uid 64202, not 64201: that is user2's (line 2)", OWN, True)]}
+    assert said == {
+        1: [("user user1: theirs: belongs to uid 64202, not 64201: that is user2's (line 2)", OWN, True)]
+    }
 
 
 @needs_root
-def test_a_subdirectory_of_another_user_is_never_handed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_the_mend_never_gives_another_user_s_subdirectory(tmp_path, monkeypatch):
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     mine, theirs = maildir(tmp_path / "mine", 64201), maildir(tmp_path / "theirs", 64202)
     os.chown(mine / "cur", 64202, 64202)
     ((what, mend, _),) = said_of(tmp_path, (64201, mine), (64202, theirs))[1]
@@ -189,7 +209,7 @@ def test_a_subdirectory_of_another_user_is_never_handed_over(tmp_path, monkeypat
 
 @needs_root
 def test_a_maildir_inside_of_another_s(open_path):
-    """It was advised to open the other's maildir to everybody."""
+    """A mend must not open the other's maildir to everybody."""
     theirs = maildir(open_path / "theirs", 64202)
     inner = maildir(theirs / ".Inner", 64201)
     assert said_of(open_path, (64201, inner), (64202, theirs)) == {
@@ -199,27 +219,35 @@ def test_a_maildir_inside_of_another_s(open_path):
     home.mkdir(mode=0o700)
     os.chown(home, 64202, 64202)
     ((what, mend, _),) = said_of(open_path, (64201, maildir(home / "box", 64201)), (64202, theirs))[1]
-    assert (what, mend) == ("user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)", OWN)
+    assert (what, mend) == (
+        "user user1: home/box: uid 64201 cannot enter home, which is user2's (line 2)",
+        OWN,
+    )
 
 
 @needs_root
 @pytest.mark.parametrize("owner", [64201, 0])
 @pytest.mark.parametrize("sub", ["", "cur"])
-def test_nothing_is_given_to_a_uid_that_is_another_user_s(tmp_path, monkeypatch, owner, sub):
-    """A line with a neighbour's uid was advised to chown its mail to that neighbour."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_the_mend_gives_nothing_to_another_user_s_uid(tmp_path, monkeypatch, owner, sub):
+    """A mend must not chown a user's mail to the neighbour whose uid a line has by mistake."""
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     alice, bob = maildir(tmp_path / "alice", 64202 if sub else owner), maildir(tmp_path / "bob", 64202)
     os.chown(alice / sub, owner, owner)
-    ((what, mend, error),) = said_of(tmp_path, (64202, alice), (64202, bob), (64203, maildir(tmp_path / "carol", 64203)))[1]
-    assert error and what == f"user user1: alice: {sub and sub + ' '}belongs to uid {owner}, not 64202: uid 64202 is user2's (line 2)"
+    ((what, mend, error),) = said_of(
+        tmp_path, (64202, alice), (64202, bob), (64203, maildir(tmp_path / "carol", 64203))
+    )[1]
+    assert error and what == (
+        f"user user1: alice: {sub and sub + ' '}belongs to uid {owner}, not 64202: uid 64202 is "
+        f"user2's (line 2)"
+    )
     own = "give this user uid 64201, or another of its own" if owner else "give this user a uid of its own"
     assert mend == f"{own}, in the table"
 
 
 @needs_root
 def test_where_many_users_have_one_uid_a_new_maildir_is_given_to_it(tmp_path, monkeypatch):
-    """One uid for all mail is a way to run a site: no fault, and what root made for one more user is that uid's."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    """One uid for all mail is no fault; a maildir that root made belongs to that uid."""
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     boxes = [maildir(tmp_path / f"box{n}", 64202) for n in range(3)]
     assert said_of(tmp_path, *((64202, box) for box in boxes)) == {}
     new, odd = maildir(tmp_path / "new-one", 0), maildir(tmp_path / "odd", 64201)
@@ -230,9 +258,12 @@ def test_where_many_users_have_one_uid_a_new_maildir_is_given_to_it(tmp_path, mo
 
 @needs_root
 @pytest.mark.parametrize("owner", [0, 64201, 64202])
-def test_a_directory_with_others_maildirs_is_given_to_nobody(tmp_path, monkeypatch, owner):
-    """A line with the directory of all maildirs was advised to chown that; the others heard that theirs lie in a maildir."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_a_directory_with_other_maildirs_is_not_given(tmp_path, monkeypatch, owner):
+    """A line may name the directory of all maildirs by mistake.
+
+    The mend must not chown it, and the other users have no fault.
+    """
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     mail = tmp_path / "mail"
     mail.mkdir()
     os.chown(mail, owner, owner)
@@ -241,7 +272,9 @@ def test_a_directory_with_others_maildirs_is_given_to_nobody(tmp_path, monkeypat
     for named in (mail, tmp_path):
         said = said_of(tmp_path, (64201, named), (64202, bob))
         name = str(named).replace(f"{tmp_path}/", "")
-        assert said == {1: [(f"user user1: {name}: this is no maildir: user2's (line 2) lies in it", OWN, True)]}
+        assert said == {
+            1: [(f"user user1: {name}: this is no maildir: user2's (line 2) lies in it", OWN, True)]
+        }
     if owner != 64201:
         for sub in ("tmp", "new", "cur"):
             (mail / sub).mkdir()
@@ -249,17 +282,24 @@ def test_a_directory_with_others_maildirs_is_given_to_nobody(tmp_path, monkeypat
 
 
 @needs_root
-def test_what_two_users_name_and_neither_owns_is_given_to_neither(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_a_maildir_named_twice_and_owned_by_neither_is_not_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     box = maildir(tmp_path / "box", 0)
     said = said_of(tmp_path, (64201, box), (64202, box))
     assert [said[line][0][:2] for line in (1, 2)] == [
-        (f"user user{line}: box: this is named as user{3 - line}'s (line {3 - line}) too, and belongs to uid 0", OWN) for line in (1, 2)
+        (
+            (
+                f"user user{line}: box: this is named as user{3 - line}'s (line {3 - line}) too, and "
+                f"belongs to uid 0"
+            ),
+            OWN,
+        )
+        for line in (1, 2)
     ]
 
 
 @needs_root
-def test_what_is_no_maildir_and_not_empty_is_given_to_nobody(user, tmp_path):
+def test_a_filled_directory_that_is_no_maildir_is_not_given(user, tmp_path):
     for named in ("/etc", "/usr/lib", *filter(os.path.isdir, ("/mnt", "/srv", "/var/empty", "/var/mail"))):
         assert problem(user._replace(maildir=named))[1] == f"{OWN}: this is none"
     make(user, owner=(0, 0))
@@ -268,18 +308,23 @@ def test_what_is_no_maildir_and_not_empty_is_given_to_nobody(user, tmp_path):
     assert "chown -h" in problem(user)[1]
     os.mkdir(f"{user.maildir}/Documents")
     assert "chown" not in problem(user)[1]
-    assert mailbox_faults._give(user._replace(maildir="/root/Maildir"), os.stat("/"), "/root/Maildir") == mailbox_faults._NOT_ROOT
+    assert (
+        mailbox_faults._chown_mend(user._replace(maildir="/root/Maildir"), os.stat("/"), "/root/Maildir")
+        == mailbox_faults._NOT_ROOT
+    )
 
 
 @needs_root
-def test_what_is_somebody_s_who_is_not_in_the_table_is_given_with_a_doubt(user, tmp_path):
-    """It may be that user's mail: then the uid in the table is what is wrong."""
+def test_a_maildir_of_an_unlisted_user_is_given_with_a_doubt(user, tmp_path):
+    """It may be that user's mail, and the uid in the table wrong."""
     make(user, "tmp", "new", "cur", owner=(64188, 64188))
-    assert problem(user)[1].startswith("give this user uid 64188 in the table, or, if the mail in it is this user's: find ")
+    assert problem(user)[1].startswith(
+        "give this user uid 64188 in the table, or, if the mail in it is this user's: find "
+    )
 
 
 def test_a_maildir_that_others_may_write_to_is_named_once_and_mended(user, tmp_path):
-    """Whoever can write there can put mail in and take it away; neither check nor a start said so."""
+    """Whoever can write there can add and remove mail."""
     make(user, "tmp", "new", "cur")
 
     def said():
@@ -306,11 +351,13 @@ def test_a_maildir_that_a_strange_group_may_write_to_is_named(user):
     make(user, "tmp", "new", "cur", owner=(UID, 64190))
     os.chmod(f"{user.maildir}/cur", 0o770)
     (finding,) = open_to_others({"bob": user}, b"", "users")
-    assert "cur: mode 0770 lets others" in finding.what and finding.mend.endswith(f"; mail/cur', as uid {UID}")
+    assert "cur: mode 0770 lets others" in finding.what and finding.mend.endswith(
+        f"; mail/cur', as uid {UID}"
+    )
 
 
 def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     box = maildir(tmp_path / "box", UID)
     shared = ("user user2 has the same maildir as user1: box", "give each user a maildir of its own", False)
     assert said_of(tmp_path, (UID, box), (UID, box)) == {2: [shared]}
@@ -318,7 +365,7 @@ def test_a_maildir_that_two_users_of_one_uid_share_is_served_and_named(tmp_path,
 
 @needs_root
 def test_a_user_with_an_actor_s_uid(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     ((what, _, error),) = said_of(tmp_path, (64002, maildir(tmp_path / "box", 64002)))[1]
     assert error and what == "user user1 has the uid of auth_user, 64002: that actor could reach the mail"
 
@@ -332,16 +379,17 @@ def test_an_ordinary_user_s_own_only(user):
 def test_a_way_that_is_shut(tmp_path):
     path = tmp_path / "a b"
     path.mkdir(0o700)
-    # whatever of pytest's own directories shuts the way first: quoted if need be, and root's home is left alone
-    what, command = mailbox_problem(MailUser(UID, GID, str(path / "x")), Ways())
+    # any of pytest's own directories may exclude the user first: quoted if needed; root's home is never
+    # opened
+    what, command = mailbox_problem(MailUser(UID, GID, str(path / "x")), PathAccess())
     assert what.startswith(f"uid {UID} cannot enter /") and command.startswith("chmod o+x /")
-    assert mailbox_faults._let_through("/srv/a b") == "chmod o+x '/srv/a b', or keep the mail elsewhere"
-    assert "chmod" not in mailbox_faults._let_through("/root") + mailbox_faults._let_through("/root/mail")
+    assert mailbox_faults._passage_mend("/srv/a b") == "chmod o+x '/srv/a b', or keep the mail elsewhere"
+    assert "chmod" not in mailbox_faults._passage_mend("/root") + mailbox_faults._passage_mend("/root/mail")
 
 
 @pytest.mark.parametrize(("broken", "lines"), [(0, 0), (10, 10), (11, 11), (50, 11)])
 def test_ten_are_named(tmp_path, monkeypatch, broken, lines):
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     table = tmp_path / "users"
     with table.open("w") as file:
         for number in range(60):
@@ -353,17 +401,45 @@ def test_ten_are_named(tmp_path, monkeypatch, broken, lines):
     said = list(warnings(str(table), ""))
     assert len(said) == lines
     if broken > 10:
-        assert said[-1] == f"and {broken - 10} more mailbox{'es' * (broken > 11)} can't be served; see `popkernel check`"
+        assert (
+            said[-1]
+            == f"and {broken - 10} more mailbox{'es' * (broken > 11)} can't be served; see `popkernel check`"
+        )
     shutil.rmtree(tmp_path)
 
 
-def test_what_is_passed_over_is_counted(user):
-    """Names that do not begin with a dot and are no mail; nothing is opened, and a FIFO holds nobody up."""
+def test_a_home_directory_that_the_unit_hides(tmp_path, monkeypatch):
+    """The mend is a setting of the unit, not `chmod` on what systemd has put over the directory."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0)
+    monkeypatch.setattr(mailbox_faults, "_HIDDEN", (str(home),))
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: str(home))
+    what, said = problem(MailUser(UID, GID, f"{home}/alice/Maildir"))
+    assert what == f"uid {UID} cannot enter {home}" and "ProtectHome=no" in said
+    home.chmod(0o700)
+    assert "chmod o+x" in problem(MailUser(UID, GID, f"{home}/alice/Maildir"))[1]
+
+
+@needs_root
+def test_a_read_only_file_system(user):
+    make(user)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"ro,uid={UID},mode=700", "t", user.maildir], check=True)
+    try:
+        what, said = problem(user)
+    finally:
+        subprocess.run(["umount", user.maildir], check=True)
+    assert "read-only" in what and "ReadWritePaths=" in said
+    assert problem(user) is None
+
+
+def test_ignored_names_are_counted(user):
+    """Counts names without a leading dot that are no mail; nothing is opened, and a FIFO blocks nothing."""
     make(user, "cur", "new", "tmp")
     for name in ("1.a:2,", "no-number", "1354123456_0.1234.host,U=1:2,S", ".hidden"):
         with open(f"{user.maildir}/cur/{name}", "w"):
             pass
-    assert passed_over(user) == 0
+    assert count_odd_names(user) == 0
     os.mkdir(f"{user.maildir}/cur/dir")
     os.mkfifo(f"{user.maildir}/new/fifo")
     os.symlink("1.a:2,", f"{user.maildir}/cur/link")
@@ -373,15 +449,15 @@ def test_what_is_passed_over_is_counted(user):
     with open(f"{user.maildir}/cur/:2,S", "w"):
         pass
     os.mkdir(f"{user.maildir}/cur/.directory")
-    assert passed_over(user) == 6
+    assert count_odd_names(user) == 6
     shutil.rmtree(f"{user.maildir}/cur")
     os.symlink("new", f"{user.maildir}/cur")
-    assert passed_over(user) == 2, "a link is not followed"
+    assert count_odd_names(user) == 2, "a link is not followed"
 
 
-def test_each_directory_of_a_maildir_is_looked_at_once(tmp_path, monkeypatch):
-    """At each start, of ten thousand: what others may write to had all of them looked at again."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+def test_each_directory_of_a_maildir_is_read_once(tmp_path, monkeypatch):
+    """Each start checks ten thousand mailboxes."""
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     boxes = [tmp_path / f"box{number}" for number in range(3)]
     users = {f"user{number}": MailUser(UID, GID, str(box)) for number, box in enumerate(boxes)}
     for user in users.values():
@@ -390,21 +466,28 @@ def test_each_directory_of_a_maildir_is_looked_at_once(tmp_path, monkeypatch):
     looked = []
     for name in ("stat", "lstat"):
         real = getattr(os, name)
-        monkeypatch.setattr(mailbox_faults.os, name, lambda path, *rest, real=real, **more: looked.append(str(path)) or real(path, *rest, **more))
+        monkeypatch.setattr(
+            mailbox_faults.os,
+            name,
+            lambda path, *rest, real=real, **more: looked.append(str(path)) or real(path, *rest, **more),
+        )
     wide = []
-    assert list(judge(users, b"", "users", {}, wide)) == []
+    assert list(mailbox_findings(users, b"", "users", {}, wide)) == []
     inside = [path for path in looked if os.path.dirname(path) in map(str, boxes)]
     assert len(inside) == len(set(inside)) == 9
     assert wide == list(open_to_others(users, b"", "users")) and len(wide) == 1
 
 
 def test_maildirs_are_no_problem_of_their_neighbours(tmp_path, monkeypatch):
-    """What lies in a maildir is told so, and what lies beside it is not, though both are below the same directory."""
-    monkeypatch.setattr(Ways, "blocked", lambda *_: "")
+    """A maildir inside a maildir is a fault; two beside each other are not."""
+    monkeypatch.setattr(PathAccess, "blocked", lambda *_: "")
     outer, inner, beside = tmp_path / "a", tmp_path / "a" / "deep" / "b", tmp_path / "c"
-    users = {name: MailUser(UID, GID, str(path)) for name, path in (("inner", inner), ("outer", outer), ("beside", beside))}
+    users = {
+        name: MailUser(UID, GID, str(path))
+        for name, path in (("inner", inner), ("outer", outer), ("beside", beside))
+    }
     make(users["outer"], "tmp", "new", "cur", "deep")
     make(users["inner"], "tmp", "new", "cur")
     make(users["beside"], "tmp", "new", "cur")
-    said = [finding.what for finding, _ in judge(users, b"outer 1\n", "users", {})]
+    said = [finding.what for finding, _ in mailbox_findings(users, b"outer 1\n", "users", {})]
     assert said == [f"user inner: {inner}: this lies in the maildir of outer (line 1)"]

@@ -1,4 +1,4 @@
-"""The Makefile with stand-ins for Python: an environment that could not be made does not stay, and both runs of the tests happen."""
+"""Run the Makefile with stand-ins for Python: a broken environment is removed, and both test runs happen."""
 
 import os
 import shutil
@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 
-MAKEFILE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "Makefile")
-# As Debian's without python3-venv: half of it is there when ensurepip is missed.
+MAKEFILE = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "Makefile"
+)
+# As Debian's Python without python3-venv: half the environment exists when ensurepip is missed.
 PYTHON = """#!/bin/sh
 case "$*" in
 *"-m venv"*)
@@ -33,7 +35,13 @@ def make(tmp_path):
 
     def run(*arguments):
         return subprocess.run(
-            ["make", f"PYTHON={tmp_path}/python", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60,
+            ["make", f"PYTHON={tmp_path}/python", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
 
     return run
@@ -59,15 +67,15 @@ def test_an_environment_that_was_interrupted_is_made_anew(make, tmp_path):
     assert make("venv").returncode == 0
 
 
-def test_one_that_is_installed_is_left_alone(make, tmp_path):
+def test_an_installed_environment_is_left_alone(make, tmp_path):
     assert make("venv").returncode == 0
-    (tmp_path / ".venv/.made").unlink()  # as of an earlier release
+    (tmp_path / ".venv/.made").unlink()  # as made by an earlier release
     (tmp_path / ".venv/mine").touch()
     assert make("venv").returncode == 0
     assert (tmp_path / ".venv/mine").exists()
 
 
-def test_both_runs_of_the_tests_happen_and_either_decides(make, tmp_path):
+def test_both_test_runs_happen_and_either_can_fail(make, tmp_path):
     assert make("venv").returncode == 0
     for name in ("ruff", "mypy"):
         shutil.copy("/bin/true", tmp_path / ".venv/bin" / name)

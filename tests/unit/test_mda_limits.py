@@ -1,4 +1,4 @@
-"""actors/mda/limits.py: no user and nobody on TCP keeps the mail server out."""
+"""Test actors/mda/limits.py: neither one user nor TCP clients can keep the mail server out."""
 
 import random
 
@@ -7,7 +7,7 @@ from popkernel.actors.mda.limits import TCP, Limits
 
 
 def many(limits, uid):
-    """How many connections that uid gets."""
+    """Return how many connections that uid gets."""
     count = 0
     while not limits.take(uid):
         count += 1
@@ -57,4 +57,4 @@ def test_whatever_comes_and_goes():
         assert sum(counts.get(uid, 0) for uid in (TCP, *range(1, 7))) <= 12
     for uid in held:
         limits.leave(uid)
-    assert (limits.guests, +limits.held) == (0, {})
+    assert (limits.untrusted, +limits.held) == (0, {})

@@ -1,4 +1,4 @@
-"""Measuring messages a lot at a time: odd files and broken lots, and no descriptor is left open."""
+"""Test measuring in lots: odd files, broken lots, and no descriptor left open."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ def letter(number):
 
 @pytest.fixture
 def files(tmp_path):
-    """Messages, and among them what is none."""
+    """Provide messages, with other files among them."""
     for number in range(COUNT):
         if number % 100 == 13:
             os.mkfifo(tmp_path / str(number))
@@ -31,8 +31,17 @@ def files(tmp_path):
 
 
 def size(number):
-    """What is to be found: line ends as POP3 sends them, no message, or the claim of a large one's name."""
-    return CLAIMED if number == 0 else None if number % 100 in {13, 57, 77} else len(letter(number).replace(b"\n", b"\r\n"))
+    """Return the expected size.
+
+    That is with POP3's line ends, None for no message, or a large message's size from its name.
+    """
+    return (
+        CLAIMED
+        if number == 0
+        else None
+        if number % 100 in {13, 57, 77}
+        else len(letter(number).replace(b"\n", b"\r\n"))
+    )
 
 
 @pytest.mark.parametrize("many", [0, 1, 15, 16, 17, 32, 33, COUNT])
@@ -40,7 +49,7 @@ def test_lots_whole_and_broken(files, many):
     assert directory.measure_all(files[:many]) == [size(number) for number in range(many)]
 
 
-def test_what_cannot_be_read_is_told_with_its_reason(files):
+def test_an_unreadable_message_is_reported_with_its_reason(files):
     *others, error = directory.measure_all([*files[1:3], (files[0][0], b"n" * 256, None)])
     assert (others, error.errno) == ([size(1), size(2)], errno.ENAMETOOLONG)
 
@@ -52,7 +61,7 @@ def test_a_sign_of_life_comes_with_each_lot(files):
 
 
 @pytest.mark.parametrize("step", ["_measured", "_open_other"])
-def test_what_is_open_is_closed_whatever_happens(files, monkeypatch, step):
+def test_open_descriptors_are_always_closed(files, monkeypatch, step):
     def fails(*_):
         raise MemoryError
 

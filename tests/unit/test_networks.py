@@ -1,4 +1,4 @@
-"""Networks: files of them with line and mend, who is in them, and what of an address is one client's."""
+"""Test network lists: errors with line and mend, membership, and which part of an address is one client."""
 
 import ipaddress
 import time
@@ -7,18 +7,49 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from popkernel.proto.access import networks as proto_networks
-from popkernel.proto.access.networks import MAX_NETWORKS, Networks, host_of, parse_network, parse_networks, plain, prefix_of
+from popkernel.proto.access.networks import (
+    MAX_NETWORKS,
+    Networks,
+    host_of,
+    parse_network,
+    parse_networks,
+    prefix_of,
+    unmapped,
+)
 
 V4 = st.ip_addresses(v=4).map(str)
 V6 = st.ip_addresses(v=6).map(str)
 
 
-def test_a_file_with_all_that_may_stand_in_one():
-    data = b"# block list\n\n 192.0.2.7 \n198.51.100.0/24\t# a network\n2001:db8::/32\n2001:DB9::1\r\n::ffff:203.0.113.0/120"
+def test_a_file_with_every_valid_form():
+    data = (
+        b"# block list\n\n 192.0.2.7 \n198.51.100.0/24\t# a network\n2001:db8::/32\n2001:DB9::1\r\n"
+        b"::ffff:203.0.113.0/120"
+    )
     networks, findings = parse_networks(data, "blocked")
     assert not findings
-    inside = ["192.0.2.7", "198.51.100.0", "198.51.100.255", "2001:db8:ffff::", "2001:db9::1", "203.0.113.9", "::ffff:192.0.2.7", "2001:db8::1%eth0"]
-    outside = ["192.0.2.8", "198.51.99.255", "198.51.101.0", "2001:db9::2", "::", "", "localhost", "1", "192.0.2.7:995", "\0"]
+    inside = [
+        "192.0.2.7",
+        "198.51.100.0",
+        "198.51.100.255",
+        "2001:db8:ffff::",
+        "2001:db9::1",
+        "203.0.113.9",
+        "::ffff:192.0.2.7",
+        "2001:db8::1%eth0",
+    ]
+    outside = [
+        "192.0.2.8",
+        "198.51.99.255",
+        "198.51.101.0",
+        "2001:db9::2",
+        "::",
+        "",
+        "localhost",
+        "1",
+        "192.0.2.7:995",
+        "\0",
+    ]
     assert [a for a in inside if not networks.contains(a)] == []
     assert [a for a in outside if networks.contains(a)] == []
 
@@ -41,7 +72,7 @@ def test_a_file_with_all_that_may_stand_in_one():
         (b"\xff\xfe", "no address", "192.0.2.7"),
     ],
 )
-def test_what_is_none_is_said_with_line_and_mend(line, what, mend):
+def test_malformed_lines_are_reported_with_line_and_mend(line, what, mend):
     networks, findings = parse_networks(b"192.0.2.9\n" + line + b"\n", "/etc/blocked")
     assert [(f.path, f.line) for f in findings] == [("/etc/blocked", 2)]
     assert what in findings[0].what and mend in findings[0].mend
@@ -61,13 +92,16 @@ def test_no_file_raises(data):
 
 @given(st.lists(st.tuples(V4 | V6, st.integers(0, 128))), st.lists(V4 | V6, min_size=1))
 def test_as_the_standard_library_sees_it(made, asked):
-    networks = [ipaddress.ip_network(f"{a}/{min(bits, ipaddress.ip_address(a).max_prefixlen)}", strict=False) for a, bits in made]
+    networks = [
+        ipaddress.ip_network(f"{a}/{min(bits, ipaddress.ip_address(a).max_prefixlen)}", strict=False)
+        for a, bits in made
+    ]
     ours = Networks(parse_network(str(n)) for n in networks)
     mapped = ipaddress.ip_network("::ffff:0:0/96")
     for address in (*asked, *(a for a, _ in made)):
         value = ipaddress.ip_address(address)
         if value.version == 4 or value in mapped:
-            continue  # IPv4 inside of IPv6 is judged otherwise than there, on purpose; see above
+            continue  # differs on purpose for IPv4 within IPv6; see above
         assert ours.contains(address) == any(value in n for n in networks)
     for address in asked:
         if ":" not in address and not any(n.version == 6 for n in networks):
@@ -75,7 +109,17 @@ def test_as_the_standard_library_sees_it(made, asked):
 
 
 def test_neighbours_and_overlaps_become_one():
-    assert len(Networks(map(parse_network, ("10.0.0.128/25", "10.0.0.0/25", "10.0.0.7", "10.0.1.0", "10.0.1.2", "::/0", "::1")))) == 3
+    assert (
+        len(
+            Networks(
+                map(
+                    parse_network,
+                    ("10.0.0.128/25", "10.0.0.0/25", "10.0.0.7", "10.0.1.0", "10.0.1.2", "::/0", "::1"),
+                )
+            )
+        )
+        == 3
+    )
 
 
 def test_quick_to_load_and_to_ask():
@@ -108,14 +152,15 @@ def test_hosts():
 
 
 @pytest.mark.parametrize(
-    ("address", "text"), [("::ffff:192.0.2.7", "192.0.2.7"), ("::FFFF:c000:207", "192.0.2.7"), ("192.0.2.7", "192.0.2.7"), ("fe80::1%eth0", "fe80::1%eth0"),
-                          ("2001:db8::1", "2001:db8::1"), ("nowhere", "nowhere")],
+    ("address", "text"),
+    [("::ffff:192.0.2.7", "192.0.2.7"), ("::FFFF:c000:207", "192.0.2.7"), ("192.0.2.7", "192.0.2.7"),
+     ("fe80::1%eth0", "fe80::1%eth0"), ("2001:db8::1", "2001:db8::1"), ("nowhere", "nowhere")],
 )  # fmt: skip
 def test_ipv4_in_ipv6_is_written_as_ipv4(address, text):
-    assert plain(address) == text
+    assert unmapped(address) == text
 
 
-def test_what_is_remembered_of_addresses_is_bounded():
+def test_remembered_addresses_are_bounded():
     networks = Networks([parse_network("192.0.2.0/24")])
     for i in range(70_000):
         assert networks.contains(f"10.1.{i >> 8 & 255}.{i & 255}%{i}") is False

@@ -1,4 +1,4 @@
-"""Octets as POP3 sends them, against a slow and obvious reference, fed whole, byte by byte and cut at random."""
+"""Compare POP3's octet encoding with a slow reference, whole, byte by byte and cut at random."""
 
 import re
 
@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 from popkernel.proto.pop3.octets import SizeCounter, TopCutter, WireEncoder, encode, wire_size
 
 PIECES = st.lists(
-    st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"..", b"a", b"text", b" ", b"\0", b"\xff", b"\n.", b"\r\n."]), max_size=24
+    st.sampled_from(
+        [b"\r", b"\n", b"\r\n", b".", b"..", b"a", b"text", b" ", b"\0", b"\xff", b"\n.", b"\r\n."]
+    ),
+    max_size=24,
 )
 MAIL = PIECES.map(b"".join)
 
 
 def lines_of(data):
-    """Lines without their ends; a line ends with LF, and one CR before it belongs to the end."""
+    """Split into lines without their ends; LF ends a line, and one CR before it belongs to the end."""
     if not data:
         return []
     lines = data.split(b"\n")

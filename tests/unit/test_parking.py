@@ -1,4 +1,4 @@
-"""What maildir actors hand over in the place of a session's channel: closed, waited for or forgotten; nothing stays open. No service."""
+"""Test the descriptors that maildir actors hand over for parked sessions: watched, closed or forgotten."""
 
 import errno
 import os
@@ -6,20 +6,29 @@ import socket
 
 import pytest
 from popkernel.kernel.decisions import leases
+from popkernel.kernel.decisions.actions import Forget
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.supervisor.parking import Parking
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
 
+from tests.support.messages import login_started
+
 
 def make(now=0.0, **settings):
-    """With alice's session 1, opened at that time."""
+    """Hold alice's session 1, opened at that time."""
     kernel = leases.Core({"alice": MailUser(1000, 1000, "/m/alice")}, leases.Settings(**settings))
-    kernel.awaits("listener.0", m.Awaiting(1))
-    kernel.granted(m.Granted("listener.0", 1, "alice"), now)
+    kernel.awaits("listener.0", login_started(1))
+    kernel.granted(m.LoginGranted("listener.0", 1, "alice"), now)
     done = []
-    made = Parking(Loop(), kernel, lambda effects: [done.append(e) or (made.forget(e.user) if type(e) is leases.Forget else None) for e in effects],
-                   lambda: made.free)
+    made = Parking(
+        Loop(),
+        kernel,
+        lambda actions: [
+            done.append(e) or (made.forget(e.user) if type(e) is Forget else None) for e in actions
+        ],
+        lambda: made.free,
+    )
     made.kernel, made.done, made.free = kernel, done, True
     return made
 
@@ -39,14 +48,14 @@ def is_open(fd):
 
 def test_a_file_is_no_session(parking):
     fd = os.open(__file__, os.O_RDONLY)
-    parking.park("maildir.alice", m.Parked(1, b"x"), fd)
-    assert parking.done == [leases.Forget("alice")]
+    parking.park("maildir.alice", m.SessionParked(1, b"x", 0), fd)
+    assert parking.done == [Forget("alice")]
     assert not is_open(fd) and not len(parking) and not parking.kernel.leases
 
 
-def test_another_session_is_nobodys(parking):
+def test_a_descriptor_of_another_session_is_closed(parking):
     fd = os.dup(0)
-    parking.park("maildir.alice", m.Parked(2, b"x"), fd)
+    parking.park("maildir.alice", m.SessionParked(2, b"x", 0), fd)
     assert not is_open(fd) and not len(parking)
     assert parking.kernel.leases and parking.done == []
 
@@ -54,17 +63,17 @@ def test_another_session_is_nobodys(parking):
 def test_a_socket_is_waited_for(parking):
     one, other = socket.socketpair()
     with other:
-        parking.park("maildir.alice", m.Parked(1, b"x"), one.detach())
+        parking.park("maildir.alice", m.SessionParked(1, b"x", 0), one.detach())
         assert len(parking) == 1 and parking.done == []
         second = os.dup(0)
-        parking.park("maildir.alice", m.Parked(1, b"x"), second)
+        parking.park("maildir.alice", m.SessionParked(1, b"x", 0), second)
         assert not is_open(second)
         parking.forget("alice")
         assert other.recv(1) == b""
 
 
 def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it_was_woken():
-    parked = m.Parked(1, b"s")
+    parked = m.SessionParked(1, b"s", 0)
 
     def too_soon(there, now, message=parked):
         there._loop.now = now
@@ -72,9 +81,11 @@ def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it
 
     there = make(100.0, park_seconds=30)
     assert [too_soon(there, now) for now in (100.0, 114.9, 129.9)] == [True, True, False]
-    assert not too_soon(there, 100.0, m.Parked(2, b"s")), "of no session of its: nothing is parked"
+    assert not too_soon(there, 100.0, m.SessionParked(2, b"s", 0)), (
+        "not a session of that actor: nothing is parked"
+    )
     there.kernel.parked("maildir.alice", parked, 130.0)
-    assert not too_soon(there, 130.0), "nor by saying it twice"
+    assert not too_soon(there, 130.0), "a repeated message parks nothing either"
     there.kernel.woken("alice", 131.0)
     assert [too_soon(there, now) for now in (131.0, 145.9, 160.9)] == [True, True, False]
     assert too_soon(make(park_seconds=0), 1e9)
@@ -84,7 +95,7 @@ def test_a_session_may_be_parked_once_it_has_been_silent_and_again_only_after_it
 
 @pytest.fixture
 def one_that_closes_badly(tmp_path, monkeypatch):
-    """A file of a file system in user space may answer close(2) with an error."""
+    """A file of a FUSE file system may answer close(2) with an error."""
     bad = os.open(tmp_path, os.O_RDONLY)
     close, closed = os.close, []
 
@@ -99,15 +110,15 @@ def one_that_closes_badly(tmp_path, monkeypatch):
     assert closed == [bad]
 
 
-def test_a_session_that_nobody_has(one_that_closes_badly):
+def test_a_parked_session_without_a_holder(one_that_closes_badly):
     done = []
     parking = Parking(Loop(), leases.Core({}, leases.Settings()), done.extend, lambda: True)
-    parking.park("maildir.alice", m.Parked(1, b""), one_that_closes_badly)
+    parking.park("maildir.alice", m.SessionParked(1, b"", 0), one_that_closes_badly)
     assert not len(parking)
 
 
 def test_a_session_that_is_forgotten(one_that_closes_badly):
-    parking = Parking(Loop(), leases.Core({}, leases.Settings()), lambda effects: None, lambda: True)
+    parking = Parking(Loop(), leases.Core({}, leases.Settings()), lambda actions: None, lambda: True)
     parking._fds["alice"] = one_that_closes_badly
     parking.forget("alice")
     assert not len(parking)

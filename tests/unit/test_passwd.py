@@ -1,4 +1,4 @@
-"""passwd: what it changes, what it leaves, and what it refuses."""
+"""Test passwd: what it changes, what it leaves, and what it refuses."""
 
 import contextlib
 import fcntl
@@ -14,6 +14,7 @@ import threading
 import bcrypt
 import pytest
 from popkernel.cli import passwd
+from popkernel.cli.common import table_files
 from popkernel.cli.main import main
 from popkernel.proto.files.tables import parse_auth
 
@@ -50,13 +51,15 @@ def test_a_new_file(run, table, capsys):
 
 
 def test_a_name_that_differs_from_another_in_case_only_is_warned_of(run, table, capsys):
-    """D15."""
     table.write_bytes(b"bob " + HASH + b"\nBob " + HASH + b"\nalice " + HASH + b"\n")
     assert run(b"pw\n", "carol") == 0
     assert "warning" not in capsys.readouterr().err
     assert run(b"pw\n", "Alice") == 0
     said = capsys.readouterr().err
-    assert f"warning: {table}:5: users alice and Alice differ in case only: each is found only as it is written here; " in said and "bob" not in said
+    assert (
+        f"warning: {table}:5: users alice and Alice differ in case only: each is found only as it is "
+        f"written here; "
+    ) in said and "bob" not in said
 
 
 def test_the_other_lines_stay_octet_for_octet(run, table):
@@ -93,7 +96,9 @@ def test_delete_makes_no_file(table):
     assert not table.exists()
 
 
-@pytest.mark.parametrize("password", [b"", b"\n", b"SECRET\nSECRET\n", b"SEC\0RET", b"SECRET" * 12 + b"S", b"SEC\rRET"])
+@pytest.mark.parametrize(
+    "password", [b"", b"\n", b"SECRET\nSECRET\n", b"SEC\0RET", b"SECRET" * 12 + b"S", b"SEC\rRET"]
+)
 def test_passwords_that_are_refused(run, table, capsys, password):
     table.write_bytes(b"alice " + HASH + b"\n")
     assert run(password, "alice") == os.EX_DATAERR
@@ -105,7 +110,9 @@ def test_seventy_two_octets_are_taken(run, table):
     assert run(b"x" * 72, "alice") == 0
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\tb", "a:b", "#a", "$2b$", "a\nb", "a\x7f", "\udcff", "n" * 249])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\tb", "a:b", "#a", "$2b$", "a\nb", "a\x7f", "\udcff", "n" * 249]
+)
 def test_names_that_are_refused(run, table, name):
     assert run(b"pw", "--", name) == os.EX_USAGE
     assert not table.exists()
@@ -146,7 +153,10 @@ def test_a_user_is_locked_and_unlocked(run, table, capsys):
         assert main(["passwd", "-a", str(table), "--unlock", name]) == os.EX_DATAERR
     capsys.readouterr()
     assert main(["passwd", "-a", str(table), "--lock", "carol"]) == os.EX_DATAERR
-    assert capsys.readouterr().err == f"popkernel: {table}:4: user carol is locked already, or has no bcrypt hash; nothing is changed\n"
+    assert (
+        capsys.readouterr().err
+        == f"popkernel: {table}:4: user carol is locked already, or has no usable hash; nothing is changed\n"
+    )
     assert main(["passwd", "-a", str(table), "--lock", "dave"]) == os.EX_NOUSER
     assert main(["passwd", "-a", str(table), "--lock", "--delete", "bob"]) == os.EX_USAGE
     table.write_bytes(b"a !\nb " + HASH + b"\n")
@@ -156,19 +166,27 @@ def test_a_user_is_locked_and_unlocked(run, table, capsys):
 
 
 def test_a_reload_is_advised_where_a_server_runs_and_nowhere_else(run, table, capsys, monkeypatch, tmp_path):
-    """It said "`popkernel reload` puts it in force" where no server was."""
+    """Without a running server the advice to run `popkernel reload` would be wrong."""
     monkeypatch.setattr("popkernel.cli.passwd.default_run_dir", lambda: str(tmp_path))
     assert run(b"pw", "a") == 0
     said = capsys.readouterr().err
-    assert "a set; no server runs at the usual place; any goes by it from its next start or reload on\n" in said
+    assert (
+        "a set; no server runs at the usual place; a server uses it from its next start or reload on\n"
+        in said
+    )
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "control.sock"))
         server.listen()
         assert main(["passwd", "-a", str(table), "--delete", "a"]) == 0
-    assert capsys.readouterr().err == "popkernel: a removed; `popkernel reload` puts it in force\n".removeprefix("popkernel: ")
+    assert (
+        capsys.readouterr().err
+        == "popkernel: a removed; `popkernel reload` puts it in force\n".removeprefix("popkernel: ")
+    )
 
 
-@pytest.mark.parametrize("arguments", [["--cost", "3"], ["--cost", "19"], ["--delete"], ["--lock"], ["--unlock"]])
+@pytest.mark.parametrize(
+    "arguments", [["--cost", "3"], ["--cost", "19"], ["--delete"], ["--lock"], ["--unlock"]]
+)
 def test_wrong_usage(run, arguments):
     assert run(b"pw", *arguments, "a") == os.EX_USAGE
 
@@ -176,7 +194,10 @@ def test_wrong_usage(run, arguments):
 def test_files_that_are_none(run, table, tmp_path, capsys):
     table.mkdir()
     assert run(b"pw", "a") == os.EX_CANTCREAT
-    assert capsys.readouterr().err == f"popkernel: {table}: Is a directory; name the table itself, a file, with -a\n"
+    assert (
+        capsys.readouterr().err
+        == f"popkernel: {table}: Is a directory; name the table itself, a file, with -a\n"
+    )
     assert run(b"pw", "-a", f"{tmp_path}/no/auth", "a") == os.EX_CANTCREAT
     assert "No such file or directory; make its directory first" in capsys.readouterr().err
     fifo = tmp_path / "fifo"
@@ -194,7 +215,7 @@ def test_a_link_stays_a_link(run, table, tmp_path):
     assert list(parse_auth(real.read_bytes(), "t")[0]) == ["a"]
 
 
-def test_it_waits_for_the_lock_and_sees_what_the_other_wrote(table, monkeypatch):
+def test_passwd_waits_for_the_lock_and_sees_the_other_s_change(table, monkeypatch):
     table.write_bytes(b"a " + HASH + b"\n")
     tried = threading.Event()
     flock = fcntl.flock
@@ -206,7 +227,7 @@ def test_it_waits_for_the_lock_and_sees_what_the_other_wrote(table, monkeypatch)
             tried.set()
             raise
 
-    monkeypatch.setattr(passwd.fcntl, "flock", watched)
+    monkeypatch.setattr(table_files.fcntl, "flock", watched)
     with open(table, "rb") as held:
         flock(held, fcntl.LOCK_EX)
         writer = threading.Thread(target=passwd.replace_entry, args=(str(table), b"c", HASH))
@@ -219,8 +240,8 @@ def test_it_waits_for_the_lock_and_sees_what_the_other_wrote(table, monkeypatch)
     assert table.read_bytes() == b"b " + HASH + b"\nc " + HASH + b"\n"
 
 
-def test_a_lock_that_is_never_given_up(run, table, monkeypatch, capsys):
-    monkeypatch.setattr(passwd, "LOCK_SECONDS", 0.05)
+def test_a_lock_that_is_never_released(run, table, monkeypatch, capsys):
+    monkeypatch.setattr(table_files, "LOCK_SECONDS", 0.05)
     table.write_bytes(b"")
     with open(table, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -244,13 +265,13 @@ def test_an_error_while_writing_leaves_the_table(run, table, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(passwd.os, "fsync", full)
+    monkeypatch.setattr(table_files.os, "fsync", full)
     assert run(b"pw", "b") == os.EX_CANTCREAT
     assert table.read_bytes() == b"a " + HASH + b"\n"
     assert os.listdir(table.parent) == ["auth"]
 
 
-@pytest.mark.root("only root can give files away")
+@pytest.mark.root("only root can chown")
 def test_the_owner_stays(run, table):
     table.write_bytes(b"")
     os.chown(table, 64101, 64102)
@@ -259,7 +280,7 @@ def test_the_owner_stays(run, table):
 
 
 def _on_a_terminal(table, typed):
-    """Run passwd on a terminal of its own and type; gives the exit code and what the terminal showed."""
+    """Run passwd on a terminal of its own and type; return the exit code and the terminal's output."""
     command = [sys.executable, "-m", "popkernel", "passwd", "-a", str(table), "--cost", "4", "alice"]
     pid, master = pty.fork()
     if pid == 0:
@@ -278,9 +299,12 @@ def _on_a_terminal(table, typed):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forkpty beside earlier tests' threads
+# forkpty, with threads of earlier tests
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_on_a_terminal(table):
-    code, shown = _on_a_terminal(table, [(b"New password for alice: ", b"geheim\n"), (b"Once more: ", b"geheim\n")])
+    code, shown = _on_a_terminal(
+        table, [(b"New password for alice: ", b"geheim\n"), (b"Once more: ", b"geheim\n")]
+    )
     assert code == 0, shown
     assert b"geheim" not in shown
     assert bcrypt.checkpw(b"geheim", parse_auth(table.read_bytes(), "t")[0]["alice"])
@@ -291,7 +315,9 @@ def test_on_a_terminal(table):
 
 def test_without_a_terminal(table):
     command = [sys.executable, "-m", "popkernel", "passwd", "-a", str(table), "alice"]
-    ended = subprocess.run(command, start_new_session=True, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    ended = subprocess.run(
+        command, start_new_session=True, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
     assert ended.returncode == os.EX_NOINPUT
     assert b"use --stdin" in ended.stderr
     assert not table.exists()

@@ -1,4 +1,4 @@
-"""The popcache's text: nothing malformed is trusted, whatever garbage the file holds."""
+"""Test the popcache's format: nothing malformed is trusted, whatever the file holds."""
 
 import hashlib
 
@@ -46,9 +46,11 @@ def test_removed_lines_are_skipped_and_counted():
 @pytest.mark.parametrize(
     "bad",
     [
-        b"\n", b"1.a\n", b"1.a 5\n", b"1.a 5 \n", b"1.a  5 u\n", b"1.a 5 u v\n", b" 1.a 5 u\n", b"1.a 5 u \n", b"1.a +5 u\n",
+        b"\n", b"1.a\n", b"1.a 5\n", b"1.a 5 \n", b"1.a  5 u\n", b"1.a 5 u v\n", b" 1.a 5 u\n", b"1.a 5 u \n",
+        b"1.a +5 u\n",
         b"1.a -5 u\n", b"1.a 5_0 u\n", b"1.a 05 u\n", b"1.a 5\t u\n", b"1.a 9999999999999999999 u\n",
-        b".a 5 u\n", b"1.a:2,S 5 u\n", b"1.a/b 5 u\n", b"1.a\0 5 u\n", b"1.a 5 " + b"u" * 71 + b"\n", b"1.a 5 u\x7f\n",
+        b".a 5 u\n", b"1.a:2,S 5 u\n", b"1.a/b 5 u\n", b"1.a\0 5 u\n", b"1.a 5 " + b"u" * 71 + b"\n",
+        b"1.a 5 u\x7f\n",
         b"1.a 5 u\xe9\n", b"1.a 5 u\r\n", b" 5 u\n", b"1.a 5 u",
     ],
 )  # fmt: skip
@@ -120,9 +122,12 @@ def test_damaged_header_proves_nothing(at, octet):
     good = Header(NOW, STAMPS, STAMPS, 3).encode()
     text = good[:at] + octet + good[at + 1 :]
     header = parse(text + GOOD).header
-    made = range(13, 33)  # when it was made says only whether the stamps are old enough
-    checked = range(popcache.HEADER_LENGTH - 21, popcache.HEADER_LENGTH - 1)  # says nothing of the directories
-    assert header is None or text == good or at in made or at in checked or not header.proves(STAMPS, STAMPS, 3)
+    made = range(13, 33)  # octets of its making time, which only says whether the stamps are old enough
+    # says nothing about the directories
+    checked = range(popcache.HEADER_LENGTH - 21, popcache.HEADER_LENGTH - 1)
+    assert (
+        header is None or text == good or at in made or at in checked or not header.proves(STAMPS, STAMPS, 3)
+    )
 
 
 def test_only_the_first_line_is_a_header():
@@ -130,7 +135,9 @@ def test_only_the_first_line_is_a_header():
     assert (cache.header, cache.removed) == (None, 1)
 
 
-JUNK = st.lists(st.sampled_from([b"1.a", b"2.b", b" ", b"\n", b"#", b"5", b"u", b":", b"0", uidl(A), line(A), line(B)])).map(b"".join)
+JUNK = st.lists(
+    st.sampled_from([b"1.a", b"2.b", b" ", b"\n", b"#", b"5", b"u", b":", b"0", uidl(A), line(A), line(B)])
+).map(b"".join)
 
 
 @given(JUNK | st.binary(max_size=200))
@@ -139,14 +146,22 @@ JUNK = st.lists(st.sampled_from([b"1.a", b"2.b", b" ", b"\n", b"#", b"5", b"u", 
 @example(b"\n\n")
 def test_fuzz_only_sound_unique_lines_come_through(data):
     cache = parse(data)
-    assert len(cache.names) == len(cache.sizes) == len(cache.uidls) == len(set(cache.names)) == len(set(cache.uidls))
+    assert (
+        len(cache.names)
+        == len(cache.sizes)
+        == len(cache.uidls)
+        == len(set(cache.names))
+        == len(set(cache.uidls))
+    )
     wanted = [parse_line(row) for row in data.split(b"\n")[:-1]]
     for row in zip(cache.names, cache.sizes, cache.uidls, strict=True):
         assert row in wanted
         assert popcache.fits(row[0])
 
 
-@given(st.lists(st.integers(1, 10**10).map(lambda n: b"%d.x" % n), unique=True, max_size=40), st.integers(1, 200))
+@given(
+    st.lists(st.integers(1, 10**10).map(lambda n: b"%d.x" % n), unique=True, max_size=40), st.integers(1, 200)
+)
 def test_blocks_of_any_size_read_alike(names, block):
     data = b"".join(map(line, names)) + b"junk\n" + line(b"77777777777.y")
     expected = parse(data)
@@ -173,14 +188,19 @@ def test_names():
     assert maildir_names.with_flag(b":2,RFa", b"S") == b":2,FRSa"
     assert maildir_names.with_flag(b":2,FS", b"S") == b":2,FS"
     assert maildir_names.with_flag(b":1,x", b"S") is None
-    assert [maildir_names.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [False, True, False, False]
+    assert [maildir_names.is_trashed(info) for info in (b"", b":2,ST", b":2,S", b":1,T")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert maildir_names.escape_host(b"a/b:c d\n") == rb"a\057b\072c\040d\012"
     assert maildir_names.escape_host(b"") == b"localhost"
     assert popcache.fits(maildir_names.unique_name(5, 255, maildir_names.escape_host(b"h\xc3\xa9")))
 
 
 def test_a_size_no_message_has_is_refused():
-    """Such sizes summed over 2^63 ended the actor."""
+    """Such sizes would sum to more than 2^63."""
     cache = parse(line(A, (1 << 40) + 1) + line(B, 10**17) + line(C, 1 << 40))
     assert (cache.names, cache.refused) == ([C], 2)
 
@@ -211,11 +231,23 @@ def test_a_file_of_endless_lines_is_not_read_to_its_end(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "width"),
     [
-        ([b"17.a", b"18.b"], 2), ([b"17.a", b"18.bc"], 2), ([b"1.ab", b"12.a"], 0), ([b"12.a", b"1.ab"], 0), ([b"1234.x", b"1.34.x"], 0),
-        ([b"1234.x", b"12x4.x"], 0), ([b"17.a", b"1x.a"], 0), ([b"17.a", b"17a."], 0), ([b".a", b".b"], 0), ([b"a.b"], 0), ([b"5.", b"6."], 1), ([], 0),
-        ([b"17.a", b"", b"17.aaaa"], 0), ([b"17.aaaa", b"17", b"17.a"], 0),
+        ([b"17.a", b"18.b"], 2),
+        ([b"17.a", b"18.bc"], 2),
+        ([b"1.ab", b"12.a"], 0),
+        ([b"12.a", b"1.ab"], 0),
+        ([b"1234.x", b"1.34.x"], 0),
+        ([b"1234.x", b"12x4.x"], 0),
+        ([b"17.a", b"1x.a"], 0),
+        ([b"17.a", b"17a."], 0),
+        ([b".a", b".b"], 0),
+        ([b"a.b"], 0),
+        ([b"5.", b"6."], 1),
+        ([], 0),
+        ([b"17.a", b"", b"17.aaaa"], 0),
+        ([b"17.aaaa", b"17", b"17.a"], 0),
     ],
 )
 def test_leading_width(names, width):
     assert maildir_names.leading_width(names) == width
-    assert maildir_names.leading_width([name + b"z" * i for i, name in enumerate(names)]) == width  # not all of one length
+    # names of different lengths
+    assert maildir_names.leading_width([name + b"z" * i for i, name in enumerate(names)]) == width

@@ -1,4 +1,4 @@
-"""kernel/decisions/recipients.py: whose mail an address is."""
+"""Test kernel/decisions/recipients.py: which user an address belongs to."""
 
 import pytest
 from popkernel.kernel.decisions.recipients import Rules
@@ -8,13 +8,35 @@ ROW = MailUser(1, 1, "/m")
 USERS = dict.fromkeys(("alice", "Bob", "bob+own", "joe@example.org", "carol", "CAROL", "a b", "team+x"), ROW)
 
 
-@pytest.mark.parametrize(("address", "user"), [
-    ("alice", "alice"), ("alice@example.org", "alice"), ("alice+list@example.org", "alice"), ("alice+a+b@x", "alice"),
-    ("Alice@EXAMPLE.org", "alice"), ("bob@x", "Bob"), ("BOB+y@x", "Bob"), ("bob+own@x", "bob+own"), ("team+x@y", "team+x"),
-    ("joe@example.org", "joe@example.org"), ("joe@EXAMPLE.ORG.", "joe@example.org"), ("joe+x@example.org", "joe@example.org"),
-    ("JOE@example.org", "joe@example.org"), ("joe@other.org", None), ("joe", None), ("carol@x", "carol"), ("CAROL@x", "CAROL"),
-    ("Carol@x", None), ('"a b"@x', "a b"), ('"al\\ice"@x', "alice"), ("+x@y", None), ("nobody@x", None), ("", None), ("@", None),
-])
+@pytest.mark.parametrize(
+    ("address", "user"),
+    [
+        ("alice", "alice"),
+        ("alice@example.org", "alice"),
+        ("alice+list@example.org", "alice"),
+        ("alice+a+b@x", "alice"),
+        ("Alice@EXAMPLE.org", "alice"),
+        ("bob@x", "Bob"),
+        ("BOB+y@x", "Bob"),
+        ("bob+own@x", "bob+own"),
+        ("team+x@y", "team+x"),
+        ("joe@example.org", "joe@example.org"),
+        ("joe@EXAMPLE.ORG.", "joe@example.org"),
+        ("joe+x@example.org", "joe@example.org"),
+        ("JOE@example.org", "joe@example.org"),
+        ("joe@other.org", None),
+        ("joe", None),
+        ("carol@x", "carol"),
+        ("CAROL@x", "CAROL"),
+        ("Carol@x", None),
+        ('"a b"@x', "a b"),
+        ('"al\\ice"@x', "alice"),
+        ("+x@y", None),
+        ("nobody@x", None),
+        ("", None),
+        ("@", None),
+    ],
+)
 def test_as_it_comes(address, user):
     assert Rules().find(address, USERS) == user
 

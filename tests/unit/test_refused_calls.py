@@ -1,4 +1,7 @@
-"""tests/support/refused_calls.py against the filters that the actors load: no call, actor or promise without a row, every row as it says."""
+"""Check the actors' filters against tests/support/refused_calls.py.
+
+Every call, actor and promise has a row, and every row is as it says.
+"""
 
 import errno
 
@@ -16,17 +19,22 @@ POINTER = 0x7F0000001000
 
 
 def program(filter_, machine):
-    """As kernel/runtime/actor.py, kernel/init/main.py, the spawner and the gate have it made."""
+    """Build a filter as kernel/runtime/actor.py, kernel/init/main.py, the spawner and the gate do."""
     row = ROWS["listener" if filter_ == "lone" else filter_]
     threads = filter_ == "init" or (row.threads and filter_ != "lone")
-    return compiler.compile_program(names.split(row.promises), machine, threads=threads, nested=row.nested, sockets=row.sockets)
+    return compiler.compile_program(
+        names.split(row.promises), machine, threads=threads, nested=row.nested, sockets=row.sockets
+    )
 
 
-PROGRAMS = {machine: {one: program(one, machine) for one in {o for stack in INSIDE.values() for o in stack}} for machine in MACHINES}
+PROGRAMS = {
+    machine: {one: program(one, machine) for one in {o for stack in INSIDE.values() for o in stack}}
+    for machine in MACHINES
+}
 
 
 def answer(actor, machine, number, arguments):
-    """What becomes of a call, by all the filters that an actor is under."""
+    """Return the result of a call under all filters of an actor."""
     code = syscalls.ARCHITECTURES[machine]
     values = [POINTER if isinstance(value, bytes) else value & 0xFFFFFFFFFFFFFFFF for value in arguments]
     found = strictest(*(run(PROGRAMS[machine][one], number, code, values)[0] for one in INSIDE[actor]))
@@ -65,7 +73,7 @@ def test_every_row_is_what_the_filters_say(actor, machine):
 
 
 @pytest.mark.parametrize("actor", INSIDE)
-def test_what_everybody_may_call_is_let_through(actor):
+def test_calls_of_every_actor_are_let_through(actor):
     for machine in MACHINES:
         for name in FREE & set(syscalls.numbers(machine)):
             assert answer(actor, machine, syscalls.numbers(machine)[name], ()) == "let through", name
@@ -75,21 +83,33 @@ def test_what_everybody_may_call_is_let_through(actor):
 def test_every_promise_has_a_row_that_is_refused_without_it(promise):
     numbers, code = syscalls.numbers("x86_64"), syscalls.ARCHITECTURES["x86_64"]
     marks = {"nested": True, "sockets": True}
-    least = {"getpw": {"rpath", "getpw", "ps"}, "ps": {"rpath", "getpw", "ps"}, "rpath": {"rpath", "getpw", "ps"}}.get(promise, {promise})
+    least = {
+        "getpw": {"rpath", "getpw", "ps"},
+        "ps": {"rpath", "getpw", "ps"},
+        "rpath": {"rpath", "getpw", "ps"},
+    }.get(promise, {promise})
     whole, less = (
-        compiler.compile_program(tuple(name for name in names.PROMISES if name not in lacks), "x86_64", **marks)
+        compiler.compile_program(
+            tuple(name for name in names.PROMISES if name not in lacks), "x86_64", **marks
+        )
         for lacks in ({"error"}, {"error"} | least)
     )
     forms = [(row.call, row.arguments) for row in REFUSED] + [(name, ()) for name in FREE]
     for call, arguments in forms:
         values = [POINTER if isinstance(value, bytes) else value & 0xFFFFFFFFFFFFFFFF for value in arguments]
-        if run(whole, numbers.get(call, 999), code, values)[0] == bpf.ALLOW != run(less, numbers.get(call, 999), code, values)[0]:
+        if (
+            run(whole, numbers.get(call, 999), code, values)[0]
+            == bpf.ALLOW
+            != run(less, numbers.get(call, 999), code, values)[0]
+        ):
             return
     raise AssertionError(f"no form of a call is let through by {promise} alone")
 
 
 @pytest.mark.parametrize("actor", INSIDE)
 def test_calls_of_other_kinds_end_every_actor(actor):
-    """i386's and x32's, which have numbers of their own."""
+    """Calls of i386 and x32 have their own numbers."""
     for number, architecture in ((1, 0x40000003), (11, 0x40000003), (0x40000000 | 520, 0xC000003E)):
-        assert bpf.KILL_PROCESS in {run(PROGRAMS["x86_64"][one], number, architecture)[0] for one in INSIDE[actor]}
+        assert bpf.KILL_PROCESS in {
+            run(PROGRAMS["x86_64"][one], number, architecture)[0] for one in INSIDE[actor]
+        }

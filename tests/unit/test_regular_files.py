@@ -1,4 +1,4 @@
-"""What an operator names is read only where it is a regular file; nobody waits for a FIFO, and no device is opened."""
+"""Test reading an operator's files: only regular ones are read, a FIFO blocks nobody, no device is opened."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from popkernel.kernel.config.regular_files import open_regular, read_regular
 
 @pytest.fixture(autouse=True)
 def _nobody_waits():
-    """An open(2) that waits for a writer is interrupted: without a word of Python's it would begin again."""
+    """Interrupt an open(2) that waits for a writer; without an exception it would be restarted."""
 
     def late(*_):
         raise TimeoutError("it waits")
@@ -55,14 +55,16 @@ def make(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a directory", "a socket", "a device"])
-def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, monkeypatch, kind):
+def test_irregular_files_are_named_and_never_opened(tmp_path, monkeypatch, kind):
     path = f"{tmp_path}/file"
     make(path, kind)
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", lambda *_: pytest.fail("opened"))
         with pytest.raises(OSError, match="regular") as caught:
             read_regular(path, 10)
-    assert caught.value.strerror == ("Is a directory" if kind == "a directory" else f"is {kind}, not a regular file")
+    assert caught.value.strerror == (
+        "Is a directory" if kind == "a directory" else f"is {kind}, not a regular file"
+    )
     assert caught.value.filename == path
 
 

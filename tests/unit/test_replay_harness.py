@@ -1,7 +1,8 @@
-"""The stage's clock: timers are called when the recording has it, not when their time has come; a turn's end is where it was."""
+"""Test the replay harness's clock: timers and turns follow the recording, not the time."""
 
 import pytest
-from popkernel.kernel.replay.harness import Stage, StageLoop
+from popkernel.kernel.replay.harness import Harness
+from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.proto.trace.recording import Frame
 
@@ -9,8 +10,8 @@ MINE, OTHER = 1 << 40, 2 << 40
 
 
 @pytest.fixture
-def stage():
-    loop, called = StageLoop(), []
+def recorded():
+    loop, called = ReplayLoop(), []
     loop.turns = True
     loop.advance(100.0)
     loop.later(1.0, lambda: called.append(("one", loop.now)), MINE)
@@ -18,55 +19,55 @@ def stage():
     return loop, called
 
 
-def test_what_came_first_comes_first(stage):
-    loop, called = stage
-    loop.follow(101.0004)  # octets that were read in the millisecond in which the timer fell due
+def test_events_keep_their_order(recorded):
+    loop, called = recorded
+    loop.follow(101.0004)  # octets read in the millisecond in which the timer was due
     assert called == []
     loop.fire(101.0012, MINE)
     assert called == [("one", 101.0012)]
 
 
-def test_a_timer_whose_making_is_known_a_little_too_late(stage):
-    loop, called = stage
+def test_a_timer_made_at_an_unknown_moment(recorded):
+    loop, called = recorded
     loop.fire(100.998, MINE)
     assert called == [("one", 100.998)]
-    loop.fire(101.5, MINE)  # that of a timer that was made before the recording began
+    loop.fire(101.5, MINE)  # a timer made before the recording began
     assert len(called) == 1
 
 
-def test_another_sessions_timer_calls_none_of_this_one(stage):
-    loop, called = stage
+def test_another_sessions_timer_calls_none_of_this_one(recorded):
+    loop, called = recorded
     loop.later(1.0, lambda: called.append(("other", loop.now)), OTHER)
     loop.fire(101.5, OTHER)
     loop.end()
     assert called == [("other", 101.5)]
-    loop.fire(101.6, 0)  # nobody's
+    loop.fire(101.6, 0)  # a timer of no session
     loop.end()
     assert len(called) == 1
 
 
-def test_all_of_its_that_fell_due_in_a_turn_and_none_that_was_cancelled(stage):
-    loop, called = stage
+def test_due_timers_of_a_turn_run_and_cancelled_ones_do_not(recorded):
+    loop, called = recorded
     loop.later(0.5, lambda: called.append("never"), MINE).cancel()
     loop.fire(103.0, MINE)
     loop.end()
     assert called == [("one", 103.0), ("two", 103.0)]
 
 
-def test_one_that_only_this_program_has_is_called_late(stage):
-    loop, called = stage
+def test_a_new_timer_of_this_program_runs_late(recorded):
+    loop, called = recorded
     loop.follow(100.9)
     loop.end()
     loop.follow(102.5)
-    assert called == []  # the first turn of the loop for long: it would be called in this one
+    assert called == []  # the first turn for a long time would call it here
     loop.end()
     loop.follow(102.6)
     assert [name for name, _ in called] == ["one"]
     assert loop.now == 102.6
 
 
-def test_of_an_older_recording_a_timer_is_anybodys():
-    loop, called = StageLoop(), []
+def test_timers_of_older_recordings_belong_to_any_session():
+    loop, called = ReplayLoop(), []
     loop.advance(100.0)
     loop.later(1.0, lambda: called.append("one"), MINE)
     loop.later(2.0, lambda: called.append("two"))
@@ -76,7 +77,7 @@ def test_of_an_older_recording_a_timer_is_anybodys():
     assert called == ["one", "two"]
 
 
-def test_the_loop_tells_whose_a_timer_is_and_of_none_that_was_cancelled():
+def test_the_loop_reports_a_timer_s_session():
     loop, told = Loop(), []
     loop.on_timer = told.append
     loop.later(0, lambda: told.append("called"), MINE)
@@ -85,7 +86,7 @@ def test_the_loop_tells_whose_a_timer_is_and_of_none_that_was_cancelled():
     assert told == [MINE, "called"]
 
 
-def test_the_loop_tells_of_a_turns_end():
+def test_the_loop_reports_a_turn_s_end():
     loop, seen = Loop(), []
     loop.soon(lambda: (seen.append(loop.ending), loop.soon(lambda: seen.append(loop.ending))))
     loop.later(0, lambda: seen.append(loop.ending))
@@ -96,15 +97,17 @@ def test_the_loop_tells_of_a_turns_end():
 
 
 def frame(turn, name="Typed", *, ending=False):
-    return Frame(turn, turn, "mda", "in", "client", name, 1, 0, {"timers": True, "turns": True}, ending=ending)
+    return Frame(
+        turn, turn, "mda", "in", "client", name, 1, 0, {"timers": True, "turns": True}, ending=ending
+    )
 
 
-def test_what_came_in_one_turn_goes_out_as_one():
-    """Messages of a turn travel together: what is put off until its end sees all that came in it, and nothing that came behind."""
-    stage, batch, batches = Stage(payload=False), [], []
-    for played in stage.play([frame(1), frame(1), frame(2), frame(2, ending=True), frame(3)]):
+def test_messages_of_one_turn_leave_together():
+    """What is put off to a turn's end sees all messages of that turn and none of the next."""
+    harness, batch, batches = Harness(payload=False), [], []
+    for played in harness.play([frame(1), frame(1), frame(2), frame(2, ending=True), frame(3)]):
         if not batch:
-            stage.loop.soon(lambda: (batches.append([*batch]), batch.clear()))
+            harness.loop.soon(lambda: (batches.append([*batch]), batch.clear()))
         batch.append((played.turn, played.ending))
     assert batches == [[(1, False), (1, False)], [(2, False)], [(2, True)], [(3, False)]]
 
@@ -123,27 +126,27 @@ def said(turn, way="out", name="Ended"):
         ([said(2, "in", "Typed")], 0),
     ],
 )
-def test_what_an_actor_says_as_it_ends_is_judged_and_not_what_one_says_that_stays(behind, until):
-    stage = Stage(payload=False, user="alice")
-    stage.left([frame(1), *behind])
-    assert stage.until == until
+def test_last_messages_are_compared_at_an_end_only(behind, until):
+    harness = Harness(payload=False, user="alice")
+    harness.left([frame(1), *behind])
+    assert harness.until == until
 
 
-def test_what_is_said_is_said_in_the_turn_that_was_recorded():
-    stage, turn = Stage(payload=False), 8464719874301
+def test_output_has_the_recorded_turn():
+    harness, turn = Harness(payload=False), 8464719874301
     assert int(turn / 1e9 * 1e9) != turn  # seconds are not exact
-    stage.loop.now = turn / 1e9
-    stage.notes("kernel", "Ended", 1, {})
-    assert stage.said[0].turn == turn
+    harness.loop.now = turn / 1e9
+    harness.notes("kernel", "Ended", 1, {})
+    assert harness.said[0].turn == turn
 
 
 @pytest.mark.parametrize(("timer", "called"), [(2_001_000_000, True), (1_994_000_000, False)])
-def test_a_timer_is_called_where_its_maker_took_long_over_what_came_behind_it(timer, called):
-    """When it was made lies anywhere between two frames, 50 ms here: a timer of 1 s ends between 2 and 2.05 s, and not before."""
-    first = frame(1_000_000_000, "Open")
-    second = frame(1_000_000_000, "Ready")._replace(time=1_050_000_000, way="out")
-    stage, seen = Stage(payload=False), []
-    for played in stage.play([first, second, frame(timer, "Timer")._replace(way="note", session=0)]):
-        if played.name == "Open":
-            stage.loop.later(1.0, lambda: seen.append(stage.loop.now))
+def test_a_timer_made_in_a_long_turn_runs_in_time(timer, called):
+    """The timer was made at some moment between two frames, 50 ms apart: 1 s later is 2 to 2.05 s."""
+    first = frame(1_000_000_000, "SessionOpen")
+    second = frame(1_000_000_000, "MaildropReady")._replace(time=1_050_000_000, way="out")
+    harness, seen = Harness(payload=False), []
+    for played in harness.play([first, second, frame(timer, "Timer")._replace(way="note", session=0)]):
+        if played.name == "SessionOpen":
+            harness.loop.later(1.0, lambda: seen.append(harness.loop.now))
     assert seen == ([timer / 1e9] if called else [])

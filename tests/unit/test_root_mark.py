@@ -1,4 +1,4 @@
-"""The mark `root` of tests/conftest.py: who is not root skips the test, and is told why."""
+"""Test the mark `root` of tests/conftest.py: other users skip the test, with the reason."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests import conftest
 
 
 class Item:
-    """Of pytest's what the hook asks for."""
+    """Stand for a pytest item as the hook sees it."""
 
     def __init__(self, *marks):
         self.marks = [mark.mark for mark in marks]

@@ -1,4 +1,4 @@
-"""The run directory: what a start made goes again, and `check` foretells what a start refuses."""
+"""Test the run directory: what a start made is removed again, and `check` predicts a start's refusal."""
 
 import os
 
@@ -9,7 +9,7 @@ from popkernel.kernel.init.run_directory import RunDir, StartError, problem
 ROOT = os.geteuid() == 0
 
 
-def test_what_was_made_above_goes_too(tmp_path):
+def test_parents_that_were_made_are_removed(tmp_path):
     made = RunDir(str(tmp_path / "a" / "b" / "run"))
     assert oct(os.stat(made.path).st_mode & 0o777) == "0o711"
     made.tidy()
@@ -17,7 +17,7 @@ def test_what_was_made_above_goes_too(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_was_there_before_stays(tmp_path):
+def test_existing_directories_stay(tmp_path):
     (tmp_path / "a").mkdir()
     made = RunDir(str(tmp_path / "a" / "b" / "run"))
     made.tidy()
@@ -25,7 +25,7 @@ def test_what_was_there_before_stays(tmp_path):
     assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
 
 
-def test_what_others_have_put_there_stays(tmp_path):
+def test_files_of_others_stay(tmp_path):
     one, two = (RunDir(str(tmp_path / "a" / "b" / name)) for name in ("one", "two"))
     (tmp_path / "a" / "theirs").touch()
     one.tidy()
@@ -70,7 +70,7 @@ if ROOT:
 
 
 @pytest.mark.parametrize("make", BAD)
-def test_check_foretells_what_start_refuses(tmp_path, make):
+def test_check_predicts_a_start_s_refusal(tmp_path, make):
     path = tmp_path / "above" / "my run"
     path.parent.mkdir()
     make(path)
@@ -85,7 +85,7 @@ def test_check_foretells_what_start_refuses(tmp_path, make):
     assert sorted(os.walk(tmp_path)) == before
 
 
-def test_a_directory_that_is_everybody_s_on_purpose_is_left_so(tmp_path):
+def test_a_world_writable_parent_is_left_unchanged(tmp_path):
     path = tmp_path / "tmp"
     path.mkdir()
     path.chmod(0o1777)
@@ -97,7 +97,7 @@ def test_a_directory_that_is_everybody_s_on_purpose_is_left_so(tmp_path):
 
 
 @pytest.mark.skipif(ROOT, reason="root may write anywhere")
-def test_a_place_that_is_not_ours(tmp_path):
+def test_a_directory_of_another_user_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     assert problem(str(tmp_path / "run"))[0] == 73
     with pytest.raises(StartError):

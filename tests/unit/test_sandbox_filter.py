@@ -1,4 +1,4 @@
-"""The filter as a program: run by an interpreter of BPF over every call, beside what promises.py says about it."""
+"""Run the filter in a BPF interpreter over every call, and compare it with promises.py."""
 
 import errno
 import itertools
@@ -31,9 +31,14 @@ SETS = [
 
 
 def run(program, number, architecture, arguments=()):
-    """(answer, steps) of a classic BPF program over struct seccomp_data."""
+    """Run a classic BPF program over struct seccomp_data; return (answer, steps)."""
     data = struct.pack(
-        "=iIQ6Q", number if number < 2**31 else number - 2**32, architecture, 0, *arguments, *(0,) * (6 - len(arguments))
+        "=iIQ6Q",
+        number if number < 2**31 else number - 2**32,
+        architecture,
+        0,
+        *arguments,
+        *(0,) * (6 - len(arguments)),
     )
     code = list(struct.iter_unpack("=HBBI", program))
     place = accumulator = steps = 0
@@ -60,16 +65,18 @@ def run(program, number, architecture, arguments=()):
 
 def holds(test, arguments):
     value = arguments[test.arg] if test.wide else arguments[test.arg] & 0xFFFFFFFF & test.mask
-    return (value in [wanted & test.mask if not test.wide else wanted for wanted in test.values]) != test.negate
+    return (
+        value in [wanted & test.mask if not test.wide else wanted for wanted in test.values]
+    ) != test.negate
 
 
 def every(test):
-    """The tests of a clause."""
+    """Return the tests of a clause."""
     return () if test is None else (test,) if isinstance(test, Check) else test
 
 
 def expected(name, held, arguments):
-    """What the tables say, read a second time and in another way than compiler.py does."""
+    """Return what the tables say, computed in another way than compiler.py does."""
     soft = {call: number for number, calls in promises.SOFT for call in calls.split()}
 
     def refused(needs, otherwise=None):
@@ -94,20 +101,22 @@ def expected(name, held, arguments):
 
 
 def samples(name):
-    """Arguments at, beside and around every value a rule looks at, with and without the upper half."""
+    """Return arguments at and around every value that a rule tests, with and without the upper half."""
     values = [{0} for _ in range(6)]
     for clause, _, _ in promises.RULES.get(name, ()):
         for test in every(clause):
             bits = [1 << bit for bit in range(32) if test.mask != 0xFFFFFFFF and test.mask >> bit & 1]
             near = {abs(value + step) for value in test.values for step in (-1, 0, 1)}
-            values[test.arg] |= near | set(bits) | {test.mask, ~test.mask & 0xFFFFFFFF, 1 << 32, 1 << 63, 2**64 - 1}
+            values[test.arg] |= (
+                near | set(bits) | {test.mask, ~test.mask & 0xFFFFFFFF, 1 << 32, 1 << 63, 2**64 - 1}
+            )
             values[test.arg] |= {value | 1 << 40 for value in test.values}
     return itertools.product(*values)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(("held", "marks"), SETS)
-def test_the_program_says_what_the_table_says_for_every_call(machine, held, marks):
+def test_the_filter_equals_the_table_for_every_call(machine, held, marks):
     program = compiler.compile_program(names.split(held), machine, **marks)
     having = {
         *held.split(),
@@ -130,33 +139,49 @@ def test_the_program_says_what_the_table_says_for_every_call(machine, held, mark
 
 
 def strictest(*answers):
-    """What the system makes of several filters, seccomp(2): the answer of the highest precedence, of equal ones that of the latest."""
+    """Combine the answers of several filters as seccomp(2) does: the highest precedence, then the latest."""
     order = [KILL_PROCESS, 0x00030000, 0x00050000, ALLOW]
     return min(answers, key=lambda answer: order.index(answer if answer in order else answer & 0xFFFF0000))
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("row", [row.name for row in ACTORS if row.name != "init"])
-def test_an_actors_own_filter_says_all_its_promises_whatever_it_is_under(machine, row):
-    """With init's filter gone, and the spawner's or the gate's, no call would be let through that is not now."""
+def test_an_actor_s_own_filter_has_all_its_promises(machine, row):
+    """Without the filters of init, the spawner or the gate, no further call would be let through."""
     rows = {row.name: row for row in ACTORS}
     own = compiler.compile_program(
-        names.split(rows[row].promises), machine, threads=rows[row].threads, nested=rows[row].nested, sockets=rows[row].sockets,
+        names.split(rows[row].promises),
+        machine,
+        threads=rows[row].threads,
+        nested=rows[row].nested,
+        sockets=rows[row].sockets,
     )
     outer = [rows["init"], *([rows["spawner"]] if row == "maildir.{user}" else [])]
-    programs = [compiler.compile_program(names.split(o.promises), machine, threads=o is outer[0], nested=True, sockets=o.sockets) for o in outer]
+    programs = [
+        compiler.compile_program(
+            names.split(o.promises), machine, threads=o is outer[0], nested=True, sockets=o.sockets
+        )
+        for o in outer
+    ]
     architecture = syscalls.ARCHITECTURES[machine]
     for name, number in syscalls.numbers(machine).items():
         for arguments in samples(name):
             mine = run(own, number, architecture, arguments)[0]
-            both = strictest(mine, *(run(program, number, architecture, arguments)[0] for program in programs))
+            both = strictest(
+                mine, *(run(program, number, architecture, arguments)[0] for program in programs)
+            )
             assert (mine == ALLOW) == (both == ALLOW), (name, arguments)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_other_architectures_end_the_process(machine):
     program = compiler.compile_program(("stdio",), machine)
-    others = [0x40000003, 0x40000028, 0, *(code for name, code in syscalls.ARCHITECTURES.items() if name != machine)]
+    others = [
+        0x40000003,
+        0x40000028,
+        0,
+        *(code for name, code in syscalls.ARCHITECTURES.items() if name != machine),
+    ]
     for architecture, number in itertools.product(others, (0, 1, 39, 60, 93, 231)):
         assert run(program, number, architecture)[0] == KILL_PROCESS
 
@@ -186,15 +211,16 @@ def test_no_rule_lets_a_call_through_without_any_promise():
             assert expected(name, {promises.ALWAYS}, arguments) != ALLOW, (name, arguments)
 
 
-def test_what_nobody_may_ever_do():
+def test_calls_that_no_promise_permits():
     answers = compiler.decisions(names.PROMISES, threads=True, nested=True, sockets=True)
     known = set(syscalls.numbers("x86_64"))
     never = set(
-        "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen open_tree pivot_root chroot setns unshare keyctl add_key "
-        "request_key kexec_load kexec_file_load init_module finit_module delete_module perf_event_open userfaultfd pidfd_getfd "
-        "open_by_handle_at mknod mknodat personality modify_ldt iopl ioperm io_uring_setup io_uring_enter openat2 clone3 "
-        "reboot swapon sethostname quotactl acct syslog process_madvise kcmp "
-        "chmod fchmodat fchmodat2 lchown utime utimes futimesat truncate creat setxattr lsetxattr fsetxattr removexattr "
+        "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen open_tree pivot_root "
+        "chroot setns unshare keyctl add_key request_key kexec_load kexec_file_load init_module finit_module "
+        "delete_module perf_event_open userfaultfd pidfd_getfd open_by_handle_at mknod mknodat personality "
+        "modify_ldt iopl ioperm io_uring_setup io_uring_enter openat2 clone3 reboot swapon sethostname "
+        "quotactl acct syslog process_madvise kcmp chmod fchmodat fchmodat2 lchown utime utimes futimesat "
+        "truncate creat setxattr lsetxattr fsetxattr removexattr "
         "chdir fchdir sendmmsg pidfd_send_signal rt_sigqueueinfo rt_tgsigqueueinfo".split()
     )
     assert never <= known
@@ -222,7 +248,7 @@ def test_names_and_numbers_of_calls():
 
 
 def test_jumps_farther_than_an_octet_arrive():
-    """Random trees of tests, far too wide for one jump, against plain Python."""
+    """Compares random trees of tests, too wide for one jump, with plain Python."""
     chance = random.Random(1939)
     for _ in range(20):
         assembler = Assembler()
@@ -248,9 +274,13 @@ def test_jumps_farther_than_an_octet_arrive():
                 label = assembler.test(test, assembler.ret(answer), label)
             return label
 
-        program = assembler.program(assembler.load(bpf.NUMBER, assembler.search(list(enumerate(rules)), leaf)))
+        program = assembler.program(
+            assembler.load(bpf.NUMBER, assembler.search(list(enumerate(rules)), leaf))
+        )
         for number, rule in enumerate(rules):
-            arguments = [chance.choice([*(test.values[0] for test, _ in rule), 0, 5, 1 << 32]) for _ in range(6)]
+            arguments = [
+                chance.choice([*(test.values[0] for test, _ in rule), 0, 5, 1 << 32]) for _ in range(6)
+            ]
             wanted = next((answer for test, answer in rule if holds(test, arguments)), ALLOW)
             assert run(program, number, 0, arguments)[0] == wanted
         assert len(program) // 8 > 600

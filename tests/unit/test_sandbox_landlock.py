@@ -1,4 +1,4 @@
-"""unveil() for real: what lies outside the unveiled paths cannot be had, whoever runs the tests."""
+"""Test unveil() for real: nothing outside the unveiled paths is reachable, whoever runs the tests."""
 
 import errno
 import os
@@ -9,20 +9,24 @@ import sys
 import pytest
 from popkernel.kernel.sandbox import bpf, landlock, lock
 
-from tests.unit.sandbox_child import caged, forked
+from tests.unit.sandbox_child import forked, sandboxed
 
-pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
+pytestmark = pytest.mark.skipif(
+    bool(sys.platform != "linux" or lock.missing()), reason=f"no sandbox here: {lock.missing()}"
+)
 
 MAILDIR = "stdio rpath wpath cpath fattr flock unix inet proc"
 
 
 def needs_abi(version):
-    return pytest.mark.skipif(sys.platform == "linux" and landlock.abi() < version, reason=f"Landlock ABI {version} needed")
+    return pytest.mark.skipif(
+        sys.platform == "linux" and landlock.abi() < version, reason=f"Landlock ABI {version} needed"
+    )
 
 
 @pytest.fixture
 def mail(tmp_path):
-    """A maildir, and beside it a file of somebody else's."""
+    """Provide a maildir, and beside it a file of another user."""
     for name in ("tmp", "new", "cur"):
         (tmp_path / "mail" / name).mkdir(parents=True)
     (tmp_path / "mail" / "new" / "1").write_bytes(b"message")
@@ -46,7 +50,9 @@ def denied(ending, number=errno.EACCES):
 
 
 def tried(mail, body, letters="rwc", **more):
-    return caged(lambda: body(), MAILDIR, paths=[(mail / "mail", letters)] if letters else [], sockets=True, **more)
+    return sandboxed(
+        lambda: body(), MAILDIR, paths=[(mail / "mail", letters)] if letters else [], sockets=True, **more
+    )
 
 
 def test_inside_everything_a_maildir_needs_works(mail):
@@ -94,11 +100,15 @@ def test_outside_nothing_can_be_read_or_made(mail):
     assert secret.read_bytes() == b"secret"
 
 
-def test_a_descriptor_of_a_directory_is_no_way_out(mail):
+def test_a_directory_descriptor_does_not_escape(mail):
     def body(outside):
         return os.open("secret", os.O_RDONLY, dir_fd=outside)
 
-    assert denied(caged(body, MAILDIR, paths=[(mail / "mail", "rwc")], before=lambda: os.open(mail / "other", os.O_RDONLY)))
+    assert denied(
+        sandboxed(
+            body, MAILDIR, paths=[(mail / "mail", "rwc")], before=lambda: os.open(mail / "other", os.O_RDONLY)
+        )
+    )
 
 
 def test_each_letter_is_needed(mail):
@@ -123,8 +133,8 @@ def test_truncating_needs_w(mail):
 
 def test_executing_needs_x(mail):
     program = "stdio rpath exec prot_exec"
-    assert caged(lambda: os.execv("/bin/true", ["true"]), program, paths=[("/", "rx")]) == (0, [])
-    assert denied(caged(lambda: os.execv("/bin/true", ["true"]), program, paths=[("/", "r")]))
+    assert sandboxed(lambda: os.execv("/bin/true", ["true"]), program, paths=[("/", "rx")]) == (0, [])
+    assert denied(sandboxed(lambda: os.execv("/bin/true", ["true"]), program, paths=[("/", "r")]))
 
 
 def test_no_links_fifos_or_devices_are_made(mail):
@@ -146,7 +156,9 @@ def test_a_socket_of_the_file_system_needs_c(mail):
 def test_no_paths_means_no_file(mail):
     assert denied(tried(mail, lambda: read(mail / "mail" / "new" / "1"), ""))
     assert denied(tried(mail, lambda: os.listdir("/"), ""))
-    assert caged(lambda file: file.read(), "stdio", paths=[], before=lambda: open(mail / "mail" / "new" / "1", "rb")) == (
+    assert sandboxed(
+        lambda file: file.read(), "stdio", paths=[], before=lambda: open(mail / "mail" / "new" / "1", "rb")
+    ) == (
         0,
         ["b'message'"],
     )
@@ -154,12 +166,17 @@ def test_no_paths_means_no_file(mail):
 
 def test_a_single_file_and_bytes_as_path(mail):
     secret = os.fsencode(mail / "other" / "secret")
-    assert caged(lambda: read(secret), MAILDIR, paths=[(secret, "r")]) == (0, ["b'secret'"])
-    assert denied(caged(lambda: os.listdir(mail / "other"), MAILDIR, paths=[(secret, "rwc")]))
+    assert sandboxed(lambda: read(secret), MAILDIR, paths=[(secret, "r")]) == (0, ["b'secret'"])
+    assert denied(sandboxed(lambda: os.listdir(mail / "other"), MAILDIR, paths=[(secret, "rwc")]))
 
 
 def test_a_link_as_path_is_followed_then(mail):
-    assert caged(lambda: read(mail / "other" / "secret"), MAILDIR, paths=[(mail / "mail" / "link", "r")]) == (0, ["b'secret'"])
+    assert sandboxed(
+        lambda: read(mail / "other" / "secret"), MAILDIR, paths=[(mail / "mail" / "link", "r")]
+    ) == (
+        0,
+        ["b'secret'"],
+    )
 
 
 def test_a_missing_path_is_named(mail):
@@ -168,7 +185,7 @@ def test_a_missing_path_is_named(mail):
     assert f"cannot unveil {mail}/nowhere: No such file or directory" in ending.said[0]
 
 
-def test_letters_that_are_none(mail):
+def test_unknown_permission_letters(mail):
     with pytest.raises(ValueError, match="permissions 'rz'"):
         lock.unveil([(str(mail), "rz")])
 
@@ -223,7 +240,7 @@ def test_no_abstract_socket_of_others(mail):
 
 
 def test_a_child_narrows_itself_again(mail):
-    """As spawner and maildir actor do: the child's own, smaller cage comes on top, and reports its own."""
+    """A child adds its own, smaller sandbox, as maildir actors do, and reports its own violations."""
     at = mail / "mail"
     wide = lock.compile_promises("stdio rpath wpath cpath proc id", nested=True)
     narrow = lock.compile_promises("stdio rpath")
@@ -260,13 +277,15 @@ def test_a_child_cannot_widen_its_cage(mail):
         lock.unveil([("/", "rwxc")])
         return read(mail / "other" / "secret")
 
-    assert denied(caged(body, MAILDIR, paths=[(mail / "mail", "rwc")], nested=True))
+    assert denied(sandboxed(body, MAILDIR, paths=[(mail / "mail", "rwc")], nested=True))
 
 
 def test_without_landlock_it_is_refused():
-    """A filter that refuses Landlock's first call stands for a kernel that was booted without it."""
+    """A filter that refuses Landlock's first call stands for a kernel booted without Landlock."""
     assembler = bpf.Assembler()
-    answer = assembler.jump(bpf.EQUAL, 444, assembler.ret(bpf.errno(errno.EOPNOTSUPP)), assembler.ret(bpf.ALLOW))
+    answer = assembler.jump(
+        bpf.EQUAL, 444, assembler.ret(bpf.errno(errno.EOPNOTSUPP)), assembler.ret(bpf.ALLOW)
+    )
     program = assembler.program(assembler.load(bpf.NUMBER, answer))
 
     def body(say):
@@ -288,8 +307,8 @@ def test_weaknesses_name_what_older_kernels_lack(monkeypatch):
         assert len(landlock.weaknesses()) == count
 
 
-def test_each_abi_handles_all_it_knows():
-    """Numbers of linux/landlock.h; a right too many would be EINVAL there."""
+def test_each_abi_handles_all_its_rights():
+    """Compares with the numbers of linux/landlock.h; an unknown right would fail with EINVAL."""
     bits = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17, 10: 17}
     assert {version: landlock.handled(version) for version in bits} == {
         version: (1 << count) - 1 for version, count in bits.items()

@@ -1,4 +1,4 @@
-"""lock.py from outside: ids, limits, threads, states, what is missing, OpenBSD's binding, and what it all costs."""
+"""Test lock.py from outside: ids, limits, threads, states, missing support, OpenBSD's calls, and cost."""
 
 import ctypes
 import errno
@@ -12,17 +12,19 @@ import time
 
 import pytest
 from popkernel.kernel.sandbox import lock, openbsd
-from popkernel.kernel.sandbox.libc import library
+from popkernel.kernel.sandbox.libc import SandboxError, library
 
-from tests.unit.sandbox_child import BROKEN, SIGSYS, caged, forked, refused
+from tests.unit.sandbox_child import BROKEN, SIGSYS, forked, refused, sandboxed
 
-linux = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
-root = pytest.mark.root("only root can become somebody else")
+linux = pytest.mark.skipif(
+    bool(sys.platform != "linux" or lock.missing()), reason=f"no sandbox here: {lock.missing()}"
+)
+root = pytest.mark.root("only root can change its uid")
 NOBODY = 65534
 
 
 @root
-def test_root_becomes_somebody_for_good():
+def test_root_becomes_another_user_for_good():
     def body(say):
         lock.drop_ids(NOBODY, NOBODY)
         for back in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0])):
@@ -39,12 +41,12 @@ def test_root_may_stay_root():
 
 
 def somebody():
-    """Whoever runs the tests, or nobody in root's place."""
+    """Return the user who runs the tests, or nobody instead of root."""
     if os.geteuid() == 0:
         lock.drop_ids(NOBODY, NOBODY)
 
 
-def test_others_can_only_stay_who_they_are():
+def test_ordinary_users_keep_their_ids():
     def body(say):
         somebody()
         lock.drop_ids(os.getuid(), os.getgid())
@@ -66,7 +68,11 @@ def test_without_the_capability_the_error_says_so():
             os.execv(sys.executable, [sys.executable, "-c", script])
         return os.waitstatus_to_exitcode(os.wait()[1])
 
-    script = "from popkernel.kernel.sandbox import lock\ntry:\n    lock.drop_ids(65534, 65534)\nexcept lock.SandboxError as error:\n    raise SystemExit(0 if 'CAP_SETUID' in str(error) else 4)\nraise SystemExit(3)"
+    script = (
+        "from popkernel.kernel.sandbox import libc, lock\ntry:\n    lock.drop_ids(65534, 65534)\nexcept "
+        "libc.SandboxError as error:\n    raise SystemExit(0 if 'CAP_SETUID' in str(error) else 4)\nraise "
+        "SystemExit(3)"
+    )
     assert forked(body) == (0, ["0"])
 
 
@@ -104,7 +110,7 @@ def test_limits_are_never_raised():
 
 @linux
 def test_threads_that_run_already_are_bound_too():
-    """As auth does: threads after Landlock, before seccomp."""
+    """As in auth: threads start after Landlock and before seccomp."""
 
     def body(say):
         go, ready = threading.Event(), threading.Event()
@@ -162,22 +168,23 @@ def test_states_of_threads_as_seen_from_outside(all_threads, filters):
 
 
 @linux
-def test_threads_start_after_pledge_only_in_the_children_of_who_has_children():
+def test_threads_after_pledge_only_in_nested_children():
     def body():
         worker = threading.Thread(target=lambda: None)
         worker.start()
         worker.join()
         return "ran"
 
-    assert caged(body, nested=True) == (0, ["'ran'"])
-    # glibc's pthread_create blocks every signal around clone, so this death comes without a report
+    assert sandboxed(body, nested=True) == (0, ["'ran'"])
+    # glibc's pthread_create blocks every signal around clone, so this process dies without a report
     for threads in (False, True):
-        assert caged(body, threads=threads) == (-SIGSYS, [])
-    assert caged(os.fork, threads=True) == refused(errno.EPERM)  # a report would wait for malloc's locks, which fork() holds
+        assert sandboxed(body, threads=threads) == (-SIGSYS, [])
+    # a report would wait for malloc's locks, which fork() holds
+    assert sandboxed(os.fork, threads=True) == refused(errno.EPERM)
 
 
 @linux
-def test_a_thread_with_another_filter_is_told():
+def test_a_thread_with_another_filter_is_reported():
     def body(say):
         program = lock.compile_promises("stdio", nested=True)
         done, gate = threading.Event(), threading.Event()
@@ -202,7 +209,7 @@ def test_a_second_pledge_needs_nested_and_only_narrows():
         lock.pledge(narrow)
         lock.pledge(wide)
 
-    assert caged(body) == (0, ["SandboxError('prctl(PR_SET_NO_NEW_PRIVS): Invalid argument (errno 22)')"])
+    assert sandboxed(body) == (0, ["SandboxError('prctl(PR_SET_NO_NEW_PRIVS): Invalid argument (errno 22)')"])
 
     def twice(say):
         lock.pledge(lock.compile_promises("stdio", nested=True))
@@ -222,7 +229,10 @@ def test_describe_before_and_after():
     before = lock.describe()
     assert before["system"] == "Linux"
     assert before["landlock"] >= 1
-    assert before["threads"][os.getpid()]["Seccomp_filters"] == lock.thread_states(os.getpid())[os.getpid()]["Seccomp_filters"]
+    assert (
+        before["threads"][os.getpid()]["Seccomp_filters"]
+        == lock.thread_states(os.getpid())[os.getpid()]["Seccomp_filters"]
+    )
     assert lock.missing() == []
 
 
@@ -231,17 +241,17 @@ def test_unknown_promises_are_refused_here_too():
         lock.compile_promises("stdio rpaths")
 
 
-def test_a_system_without_a_cage_says_so(monkeypatch):
+def test_a_system_without_a_sandbox_is_reported(monkeypatch):
     monkeypatch.setattr(lock, "SYSTEM", "Plan9")
     assert "Plan9" in lock.missing()[0]
     for locked in (lambda: lock.unveil([]), lambda: lock.pledge(b"")):
-        with pytest.raises(lock.SandboxError, match="Plan9"):
+        with pytest.raises(SandboxError, match="Plan9"):
             locked()
 
 
 @linux
 def test_actors_carry_no_tables():
-    """What a child needs is small: the tables of promises and the assembler stay in the process that compiles."""
+    """A child stays small: the promise tables and the assembler remain in the process that compiles."""
     script = (
         "import sys; bare = set(sys.modules); from popkernel.kernel.sandbox import lock; lock.missing();"
         "heavy = ('typing', 're', 'inspect', 'dataclasses', 'enum', 'promises', 'bpf', 'compiler');"
@@ -252,7 +262,7 @@ def test_actors_carry_no_tables():
 
 
 @linux
-def test_what_it_costs(capsys, tmp_path):
+def test_cost_of_locking_in(capsys, tmp_path):
     program = lock.compile_promises("stdio rpath wpath cpath fattr flock unix")
     lock.missing()
     rounds = []
@@ -271,7 +281,8 @@ def test_what_it_costs(capsys, tmp_path):
     best = min(rounds, key=sum)
     with capsys.disabled():
         print(
-            f"\n[sandbox] in a forked child, ms: unveil {best[0]:.2f}, report_broken {best[1]:.2f}, pledge {best[2]:.2f}, all {sum(best):.2f}"
+            f"\n[sandbox] in a forked child, ms: unveil {best[0]:.2f}, report_broken {best[1]:.2f}, "
+            f"pledge {best[2]:.2f}, all {sum(best):.2f}"
         )
     assert sum(best) < 20
 
@@ -281,7 +292,8 @@ FAKE = r"""
 #include <string.h>
 static char said[4096];
 static void add(const char *a, const char *b, const char *c) {
-    strcat(said, a); strcat(said, "("); strcat(said, b ? b : "NULL"); strcat(said, ", "); strcat(said, c ? c : "NULL"); strcat(said, ") ");
+    strcat(said, a); strcat(said, "("); strcat(said, b ? b : "NULL"); strcat(said, ", ");
+    strcat(said, c ? c : "NULL"); strcat(said, ") ");
 }
 int unveil(const char *path, const char *permissions) {
     add("unveil", path, permissions);
@@ -313,7 +325,7 @@ def fake(tmp_path_factory):
 
 @pytest.fixture
 def as_openbsd(fake, monkeypatch):
-    """lock.py as it would run there, with that library in the C library's place; gives what was called."""
+    """Run lock.py as on OpenBSD, with a fake C library; return the calls made."""
     fake.forget()
     monkeypatch.setattr(lock, "SYSTEM", "OpenBSD")
     monkeypatch.setattr(openbsd.libc, "library", lambda: fake)
@@ -338,18 +350,18 @@ def test_openbsd_pledges(as_openbsd):
     assert as_openbsd() == "pledge(stdio rpath, ) "
 
 
-def test_openbsd_errors_are_told(as_openbsd, tmp_path):
+def test_openbsd_errors_are_reported(as_openbsd, tmp_path):
     (tmp_path / "forbidden").mkdir()
-    with pytest.raises(lock.SandboxError, match="nowhere: it is not there"):
+    with pytest.raises(SandboxError, match="nowhere: it is not there"):
         lock.unveil([(tmp_path / "nowhere", "r")])
-    with pytest.raises(lock.SandboxError, match="forbidden: Operation not permitted"):
+    with pytest.raises(SandboxError, match="forbidden: Operation not permitted"):
         lock.unveil([(tmp_path / "forbidden", "r")])
-    with pytest.raises(lock.SandboxError, match="pledge.*Invalid argument"):
+    with pytest.raises(SandboxError, match="pledge.*Invalid argument"):
         lock.pledge(b"vmm")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a C library without pledge is wanted")
-def test_openbsd_calls_are_missed():
+def test_missing_openbsd_calls_are_reported():
     assert [text.split("(")[0] for text in openbsd.missing()] == ["pledge", "unveil"]
 
 

@@ -1,4 +1,4 @@
-"""Each promise for real: a child that holds it does the thing; one that does not is refused, softly or for good."""
+"""Test each promise for real: a child with it succeeds; one without is refused, softly or by death."""
 
 import codecs
 import ctypes
@@ -20,15 +20,17 @@ import pytest
 from popkernel.kernel.sandbox import lock
 from popkernel.kernel.sandbox.libc import library, syscall
 
-from tests.unit.sandbox_child import broken, caged, call, forked, refused
+from tests.unit.sandbox_child import broken, call, forked, refused, sandboxed
 
-pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
+pytestmark = pytest.mark.skipif(
+    bool(sys.platform != "linux" or lock.missing()), reason=f"no sandbox here: {lock.missing()}"
+)
 
 PAGE = mmap.PAGESIZE
 
 
 def soft(ending, number=errno.EACCES):
-    """A soft refusal by Python's own call, whose exception may name a file too."""
+    """Check for a soft refusal by Python's own call, whose exception may also name a file."""
     return ending.status == 0 and len(ending.said) == 1 and f"({number}, " in ending.said[0]
 
 
@@ -43,7 +45,7 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
-# The body gets an open descriptor of file and the folder's name.
+# The body gets an open descriptor of `file` and the folder's name.
 def create(fd, folder):
     os.close(os.open(folder + "/made", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
@@ -80,12 +82,16 @@ SOFT = [
 @pytest.mark.parametrize(("promise", "body", "without"), SOFT)
 def test_soft_refusals(folder, promise, body, without):
     with open(folder + "/file", "rb+") as file:
-        assert soft(caged(lambda: body(file.fileno(), folder), without))
-        assert fine(caged(lambda: body(file.fileno(), folder), "stdio " + promise))
+        assert soft(sandboxed(lambda: body(file.fileno(), folder), without))
+        assert fine(sandboxed(lambda: body(file.fileno(), folder), "stdio " + promise))
 
 
 def fork():
-    """Fork by the bare call: fork() of libc holds malloc's locks where other tests have started threads, and the report would wait."""
+    """Fork by the bare call.
+
+    libc's fork() holds malloc's locks if other tests have started threads, and the report would wait for
+    them.
+    """
     child, _ = syscall({"x86_64": 56, "aarch64": 220}[os.uname().machine], int(signal.SIGCHLD), 0, 0, 0, 0)
     if child == 0:
         os._exit(7)
@@ -96,7 +102,7 @@ def set_limit():
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-# (promises, body(fd), the call a child without them ends by, the promise reported)
+# (promises, body(fd), the call that ends children without them, the promise reported)
 HARD = [
     ("wpath", lambda fd: os.ftruncate(fd, 2), "ftruncate", "wpath"),
     ("fattr", lambda fd: os.fchmod(fd, 0o600), "fchmod", "fattr"),
@@ -108,15 +114,20 @@ HARD = [
     ("proc", lambda fd: fork(), "clone", "proc"),
     ("proc", lambda fd: os.kill(os.getpid(), 0), "kill", "proc"),
     ("proc", lambda fd: os.getpriority(os.PRIO_PROCESS, 0), "getpriority", "proc"),
-    ("prot_exec", lambda fd: mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close(), "mmap", "prot_exec"),
+    (
+        "prot_exec",
+        lambda fd: mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close(),
+        "mmap",
+        "prot_exec",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("promise", "body", "name", "reported"), HARD)
 def test_hard_refusals_are_reported_and_end_the_process(folder, promise, body, name, reported):
     with open(folder + "/file", "rb+") as file:
-        assert caged(lambda: body(file.fileno()), "stdio rpath") == broken(name, reported)
-        assert fine(caged(lambda: body(file.fileno()), "stdio " + promise))
+        assert sandboxed(lambda: body(file.fileno()), "stdio rpath") == broken(name, reported)
+        assert fine(sandboxed(lambda: body(file.fileno()), "stdio " + promise))
 
 
 def test_mprotect_cannot_make_code(folder):
@@ -124,8 +135,8 @@ def test_mprotect_cannot_make_code(folder):
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         return library().mprotect(ctypes.c_void_p(address), PAGE, mmap.PROT_READ | mmap.PROT_EXEC)
 
-    assert caged(body, before=lambda: mmap.mmap(-1, PAGE)) == broken("mprotect", "prot_exec")
-    assert caged(body, "stdio prot_exec", before=lambda: mmap.mmap(-1, PAGE)) == (0, ["0"])
+    assert sandboxed(body, before=lambda: mmap.mmap(-1, PAGE)) == broken("mprotect", "prot_exec")
+    assert sandboxed(body, "stdio prot_exec", before=lambda: mmap.mmap(-1, PAGE)) == (0, ["0"])
 
 
 @pytest.mark.parametrize(
@@ -143,17 +154,19 @@ def test_mprotect_cannot_make_code(folder):
         *(
             (never, "none")
             for never in (
-                "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen setns unshare keyctl add_key kexec_load "
-                "init_module finit_module delete_module perf_event_open userfaultfd pidfd_getfd open_by_handle_at memfd_secret chroot "
-                "seccomp landlock_create_ruleset landlock_restrict_self personality bind connect listen setsockopt sendmmsg recvmmsg "
-                "pidfd_send_signal pidfd_open rt_sigqueueinfo rt_tgsigqueueinfo fsetxattr setxattr"
+                "ptrace process_vm_readv process_vm_writev bpf mount umount2 move_mount fsopen setns unshare "
+                "keyctl add_key kexec_load init_module finit_module delete_module perf_event_open "
+                "userfaultfd pidfd_getfd open_by_handle_at memfd_secret chroot seccomp "
+                "landlock_create_ruleset landlock_restrict_self personality bind connect listen setsockopt "
+                "sendmmsg recvmmsg pidfd_send_signal pidfd_open rt_sigqueueinfo rt_tgsigqueueinfo fsetxattr "
+                "setxattr"
             ).split()
         ),
     ],
 )
-def test_calls_that_only_the_number_shows(name, promise):
-    """With arguments of zero: the filter refuses before the kernel looks at them."""
-    assert caged(lambda: call(name, 0, 0, 0, 0, 0)) == broken(name, promise)
+def test_calls_refused_by_number(name, promise):
+    """All arguments are zero: the filter refuses before the kernel checks them."""
+    assert sandboxed(lambda: call(name, 0, 0, 0, 0, 0)) == broken(name, promise)
 
 
 @pytest.mark.parametrize(
@@ -170,23 +183,23 @@ def test_calls_that_only_the_number_shows(name, promise):
     ],
 )
 def test_calls_that_fail_softly_by_number(name, number):
-    assert caged(lambda: call(name, 0, 0, 0, 0, 0)) == refused(number)
+    assert sandboxed(lambda: call(name, 0, 0, 0, 0, 0)) == refused(number)
 
 
 def test_exec_runs_a_program_only_with_its_promises(folder):
     promises = "stdio rpath exec prot_exec"
-    assert caged(lambda: os.execv("/bin/true", ["true"]), promises) == (0, [])
-    assert caged(lambda: os.execv("/bin/true", ["true"]), "stdio rpath proc") == broken("execve", "exec")
+    assert sandboxed(lambda: os.execv("/bin/true", ["true"]), promises) == (0, [])
+    assert sandboxed(lambda: os.execv("/bin/true", ["true"]), "stdio rpath proc") == broken("execve", "exec")
 
 
 def test_the_clock_may_be_set_with_settime():
-    """adjtimex with no modes sets nothing, and anybody may."""
+    """adjtimex without modes sets nothing, and anybody may call it."""
 
     def body():
         return call("adjtimex", ctypes.create_string_buffer(512)) >= 0
 
-    assert caged(body, "stdio settime") == (0, ["True"])
-    assert caged(body) == broken("adjtimex", "settime")
+    assert sandboxed(body, "stdio settime") == (0, ["True"])
+    assert sandboxed(body) == broken("adjtimex", "settime")
 
 
 def test_inet_listens_and_accepts():
@@ -201,11 +214,11 @@ def test_inet_listens_and_accepts():
                 client.sendall(b"hello")
                 return accepted.recv(5)
 
-    assert caged(body, "stdio inet", sockets=True) == (0, ["b'hello'"])
+    assert sandboxed(body, "stdio inet", sockets=True) == (0, ["b'hello'"])
 
 
 def handed_over():
-    """A listening TCP socket with a client in its queue, that client, and a listening unix socket."""
+    """Provide a listening TCP socket with a client in its queue, that client, and a listening unix socket."""
     server, client, local = socket.socket(), socket.socket(), socket.socket(socket.AF_UNIX)
     server.bind(("127.0.0.1", 0))
     server.listen()
@@ -215,7 +228,7 @@ def handed_over():
     return server, client, local
 
 
-def test_inet_while_serving_is_what_was_handed_over():
+def test_inet_while_serving_is_for_sockets_handed_over():
     def body(sockets):
         server, client, _ = sockets
         accepted, _ = server.accept()
@@ -226,7 +239,7 @@ def test_inet_while_serving_is_what_was_handed_over():
         accepted.shutdown(socket.SHUT_RDWR)
         return data
 
-    assert caged(body, "stdio inet", before=handed_over) == (0, ["b'hello'"])
+    assert sandboxed(body, "stdio inet", before=handed_over) == (0, ["b'hello'"])
 
 
 OWN_SOCKETS = {
@@ -256,10 +269,12 @@ OWN_SOCKETS = {
 
 
 @pytest.mark.parametrize("what", OWN_SOCKETS)
-@pytest.mark.parametrize("promises", ["stdio inet recvfd", "stdio unix inet recvfd", "stdio unix sendfd recvfd"])
-def test_no_socket_of_its_own_and_nothing_to_whom_it_was_not_connected(what, promises):
-    """C1: what a listener, a gate, the mda and the kernel hold while they serve."""
-    ending = caged(lambda held: OWN_SOCKETS[what](held), promises, before=handed_over)
+@pytest.mark.parametrize(
+    "promises", ["stdio inet recvfd", "stdio unix inet recvfd", "stdio unix sendfd recvfd"]
+)
+def test_no_new_socket_and_no_send_to_an_address(what, promises):
+    """Uses the promises that a listener, a gate, the mda and the kernel hold while they serve."""
+    ending = sandboxed(lambda held: OWN_SOCKETS[what](held), promises, before=handed_over)
     assert soft(ending) or (ending.status == 159 and ending.said[-1].endswith("needs none"))
 
 
@@ -285,11 +300,11 @@ def test_no_socket_of_its_own_and_nothing_to_whom_it_was_not_connected(what, pro
     ],
 )
 def test_no_change_by_path_and_no_setuid_in_any_mode(folder, attempt):
-    """C4: Landlock refuses neither."""
+    """Landlock refuses neither."""
     promises = "stdio rpath wpath cpath fattr flock sendfd recvfd proc id"
     before = os.stat(folder + "/file")
     with open(folder + "/file", "rb+") as file:
-        ending = caged(lambda: attempt(file.fileno(), folder), promises)
+        ending = sandboxed(lambda: attempt(file.fileno(), folder), promises)
     assert soft(ending) or (ending.status == 159 and ending.said[-1].endswith("needs none"))
     after = os.stat(folder + "/file")
     assert (before.st_mode, before.st_mtime, before.st_size) == (after.st_mode, after.st_mtime, after.st_size)
@@ -298,7 +313,7 @@ def test_no_change_by_path_and_no_setuid_in_any_mode(folder, attempt):
 
 def test_without_inet_or_unix_there_are_no_other_families():
     for promises in ("stdio", "stdio inet unix"):
-        assert caged(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), promises) == (
+        assert sandboxed(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), promises) == (
             0,
             [repr(PermissionError(13, "Permission denied"))],
         )
@@ -315,13 +330,15 @@ def test_sockets_that_are_open_work_without_socket_promises():
         data, fds, _, _ = socket.recv_fds(right, 1, 1)
         os.write(more, b"c")
         left.close()
-        return first + data + os.read(fds[0], 1) + right.recv(1), right.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        return first + data + os.read(fds[0], 1) + right.recv(1), right.getsockopt(
+            socket.SOL_SOCKET, socket.SO_TYPE
+        )
 
     for promises in ("stdio", "stdio sendfd recvfd"):
-        assert caged(body, promises, before=socket.socketpair) == (0, ["(b'abc', 1)"])
+        assert sandboxed(body, promises, before=socket.socketpair) == (0, ["(b'abc', 1)"])
 
 
-def test_an_address_makes_sendto_a_matter_of_sockets_of_its_own():
+def test_sendto_with_an_address_needs_own_sockets():
     def body(own):
         return own.sendto(b"x", own.getsockname())
 
@@ -330,12 +347,12 @@ def test_an_address_makes_sendto_a_matter_of_sockets_of_its_own():
         own.bind(("127.0.0.1", 0))
         return own
 
-    assert caged(body, before=before) == broken("sendto", "none")
-    assert caged(body, "stdio inet", before=before) == broken("sendto", "none")
-    assert caged(body, "stdio inet", before=before, sockets=True) == (0, ["1"])
+    assert sandboxed(body, before=before) == broken("sendto", "none")
+    assert sandboxed(body, "stdio inet", before=before) == broken("sendto", "none")
+    assert sandboxed(body, "stdio inet", before=before, sockets=True) == (0, ["1"])
 
 
-def test_stdio_is_enough_for_what_python_does_all_day():
+def test_stdio_suffices_for_plain_python():
     def body(files):
         opened, pair = files
         poller = select.epoll()
@@ -348,11 +365,23 @@ def test_stdio_is_enough_for_what_python_does_all_day():
         select.select([pair[0]], [], [], 0)
         time.sleep(0.0001)
         os.fstat(opened), os.lseek(opened, 0, 0), os.fsync(opened), os.fdatasync(opened), os.dup(opened)
-        os.pread(opened, 4, 0), os.pwrite(opened, b"t", 0), os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
+        (
+            os.pread(opened, 4, 0),
+            os.pwrite(opened, b"t", 0),
+            os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED),
+        )
         os.sendfile(pair[0].fileno(), opened, 0, 4), pair[1].recv_into(bytearray(9))
         os.copy_file_range(opened, opened, 1, 0, 100)
         os.set_blocking(opened, True), os.set_inheritable(opened, False), os.isatty(opened)
-        os.getpid(), os.getppid(), os.getresuid(), os.getgroups(), os.uname(), os.cpu_count(), os.sched_getaffinity(0)
+        (
+            os.getpid(),
+            os.getppid(),
+            os.getresuid(),
+            os.getgroups(),
+            os.uname(),
+            os.cpu_count(),
+            os.sched_getaffinity(0),
+        )
         os.urandom(8), hashlib.scrypt(b"p", salt=b"s", n=2, r=1, p=1), hash(time.clock_gettime(0)), os.times()
         resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrusage(resource.RUSAGE_SELF)
         list(range(200_000)), bytearray(40_000_000)
@@ -369,7 +398,7 @@ def test_stdio_is_enough_for_what_python_does_all_day():
 
     opened = os.memfd_create("x")
     os.write(opened, b"text")
-    assert caged(body, before=lambda: (opened, socket.socketpair())) == (0, ["(1, b't')"])
+    assert sandboxed(body, before=lambda: (opened, socket.socketpair())) == (0, ["(1, b't')"])
     os.close(opened)
 
 
@@ -377,31 +406,33 @@ def test_a_directory_that_is_open_can_be_listed(folder):
     def body(fd):
         return sorted(os.listdir(fd))
 
-    assert caged(body, before=lambda: os.open(folder, os.O_RDONLY)) == (0, ["['file', 'new']"])
+    assert sandboxed(body, before=lambda: os.open(folder, os.O_RDONLY)) == (0, ["['file', 'new']"])
 
 
-def test_harmless_prctl_and_what_is_not():
-    assert caged(lambda: library().prctl(15, b"renamed", 0, 0, 0)) == (0, ["0"])
-    assert caged(lambda: call("prctl", 35, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_MM
-    assert caged(lambda: call("prctl", 4, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_DUMPABLE
-    assert caged(lambda: call("prctl", 4, 1, 0, 0, 0), nested=True) == (0, ["0"])
+def test_harmless_and_other_prctl_calls():
+    assert sandboxed(lambda: library().prctl(15, b"renamed", 0, 0, 0)) == (0, ["0"])
+    assert sandboxed(lambda: call("prctl", 35, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_MM
+    assert sandboxed(lambda: call("prctl", 4, 1, 0, 0, 0)) == refused(errno.EINVAL)  # PR_SET_DUMPABLE
+    assert sandboxed(lambda: call("prctl", 4, 1, 0, 0, 0), nested=True) == (0, ["0"])
 
 
-def test_terminals_are_asked_for_and_not_driven():
+def test_terminals_may_be_queried_only():
     ends = os.openpty()
-    assert caged(lambda: os.isatty(ends[1])) == (0, ["False"])
-    assert caged(lambda: fcntl.ioctl(ends[1], 0x5412, b"x")) == broken("ioctl", "none")  # TIOCSTI
+    assert sandboxed(lambda: os.isatty(ends[1])) == (0, ["False"])
+    assert sandboxed(lambda: fcntl.ioctl(ends[1], 0x5412, b"x")) == broken("ioctl", "none")  # TIOCSTI
     for end in ends:
         os.close(end)
 
 
 def test_limits_of_others_are_not_touched():
     parent = os.getpid()
-    assert caged(lambda: resource.prlimit(parent, resource.RLIMIT_CORE)) == broken("prlimit64", "none")
-    assert caged(lambda: call("prlimit64", parent, 4, struct.pack("QQ", 0, 0), None), "stdio id proc") == broken("prlimit64", "none")
+    assert sandboxed(lambda: resource.prlimit(parent, resource.RLIMIT_CORE)) == broken("prlimit64", "none")
+    assert sandboxed(
+        lambda: call("prlimit64", parent, 4, struct.pack("QQ", 0, 0), None), "stdio id proc"
+    ) == broken("prlimit64", "none")
 
 
-def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
+def test_tls_by_openssl_in_the_listener_s_sandbox(tmp_path):
     import datetime as dt
     import ssl
 
@@ -412,7 +443,9 @@ def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime(2000, 1, 1)
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now.replace(year=2126)).sign(key, hashes.SHA256())
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now.replace(year=2126)).sign(
+        key, hashes.SHA256()
+    )
     pem = tmp_path / "both.pem"
     plain = serialization.NoEncryption()
     pem.write_bytes(
@@ -421,7 +454,8 @@ def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
     )
 
     def before():
-        codecs.lookup("idna")  # ssl encodes server_hostname, socket a host's name: a lazy import otherwise
+        # ssl encodes server_hostname and socket a host's name with it: a lazy import otherwise
+        codecs.lookup("idna")
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(pem)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -442,7 +476,7 @@ def test_tls_by_openssl_in_the_listeners_cage(tmp_path):
         client.write(b"hello")
         return server.read(), server.version()
 
-    assert caged(body, "stdio", before=before, paths=[]) == (0, ["(b'hello', 'TLSv1.3')"])
+    assert sandboxed(body, "stdio", before=before, paths=[]) == (0, ["(b'hello', 'TLSv1.3')"])
 
 
 def test_bcrypt_in_threads_and_msgpack_and_titles():

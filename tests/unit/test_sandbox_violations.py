@@ -1,4 +1,4 @@
-"""Breaking a promise ends the process and is told, and no trick of the process itself changes that."""
+"""Test broken promises: the process ends, the violation is reported, and the process cannot prevent it."""
 
 import ctypes
 import errno
@@ -10,27 +10,29 @@ import sys
 import pytest
 from popkernel.kernel.sandbox import lock
 
-from tests.unit.sandbox_child import BROKEN, MACHINE, SIGSYS, broken, caged, call, forked, refused
+from tests.unit.sandbox_child import BROKEN, MACHINE, SIGSYS, broken, call, forked, refused, sandboxed
 
-pytestmark = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
+pytestmark = pytest.mark.skipif(
+    bool(sys.platform != "linux" or lock.missing()), reason=f"no sandbox here: {lock.missing()}"
+)
 
 X86 = pytest.mark.skipif(MACHINE != "x86_64", reason="x86_64 only")
 PAGE = mmap.PAGESIZE
 
 
 def test_error_promise_makes_everything_soft():
-    assert caged(lambda: call("ptrace", 0, 0, 0, 0), "stdio error") == refused(errno.ENOSYS)
+    assert sandboxed(lambda: call("ptrace", 0, 0, 0, 0), "stdio error") == refused(errno.ENOSYS)
 
 
-def test_no_promise_at_all_leaves_only_the_way_out():
-    assert caged(lambda: os._exit(3), "", reports=False) == (3, [])
-    assert caged(lambda: os.getpid(), "", reports=False) == (-SIGSYS, [])
-    # the report itself cannot be written: the process ends all the same
-    assert caged(lambda: os.getpid(), "").status in (BROKEN, -SIGSYS)
+def test_no_promise_permits_only_exit():
+    assert sandboxed(lambda: os._exit(3), "", reports=False) == (3, [])
+    assert sandboxed(lambda: os.getpid(), "", reports=False) == (-SIGSYS, [])
+    # the report cannot be written either; the process ends all the same
+    assert sandboxed(lambda: os.getpid(), "").status in (BROKEN, -SIGSYS)
 
 
 def test_without_a_handler_the_signal_kills():
-    assert caged(lambda: call("ptrace", 0, 0, 0, 0), reports=False) == (-SIGSYS, [])
+    assert sandboxed(lambda: call("ptrace", 0, 0, 0, 0), reports=False) == (-SIGSYS, [])
 
 
 def test_an_exception_in_the_report_still_ends_the_process():
@@ -71,13 +73,13 @@ def test_a_process_that_turned_off_its_own_end_dies_at_the_second_try():
         call("ptrace", 0, 0, 0, 0)
         end(0)
 
-    assert caged(body) == (-SIGSYS, ["broken: ptrace needs none"])
+    assert sandboxed(body) == (-SIGSYS, ["broken: ptrace needs none"])
 
 
 def test_sigsys_cannot_be_handled_by_others():
     for handler in (signal.SIG_IGN, signal.SIG_DFL, lambda *_: None):
-        assert caged(lambda: signal.signal(SIGSYS, handler)) == (-SIGSYS, [])
-    assert caged(lambda: fine_signal(signal.SIGUSR1)) == (0, ["True"])
+        assert sandboxed(lambda: signal.signal(SIGSYS, handler)) == (-SIGSYS, [])
+    assert sandboxed(lambda: fine_signal(signal.SIGUSR1)) == (0, ["True"])
 
 
 def fine_signal(number):
@@ -92,28 +94,31 @@ def test_blocking_sigsys_does_not_help():
         signal.pthread_sigmask(signal.SIG_BLOCK, [SIGSYS])
         call("ptrace", 0, 0, 0, 0)
 
-    assert caged(body) == (-SIGSYS, [])
+    assert sandboxed(body) == (-SIGSYS, [])
 
 
 def test_a_handler_set_before_is_not_an_escape():
-    """Python's own handler, set while it was allowed: report_broken() takes its place."""
-    assert caged(lambda _: call("ptrace", 0, 0, 0, 0), before=lambda: signal.signal(SIGSYS, signal.SIG_IGN)) == broken(
-        "ptrace", "none"
+    """report_broken() replaces a Python handler that was set while that was allowed."""
+    assert sandboxed(
+        lambda _: call("ptrace", 0, 0, 0, 0), before=lambda: signal.signal(SIGSYS, signal.SIG_IGN)
+    ) == broken("ptrace", "none")
+
+
+def test_a_sigsys_from_kill_is_distinguished():
+    assert sandboxed(lambda: signal.raise_signal(SIGSYS)) == (
+        BROKEN,
+        ["broken: SIGSYS sent by a process needs none"],
     )
-
-
-def test_a_sigsys_sent_by_hand_is_told_apart():
-    assert caged(lambda: signal.raise_signal(SIGSYS)) == (BROKEN, ["broken: SIGSYS sent by a process needs none"])
 
 
 @X86
 def test_x32_calls_kill():
-    assert caged(lambda: call(0x40000000 | 39)) == (-SIGSYS, [])
+    assert sandboxed(lambda: call(0x40000000 | 39)) == (-SIGSYS, [])
 
 
 @X86
 def test_calls_of_32_bits_kill():
-    """getpid by int 0x80, in machine code mapped beforehand."""
+    """Calls getpid by int 0x80, in machine code mapped beforehand."""
 
     def before():
         memory = mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -125,15 +130,15 @@ def test_calls_of_32_bits_kill():
         return code()
 
     if forked(free).status != 0:
-        pytest.skip("this kernel has no calls of 32 bits")
-    assert caged(lambda code: code[1](), before=before) == (-SIGSYS, [])
+        pytest.skip("this kernel has no 32-bit calls")
+    assert sandboxed(lambda code: code[1](), before=before) == (-SIGSYS, [])
 
 
 def test_abort_is_still_an_abort():
-    assert caged(os.abort) == (-signal.SIGABRT, [])
+    assert sandboxed(os.abort) == (-signal.SIGABRT, [])
 
 
-def test_a_traceback_lives():
+def test_a_traceback_can_be_printed():
     import traceback
 
     def body():
@@ -142,4 +147,4 @@ def test_a_traceback_lives():
         except ValueError:
             return "inside" in traceback.format_exc()
 
-    assert caged(body) == (0, ["True"])
+    assert sandboxed(body) == (0, ["True"])

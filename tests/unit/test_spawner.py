@@ -1,4 +1,4 @@
-"""The spawner as a process of its own: what it does where the system has no room for a child, and what its children hold."""
+"""Run the spawner as a process: no room for a child, and which descriptors its children hold."""
 
 import os
 import resource
@@ -7,20 +7,21 @@ import sys
 from importlib import import_module
 
 import pytest
-from popkernel.kernel.config.keys import Config, told
+from popkernel.kernel.config.keys import Config, actor_settings
 from popkernel.kernel.runtime.actor import Boot
 from popkernel.kernel.runtime.channel import Channel, pair
 from popkernel.kernel.runtime.child_process import do_and_leave
 from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.spawner.main import Spawner
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import ERROR
 from popkernel.proto.topology import actor as row_of
 
-import_module(row_of("maildir").module)  # now: the uid below need not be able to reach it
+import_module(row_of("maildir").module)  # imported now: the uid below may be unable to read it
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-_UID = 64123  # nobody's: the limit of processes does not bind root
-_CONFIG = {"quotas": {}, "mail": told(Config(hostname="localhost"), "maildir")}
+_UID = 64123  # an unused uid: the limit of processes does not bind root
+_CONFIG = {"quotas": {}, "mail": actor_settings(Config(hostname="localhost"), "maildir")}
 _HARD = resource.getrlimit(resource.RLIMIT_NPROC)[1]
 
 
@@ -38,7 +39,7 @@ def serve(end, most):
 
 
 class Kernel:
-    """The other end of a spawner's channel."""
+    """Hold the other end of a spawner's channel."""
 
     def __init__(self, most=None):
         self.loop = Loop()
@@ -61,13 +62,13 @@ class Kernel:
         self.said.append((channel.peer, why))
 
     def spawn(self, *names, then=()):
-        """All in one go, with further words right behind; what the system knows their channels by."""
+        """Request actors all at once, followed by further messages; return their channels' inodes."""
         inodes = []
         os.kill(self.pid, signal.SIGSTOP)
         for name in names:
             ours, its = pair()
             self.actors[name] = Channel(self.loop, ours, "kernel", name, self.take, self.take_end)
-            self.channel.send(m.Spawn(name, self.uid, self.gid, b"/nonexistent/maildir"), [its.fileno()])
+            self.channel.send(m.ActorSpawn(name, self.uid, self.gid, b"/nonexistent/maildir"), [its.fileno()])
             inodes.append(os.fstat(its.fileno()).st_ino)
             its.close()
         for word in then:
@@ -90,11 +91,11 @@ class Kernel:
 
 
 def held(pid):
-    """What a process has open, by inode."""
+    """Return what a process has open, by inode."""
     try:
         return {os.stat(f"/proc/{pid}/fd/{fd}").st_ino for fd in os.listdir(f"/proc/{pid}/fd")}
     except PermissionError:
-        pytest.skip("changed its uid, and is nobody's to look into: needs CAP_SYS_PTRACE")
+        pytest.skip("needs CAP_SYS_PTRACE to inspect a process that changed its uid")
 
 
 @pytest.fixture
@@ -106,37 +107,39 @@ def kernel(request):
 
 @pytest.mark.parametrize("kernel", [0], indirect=True)
 def test_no_room_for_a_process(kernel):
-    """Who asked hears of it, the log does once, and the spawner goes on."""
+    """The requester gets an error, the log one line, and the spawner goes on."""
     kernel.wait_for(m.Hello)
     kernel.spawn("maildir.a", "maildir.b")
-    assert [x for _, x in kernel.wait_for(m.Exited, 2)] == [m.Exited(f"maildir.{x}", kernel.pid, 75 << 8) for x in "ab"]
-    logged = [x.text for _, x in kernel.wait_for(m.Log)]
-    assert logged == ["no more maildir actors can be forked: Resource temporarily unavailable"]
+    assert [x for _, x in kernel.wait_for(m.ProcessExited, 2)] == [
+        m.ProcessExited(f"maildir.{x}", kernel.pid, 75 << 8) for x in "ab"
+    ]
+    logged = [x for _, x in kernel.wait_for(m.LogEvent)]
+    assert logged == [m.LogEvent(ERROR, "spawner.fork_failed", {"error": "Resource temporarily unavailable"})]
     os.kill(kernel.pid, signal.SIGUSR1)
     kernel.said.clear()
     kernel.spawn("maildir.c")
     assert kernel.wait_for(m.Hello)[0][0] == "maildir.c"
-    kernel.channel.send(m.Kill("maildir.c"))
-    assert kernel.wait_for(m.Exited)[0][1].status == signal.SIGKILL
+    kernel.channel.send(m.ProcessKill("maildir.c"))
+    assert kernel.wait_for(m.ProcessExited)[0][1].status == signal.SIGKILL
 
 
 @pytest.mark.parametrize("kernel", [0], indirect=True)
-def test_stopped_with_none_forked(kernel):
-    """No child's end will come to remind it: it goes at once."""
+def test_a_stop_before_the_first_fork(kernel):
+    """No child's end will wake it: it must exit at once."""
     kernel.wait_for(m.Hello)
-    kernel.spawn("maildir.a", then=[m.Stop(86400)])
-    kernel.wait_for(m.Exited)
+    kernel.spawn("maildir.a", then=[m.ActorStop(86400)])
+    kernel.wait_for(m.ProcessExited)
     ended = set()
     while "spawner" not in ended:  # the actor's channel ends in any case
         ended = {who for who, _ in kernel.wait_for(str, len(ended) + 1)}
 
 
-def test_asked_for_at_once(kernel):
-    """Each child has its own channel, and none of those that were asked for with it; one that is to be killed at once is."""
+def test_actors_requested_at_once(kernel):
+    """Each child holds its own channel and no other's; one that is to be killed at once is killed."""
     kernel.wait_for(m.Hello)
     names = [f"maildir.user{number}" for number in range(5)]
-    inodes = kernel.spawn(*names, then=[m.Kill(names[2])])
-    exited = kernel.wait_for(m.Exited)[0][1]
+    inodes = kernel.spawn(*names, then=[m.ProcessKill(names[2])])
+    exited = kernel.wait_for(m.ProcessExited)[0][1]
     assert (exited.name, exited.status) == (names[2], signal.SIGKILL)
     pids = {}
     while not {"spawner", *names} - {names[2]} <= pids.keys():

@@ -1,4 +1,7 @@
-"""kernel/supervisor/spawning.py: the spawner is told of a few actors at a time, so that it can say that it lives whatever is asked of it."""
+"""Test kernel/supervisor/spawning.py: the spawner gets a few requests at a time.
+
+So it can answer a liveness check between them, however many are waiting.
+"""
 
 import os
 from collections import deque
@@ -8,7 +11,7 @@ import pytest
 from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions import leases
 from popkernel.kernel.operator.tracing import Taps
-from popkernel.kernel.replay.harness import StageLoop
+from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.supervisor.descriptor_room import Room
 from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.kernel.supervisor.liveness import Liveness
@@ -18,26 +21,32 @@ from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
 from popkernel.proto.topology import edge
 
-from tests.support.registry import Registry, Said
+from tests.support.registry import LogRecorder, Registry
 
 ALIVE = edge("kernel", "spawner").deadline
 ROW = MailUser(1000, 1000, "/mail/someone")
 
 
 class Kernel:
-    """What has actors forked, and what that needs; sessions that sleep are names."""
+    """Hold what requests forks, and what that needs; parked sessions are names."""
 
     def __init__(self):
-        self.loop, self.log, self.hang, self.never = StageLoop(), Said(), [], []
+        self.loop, self.log, self.hang, self.never = ReplayLoop(), LogRecorder(), [], []
         self.processes, self.sleepers, self.woken = Registry(self.loop), deque(), []
         core = leases.Core({}, leases.Settings())
         self.singletons = SimpleNamespace(spawner="spawner")
         self.hung = HungActors(self.loop, lambda process, seconds: self.hang.append(process.name))
         self.liveness = Liveness(self.loop, self.processes, core, self.log, self.log, self.hung)
-        taps = Taps(self.loop, self.processes, core, None, version="", nofile=0, left=None)
+        taps = Taps(self.loop, self.processes, core, None, None, version="", nofile=0, left=None)
         self.spawning = Spawning(
-            self.loop, self.processes, taps, Room(self.loop, core, self.log, Config()), self.liveness, self.singletons,
-            lambda: self.wake_next(), self.never.append,
+            self.loop,
+            self.processes,
+            taps,
+            Room(self.loop, core, self.log, Config()),
+            self.liveness,
+            self.singletons,
+            lambda: self.wake_next(),
+            self.never.append,
         )
         self.processes.on_exit += [self.spawning.on_exit]
         self.spawner = self.processes.comes("spawner", "init")
@@ -58,11 +67,11 @@ class Kernel:
             self.spawning.spawn(f"maildir.{name}", ROW)
 
     def takes(self, seconds_a_fork):
-        """The spawner takes one message more: the name of the actor that it forks, or it answers."""
+        """Let the spawner take one message: return the actor that it forks, or "" if it answers a check."""
         message = self.spawner.channel.said.popleft()
-        if type(message) is not m.Spawn:
+        if type(message) is not m.ActorSpawn:
             self.spawner.counters = m.Counters(0, 0, 0)
-            self.spawner.answered += 1
+            self.spawner.counters_answered += 1
             self.spawning.counters(self.spawner)
             return ""
         self.loop.advance(self.loop.now + seconds_a_fork)
@@ -84,25 +93,25 @@ def kernel():
         end.close()
 
 
-def test_a_spawner_that_has_much_to_do_is_not_ended(kernel):
-    """Of ten thousand sessions that woke together four thousand were lost: it came to the question whether it lives after 10 s."""
+def test_a_busy_spawner_is_not_ended(kernel):
+    """Ten thousand sessions that wake at once must not delay its answer beyond 10 s."""
     many = [f"u{n}" for n in range(2000)]
     kernel.liveness.begin()
     kernel.spawn(*many)
-    assert kernel.takes_all(0.02) == many, "each in its turn"
+    assert kernel.takes_all(0.02) == many, "each in turn"
     assert kernel.loop.now > 3 * ALIVE
-    assert not kernel.hang, "nor is an actor ended for being late that nobody was told to fork"
+    assert not kernel.hang, "an actor that was never requested is not ended for being late"
     assert not len(kernel.spawning) and all(end.fileno() < 0 for end in kernel.processes.its)
 
 
-def test_one_that_does_nothing_is_ended_all_the_same(kernel):
+def test_an_inactive_spawner_is_ended(kernel):
     kernel.liveness.begin()
     kernel.spawn(*[f"u{n}" for n in range(2 * MOST)])
     kernel.loop.advance(2 * ALIVE + 1)
     assert "spawner" in kernel.hang
 
 
-def test_sessions_that_sleep_have_their_turn_among_logins_without_end(kernel):
+def test_parked_sessions_have_their_turn_among_endless_logins(kernel):
     kernel.spawn(*[f"login{n}" for n in range(2 * MOST)])
     assert not kernel.spawning.free
     kernel.sleepers.extend(f"sleeper{n}" for n in range(100))
@@ -115,7 +124,7 @@ def test_sessions_that_sleep_have_their_turn_among_logins_without_end(kernel):
     assert logins == 2000 and names.index("maildir.sleeper99") < names.index("maildir.login1000")
 
 
-def test_sessions_that_sleep_are_all_woken_though_some_need_no_process(kernel):
+def test_all_woken_sessions_are_served(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST)])
     assert not kernel.spawning.free
     left = deque(range(500))
@@ -124,37 +133,42 @@ def test_sessions_that_sleep_are_all_woken_though_some_need_no_process(kernel):
     assert not left
 
 
-def test_one_that_is_ended_while_it_waits_is_never_forked(kernel):
+def test_an_actor_ended_while_waiting_is_never_forked(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     last = kernel.processes[f"maildir.u{MOST + 35}"]
     kernel.hung.suspect(last)
-    assert not last.channel.said, "whoever waits for it waits for the spawner"
+    assert not last.channel.said, "waiting for it means waiting for the spawner"
     kernel.processes.kill(last)
     kernel.processes.kill(kernel.processes["maildir.u0"])
-    assert kernel.processes.killed == ["maildir.u0"] and kernel.spawner.channel.said.pop() == m.Kill("maildir.u0")
+    assert kernel.processes.killed == ["maildir.u0"] and kernel.spawner.channel.said.pop() == m.ProcessKill(
+        "maildir.u0"
+    )
     kernel.loop.settle()
     assert kernel.ended == [last.name] and kernel.processes.its[-1].fileno() < 0
     assert kernel.takes_all() == [f"u{n}" for n in range(MOST + 35)]
 
 
-def test_another_spawner_is_told_of_those_that_wait(kernel):
+def test_waiting_actors_go_to_the_next_spawner(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     old, kernel.spawner = kernel.spawner, kernel.processes.comes("spawner~2", "init")
     kernel.singletons.spawner = "spawner~2"
     kernel.spawning.go_on()
     assert kernel.takes_all() == [f"u{n}" for n in range(MOST, MOST + 36)]
-    assert kernel.processes[f"maildir.u{MOST - 1}"].parent == "spawner" and kernel.processes[f"maildir.u{MOST}"].parent == "spawner~2"
-    old.answered += 9
-    kernel.spawning.counters(old)  # counts for nothing
+    assert (
+        kernel.processes[f"maildir.u{MOST - 1}"].parent == "spawner"
+        and kernel.processes[f"maildir.u{MOST}"].parent == "spawner~2"
+    )
+    old.counters_answered += 9
+    kernel.spawning.counters(old)  # ignored
     kernel.spawn(*[f"v{n}" for n in range(2 * MOST)])
     assert kernel.takes_all() == [f"v{n}" for n in range(2 * MOST)]
 
 
-def test_without_a_spawner_those_that_wait_hear_so_and_those_that_sleep_sleep_on(kernel):
+def test_without_a_spawner_logins_fail_and_parked_sessions_stay(kernel):
     kernel.spawn(*[f"u{n}" for n in range(MOST + 36)])
     kernel.sleepers.append("sleeper")
-    kernel.processes.gone(m.Exited("spawner", 7, 9))
-    assert kernel.ended == ["spawner", *(f"maildir.u{n}" for n in range(MOST))], "those that it had forked end with it"
+    kernel.processes.exited(m.ProcessExited("spawner", 7, 9))
+    assert kernel.ended == ["spawner", *(f"maildir.u{n}" for n in range(MOST))], "its children end with it"
     kernel.loop.settle()
     assert kernel.ended[MOST + 1 :] == [f"maildir.u{n}" for n in range(MOST, MOST + 36)] and not kernel.woken
     assert all(end.fileno() < 0 for end in kernel.processes.its)

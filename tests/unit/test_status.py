@@ -1,4 +1,4 @@
-"""What the kernel tells of sessions whose listener died."""
+"""Test the kernel's report of sessions whose listener died."""
 
 import pytest
 from popkernel.kernel.decisions.leases import Key
@@ -14,7 +14,7 @@ def test_a_hundred_are_named_and_the_others_counted(many, lines):
     said = list(sessions_lost(opened, [*keys, Key("listener.0", 5)], 12.5))
     assert len(said) == lines
     if many:
-        assert said[0] == {"session": "1.0", "why": "listener", "user": "user0", "milliseconds": 2500}
+        assert said[0] == {"session": "1.0", "why": "listener", "user": "user0", "ms": 2500}
     if many > 100:
         assert said[-1] == {"why": "listener", "more": many - 100}
     assert list(opened) == [other]

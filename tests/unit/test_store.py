@@ -1,4 +1,4 @@
-"""The maildir store on awkward maildirs: whatever lies there, each message is served as itself or not at all."""
+"""Test the maildir store on awkward maildirs: each message is served as itself or not at all."""
 
 import contextlib
 import errno
@@ -9,7 +9,8 @@ import time
 
 import pytest
 from popkernel.actors.maildir.store import files, popcache_file
-from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.errors import StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop
 from popkernel.proto.files import popcache
 from popkernel.proto.pop3.octets import encode, wire_size
 
@@ -40,7 +41,7 @@ class Box:
         return self.drop.listing()
 
     def age(self):
-        """Set the clock ten seconds on, so that directories are no longer young."""
+        """Advance the clock by ten seconds, so that directories are no longer young."""
         self.drop._clock = lambda: time.time() + 10
 
     @property
@@ -129,7 +130,13 @@ def test_order_sizes_uidls_and_new_to_cur(box):
     box.put(b"100000000000000000000000.big:2,", b"")
     box.put(b"007.x", b"no end")
     listing = box.drop.listing()
-    expected = [(b"007.x", 8), (b"9.z", 21), (b"10.a", 21), (b"10.b", 21), (b"100000000000000000000000.big", 0)]
+    expected = [
+        (b"007.x", 8),
+        (b"9.z", 21),
+        (b"10.a", 21),
+        (b"10.b", 21),
+        (b"100000000000000000000000.big", 0),
+    ]
     assert [(n, s) for n, s, _ in shown(listing)] == expected
     assert listing.octets == 71
     assert box.names(b"new") == []
@@ -144,7 +151,11 @@ def test_a_negative_index_is_no_message(box):
     for ask in (listing.size, listing.uidl, listing.name):
         with pytest.raises(IndexError):
             ask(-1)
-    for act in (box.drop.open_message, lambda at, i: read_lines(box.drop, at, i, 99), lambda at, i: box.drop.remove(at, [i])):
+    for act in (
+        box.drop.open_message,
+        lambda at, i: read_lines(box.drop, at, i, 99),
+        lambda at, i: box.drop.remove(at, [i]),
+    ):
         with pytest.raises(IndexError):
             act(listing, -1)
     assert box.names() == [b"1.a:2,"]
@@ -167,7 +178,7 @@ def test_awkward_names_are_served(box):
     assert shown(box.drop.listing()) == rows(*odd[2:])
 
 
-def test_what_is_no_message_is_left_alone(box):
+def test_other_files_are_left_alone(box):
     os.mkdir(box.path + b"/cur/1.dir:2,")
     os.symlink(b"/etc/passwd", box.path + b"/cur/2.link:2,")
     os.mkfifo(box.path + b"/cur/3.fifo:2,")
@@ -183,12 +194,12 @@ def test_what_is_no_message_is_left_alone(box):
     assert box.names(b"new") == [b"4.link", b"5.dir"]
 
 
-SYNCED = b"1354123456_0.1234.host,U=1,FMD5=7e33"  # as an IMAP syncer names them
+SYNCED = b"1354123456_0.1234.host,U=1,FMD5=7e33"  # as IMAP synchronisers name messages
 
 
 @pytest.mark.parametrize("where", [b"cur", b"new"])
 def test_every_name_that_does_not_begin_with_a_dot_is_a_message(box, where):
-    """Those without a number behind those that have one, in the order of their names, and each with its UIDL for good."""
+    """Names without a number come last, sorted by name; each keeps its UIDL."""
     numbered = [b"9.z", b"10.a", b"1700000000.M1P2.host"]
     others = [b"#no-line.can-hold-it", SYNCED, b"5", b"a blank", b"foo", b"x.1", "²3.x".encode()]
     for number, name in enumerate(numbered + others):
@@ -196,7 +207,9 @@ def test_every_name_that_does_not_begin_with_a_dot_is_a_message(box, where):
     for again in range(3):
         listing = box.drop.listing() if again < 2 else box.again()
         assert [listing.name(i) for i in range(listing.count)] == numbered + others
-        assert [read_lines(box.drop, listing, i, 99) for i in range(listing.count)] == [b"%d\n" % n for n in range(10)]
+        assert [read_lines(box.drop, listing, i, 99) for i in range(listing.count)] == [
+            b"%d\n" % n for n in range(10)
+        ]
         assert [listing.uidl(i) for i in range(listing.count)] == list(map(uidl, numbered + others))
         box.age()
     assert box.names(b"new") == []
@@ -212,11 +225,15 @@ def test_two_files_of_one_name_without_a_number(box):
     box.put(SYNCED + b":2,S", b"two\n")
     for _ in range(2):
         listing = box.again()
-        assert sorted(read_lines(box.drop, listing, i, 99) for i in range(listing.count)) == [b"one\n", b"two\n"]
+        assert sorted(read_lines(box.drop, listing, i, 99) for i in range(listing.count)) == [
+            b"one\n",
+            b"two\n",
+        ]
         assert listing.name(0) == SYNCED or listing.name(1) == SYNCED
 
 
-ONE_NAME = {  # of two files: which had the UIDL by its size (7 octets are three's, 5 are one's, 9 nobody's), or keeps it where that does not tell
+# (two files, size in the popcache, owner of the UIDL): 7 octets are three's, 5 are one's, 9 nobody's
+ONE_NAME = {
     "cur, the second": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 7, b"three\n"),
     "cur, the first": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 5, b"one\n"),
     "cur, nobody knows": ((b"cur", b"5.a:2,", b"one\n"), (b"cur", b"5.a:2,S", b"three\n"), 9, b"one\n"),
@@ -232,8 +249,11 @@ ONE_NAME = {  # of two files: which had the UIDL by its size (7 octets are three
 
 @pytest.mark.parametrize("case", ONE_NAME)
 @pytest.mark.parametrize("others", [0, 300], ids=["few", "many"])
-def test_of_two_files_of_one_name_that_keeps_its_uidl_which_had_it(box, case, others):
-    """A client that had read the second never saw the first, and the second again."""
+def test_of_two_files_of_one_name_the_owner_keeps_its_uidl(box, case, others):
+    """The UIDL stays with the file that had it.
+
+    Otherwise a client that had read the second file would never see the first, and fetch the second again.
+    """
     first, second, octets, owner = ONE_NAME[case]
     for where, name, data in (first, second):
         box.put(name, data, where)
@@ -242,16 +262,22 @@ def test_of_two_files_of_one_name_that_keeps_its_uidl_which_had_it(box, case, ot
     if octets is not None:
         box.cache = popcache.format_line(b"5.a", octets, b"kept-uidl")
     listing = box.drop.listing()
-    found = {read_lines(box.drop, listing, i, 99): listing.uidl(i) for i in range(listing.count) if listing.name(i).startswith(b"5.")}
+    found = {
+        read_lines(box.drop, listing, i, 99): listing.uidl(i)
+        for i in range(listing.count)
+        if listing.name(i).startswith(b"5.")
+    }
     assert found.keys() == {first[2], second[2]}
     assert found[owner] == (uidl(b"5.a") if octets is None else b"kept-uidl")
     assert listing.count == len({listing.uidl(i) for i in range(listing.count)}) == 2 + others
-    assert [listing.size(i) for i in range(2)] == [wire_size(read_lines(box.drop, listing, i, 99)) for i in range(2)]
+    assert [listing.size(i) for i in range(2)] == [
+        wire_size(read_lines(box.drop, listing, i, 99)) for i in range(2)
+    ]
     assert shown(box.again()) == shown(listing)
 
 
-def test_of_two_files_of_one_name_the_one_in_new_is_served_where_neither_can_be_renamed(box, monkeypatch):
-    """It had the UIDL; the other is served when it can have a name of its own."""
+def test_of_two_files_of_one_name_that_cannot_be_renamed_new_is_served(box, monkeypatch):
+    """That file keeps the UIDL; the other is served once it can be renamed."""
     box.put(b"5.a:2,", b"one\n")
     box.put(b"5.a", b"three\n", where=b"new")
     box.cache = popcache.format_line(b"5.a", 7, b"kept-uidl")
@@ -276,13 +302,14 @@ def test_two_links_to_one_file_are_one_message(box):
     os.link(box.path + b"/cur/5.a:2,", box.path + b"/cur/5.a:2,S")
     os.link(box.path + b"/cur/5.a:2,", box.path + b"/new/5.a")
     assert shown(box.drop.listing()) == rows(b"5.a")
-    assert box.names(b"new") + box.names() == [b"5.a", b"5.a:2,", b"5.a:2,S"]  # a program may be between link and unlink
+    # a program may be between link and unlink
+    assert box.names(b"new") + box.names() == [b"5.a", b"5.a:2,", b"5.a:2,S"]
     box.age()
     assert shown(box.drop.listing()) == rows(b"5.a")
     assert box.names(b"new") + box.names() == [b"5.a:2,"]
 
 
-def test_what_has_a_young_second_name_is_removed_whole(box):
+def test_a_message_with_a_second_name_is_removed_whole(box):
     box.put(b"5.a:2,")
     os.link(box.path + b"/cur/5.a:2,", box.path + b"/new/5.a")
     box.put(b"6.a:2,")
@@ -292,9 +319,10 @@ def test_what_has_a_young_second_name_is_removed_whole(box):
 
 
 class Mover:
-    """Another program that renames one message, before those of the store's system calls whose numbers are given.
+    """Rename one message, as another program, before given system calls of the store.
 
-    ``late``: a name that the first reading of cur/ gives beside what is there, as a directory that changes while it is read may.
+    `late`: a name that the first listing of cur/ has in addition, as happens when a directory changes
+    meanwhile.
     """
 
     def __init__(self, monkeypatch, box, *moves, late=None):
@@ -326,13 +354,13 @@ CUR, SEEN, NEW = b"cur/1.a:2,", b"cur/1.a:2,S", b"new/1.a"
 @pytest.mark.parametrize("linked", [True, False])
 @pytest.mark.parametrize("other", [SEEN, NEW])
 @pytest.mark.parametrize("gaps", [(a, b) for a in range(1, 5) for b in range(1, 4)])
-def test_a_message_moved_to_and_fro_is_neither_lost_nor_renamed(box, monkeypatch, known, linked, other, gaps):
-    """Looked at again and again it is there under both names, and has but one."""
+def test_a_message_moved_repeatedly_is_neither_lost_nor_renamed(box, monkeypatch, known, linked, other, gaps):
+    """It may be found under both names, and has only one."""
     box.put(b"1.a:2,")
     if known:
         box.cache = popcache.format_line(b"1.a", 21, b"from-afar")
     if linked:
-        os.link(os.path.join(box.path, CUR), box.path + b"/backup")  # of which no name here says anything
+        os.link(os.path.join(box.path, CUR), box.path + b"/backup")  # a link that no name here shows
     second, third = 2 + gaps[0], 2 + sum(gaps)
     with monkeypatch.context() as patch:
         moves = (2, CUR, other), (second, other, CUR), (third, CUR, other)
@@ -361,14 +389,14 @@ def test_a_message_moved_once_keeps_its_name(box, monkeypatch, known, other, at)
     assert shown(box.again()) == [(b"1.a", 21, b"from-afar" if known else uidl(b"1.a"))]
 
 
-def test_an_unreadable_message_is_left_out_and_said(box, monkeypatch):
+def test_an_unreadable_message_is_left_out_and_reported(box, monkeypatch):
     box.put(b"1.a:2,")
     box.put(b"2.b:2,")
     os.chmod(box.path + b"/cur/1.a:2,", 0)
     real = os.open
     denied = [True]
 
-    def guarded(path, flags, *args, **kw):  # root reads whatever the mode says
+    def guarded(path, flags, *args, **kw):  # root can read whatever the mode is
         if denied[0] and path == b"1.a:2,":
             raise PermissionError(errno.EACCES, "Permission denied")
         return real(path, flags, *args, **kw)
@@ -470,7 +498,11 @@ def test_nothing_changed_nothing_written_and_nothing_read(box, monkeypatch):
     assert shown(again) == shown(listing)
     assert read_lines(box.drop, again, 3, 99) == MAIL
     after = os.stat(box.path + b"/popcache")
-    assert (before.st_mtime_ns, before.st_ino, before.st_size) == (after.st_mtime_ns, after.st_ino, after.st_size)
+    assert (before.st_mtime_ns, before.st_ino, before.st_size) == (
+        after.st_mtime_ns,
+        after.st_ino,
+        after.st_size,
+    )
 
 
 def test_a_young_directory_is_read_again(box):
@@ -562,7 +594,7 @@ def test_full_disk_for_the_popcache_costs_no_session(box, monkeypatch):
 
 
 class Locked:
-    """Another process that holds the popcache lock."""
+    """Hold the popcache's lock in another process."""
 
     def __init__(self, path):
         ready, self._ready = os.pipe()
@@ -603,7 +635,7 @@ def test_lock_held_by_another_process(box):
             assert caught.value.code == "SYS/TEMP"
             assert box.names(b"new") == []
         assert box.names(b"tmp") == []
-        assert box.drop.remove(listing, [0]) == []  # the mail goes all the same
+        assert box.drop.remove(listing, [0]) == []  # the mail is removed all the same
     assert shown(box.drop.listing()) == rows(b"2.b")
 
 
@@ -712,7 +744,7 @@ def test_remove_marks_then_compacts(box):
     assert shown(box.drop.listing()) == rows(b"6.m", b"7.m", b"8.m")
 
 
-def test_remove_says_what_it_could_not(box, monkeypatch):
+def test_remove_reports_failures(box, monkeypatch):
     box.put(b"1.a:2,")
     box.put(b"2.b:2,")
     listing = box.drop.listing()
@@ -729,8 +761,8 @@ def test_remove_says_what_it_could_not(box, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [512 << 20, (192 << 20) + 1])
-def test_a_huge_popcache_costs_no_session_and_is_said_once(box, size):
-    """A sparse file of 512 MiB once locked its user out: MemoryError."""
+def test_a_huge_popcache_ends_no_session_and_is_reported_once(box, size):
+    """A sparse file of 512 MiB must not raise MemoryError."""
     box.put(b"1.a:2,")
     box.cache = text(b"1.a")
     os.truncate(box.path + b"/popcache", size)
@@ -771,7 +803,9 @@ def test_sizes_of_the_popcache_never_sum_to_more_than_a_message_carries(box):
     names = [b"%d.a" % n for n in range(12)]
     for name in names:
         box.put(name + b":2,")
-    box.cache = b"".join(popcache.format_line(name, 999999999999999999, b"u%d" % i) for i, name in enumerate(names))
+    box.cache = b"".join(
+        popcache.format_line(name, 999999999999999999, b"u%d" % i) for i, name in enumerate(names)
+    )
     assert shown(box.drop.listing()) == rows(*names)
 
 
@@ -779,7 +813,7 @@ def test_sizes_of_the_popcache_never_sum_to_more_than_a_message_carries(box):
 
 
 def shut(monkeypatch, number, *, reading=False):
-    """Have the popcache be no file that this user may write to, or read."""
+    """Make the popcache a file that this user may not write, or not read."""
     real = os.open
 
     def opened(name, flags, *args, **kw):
@@ -790,9 +824,11 @@ def shut(monkeypatch, number, *, reading=False):
     monkeypatch.setattr(os, "open", opened)
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO]
+)
 def test_a_popcache_that_cannot_be_written_to_costs_no_session(box, monkeypatch, number):
-    """What it says is believed, what it lacks is measured, and nothing is waited for."""
+    """Its lines are believed, missing ones are measured, and nothing waits."""
     box.put(b"1.a:2,")
     box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
     box.put(b"2.b", where=b"new")
@@ -814,7 +850,7 @@ def test_a_popcache_that_cannot_be_written_to_costs_no_session(box, monkeypatch,
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_popcache_that_cannot_be_read_costs_no_session(box, monkeypatch, number, warm):
-    """It stays as it is, for UIDLs may stand there that nobody else knows; a process that has read it goes on with them."""
+    """It stays as it is, since it may hold UIDLs; a process that has read it continues with them."""
     box.put(b"1.a:2,")
     box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
     if warm:
@@ -830,7 +866,7 @@ def test_a_popcache_that_cannot_be_read_costs_no_session(box, monkeypatch, numbe
     assert box.again().uidl(0) == b"from-afar"
 
 
-def test_a_popcache_locked_by_another_is_waited_for_where_it_can_only_be_read(box, monkeypatch):
+def test_a_read_only_popcache_locked_by_another_is_waited_for(box, monkeypatch):
     box.cache = b""
     shut(monkeypatch, errno.EACCES)
     with Locked(box.path), pytest.raises(StoreError) as caught:
@@ -851,7 +887,9 @@ def test_mail_that_cannot_be_moved_is_served_from_new(box, monkeypatch, number):
         monkeypatch.setattr(os, call, refused)
     listing = box.drop.listing()
     assert shown(listing) == rows(b"1.a", b"2.b", b"3.c")
-    assert [note for note in listing.notes if note.startswith("new: ")] == [f"new: mail stays there, it can't be moved to cur: {os.strerror(number)}"]
+    assert [note for note in listing.notes if note.startswith("new: ")] == [
+        f"new: mail stays there, it can't be moved to cur: {os.strerror(number)}"
+    ]
     assert [read_lines(box.drop, listing, i, 99) for i in range(3)] == [MAIL] * 3
     assert [box.drop.read_wire(listing, i, 99) for i in range(3)] == [MAIL.replace(b"\n", b"\r\n")] * 3
     box.drop.mark_seen(listing, [0, 1])
@@ -863,7 +901,7 @@ def test_mail_that_cannot_be_moved_is_served_from_new(box, monkeypatch, number):
     assert box.names() == [b"1.a:2,", b"3.c:2,"]
 
 
-def test_what_cannot_be_removed_is_said(box, monkeypatch):
+def test_messages_that_cannot_be_removed_are_reported(box, monkeypatch):
     box.put(b"1.a:2,")
     listing = box.drop.listing()
 
@@ -875,7 +913,7 @@ def test_what_cannot_be_removed_is_said(box, monkeypatch):
     assert box.drop.why == "1.a: Read-only file system"
 
 
-def test_a_delivery_does_without_a_popcache_that_is_not_to_be_written_to(box, monkeypatch):
+def test_a_delivery_works_with_a_read_only_popcache(box, monkeypatch):
     box.cache = before = popcache.format_line(b"1.a", 21, b"from-afar")
     shut(monkeypatch, errno.EACCES)
     with box.drop.deliver_begin() as delivery:
@@ -886,7 +924,7 @@ def test_a_delivery_does_without_a_popcache_that_is_not_to_be_written_to(box, mo
 
 
 def test_a_popcache_replaced_while_its_lock_is_held_is_read_again(box, monkeypatch):
-    """What was listed is what the one before said."""
+    """The listing came from the old one."""
     box.put(b"1.a:2,")
     real = popcache_file.load
 

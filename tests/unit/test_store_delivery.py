@@ -1,14 +1,16 @@
-"""Delivery into the maildir, and a crash at every step of all that writes: no mail lost, no UIDL changed, none false."""
+"""Test delivery into the maildir with a crash at every step: no mail lost, no UIDL changed or false."""
 
 import errno
 import hashlib
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
+from popkernel.actors.maildir.actions import Leave, Refuse
 from popkernel.actors.maildir.deliveries import Deliveries
-from popkernel.actors.maildir.store.errors import MovedError
-from popkernel.actors.maildir.store.maildrop import Maildrop, StoreError
+from popkernel.actors.maildir.store.errors import MovedError, StoreError
+from popkernel.actors.maildir.store.maildrop import Maildrop
 from popkernel.actors.maildir.store.quota import Quota
 from popkernel.proto import messages as m
 from popkernel.proto.files import popcache
@@ -53,7 +55,7 @@ def test_delivered_mail_is_there_with_its_line(drop):
     assert read_lines(drop, listing, 0, 99) == MAIL
 
 
-def test_a_session_does_not_see_what_comes_in(drop):
+def test_a_session_does_not_see_new_mail(drop):
     deliver(drop)
     listing = drop.listing()
     deliver(drop, b"second\n")
@@ -65,7 +67,7 @@ def test_a_session_does_not_see_what_comes_in(drop):
     assert read_lines(drop, after, 0, 99) == b"second\n"
 
 
-def test_mail_of_one_second_is_numbered_as_it_came(tmp_path):
+def test_mail_of_one_second_is_numbered_in_order(tmp_path):
     drop = Maildrop(str(tmp_path / "Maildir"), clock=lambda: 1_800_000_000.5)
     for i in range(50):
         deliver(drop, b"%d\n" % i)
@@ -102,7 +104,7 @@ def test_aborted_mail_leaves_nothing(drop):
         ("link", errno.ENAMETOOLONG, "SYS/PERM"),
     ],
 )
-def test_errors_tell_and_leave_nothing(drop, monkeypatch, call, number, code):
+def test_errors_are_reported_and_leave_nothing(drop, monkeypatch, call, number, code):
     def fails(*_, **__):
         raise OSError(number, "told to")
 
@@ -117,7 +119,7 @@ def test_errors_tell_and_leave_nothing(drop, monkeypatch, call, number, code):
     assert os.listdir(drop.tmp) == os.listdir(drop.new) == []
 
 
-def test_new_that_cannot_be_synced_is_taken_back(drop, monkeypatch):
+def test_a_message_in_an_unsynced_new_is_taken_back(drop, monkeypatch):
     real = os.fsync
 
     def fails(fd):
@@ -133,7 +135,7 @@ def test_new_that_cannot_be_synced_is_taken_back(drop, monkeypatch):
     assert drop.listing().count == 0
 
 
-def test_no_room_for_the_line_is_no_reason_to_refuse(drop, monkeypatch):
+def test_no_room_for_the_popcache_line_refuses_no_message(drop, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "full")
 
@@ -170,7 +172,7 @@ def test_sweep_takes_old_files_only(tmp_path, drop):
 
 
 class Crash:
-    """Ends the process after the step numbered ``last``; counts steps where there is no such number."""
+    """End the process after step number `last`, or count steps."""
 
     def __init__(self, last=0):
         self.last = last
@@ -183,7 +185,7 @@ class Crash:
 
 
 def fill(path):
-    """Five messages, one of them with a UIDL from another server and one with a line to be removed, two in new/."""
+    """Make five messages: one with another server's UIDL, one whose line is to be removed, two in new/."""
     Maildrop(path).close()
     for i in range(1, 6):
         with open(f"{path}/cur/{i}.m:2,", "wb") as file:
@@ -222,7 +224,7 @@ def act_deliver(drop):
 
 
 def crashed(path, act, last):
-    """Run ``act`` in a child that ends at step ``last``; how many steps it took, None when it was cut short."""
+    """Run `act` in a child that ends at step `last`; return its number of steps, None if it was cut short."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -243,7 +245,7 @@ def crashed(path, act, last):
 
 
 def check(path, may_be_gone=()):
-    """A fresh store serves each message once, whole, under its right UIDL; twice over."""
+    """Check, twice, that a fresh store serves each message once, whole, under its right UIDL."""
     for _ in range(2):
         drop = Maildrop(path)
         listing = drop.listing()
@@ -269,7 +271,13 @@ def open_read(path):
 
 @pytest.mark.parametrize(
     ("act", "removed"),
-    [(act_list, ()), (act_rebuild, ()), (act_remove, (1, 3)), (act_compact, (1, 3, 4, 5, 6)), (act_deliver, ())],
+    [
+        (act_list, ()),
+        (act_rebuild, ()),
+        (act_remove, (1, 3)),
+        (act_compact, (1, 3, 4, 5, 6)),
+        (act_deliver, ()),
+    ],
 )
 def test_crash_at_every_step(tmp_path, act, removed):
     whole = str(tmp_path / "whole")
@@ -290,7 +298,7 @@ class _KillError(BaseException):
 
 
 def kill_at(path, wanted, act=act_list):
-    """Run ``act`` until that step; False where it takes none of that name."""
+    """Run `act` until that step; return False if it has no such step."""
 
     def fault(step):
         if step == wanted:
@@ -315,7 +323,7 @@ REWRITE = ("rewrite:journaling", "rewrite:journal", "rewrite:truncated", "rewrit
 
 @pytest.mark.parametrize("second", [*REWRITE, "disk full"])
 @pytest.mark.parametrize("first", REWRITE)
-def test_a_uidl_from_afar_survives_two_mishaps(tmp_path, monkeypatch, first, second):
+def test_an_imported_uidl_survives_two_faults(tmp_path, monkeypatch, first, second):
     path = str(tmp_path / "Maildir")
     fill(path)
     assert kill_at(path, first, act_rebuild)
@@ -337,7 +345,10 @@ def test_a_quit_does_not_compact_what_a_crash_left(tmp_path, monkeypatch):
         with open(f"{path}/cur/{i}.m:2,", "wb") as file:
             file.write(MAIL)
     with open(f"{path}/popcache", "wb") as file:
-        file.write(b"".join(popcache.format_line(b"%d.m" % i, len(MAIL) + 3, b"afar%d" % i) for i in range(10, 30)) + b"torn")
+        file.write(
+            b"".join(popcache.format_line(b"%d.m" % i, len(MAIL) + 3, b"afar%d" % i) for i in range(10, 30))
+            + b"torn"
+        )
     assert kill_at(path, "rewrite:half")
     drop = Maildrop(path)
     with monkeypatch.context() as patch:
@@ -414,7 +425,7 @@ def test_a_crash_while_a_second_file_gets_its_own_name(tmp_path, monkeypatch, wh
 
 
 def put_another(path, part=""):
-    """As an operator does who moves a maildir, or a directory of it, and makes it anew."""
+    """Replace a maildir, or a directory of it, as an operator does who moves it and makes a new one."""
     os.rename(os.path.join(path, part).rstrip("/"), f"{path}.old{part}")
     if not part:
         os.mkdir(path, 0o700)
@@ -423,13 +434,19 @@ def put_another(path, part=""):
 
 
 def where_mail_is(path):
-    return [os.path.join(at, name) for root in (path, f"{path}.old", f"{path}.oldnew") for at, _, names in os.walk(root) for name in names if "cache" not in name]
+    return [
+        os.path.join(at, name)
+        for root in (path, f"{path}.old", f"{path}.oldnew")
+        for at, _, names in os.walk(root)
+        for name in names
+        if "cache" not in name
+    ]
 
 
 @pytest.mark.parametrize("part", ["", "new"])
 @pytest.mark.parametrize("step", ["deliver:synced", "deliver:locked", "deliver:shown"])
-def test_nothing_is_confirmed_that_is_where_nobody_will_look(tmp_path, step, part):
-    """What was shown there already is taken back; the next one goes where the path leads, or says that it can't."""
+def test_nothing_is_confirmed_in_a_replaced_directory(tmp_path, step, part):
+    """A message already shown there is taken back; the next one follows the path, or fails."""
     path = str(tmp_path / "Maildir")
     drop = Maildrop(path, hostname="h")
     deliver(drop)
@@ -458,8 +475,8 @@ def test_nothing_is_confirmed_that_is_where_nobody_will_look(tmp_path, step, par
     drop.close()
 
 
-def test_a_part_that_cannot_be_opened_leaves_what_is_held(tmp_path):
-    """All or none: a descriptor that was closed must not stay behind, for its number is soon another's."""
+def test_an_unopenable_directory_changes_no_held_descriptor(tmp_path):
+    """All or none: a closed descriptor must not be kept, since its number is soon reused."""
     path = str(tmp_path / "Maildir")
     drop = Maildrop(path, hostname="h")
     name = deliver(drop)
@@ -483,20 +500,29 @@ def test_a_part_that_cannot_be_opened_leaves_what_is_held(tmp_path):
     drop.close()
 
 
-def test_another_full_maildir_is_no_reason_to_bounce(tmp_path):
-    """The quota that is full is that of the one moved away."""
+def test_the_quota_of_a_moved_maildir_bounces_nothing(tmp_path):
+    """The full quota is that of the maildir that was moved away."""
     path = str(tmp_path / "Maildir")
     drop = Maildrop(path, hostname="h")
     deliver(drop)
-    left = []
     deliveries = Deliveries(
-        drop, StoreError("SYS/TEMP", "none"), Quota(drop.root, "1C", time.time), full="5.2.2", log=lambda *_: None, leave=lambda: left.append(1),
+        drop, StoreError("SYS/TEMP", "none"), Quota(drop.root, "2C", time.time), full="5.2.2"
     )
-    post = m.Post(1, "a@example.org", "b@example.org", MAIL)
-    assert deliveries._post(post).status == "5.2.2"
+    channel, other = SimpleNamespace(fd=5), SimpleNamespace(fd=6)
+    post = m.DeliveryWhole(1, "a@example.org", "b@example.org", MAIL)
+    assert deliveries.take(other, m.DeliveryBegin(7, "a@example.org", "b@example.org", 0)) == []
+    accepted, delivered = deliveries.take(channel, post)
+    assert accepted == m.DeliveryAccepted(1, len(MAIL), safe=True)
+    assert delivered.fields["file"] in os.listdir(os.path.join(path, "new"))
+    assert [action.status for action in deliveries.take(channel, post)] == ["5.2.2"]
     put_another(path)
-    assert deliveries._post(post).status == "4.3.2"
-    assert left and deliveries.stale
+    *before, last = deliveries.take(channel, post)
+    assert before == [
+        Leave(),
+        Refuse(other, m.DeliveryRejected(7, "4.3.2", "the mailbox has moved, try again later")),
+    ]
+    assert last.status == "4.3.2"
+    assert deliveries.stale and not deliveries.open
     drop.close()
 
 

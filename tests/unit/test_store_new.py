@@ -1,4 +1,4 @@
-"""Very much new mail is served from new/ where it lies; and whose word a popcache line is."""
+"""Test a large number of new messages, served from new/, and which popcache lines are trusted."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def many(box):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Names of the files that were measured."""
+    """Record the names of measured files."""
     names = []
     real = directory.measure_all
 
@@ -57,7 +57,7 @@ def expected(names=NAMES):
     return [row for name in names for row in rows(name, data=letter(name))]
 
 
-def test_few_are_moved_before_the_session(box):
+def test_few_new_messages_are_moved_before_the_session(box):
     for name in NAMES[: scan.MOVED_AT_ONCE]:
         box.put(name, letter(name), b"new")
     assert shown(box.drop.listing()) == expected(NAMES[: scan.MOVED_AT_ONCE])
@@ -66,7 +66,7 @@ def test_few_are_moved_before_the_session(box):
 
 
 @pytest.mark.parametrize("proven", [False, True])
-def test_many_are_served_where_they_lie(many, proven):
+def test_many_new_messages_are_served_from_new(many, proven):
     if proven:
         many.age()
         many.drop.listing()
@@ -82,9 +82,10 @@ def test_many_are_served_where_they_lie(many, proven):
     assert many.names(b"cur") == []
 
 
-def test_what_is_removed_goes_from_new_and_both_directories_are_synced(many, monkeypatch):
+def test_messages_are_removed_from_new_and_both_directories_synced(many, monkeypatch):
     listing = many.drop.listing()
-    os.rename(many.path + b"/new/" + NAMES[7], many.path + b"/cur/" + NAMES[7] + b":2,F")  # another program has a look
+    # another program lists the directory
+    os.rename(many.path + b"/new/" + NAMES[7], many.path + b"/cur/" + NAMES[7] + b":2,F")
     synced = set()
     real = directory.sync
     monkeypatch.setattr(directory, "sync", lambda fd: (synced.add(fd), real(fd)))
@@ -96,7 +97,7 @@ def test_what_is_removed_goes_from_new_and_both_directories_are_synced(many, mon
     assert shown(many.again()) == expected(left)
 
 
-def test_what_was_read_is_moved_with_its_flag(many):
+def test_read_messages_are_moved_with_their_flag(many):
     listing = many.drop.listing()
     many.drop.mark_seen(listing, [3, 4])
     assert many.names() == [NAMES[3] + b":2,S", NAMES[4] + b":2,S"]
@@ -111,7 +112,7 @@ def test_trashed_from_new(many):
     assert shown(many.drop.listing()) == expected([name for name in NAMES if name != NAMES[1]])
 
 
-def test_the_odd_ones_are_moved_at_once(many):
+def test_messages_with_odd_names_are_moved_at_once(many):
     many.put(b"1.flagged:2,F", MAIL, b"new")
     many.put(NAMES[0] + b":2,S", MAIL)  # another message of that name
     many.put(b"no-number", MAIL, b"new")
@@ -122,7 +123,9 @@ def test_the_odd_ones_are_moved_at_once(many):
     assert listing.count == MANY + 3
     assert shown(listing)[0] == rows(b"1.flagged")[0]
     assert b"1.flagged:2,F" in many.names()
-    found = [many.drop.read_wire(listing, i, 1000) for i in range(listing.count) if listing.name(i)[:5] == b"1000."]
+    found = [
+        many.drop.read_wire(listing, i, 1000) for i in range(listing.count) if listing.name(i)[:5] == b"1000."
+    ]
     assert sorted(found) == sorted(encode(mail)[0] for mail in (MAIL, letter(NAMES[0])))
     assert shown(listing)[-1] == rows(b"no-number")[0]
     assert {b"no-number", b"2.directory", b"3.fifo", b"4.link"} < set(many.names(b"new"))
@@ -131,7 +134,7 @@ def test_the_odd_ones_are_moved_at_once(many):
     assert many.names(b"new") == [b"2.directory", b"3.fifo", b"4.link"]
 
 
-def test_tidy_moves_them_a_little_at_a_time(many):
+def test_tidy_moves_a_few_messages_at_a_time(many):
     before = many.drop.listing()
     for rounds in (1, 2, 3):
         assert many.drop.tidy(100) == (rounds < 3)
@@ -142,7 +145,7 @@ def test_tidy_moves_them_a_little_at_a_time(many):
     assert not many.drop.tidy()
 
 
-def test_moved_by_another_program_while_they_are_measured(many, monkeypatch):
+def test_messages_moved_by_another_program_during_measuring(many, monkeypatch):
     real = directory.measure_all
 
     def measure_all(files, meanwhile=None):
@@ -158,18 +161,18 @@ def test_moved_by_another_program_while_they_are_measured(many, monkeypatch):
     assert shown(many.again()) == expected()
 
 
-def test_tidy_gives_way_to_whoever_has_the_lock(many):
+def test_tidy_gives_way_to_the_lock_s_holder(many):
     many.drop.listing()
     other = Maildrop(many.path)
     lock = other.take_lock("SYS/TEMP")
     assert not many.drop.tidy()
-    assert not many.drop._held_until  # who logs in now waits for the lock as ever
+    assert not many.drop._held_until  # a login now waits for the lock as usual
     os.close(lock)
     other.close()
     assert many.names(b"new") == sorted(NAMES)
 
 
-def test_a_parked_session_goes_on_after_they_were_moved(many):
+def test_a_parked_session_goes_on_after_tidy(many):
     session = Session(many.drop, many.drop.listing())
     session.take(m.Delete(2, 1))
     while session.step() is not None:
@@ -179,7 +182,7 @@ def test_a_parked_session_goes_on_after_they_were_moved(many):
         pass
     awake = Session.wake(many.drop, many.drop.listing(), state)
     awake.take(m.Retrieve(1, 2, 0))
-    assert awake.step()[1] == encode(letter(NAMES[0]))[0]
+    assert awake.step().data == encode(letter(NAMES[0]))[0]
     awake.take(m.Quit([]))
     while awake.step() is not None:
         pass
@@ -194,18 +197,18 @@ def deliver(drop, data=MAIL):
 
 
 @pytest.mark.parametrize("count", [3, MANY])
-def test_our_own_deliveries_are_believed_in_another_process(box, measured, count):
+def test_deliveries_of_popkernel_are_trusted_in_another_process(box, measured, count):
     names = [deliver(box.drop) for _ in range(count)]
     assert shown(box.again()) == rows(*names)
     assert measured == []
 
 
 @pytest.mark.parametrize("count", [3, MANY])
-def test_what_another_program_says_of_new_mail_is_not(box, measured, count):
+def test_lines_of_other_programs_are_not_trusted(box, measured, count):
     names = [b"5.other", *(deliver(box.drop) for _ in range(count))]
     box.put(b"5.other", MAIL, b"new")
     box.cache += text(b"5.other", octets=999)
-    names.append(deliver(box.drop))  # behind a line that nobody has checked
+    names.append(deliver(box.drop))  # after a line that nobody has checked
     assert sorted(shown(box.again())) == sorted(rows(*names))
     assert {name.partition(b":")[0] for name in measured} == {b"5.other", names[-1]}
     measured.clear()
@@ -214,7 +217,7 @@ def test_what_another_program_says_of_new_mail_is_not(box, measured, count):
     assert measured == []
 
 
-def test_a_header_that_says_too_much_or_cuts_a_line_is_not_believed():
+def test_a_header_beyond_its_lines_is_not_trusted():
     good = text(b"1.a", b"2.b")
     for checked in (popcache.HEADER_LENGTH + len(good) + 1, popcache.HEADER_LENGTH + 5, 1):
         cache = popcache.parse(popcache.Header(0, (0, 0), (0, 0), 0, checked).encode() + good)
@@ -224,7 +227,7 @@ def test_a_header_that_says_too_much_or_cuts_a_line_is_not_believed():
     assert (cache.names, cache.checked) == ([b"1.a", b"2.b"], 1)
 
 
-def test_a_header_of_before_is_none(box):
+def test_a_header_of_version_1_is_ignored(box):
     box.put(b"1.a:2,")
     box.cache = b"#popkernel 1 " + b" ".join([b"0" * 20] * 6) + b"\n" + text(b"1.a")
     box.age()
@@ -233,8 +236,8 @@ def test_a_header_of_before_is_none(box):
     assert popcache.parse_header(box.cache).checked == len(box.cache)
 
 
-def test_measured_also_where_times_may_not_be_left_alone(box, monkeypatch):
-    """As of mail that is another user's: O_NOATIME is refused."""
+def test_measuring_works_without_o_noatime(box, monkeypatch):
+    """O_NOATIME is refused for another user's mail."""
     box.put(b"1.a:2,")
     real = os.open
 
@@ -257,20 +260,25 @@ def test_files_of_every_kind_are_measured_in_one_go(box):
     os.mkdir(box.path + b"/cur/6.directory:2,")
     writer = os.open(box.path + b"/cur/5.fifo:2,", os.O_RDWR | os.O_NONBLOCK)
     os.write(writer, MAIL)
-    assert list(box.drop.listing().sizes) == [len(large) + 40_000, 0, directory.CHUNK + 2, directory.CHUNK + 1]
+    assert list(box.drop.listing().sizes) == [
+        len(large) + 40_000,
+        0,
+        directory.CHUNK + 2,
+        directory.CHUNK + 1,
+    ]
     os.close(writer)
 
 
 def counted(monkeypatch):
-    """Have the scans counted."""
+    """Record the scans."""
     scans = []
     real = Scan.read
     monkeypatch.setattr(Scan, "read", lambda *args: (scans.append(1), real(*args))[1])
     return scans
 
 
-def test_what_this_process_moved_is_not_scanned_again(many, monkeypatch):
-    """B11: the first session scans; those while and after mail is moved from new/ to cur/ know what was moved."""
+def test_own_moves_need_no_new_scan(many, monkeypatch):
+    """The first session scans; later ones know what was moved from new/ to cur/."""
     scans = counted(monkeypatch)
     first = shown(many.drop.listing())
     assert len(scans) == 1
@@ -285,19 +293,21 @@ def test_what_this_process_moved_is_not_scanned_again(many, monkeypatch):
     assert len(scans) == 1
 
 
-def test_what_another_program_did_while_mail_was_moved_is_seen(many, monkeypatch):
+def test_changes_by_others_during_a_move_are_seen(many, monkeypatch):
     scans = counted(monkeypatch)
     many.drop.listing()
     many.drop.tidy(50)
     many.put(b"1.delivered", MAIL, b"new")
     assert many.drop.listing().count == MANY + 1
     many.drop.tidy(50)
-    os.unlink(many.path + b"/new/1.delivered") if b"1.delivered" in many.names(b"new") else os.unlink(many.path + b"/cur/1.delivered:2,")
+    os.unlink(many.path + b"/new/1.delivered") if b"1.delivered" in many.names(b"new") else os.unlink(
+        many.path + b"/cur/1.delivered:2,"
+    )
     assert many.drop.listing().count == MANY
     assert len(scans) == 3
 
 
-def test_two_seconds_after_it_was_moved_nothing_is_looked_at(many, monkeypatch):
+def test_two_seconds_after_a_move_nothing_is_read(many, monkeypatch):
     many.drop.listing()
     while many.drop.tidy(1000):
         pass
@@ -308,7 +318,7 @@ def test_two_seconds_after_it_was_moved_nothing_is_looked_at(many, monkeypatch):
     assert many.drop.listing() is before
 
 
-def test_mail_that_is_all_gone_is_gone(many):
+def test_a_maildir_that_was_emptied_is_empty(many):
     many.drop.listing()
     for name in many.names(b"new"):
         os.unlink(many.path + b"/new/" + name)

@@ -1,4 +1,4 @@
-"""The actor's tap by itself: off is off, it never waits, it holds no more than it may, and what it drops it counts."""
+"""Test the actor's tap: no cost when off, never blocking, bounded, and counting what it drops."""
 
 import base64
 import socket
@@ -15,7 +15,7 @@ from popkernel.kernel.runtime.loop import Loop
 from popkernel.kernel.runtime.tap import ActorTap, note
 from popkernel.proto import messages as m
 from popkernel.proto.bus.zmtp import Reader
-from popkernel.proto.trace.client_input import harmless, lmtp_commands
+from popkernel.proto.trace.client_input import lmtp_commands, redacted_line
 from popkernel.proto.trace.redaction import recut, shown
 
 
@@ -40,7 +40,7 @@ _readers = {}
 
 
 def frames(its):
-    """What has come since the last time."""
+    """Return the frames since the last call."""
     reader, decode, found = _readers.setdefault(its, Reader(1 << 20)), codec("listener", "tap").decode, []
     try:
         while data := its.recv(1 << 20):
@@ -55,12 +55,12 @@ def test_closed_is_off(tapped):
     tap.close()
     assert watch.tap is None
     note("Typed", 1, {"lines": []})
-    tap("in", FromChannel(), m.Denied(1, "", "", "", 0))
+    tap("in", FromChannel(), m.LoginRefused(1, "", ""))
     assert its.recv(10) == b""
 
 
 @pytest.mark.parametrize(("shown", "faults"), [(b"", []), (b"no greeting", ["no ZMTP 3 greeting"])])
-def test_who_ends_before_it_shows_anything_has_broken_no_rule(shown, faults):
+def test_an_actor_that_ends_before_its_first_frame_breaks_no_rule(shown, faults):
     mine, its = socket.socketpair()
     mine.setblocking(False)
     said = []
@@ -75,17 +75,23 @@ def test_who_ends_before_it_shows_anything_has_broken_no_rule(shown, faults):
 
 def test_a_message_without_its_secret(tapped):
     tap, its = tapped
-    tap("out", FromChannel(), m.Login(7, "alice", b"hunter2", "127.0.0.1:1", "PASS"))
+    tap("out", FromChannel(), m.LoginRequest(7, "alice", b"hunter2", "127.0.0.1:1", "PASS"))
     tap.flush()
     (frame,) = frames(its)
-    assert msgpack.unpackb(frame.fields) == {"session": 7, "user": "alice", "secret": "[secret]", "address": "127.0.0.1:1", "mechanism": "PASS"}
+    assert msgpack.unpackb(frame.fields) == {
+        "session": 7,
+        "user": "alice",
+        "secret": "[secret]",
+        "address": "127.0.0.1:1",
+        "mechanism": "PASS",
+    }
     assert (frame.way, frame.peer, frame.session) == ("out", "auth", 7)
 
 
-def test_who_is_not_read_drops_and_counts(tapped):
+def test_an_unread_tap_drops_and_counts(tapped):
     tap, its = tapped
     for _ in range(40_000):
-        tap("in", FromChannel(), m.Denied(1, "AUTH", "x" * 100, "", 0))
+        tap("in", FromChannel(), m.LoginRefused(1, "AUTH", "x" * 100))
     assert len(tap._held) <= tap_room._MOST_HELD + 1000
     first = frames(its)
     tap.flush()
@@ -93,7 +99,7 @@ def test_who_is_not_read_drops_and_counts(tapped):
     for _ in range(200):
         tap.flush()
         first += frames(its)
-    tap("in", FromChannel(), m.Denied(2, "", "", "", 0))
+    tap("in", FromChannel(), m.LoginRefused(2, "", ""))
     tap.flush()
     last = frames(its)[-1]
     assert last.lost > 0
@@ -103,13 +109,13 @@ def test_who_is_not_read_drops_and_counts(tapped):
 def test_a_kernel_that_is_gone_costs_the_actor_nothing(tapped):
     tap, its = tapped
     its.close()
-    tap("in", FromChannel(), m.Denied(1, "", "", "", 0))
+    tap("in", FromChannel(), m.LoginRefused(1, "", ""))
     tap.flush()
     assert watch.tap is None
 
 
 def test_content_is_cut_and_cut_again():
-    mail = m.Mail([1, 3, 3, 1], b"abc")
+    mail = m.MailContent([1, 3, 3, 1], b"abc")
     assert shown(mail, payload=False)[0]["data"] == {"octets cut": 3}
     whole = shown(mail, payload=True)[0]
     assert whole["data"] == {"content": b"abc"}
@@ -117,48 +123,107 @@ def test_content_is_cut_and_cut_again():
     assert recut({"said": [b"+OK", {"content": b"abc"}]}) == {"said": [b"+OK", {"octets cut": 3}]}
 
 
-@pytest.mark.parametrize(("line", "shows"), [
-    (b"PASS s3cret", b"PASS [secret]"), (b"pass  s3cret ", b"pass [secret]"), (b"PASS", b"PASS"), (b"PASS\ts3cret", b"[unknown]"),
-    (b" PASS s3cret", b"[unknown]"), (b"PASSs3cret", b"[unknown]"), (b"AUTH PLAIN czNjcmV0", b"[unknown]"), (b"s3cret", b"[unknown]"),
-    (b"USER alice", b"USER alice"), (b"USER alice s3cret", b"USER [not one word]"), (b"USER \xff", b"USER [not one word]"),
-    (b"RETR 1", b"RETR 1"), (b"RETR s3cret", b"RETR [no number]"), (b"TOP 1 2", b"TOP 1 2"), (b"QUIT s3cret", b"QUIT [argument]"),
-    (b"\0", b"\0"), (b"", b"[unknown]"),
-])
-def test_what_was_typed(line, shows):
-    assert harmless(line) == shows
+@pytest.mark.parametrize(
+    ("line", "shows"),
+    [
+        (b"PASS s3cret", b"PASS [secret]"),
+        (b"pass  s3cret ", b"pass [secret]"),
+        (b"PASS", b"PASS"),
+        (b"PASS\ts3cret", b"[unknown]"),
+        (b" PASS s3cret", b"[unknown]"),
+        (b"PASSs3cret", b"[unknown]"),
+        (b"AUTH PLAIN czNjcmV0", b"[unknown]"),
+        (b"s3cret", b"[unknown]"),
+        (b"USER alice", b"USER alice"),
+        (b"USER alice s3cret", b"USER [not one word]"),
+        (b"USER \xff", b"USER [not one word]"),
+        (b"RETR 1", b"RETR 1"),
+        (b"RETR s3cret", b"RETR [no number]"),
+        (b"TOP 1 2", b"TOP 1 2"),
+        (b"QUIT s3cret", b"QUIT [argument]"),
+        (b"\0", b"\0"),
+        (b"", b"[unknown]"),
+    ],
+)
+def test_redaction_of_client_input(line, shows):
+    assert redacted_line(line) == shows
 
 
 WORDS = (b"s3cret", b"p4ss word", b"\xff\xfe\xfd\xfc", b"-----", "pässwörter".encode(), b"x" * 300, b"=AUTH=")
-FORMS = (b"%s", b"PASS %s", b"pass\t%s", b"AUTH PLAIN %s", b"AUTH LOGIN %s", b"AUTH %s", b"APOP x %s", b"RETR %s", b"TOP 1 %s", b"STAT %s", b"QUIT %s",
-         b"CAPA\r%s", b"USER x %s", b"USER\t%s", b"XCLIENT %s", b"%s USER x", b" USER %s", b"LIST 1\0%s", b"STLS\0%s", b"NOOP  %s ")
+FORMS = (
+    b"%s",
+    b"PASS %s",
+    b"pass\t%s",
+    b"AUTH PLAIN %s",
+    b"AUTH LOGIN %s",
+    b"AUTH %s",
+    b"APOP x %s",
+    b"RETR %s",
+    b"TOP 1 %s",
+    b"STAT %s",
+    b"QUIT %s",
+    b"CAPA\r%s",
+    b"USER x %s",
+    b"USER\t%s",
+    b"XCLIENT %s",
+    b"%s USER x",
+    b" USER %s",
+    b"LIST 1\0%s",
+    b"STLS\0%s",
+    b"NOOP  %s ",
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_whatever_is_no_command_that_is_known_to_be_harmless_is_hidden(form):
-    """Deny by default: also what commands that come one day (AUTH) are followed by, and their further lines."""
+def test_unknown_input_is_hidden(form):
+    """Deny by default, for unknown commands and their further lines too."""
     for word in WORDS:
-        for secret in (word, base64.b64encode(word), base64.b64encode(b"\0alice\0" + word), word.hex().encode() + b"h"):
-            line = harmless(form % secret)
+        for secret in (
+            word,
+            base64.b64encode(word),
+            base64.b64encode(b"\0alice\0" + word),
+            word.hex().encode() + b"h",
+        ):
+            line = redacted_line(form % secret)
             assert secret not in line
             assert len(line) < 30
 
 
-@pytest.mark.parametrize(("data", "shows"), [
-    (b"LHLO x\r\nMAIL FROM:<a>\r\n", [b"LHLO x", b"MAIL FROM:<a>"]), (b"RCPT TO:<a>\r\nDATA\r\n", [b"RCPT TO:<a>", b"DATA"]),
-    (b"DATA\r\nDear all\r\n", None), (b"DATA\r\nMAIL is late\r\n", None), (b"QUIT", None), (b"AUTH PLAIN x\r\n", None),
-])
-def test_what_an_lmtp_client_sent(data, shows):
+@pytest.mark.parametrize(
+    ("data", "shows"),
+    [
+        (b"LHLO x\r\nMAIL FROM:<a>\r\n", [b"LHLO x", b"MAIL FROM:<a>"]),
+        (b"RCPT TO:<a>\r\nDATA\r\n", [b"RCPT TO:<a>", b"DATA"]),
+        (b"DATA\r\nDear all\r\n", None),
+        (b"DATA\r\nMAIL is late\r\n", None),
+        (b"QUIT", None),
+        (b"AUTH PLAIN x\r\n", None),
+    ],
+)
+def test_redaction_of_lmtp_input(data, shows):
     assert lmtp_commands(data) == shows
 
 
-def test_an_lmtp_client_that_is_gone_before_its_answer_is_shown_to_be(tapped):
-    """A replay, in which clients take all they are told, has to hear of it."""
+def test_a_lost_lmtp_client_is_shown(tapped):
+    """A replay, whose clients accept everything, must know of it."""
     _, its = tapped
-    config = {"hostname": "localhost", "seconds": 9, "most": 9, "each": 9, "trusted": [0], "message_octets": 1000}
+    config = {
+        "hostname": "localhost",
+        "seconds": 9,
+        "most": 9,
+        "each": 9,
+        "trusted": [0],
+        "message_octets": 1000,
+    }
     mine, client = socket.socketpair()
     client.close()
-    mda = Mda(Boot("mda", mine, 0, 0, config, sandboxed=False, program=b""))  # a program: the signals stay as they are
-    mda._begin(mine, 0)
+    # a plain program: signals stay as they are
+    mda = Mda(Boot("mda", mine, 0, 0, config, sandboxed=False, program=b""))
+    mda.connected(mine, 0)
     watch.tap.flush()
-    assert [(f.way, f.name, f.session) for f in frames(its)] == [("in", "Connected", 1), ("out", "Reply", 1), ("in", "Gone", 1)]
+    assert [(f.way, f.name, f.session) for f in frames(its)] == [
+        ("in", "Connected", 1),
+        ("out", "Reply", 1),
+        ("in", "Gone", 1),
+    ]
     assert mda.sessions() == 0

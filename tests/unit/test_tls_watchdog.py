@@ -1,10 +1,12 @@
-"""The watchdog of the listener: a call that computes without end loses its connection; what only waits, or is another call, does not."""
+"""Test the listener's watchdog: an endless computation of OpenSSL loses its connection; waiting does not."""
 
 import socket
 import time
 
 import pytest
 from popkernel.actors.listener.tls_watchdog import Watchdog
+
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -21,69 +23,90 @@ def compute(seconds):
         pass
 
 
+def ends_a_long_call(watchdog, sock):
+    watchdog.call = (sock,)
+    started = time.monotonic()
+    while not watchdog.stopped and time.monotonic() < started + 10:
+        compute(0.05)
+    assert watchdog.stopped
+
+
+def resting(watchdog):
+    wait_for(lambda: watchdog.asleep, every=0.3)  # polling often would keep this thread from being idle
+
+
 def test_a_call_that_computes_too_long_finds_the_end_of_its_connection(pair):
-    dog = Watchdog()
-    dog.call = (pair[0],)
-    dog.look()
+    watchdog = Watchdog(["a connection"])
+    watchdog.call = (pair[0],)
+    watchdog.check()
     compute(0.08)
-    dog.look()
-    assert dog.stopped == 1
+    watchdog.check()
+    assert watchdog.stopped == 1
     assert pair[0].recv(1) == b""
     assert pair[1].recv(1) == b""
 
 
-def test_a_call_that_gets_little_of_the_processor_between_two_looks(pair):
-    """Only what it computed since the last look was counted: on a busy machine such a call never ended."""
-    dog = Watchdog()
-    dog.call = (pair[0],)
-    dog.look()
+def test_a_slow_call_between_two_checks(pair):
+    """On a busy machine such a call must still end: all that it computed counts, over several checks."""
+    watchdog = Watchdog(["a connection"])
+    watchdog.call = (pair[0],)
+    watchdog.check()
     compute(0.03)
-    dog.look()
-    assert not dog.stopped
+    watchdog.check()
+    assert not watchdog.stopped
     compute(0.03)
-    dog.look()
-    assert dog.stopped == 1
+    watchdog.check()
+    assert watchdog.stopped == 1
     assert pair[1].recv(1) == b""
-    dog.look()
-    assert dog.stopped == 1, "once for what it computed"
+    watchdog.check()
+    assert watchdog.stopped == 1, "once for one computation"
 
 
-def test_many_short_calls_of_one_client_are_none_of_its_business(pair):
-    dog = Watchdog()
+def test_many_short_calls_are_allowed(pair):
+    watchdog = Watchdog(["a connection"])
     for _ in range(3):
-        dog.call = (pair[0],)
-        dog.look()
+        watchdog.call = (pair[0],)
+        watchdog.check()
         compute(0.08)
-        dog.call = None
-    assert not dog.stopped
+        watchdog.call = None
+    assert not watchdog.stopped
 
 
-def test_a_call_that_waits_for_the_processor_is_nobodys_fault(pair):
-    dog = Watchdog()
-    dog.call = (pair[0],)
-    dog.look()
+def test_waiting_for_the_processor_does_not_count(pair):
+    watchdog = Watchdog(["a connection"])
+    watchdog.call = (pair[0],)
+    watchdog.check()
     started = time.monotonic()
     while time.monotonic() < started + 0.15:
         time.sleep(0.01)
-    dog.look()
-    assert not dog.stopped
+    watchdog.check()
+    assert not watchdog.stopped
 
 
-def test_it_looks_less_often_where_nothing_is_done(pair):
-    dog = Watchdog()
-    dog.look()
-    assert not dog.look()
+def test_an_idle_watchdog_checks_less_often(pair):
+    watchdog = Watchdog(["a connection"])
+    watchdog.check()
+    assert not watchdog.check()
     compute(0.005)
-    assert dog.look()
-    dog.call = (pair[0],)
-    assert dog.look()
+    assert watchdog.check()
+    watchdog.call = (pair[0],)
+    assert watchdog.check()
 
 
-def test_it_watches_from_a_thread_of_its_own(pair):
-    dog = Watchdog()
-    dog.start()
-    dog.call = (pair[0],)
-    started = time.monotonic()
-    while not dog.stopped and time.monotonic() < started + 10:
-        compute(0.05)
-    assert dog.stopped
+def test_the_watchdog_has_its_own_thread(pair):
+    watchdog = Watchdog(["a connection"])
+    watchdog.start()
+    ends_a_long_call(watchdog, pair[0])
+
+
+def test_without_connections_it_sleeps_until_one_comes(pair):
+    connections = []
+    watchdog = Watchdog(connections)
+    watchdog.start()
+    resting(watchdog)
+    connections.append("a connection")
+    watchdog.wake()
+    ends_a_long_call(watchdog, pair[0])
+    watchdog.call = None
+    connections.clear()
+    resting(watchdog)

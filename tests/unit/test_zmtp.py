@@ -1,4 +1,4 @@
-"""ZMTP 3.1 as we speak it: whole, byte by byte, hostile; and with libzmq at the other end."""
+"""Test ZMTP 3.1: whole, byte by byte, hostile, and with libzmq at the other end."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ def test_frames_of_every_size(size):
 
 @settings(max_examples=60)
 @given(st.lists(st.binary(max_size=700), max_size=6), st.data())
-def test_however_it_is_cut(frames, data):
+def test_any_fragmentation_gives_the_same_frames(frames, data):
     stream, found, made = PREFACE + framed(*frames), [], Reader(1000)
     while stream:
         size = data.draw(st.integers(1, max(1, len(stream))))
@@ -51,7 +51,7 @@ def test_however_it_is_cut(frames, data):
 @settings(max_examples=60)
 @given(st.lists(st.sampled_from([0, 5, 65535, 65536, 70000, 200000]), max_size=5), st.data())
 def test_large_frames_however_they_come(sizes, data):
-    """Some octets by `feed`, some straight into `room`: what a channel does."""
+    """Feeds some octets by `feed` and reads some into `room`, as a channel does."""
     frames = [bytes([n + 1]) * size for n, size in enumerate(sizes)]
     stream, found, made = PREFACE + framed(*frames), [], Reader(LIMIT)
     while stream:
@@ -77,14 +77,20 @@ def test_byte_by_byte_and_all_at_once():
 
 
 HOSTILE = {
-    "more": b"\1\1x", "long more": b"\3" + (1).to_bytes(8, "big") + b"x", "unknown flags": b"\x08\1x", "all flags": b"\xff" * 9,
-    "too large": b"\2" + (LIMIT + 1).to_bytes(8, "big"), "giant": b"\2" + (2**63 - 1).to_bytes(8, "big"), "top bit": b"\2" + b"\xff" * 8,
-    "long command": b"\6" + (600).to_bytes(8, "big"), "command and more": b"\5\1x",
+    "more": b"\1\1x",
+    "long more": b"\3" + (1).to_bytes(8, "big") + b"x",
+    "unknown flags": b"\x08\1x",
+    "all flags": b"\xff" * 9,
+    "too large": b"\2" + (LIMIT + 1).to_bytes(8, "big"),
+    "giant": b"\2" + (2**63 - 1).to_bytes(8, "big"),
+    "top bit": b"\2" + b"\xff" * 8,
+    "long command": b"\6" + (600).to_bytes(8, "big"),
+    "command and more": b"\5\1x",
 }
 
 
 @pytest.mark.parametrize("octets", HOSTILE.values(), ids=HOSTILE)
-def test_refused_before_any_of_it_is_taken(octets):
+def test_refused_before_an_octet_is_taken(octets):
     tracemalloc.start()
     try:
         with pytest.raises(ZmtpError):
@@ -113,15 +119,22 @@ def test_commands_are_tolerated_but_not_without_end():
 
 
 GREETINGS = {
-    "http": b"GET / HTTP/1.1\r\n\r\n", "old": b"\xff" + bytes(8) + b"\x7f\1\0", "nothing like it": bytes(64), "tls": b"\x16\3\1\2\0\1\0\1\xfc\3\3",
-    "curve": PREFACE[:12] + b"CURVE" + bytes(15) + PREFACE[32:], "message first": PREFACE[:64] + framed(b"a" * 20),
-    "wrong command": PREFACE[:64] + b"\4\6\5HELLO", "no type": PREFACE[:64] + b"\4\6\5READY", "other type": preface(b"ROUTER"),
-    "broken property": PREFACE[:64] + b"\4\x0c\5READY\3abc\0\0", "huge property": PREFACE[:64] + b"\4\x0e\5READY\3abc\xff\xff\xff\xff",
+    "http": b"GET / HTTP/1.1\r\n\r\n",
+    "old": b"\xff" + bytes(8) + b"\x7f\1\0",
+    "nothing like it": bytes(64),
+    "tls": b"\x16\3\1\2\0\1\0\1\xfc\3\3",
+    "curve": PREFACE[:12] + b"CURVE" + bytes(15) + PREFACE[32:],
+    "message first": PREFACE[:64] + framed(b"a" * 20),
+    "wrong command": PREFACE[:64] + b"\4\6\5HELLO",
+    "no type": PREFACE[:64] + b"\4\6\5READY",
+    "other type": preface(b"ROUTER"),
+    "broken property": PREFACE[:64] + b"\4\x0c\5READY\3abc\0\0",
+    "huge property": PREFACE[:64] + b"\4\x0e\5READY\3abc\xff\xff\xff\xff",
 }
 
 
 @pytest.mark.parametrize("octets", GREETINGS.values(), ids=GREETINGS)
-def test_a_peer_that_does_not_greet_as_it_must(octets):
+def test_a_wrong_greeting(octets):
     with pytest.raises(ZmtpError):
         Reader(LIMIT).feed(octets + bytes(80))
 
@@ -150,7 +163,7 @@ def test_a_resumed_reader_begins_behind_the_preface():
 # -- libzmq
 @pytest.fixture
 def libzmq(tmp_path):
-    """connect(TYPE, **options): a socket of libzmq, connected, and the accepted plain socket at the other end."""
+    """Provide connect(TYPE, **options): a connected libzmq socket, and the plain socket accepted for it."""
     path = str(tmp_path / "s")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
@@ -238,9 +251,10 @@ def test_a_peer_of_another_type_is_refused(libzmq):
 
 
 def test_a_channel_with_libzmq_at_the_other_end(libzmq):
-    """Our Channel, both ways, with real messages of an edge.
+    """Exchange messages of an edge with a Channel.
 
-    Ours sends its preface with its first message and does not wait for the other's, which libzmq takes amiss: so first the handshake.
+    A Channel sends its preface with its first message, without waiting for the other's, which libzmq does not
+    accept: so the handshake comes first.
     """
     peer, sock = libzmq()
     sock.sendall(PREFACE)
@@ -253,15 +267,15 @@ def test_a_channel_with_libzmq_at_the_other_end(libzmq):
         came.append(message)
         loop.stop()
 
-    def on_gone(_, why):
+    def on_dropped(_, why):
         gone.append(why)
         loop.stop()
 
-    channel = Channel(loop, sock.dup(), "maildir.alice", "listener", on_message, on_gone, resumed=True)
-    channel.send(m.Ready(3, 300))
+    channel = Channel(loop, sock.dup(), "maildir.alice", "listener", on_message, on_dropped, resumed=True)
+    channel.send(m.MaildropReady(3, 300))
     assert msgpack.unpackb(peer.recv()) == [1, 3, 300]
     mail = os.urandom(edge("maildir.{user}", "listener").octets - 64)
-    channel.send_bulk(m.Mail([1, 2, 3, 1], b""), memoryview(mail))
+    channel.send_bulk(m.MailContent([1, 2, 3, 1], b""), memoryview(mail))
     while channel.waiting:
         loop.turn()
     assert msgpack.unpackb(peer.recv()) == [3, [1, 2, 3, 1], mail]

@@ -1,1 +1,1 @@
-"""One POP3 session. Sans I/O."""
+"""Decide what one POP3 session does. Sans I/O."""

@@ -1,11 +1,13 @@
-"""Authorize a client: TLS, USER and PASS, AUTH (RFC 5034), and what auth and the kernel answer. Sans I/O.
+"""Authorize a client: TLS, USER and PASS, AUTH (RFC 5034), answers of auth and the kernel. Sans I/O.
 
-However a name and password come, they go to auth the same way, as one Login.
+Names and passwords of all mechanisms go to auth in the same message, LoginRequest.
 """
 
 from collections.abc import Callable
 from typing import ClassVar
 
+from popkernel.actors.listener.session.actions import Action, LogIn
+from popkernel.actors.listener.session.client_faults import NO_TLS, not_offered
 from popkernel.actors.listener.session.policy import Policy
 from popkernel.actors.listener.session.replies import Replies
 from popkernel.proto import messages as m
@@ -16,27 +18,45 @@ __all__ = ["Authorization"]
 
 
 class Authorization:
-    """The authorization state of one session (RFC 1939 section 4), and the two commands that both states have."""
+    """The authorization state of one session (RFC 1939 section 4), and the commands CAPA and UTF8."""
 
-    __slots__ = ("_policy", "_replies", "address", "exchange", "id", "login", "starttls", "state", "tls", "user", "utf8")
+    __slots__ = (
+        "_policy",
+        "_replies",
+        "address",
+        "exchange",
+        "fault",
+        "id",
+        "logins",
+        "mechanism",
+        "starttls",
+        "state",
+        "tls",
+        "user",
+        "utf8",
+    )
 
     def __init__(self, session: int, policy: Policy, replies: Replies, address: str, *, tls: bool) -> None:
-        self.state = "authorization"  # authorization, sasl (AUTH awaits a response), login (auth is asked), transaction
+        # authorization, sasl (AUTH awaits a response), login (auth is asked), transaction
+        self.state = "authorization"
         self.id = session
         self.address = address
         self.tls = tls
         self.user = ""
-        self.login: m.Login | None = None  # for auth (and Awaiting for the kernel); the shell takes it away
-        self.starttls = False  # the shell is to start TLS when all replies are sent
+        self.mechanism = ""  # of the last login
+        self.logins: list[Action] = []  # LogIn, not returned yet
+        self.starttls = False  # TLS begins when all replies are sent
         self.exchange: Exchange | None = None  # the AUTH under way
         self.utf8 = False
+        # what keeps the client from logging in, for the log: "tls" or "client", and why
+        self.fault = ("", "")
         self._policy = policy
         self._replies = replies
 
     # -- USER and PASS
     def _user(self, rest: bytes) -> None:
         name = rest.strip(b" ")
-        self.user = ""  # a name that is refused must leave no earlier one to the next PASS
+        self.user = ""  # after a refused name, PASS must not use an earlier one
         if not self._may_log_in():
             return
         try:
@@ -52,6 +72,7 @@ class Authorization:
     def _may_log_in(self) -> bool:
         if self.tls or self._policy.plaintext:
             return True
+        self.fault = "tls", NO_TLS
         self._replies.bad("use TLS first (STLS)" if self._policy.starttls else "use TLS")
         return False
 
@@ -61,12 +82,20 @@ class Authorization:
         if not self.user:
             self._replies.bad("USER first")
             return
-        self.login = m.Login(self.id, self.user, rest, self.address, "PASS")
+        self._log_in(self.user, rest, "PASS")
+
+    def _log_in(self, user: str, secret: bytes, mechanism: str) -> None:
+        self.user = user
+        self.mechanism = mechanism
+        self.logins.append(LogIn(m.LoginRequest(self.id, user, secret, self.address, mechanism)))
         self.state = "login"
 
     # -- AUTH
     def _auth(self, rest: bytes) -> None:
-        """RFC 5034 section 4. A bare AUTH lists the mechanisms: no standard has it, but some clients begin with it."""
+        """Begin AUTH (RFC 5034 section 4).
+
+        A bare AUTH lists the mechanisms: no standard has it, but some clients begin with it.
+        """
         if not self._may_log_in():
             return
         mechanism, initial = arguments(rest)
@@ -74,6 +103,8 @@ class Authorization:
             names = [b"%b\r\n" % name.encode() for name in self._policy.mechanisms]
             self._replies.say(b"".join([ok("mechanisms follow"), *names, b".\r\n"]))
             return
+        if mechanism not in self._policy.mechanisms:
+            self.fault = "client", not_offered(f"AUTH {mechanism}")
         self.exchange = Exchange(self._policy.mechanisms, self._policy.scope)
         self._step(self.exchange.begin(mechanism, initial))
 
@@ -88,9 +119,7 @@ class Authorization:
                 self.state = "sasl"
                 self._replies.say(line)
             case Credentials(mechanism, user, secret):
-                self.user = user
-                self.login = m.Login(self.id, user, secret, self.address, mechanism)
-                self.state = "login"
+                self._log_in(user, secret, mechanism)
             case Failure(code, text):
                 self.fail(text, code)
 
@@ -109,13 +138,15 @@ class Authorization:
         if rest.strip(b" "):
             self._replies.bad("STLS takes no arguments")
         elif not self._may_stls():
-            self._replies.bad("TLS is on already" if self.tls else "no STLS behind UTF8" if self.utf8 else "no STLS here")
+            self._replies.bad(
+                "TLS is on already" if self.tls else "no STLS behind UTF8" if self.utf8 else "no STLS here"
+            )
         else:
             self._replies.say(ok("begin TLS"))
             self.starttls = True
 
     def secured(self) -> None:
-        """TLS is on; nothing that was said before counts (RFC 2595 section 4)."""
+        """Note that TLS is on, and forget all that was sent before it (RFC 2595 section 4)."""
         self.starttls = False
         self.tls = True
         self.user = ""
@@ -132,17 +163,22 @@ class Authorization:
         may = not login and (self.tls or policy.plaintext)
         self._replies.say(
             capabilities(
-                starttls=self._may_stls() and not login, user=may, mechanisms=policy.mechanisms if may else (), expire=policy.expire,
-                login_delay=policy.login_delay, version=policy.version,
+                starttls=self._may_stls() and not login,
+                user=may,
+                mechanisms=policy.mechanisms if may else (),
+                expire=policy.expire,
+                login_delay=policy.login_delay,
+                version=policy.version,
             ),
         )
 
     def _utf8(self, rest: bytes) -> None:
         """Answer UTF8 (RFC 6856 section 2), before and after login, for clients send it in both states.
 
-        It changes no answer: mail is sent as it lies in the maildir, and names and passwords are UTF-8 always (CAPA: `UTF8 USER`). STLS
-        is refused behind it, for TLS must come first. The response code [UTF8] is for a server that refuses a login or a message to a
-        client which did not say UTF8; this one refuses none for that, and never sends it.
+        It changes no other answer: mail is sent as stored, and names and passwords are always UTF-8 (CAPA:
+        `UTF8 USER`). After it STLS is refused, for TLS must come first. The response code [UTF8] is for a
+        server that refuses a login or a message to a client that did not send UTF8. This server never does,
+        and never sends the code.
         """
         if rest.strip(b" "):
             self._replies.bad("UTF8 takes no arguments")
@@ -150,20 +186,24 @@ class Authorization:
         self.utf8 = True
         self._replies.say(ok("UTF8 it is"))
 
-    # -- what became of the login
+    # -- the outcome of a login
     def denied(self, code: str, text: str) -> None:
-        """Auth says no, or could not be asked, or there is no maildrop to be had."""
+        """Answer a failed login: auth refused it or did not answer, or no maildrop can be had."""
         if self.exchange is not None:
             self._step(self.exchange.denied(code, text))
         else:
             self.fail(text, code)
 
     def granted(self) -> None:
-        """The maildrop is open."""
+        """Enter the transaction state: the maildrop is open."""
         self.state = "transaction"
         self.exchange = None
 
     EITHER: ClassVar[dict[bytes, Callable[["Authorization", bytes], None]]] = {b"CAPA": _capa, b"UTF8": _utf8}
     COMMANDS: ClassVar[dict[bytes, Callable[["Authorization", bytes], None]]] = {
-        b"USER": _user, b"PASS": _pass, b"AUTH": _auth, b"STLS": _stls, b"QUIT": _quit,
+        b"USER": _user,
+        b"PASS": _pass,
+        b"AUTH": _auth,
+        b"STLS": _stls,
+        b"QUIT": _quit,
     }

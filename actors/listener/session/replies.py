@@ -1,30 +1,31 @@
 """Keep the replies to one client in the order of its commands. Sans I/O.
 
-A reply that is ready waits in `pending` behind one that still needs an answer of the maildir actor. The end of the connection has its
-place in the same queue.
+A reply waits in `pending` while one before it still needs an answer of the maildir actor. The end of the
+connection has its place in the same queue.
 """
 
 from collections import deque
 from collections.abc import Callable
 
+from popkernel.actors.listener.session.actions import Say
 from popkernel.proto.pop3.commands import err
 
 __all__ = ["Awaited", "Replies"]
 
 
 class Awaited:
-    """A command whose answer is still to come from the maildir actor."""
+    """A command that waits for the maildir actor's answer."""
 
     __slots__ = ("begun", "kind", "number")
 
     def __init__(self, kind: str, number: int = 0) -> None:
         self.kind = kind  # retr, top, one or all (LIST, UIDL), dele, rset, quit
         self.number = number
-        self.begun = False  # its first octets are out
+        self.begun = False  # its first octets are sent
 
 
 class _Text:
-    """A reply that is ready. `octets` of it, behind the first `before`, are mail."""
+    """A complete reply. `octets` of it, after the first `before`, are mail."""
 
     __slots__ = ("before", "data", "octets")
 
@@ -35,37 +36,33 @@ class _Text:
 
 
 class Replies:
-    """The answers to one client."""
+    """The replies to one client."""
 
     __slots__ = ("closing", "errors", "most_errors", "out", "out_octets", "over", "pending", "shown", "why")
 
     def __init__(self, most_errors: int) -> None:
         """`most_errors`: bad commands after which the connection is closed."""
-        self.out: list[bytes | memoryview] = []
-        self.out_octets = 0  # made and not yet taken by the client; the shell says what it still holds after each write
-        self.pending: deque[Awaited | _Text | Callable[[], bytes] | None] = deque()  # a function: see say_computed; None: see close
+        self.out = Say()
+        # octets the client has not taken yet; the shell updates it after each write
+        self.out_octets = 0
+        # a function: see say_computed; None: see close
+        self.pending: deque[Awaited | _Text | Callable[[], bytes] | None] = deque()
         self.errors = 0
         self.most_errors = most_errors
-        self.over = False  # no more commands are acted on
+        self.over = False  # no more commands are processed
         self.closing = False  # close when `out` is gone
-        self.why = ""  # it ends, for the log
-        self.shown: list[bytes | tuple[bytes]] | None = None  # while it is watched: what is said, mail content apart in a tuple
-
-    def take_out(self) -> list[bytes | memoryview]:
-        """Take what is to go to the client now."""
-        out, self.out = self.out, []
-        return out
-
-    def take_shown(self) -> list[bytes | tuple[bytes]]:
-        """Take what was said since the last time, for a watcher."""
-        shown, self.shown = self.shown or [], []
-        return shown
+        self.why = ""  # why it ends, for the log
+        # while it is traced: what is sent, each piece of mail in a tuple
+        self.shown: list[bytes | tuple[bytes]] | None = None
 
     # -- in their turn
     def say(self, data: bytes, before: int = 0, octets: int = 0) -> None:
-        """Send a reply in its turn. `octets` of it, behind the first `before`, are mail."""
+        """Send a reply in its turn. `octets` of it, after the first `before`, are mail."""
         if self.pending:
             self.pending.append(_Text(data, before, octets))
+        elif self.shown is None:  # as `put`, inlined: nearly all replies come here
+            self.out.append(data)
+            self.out_octets += len(data)
         else:
             self.put(data, before, octets)
 
@@ -77,7 +74,7 @@ class Replies:
             self.put(render())
 
     def bad(self, text: str, code: str = "") -> None:
-        """Refuse a command. Too many of those end the connection."""
+        """Refuse a command. Too many refusals end the connection."""
         self.errors += 1
         self.say(err(text, code))
         if self.errors > self.most_errors:
@@ -85,7 +82,7 @@ class Replies:
             self.close("too many errors")
 
     def close(self, why: str) -> None:
-        """Close once everything pending is out."""
+        """Close once all pending replies are sent."""
         self.why = self.why or why
         self.over = True
         if self.pending:
@@ -98,7 +95,7 @@ class Replies:
         """Return the command that is to be answered next. ValueError if it is none of `kinds`."""
         first = self.pending[0] if self.pending else None
         if type(first) is not Awaited or first.kind not in kinds:
-            raise ValueError("an answer to nothing that was asked")
+            raise ValueError("an answer without a request")
         return first
 
     def settle(self) -> None:
@@ -123,12 +120,14 @@ class Replies:
         self.out_octets += len(data)
         if self.shown is not None:
             pieces: list[bytes | tuple[bytes]] = (
-                [data[:before], (data[before : before + octets],), data[before + octets :]] if octets else [data]
+                [data[:before], (data[before : before + octets],), data[before + octets :]]
+                if octets
+                else [data]
             )
             self.shown += [piece for piece in pieces if piece]
 
     def put_mail(self, head: bytes, data: memoryview) -> None:
-        """Send a whole message now. The shell joins the pieces, so that nobody copies it before."""
+        """Send a whole message now. The shell joins the pieces, so that they are copied once."""
         if self.shown is None:
             self.out += (head, data, b".\r\n")
             self.out_octets += len(head) + len(data) + 3
@@ -144,7 +143,10 @@ class Replies:
             self.put(bytes(view), 0, len(view))
 
     def end_with(self, text: bytes, why: str) -> None:
-        """Close now, whatever is pending. An answer that is half out gets no text behind it: the client would take it for mail."""
+        """Close now, whatever is pending.
+
+        No text follows an incomplete answer: the client would take it for mail.
+        """
         begun = any(type(reply) is Awaited and reply.begun for reply in self.pending)
         self.pending.clear()
         if text and not begun:

@@ -1,27 +1,34 @@
-"""Serve the maildrop of a logged-in session: the commands of the transaction state, the requests they make, and the answers. Sans I/O.
+"""Process the commands of the transaction state and the maildir actor's answers. Sans I/O.
 
-Neighbouring commands travel to the maildir actor as one message (a batch), and what it is likely to be asked next comes along ahead
-of time: messages in `_ahead`, sizes and unique ids in `_known_sizes` and `_known_uidls`.
+Consecutive commands travel to the maildir actor as one message (a batch). It sends ahead what is likely to be
+requested next: messages are kept in `_ahead`, sizes and unique ids in `_known_sizes` and `_known_uidls`.
 """
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from popkernel.actors.listener.session.actions import Ask
 from popkernel.actors.listener.session.replies import Awaited, Replies
 from popkernel.proto import messages as m
 from popkernel.proto.pop3.commands import LineReader, err, number, ok
 
-__all__ = ["AHEAD", "Transaction"]
+__all__ = ["AHEAD", "ENOUGH_CREDIT", "Transaction"]
 
-AHEAD = 2  # in Mail.parts, in the place of `last`: a whole message that nobody asked for yet
-_AHEAD = 64  # messages the maildir actor may send ahead of being asked, within one frame
-_AHEAD_OCTETS = 320 * 1024  # of them that are kept
-_ROWS_AHEAD = 256  # sizes or unique ids that come along with one that is asked for
-_MOST_KNOWN = 2048  # of those, how many are kept
+AHEAD = 2  # in MailContent.parts, in the place of `last`: a whole message sent ahead
+# octets; half of the window is enough to read ahead, and smaller credits would wake the actor too often
+ENOUGH_CREDIT = m.WINDOW // 2
+_AHEAD = 64  # messages the maildir actor may send ahead, within one frame
+_AHEAD_OCTETS = 320 * 1024  # octets of messages kept ahead
+_ROWS_AHEAD = 256  # sizes or unique ids sent along with the one requested
+_MOST_KNOWN = 2048  # sizes, and unique ids, that are kept
 _NO_SUCH = "no such message"
 _MARKED = b"+OK marked\r\n"
 _USAGE = {
-    b"RETR": "RETR number", b"DELE": "DELE number", b"TOP": "TOP number lines", b"LIST": "LIST [number]", b"UIDL": "UIDL [number]",
+    b"RETR": "RETR number",
+    b"DELE": "DELE number",
+    b"TOP": "TOP number lines",
+    b"LIST": "LIST [number]",
+    b"UIDL": "UIDL [number]",
 }
 
 
@@ -29,23 +36,46 @@ class Transaction:
     """The transaction state of one session (RFC 1939 section 5)."""
 
     __slots__ = (
-        "_ahead", "_ahead_octets", "_allowed", "_asked", "_batch_deletes", "_batch_first", "_batch_many", "_known_sizes", "_known_uidls",
-        "_last", "_memory", "_reader", "_replies", "_taken", "marked", "messages", "octets", "owed_credit", "quitting", "removed",
-        "requests", "retrieved", "total",
+        "_ahead",
+        "_ahead_octets",
+        "_allowed",
+        "_asked",
+        "_batch_deletes",
+        "_batch_first",
+        "_known_sizes",
+        "_known_uidls",
+        "_last",
+        "_memory",
+        "_reader",
+        "_replies",
+        "_taken",
+        "gathered",
+        "marked",
+        "messages",
+        "octets",
+        "owed_credit",
+        "quitting",
+        "removed",
+        "requests",
+        "retrieved",
+        "total",
     )
 
     def __init__(self, replies: Replies, reader: LineReader, memory: int) -> None:
-        """`reader`: has the commands that wait; `memory`: octets that may wait for the client before more credit is given."""
-        self.requests: list[tuple[Any, ...]] = []  # for the maildir actor
-        self.total = 0  # messages there were at the start
+        """`reader`: has the commands that wait.
+
+        `memory`: while more octets wait for the client, no credit is given.
+        """
+        self.requests = Ask()  # requests for the maildir actor
+        self.total = 0  # messages at the start of the session
         self.messages = self.octets = 0  # undeleted ones
         self.retrieved = self.marked = self.removed = 0
-        self.quitting = False  # QUIT was given: the update state
+        self.quitting = False  # QUIT was received: the update state
         self.owed_credit = 0
         self._replies = replies
         self._reader = reader
         self._memory = memory
-        self._allowed = m.WINDOW  # octets that the maildir actor may still send without new credit
+        self._allowed = m.WINDOW  # octets the maildir actor may still send without new credit
         self._ahead: dict[int, tuple[int, memoryview]] = {}
         self._ahead_octets = 0
         self._taken: list[int] = []
@@ -53,20 +83,21 @@ class Transaction:
         self._known_sizes: dict[int, bytes] = {}  # rows of messages that are not deleted
         self._known_uidls: dict[int, bytes] = {}
         self._asked = False
-        self._batch_deletes = False  # DELEs, not RETRs
-        self._batch_first = self._batch_many = 0  # messages of neighbouring commands that are not requested yet
+        self._batch_deletes = False  # the batch is of DELEs, not RETRs
+        # the batch: messages of consecutive commands, not requested yet
+        self._batch_first = self.gathered = 0
 
-    def begin(self, message: m.Ready) -> None:
-        """The maildrop is open."""
+    def begin(self, message: m.MaildropReady) -> None:
+        """Begin with the maildrop's totals."""
         self.messages = self.total = message.messages
         self.octets = message.octets
         self._replies.say(ok(f"{self.messages} messages ({self.octets} octets)"))
 
-    def take_requests(self) -> list[tuple[Any, ...]]:
-        """Take what is to go to the maildir actor now."""
-        if self._batch_many:
+    def take_requests(self) -> Ask:
+        """Return the requests to send to the maildir actor now."""
+        if self.gathered:
             self.flush()
-        requests, self.requests = self.requests, []
+        requests, self.requests = self.requests, Ask()
         return requests
 
     # -- commands
@@ -90,7 +121,7 @@ class Transaction:
             self._replies.say(b"+OK\r\n")
 
     def _numbered(self, rest: bytes, verb: bytes) -> int:
-        """The message number, or 0 and the client told."""
+        """Return the message number. If it is none, refuse the command and return 0."""
         n = number(rest)
         if 1 <= n <= self.total:
             return n
@@ -107,8 +138,8 @@ class Transaction:
             return
         self._drop_ahead()
         self._replies.pending.append(Awaited("retr", n))
-        if self._batch_many and not self._batch_deletes and self._batch_first + self._batch_many == n:
-            self._batch_many += 1
+        if self.gathered and not self._batch_deletes and self._batch_first + self.gathered == n:
+            self.gathered += 1
         else:
             self._begin_batch(n, deletes=False)
 
@@ -116,10 +147,10 @@ class Transaction:
         self.flush()
         self._batch_deletes = deletes
         self._batch_first = n
-        self._batch_many = 1
+        self.gathered = 1
 
     def _from_ahead(self, n: int, octets: int, data: memoryview) -> None:
-        """A message that came before it was asked for."""
+        """Answer RETR with a message that was sent ahead."""
         self._ahead_octets -= len(data)
         self._last = n
         self.retrieved += 1
@@ -156,10 +187,13 @@ class Transaction:
         self._ask(rest, b"UIDL", m.Uidl, self._known_uidls)
 
     def _ask(self, rest: bytes, verb: bytes, message: type[m.List | m.Uidl], known: dict[int, bytes]) -> None:
-        """LIST and UIDL: of one message or of all. Who asks for one after another is told from what came with the last answer."""
+        """Answer LIST or UIDL, of one message or of all.
+
+        A client that asks for one after another is answered from the rows that came with an earlier answer.
+        """
         if rest.strip(b" "):
             n = self._numbered(rest, verb)
-            row = known.get(n) if not self._replies.pending else None  # a DELE under way may be of this one
+            row = known.get(n) if not self._replies.pending else None  # a pending DELE may be of this message
             if row is not None:
                 self._replies.put(b"+OK %d %b\r\n" % (n, row))
             elif n:
@@ -184,12 +218,12 @@ class Transaction:
         if held is not None:
             self._ahead_octets -= len(held[1])
         pending = self._replies.pending
-        batched = bool(self._batch_many) and self._batch_deletes and self._batch_first + self._batch_many == n
-        # A batch of DELEs is answered in one go, so no other reply may stand between two of them.
+        batched = bool(self.gathered) and self._batch_deletes and self._batch_first + self.gathered == n
+        # A batch of DELEs gets one answer, so no other reply may stand between two of them.
         batched = batched and bool(pending) and type(pending[-1]) is Awaited
         pending.append(Awaited("dele", n))
         if batched:
-            self._batch_many += 1
+            self.gathered += 1
         else:
             self._begin_batch(n, deletes=True)
 
@@ -210,8 +244,8 @@ class Transaction:
         self._reader.clear()
 
     def flush(self) -> None:
-        """Request what was gathered."""
-        many, self._batch_many = self._batch_many, 0
+        """Turn the batch into a request."""
+        many, self.gathered = self.gathered, 0
         if not many:
             return
         first = self._batch_first
@@ -219,49 +253,54 @@ class Transaction:
             self.requests.append(m.Delete(first, many))
             return
         ahead = 0
-        if len(self._replies.pending) == 1 and first == self._last + 1 and first > 1 and not self._reader.lines:
-            ahead = _AHEAD  # one after the other, each awaited: the next will be asked for
+        if (
+            len(self._replies.pending) == 1
+            and first == self._last + 1
+            and first > 1
+            and not self._reader.lines
+        ):
+            ahead = _AHEAD  # RETRs one by one, each awaited: the next is likely to follow
         self._last = first + many - 1
         self.requests.append(m.Retrieve(first, many, ahead))
 
-    # -- what the maildir actor says
+    # -- answers of the maildir actor
     def _spend(self, octets: int) -> None:
-        """A bulk frame has come: it must have begun within the credit, which the last one may exceed."""
+        """Charge a bulk frame to the credit. It must begin within the credit; the last one may exceed it."""
         if self._allowed <= 0:
-            raise ValueError("more than it has credit for")
+            raise ValueError("more octets than its credit")
         self._allowed -= octets
         self.owed_credit += octets
 
     def answered(self, message: tuple[Any, ...]) -> None:
-        """An answer, in the order of the questions. ValueError for one that answers nothing asked."""
+        """Process the maildir actor's answer. ValueError if it answers no request."""
         if self._replies.closing:
-            return  # asked before this session had to end
+            return  # requested before this session had to end
         self._ANSWERS[type(message)](self, message)
         self._replies.settle()
 
-    def _mail(self, message: m.Mail) -> None:
+    def _mail(self, message: m.MailContent) -> None:
         data = message.data
         self._spend(m.bulk_octets(message))
         parts = message.parts
         view = memoryview(data)
         if len(parts) % 4 or (parts and min(parts) < 0):
-            raise ValueError("parts that are none")
+            raise ValueError("malformed parts")
         at = 0
         for n, octets, size, last in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
             self._replies.settle()
             end = at + size
             if end > len(data):
-                raise ValueError("parts that are not the data")
+                raise ValueError("parts that do not match the data")
             if last == AHEAD:
                 self._keep_ahead(n, octets, view[at:end])
             else:
                 awaited = self._replies.expect("retr", "top")
                 if awaited.number != n:
-                    raise ValueError("a part of a message that was not asked for")
+                    raise ValueError("a part of a message that was not requested")
                 self._part(awaited, octets, view[at:end], last)
             at = end
         if at != len(data):
-            raise ValueError("parts that are not the data")
+            raise ValueError("parts that do not match the data")
 
     def _part(self, awaited: Awaited, octets: int, view: memoryview, last: int) -> None:
         replies = self._replies
@@ -284,32 +323,38 @@ class Transaction:
 
     def _keep_ahead(self, n: int, octets: int, data: memoryview) -> None:
         held = self._ahead
-        if self._replies.pending or n in held or self._ahead_octets + len(data) > _AHEAD_OCTETS or len(held) >= _AHEAD:
-            return  # the client has gone elsewhere meanwhile, and what it asked for there is answered in its turn
+        if (
+            self._replies.pending
+            or n in held
+            or self._ahead_octets + len(data) > _AHEAD_OCTETS
+            or len(held) >= _AHEAD
+        ):
+            # The client has asked for something else since, and that answer comes in its turn.
+            return
         held[n] = (octets, data)
         self._ahead_octets += len(data)
 
-    def _missing(self, message: m.Missing) -> None:
+    def _missing(self, message: m.MessageMissing) -> None:
         awaited = self._replies.expect("retr", "top")
         if awaited.number != message.number:
             raise ValueError("an answer for another message")
         self._replies.pending.popleft()
-        if awaited.begun:  # it can't be finished now: nothing but an end of the connection says so
+        if awaited.begun:  # it can't be completed: only the end of the connection tells the client
             self._replies.end_with(b"", "a message could not be read to its end")
             return
         self._replies.put(err(message.text, message.code))
 
-    def _sizes(self, message: m.Sizes) -> None:
+    def _sizes(self, message: m.MessageSizes) -> None:
         self._spend(m.bulk_octets(message))
         rows = [b"%d" % size if size >= 0 else b"" for size in message.sizes]
         self._rows(message.first, rows, message.last, self._known_sizes)
 
-    def _ids(self, message: m.Ids) -> None:
+    def _ids(self, message: m.MessageUidls) -> None:
         self._spend(m.bulk_octets(message))
         self._rows(message.first, [u.encode() for u in message.uidls], message.last, self._known_uidls)
 
     def _rows(self, first: int, rows: list[bytes], last: bool, known: dict[int, bytes]) -> None:
-        """Rows of a LIST or UIDL, empty for a deleted message."""
+        """Answer LIST or UIDL with rows; a deleted message's is empty."""
         awaited = self._replies.expect("one", "all")
         if awaited.kind == "one":
             if awaited.number != first or not 1 <= len(rows) <= _ROWS_AHEAD:
@@ -328,8 +373,8 @@ class Transaction:
             self._replies.put(b".\r\n")
             self._replies.pending.popleft()
 
-    def _deleted(self, message: m.Deleted) -> None:
-        """One Deleted answers a batch of DELEs, which the client sees answered one by one."""
+    def _deleted(self, message: m.MessagesMarked) -> None:
+        """Answer each DELE of a batch, which MessagesMarked answers as a whole."""
         n = message.first
         if self._replies.expect("dele").number != n:
             raise ValueError("an answer for another message")
@@ -350,7 +395,7 @@ class Transaction:
                 self._replies.put(_MARKED)
             n += 1
 
-    def _totals(self, message: m.Totals) -> None:
+    def _totals(self, message: m.MaildropTotals) -> None:
         self._replies.expect("rset")
         self._known_sizes.clear()
         self._known_uidls.clear()
@@ -359,7 +404,7 @@ class Transaction:
         self.marked = 0
         self._replies.put(ok(f"{self.messages} messages ({self.octets} octets)"))
 
-    def _bye(self, message: m.Bye) -> None:
+    def _bye(self, message: m.QuitDone) -> None:
         self._replies.expect("quit")
         self._replies.pending.popleft()
         if message.failed:
@@ -370,18 +415,33 @@ class Transaction:
         self._replies.close("quit")
 
     def credit(self, unsent: int) -> int:
-        """How much credit to give the maildir actor, `unsent` octets waiting to go to the client. Taking it is giving it."""
-        # Half of the window is enough to read ahead by; sooner would wake the actor where nothing more is to come.
-        if self.owed_credit >= m.WINDOW // 2 and unsent < self._memory:
+        """Return the credit to give the maildir actor now, and count it as given.
+
+        `unsent`: octets that wait for the client.
+        """
+        if self.owed_credit >= ENOUGH_CREDIT and unsent < self._memory:
             owed, self.owed_credit = self.owed_credit, 0
             self._allowed = min(m.WINDOW, self._allowed + owed)
             return owed
         return 0
 
     COMMANDS: ClassVar[dict[bytes, Callable[["Transaction", bytes], None]]] = {
-        b"STAT": _stat, b"LIST": _list, b"RETR": _retr, b"DELE": _dele, b"NOOP": _noop, b"RSET": _rset, b"TOP": _top, b"UIDL": _uidl,
+        b"STAT": _stat,
+        b"LIST": _list,
+        b"RETR": _retr,
+        b"DELE": _dele,
+        b"NOOP": _noop,
+        b"RSET": _rset,
+        b"TOP": _top,
+        b"UIDL": _uidl,
         b"QUIT": _quit,
     }
     _ANSWERS: ClassVar[dict[type, Callable[["Transaction", Any], None]]] = {
-        m.Mail: _mail, m.Missing: _missing, m.Sizes: _sizes, m.Ids: _ids, m.Deleted: _deleted, m.Totals: _totals, m.Bye: _bye,
+        m.MailContent: _mail,
+        m.MessageMissing: _missing,
+        m.MessageSizes: _sizes,
+        m.MessageUidls: _ids,
+        m.MessagesMarked: _deleted,
+        m.MaildropTotals: _totals,
+        m.QuitDone: _bye,
     }

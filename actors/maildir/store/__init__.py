@@ -1,1 +1,1 @@
-"""The maildir store: a user's mailbox over plain descriptors."""
+"""Read and write a user's mailbox over directory descriptors."""

@@ -1,8 +1,8 @@
-"""One message on its way into the maildir: written to tmp/, synced, shown in new/, known to the popcache, then confirmed.
+"""Deliver one message: write to tmp/, sync, link into new/, add the popcache line, confirm.
 
-After ``commit`` returned, the message survives a power failure. Before it, nobody sees it; a crash leaves at most a file
-in tmp/, which the sweep takes away. The popcache line is a convenience: where the disk has no room for it, the next
-listing measures the message.
+After `commit` has returned, the message survives a power failure. Before that nobody sees it; a crash leaves
+at most a file in tmp/, which the sweep removes. The popcache line is optional: if the disk has no room for
+it, the next listing measures the message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRIES = 100
 
 
 def _first_free(make_name: Callable[[], bytes], take: Callable[[bytes], bool]) -> bytes:
-    """Try fresh names until one can be taken."""
+    """Return the first fresh name that `take` accepts."""
     for _ in range(_TRIES):
         name = make_name()
         if take(name):
@@ -36,9 +36,11 @@ def _first_free(make_name: Callable[[], bytes], take: Callable[[bytes], bool]) -
 
 
 class Delivery:
-    """A message being delivered; made by ``Maildrop.deliver_begin``. As a context manager it aborts what was not committed.
+    """A message being delivered; made by `Maildrop.deliver_begin`.
 
-    All methods raise StoreError; after one, ``abort`` is what is left to do.
+    As a context manager it aborts what was not committed.
+
+    All methods raise StoreError; after one, only `abort` may be called.
     """
 
     __slots__ = ("_counter", "_drop", "_fd", "_name", "_source")
@@ -48,7 +50,7 @@ class Delivery:
         self._counter = SizeCounter()
         self._fd = -1
         try:
-            drop.look("tmp", "new")
+            drop.refresh("tmp", "new")
         except OSError as error:
             raise from_os(error, "maildir") from None
         self._source = self._name = _first_free(drop.fresh_name, self._create)
@@ -64,11 +66,11 @@ class Delivery:
 
     @property
     def name(self) -> bytes:
-        """Of its file in tmp/."""
+        """Return the name of its file in tmp/."""
         return self._source
 
     def write(self, data: bytes) -> None:
-        """Add octets as they are to lie in the file (LF or CR LF line ends, as the giver likes)."""
+        """Append octets as they are (LF or CR LF line ends)."""
         view = memoryview(data)
         try:
             while view:
@@ -80,8 +82,9 @@ class Delivery:
     def commit(self) -> str:
         """Make the message part of the maildrop, safe on disk. Returns its file name in new/.
 
-        The lock comes before the message can be seen: when it cannot be had, StoreError SYS/TEMP and nothing happened. Nothing
-        happened either where the next session would not look there: MovedError, or StoreError SYS/TEMP for new/ alone.
+        The lock is taken before the message becomes visible; if it cannot be had, StoreError SYS/TEMP, and
+        nothing happened. Nothing happened either if the next session would not look there: MovedError, or
+        StoreError SYS/TEMP if only new/ was replaced.
         """
         drop = self._drop
         try:
@@ -98,7 +101,7 @@ class Delivery:
         return self._name.decode("ascii")
 
     def _show(self) -> None:
-        """Under the lock: name the file in new/ and tell the popcache."""
+        """Under the lock, link the file into new/ and add its popcache line."""
         drop = self._drop
         lock = self._lock()
         try:
@@ -117,14 +120,14 @@ class Delivery:
                     raise PermissionError
                 popcache_file.append(lock, line)
             except OSError:
-                drop.forget()  # the message itself is there, and the listing finds it without a line
+                drop.forget()  # the message is there, and the listing finds it without a line
             drop.at("deliver:told")
         finally:
             if lock >= 0:
                 os.close(lock)
 
     def _lock(self) -> int:
-        """The popcache's; -1 where it can't be had by anybody of this user, for it is not to be written to."""
+        """Take the popcache lock; -1 if this user can't write the popcache at all."""
         try:
             return self._drop.take_lock(TEMP)
         except StoreError as error:
@@ -133,7 +136,7 @@ class Delivery:
             return -1
 
     def _compare(self) -> None:
-        """Is new/ still where the next session will look?"""
+        """Check that new/ is still where the next session will look."""
         if self._drop.moved():
             raise MovedError
         if not self._drop.holds("new"):
@@ -143,17 +146,22 @@ class Delivery:
         return files.move_no_replace(self._drop.tmp, self._source, self._drop.new, name)
 
     def _take_back(self) -> None:
-        """Hide a message again that could not be made safe: the sender will try again, and must not deliver it twice."""
+        """Unlink a message that could not be made safe.
+
+        The sender tries again and must not deliver it twice.
+        """
         new = self._drop.new
         try:
             mine, there = os.fstat(self._fd), os.stat(self._name, dir_fd=new, follow_symlinks=False)
             if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
                 os.unlink(self._name, dir_fd=new)
         except OSError:
-            return  # never shown, or moved by a session already: then it is delivered, and a double is the lesser evil
+            # It never became visible, or a session has moved it: then it is delivered, and a duplicate is the
+            # lesser evil.
+            return
 
     def abort(self) -> None:
-        """Leave nothing behind. Does nothing after ``commit`` or a first ``abort``."""
+        """Remove the file in tmp/. Does nothing after `commit` or a first `abort`."""
         if self._fd < 0:
             return
         os.close(self._fd)
@@ -161,7 +169,7 @@ class Delivery:
         try:
             os.unlink(self._source, dir_fd=self._drop.tmp)
         except OSError:
-            return  # the sweep of tmp/ takes what is left
+            return  # the sweep of tmp/ removes it
 
     def __enter__(self) -> Self:
         return self

@@ -1,8 +1,9 @@
-"""Whether the clock is to be believed before mail goes for its age.
+"""Decide whether the clock can be trusted before mail is removed by age.
 
-A clock that was in the future once would take all mail along, for good. So nothing goes by it unless it told a like time before: between
-20 hours and 14 days ago, at an earlier QUIT in this mailbox. That time is kept, as the modification time of the file `popexpire`. A clock
-that is wrong for less than 20 hours so takes no mail; one that jumps by less than 14 days is taken at its word.
+A clock that is once far in the future would remove all mail for good. So mail is removed only if the clock
+showed a similar time before: at an earlier QUIT in this mailbox, between 20 hours and 14 days ago. That time
+is kept as the modification time of the file `popexpire`. So a clock that is wrong for less than 20 hours
+removes no mail; a jump of less than 14 days is believed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import os
 __all__ = ["EARLIEST", "LATEST", "NAME", "believed"]
 
 NAME = b"popexpire"
-EARLIEST = 20 * 3600.0  # seconds: less than a day, for who comes once a day, and not always at the same minute
+# seconds: less than a day, for clients that come once a day, not always at the same minute
+EARLIEST = 20 * 3600.0
 LATEST = 14 * 86400.0
 _MARK = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def believed(root: int, now: float) -> bool:
-    """Whether mail may go by that time; noted where the next QUIT is to compare with it. `root`: the maildir's descriptor."""
+    """Return whether mail may be removed by that time, and note the time for the next QUIT.
+
+    `root`: the maildir's descriptor.
+    """
     try:
         ago = now - os.stat(NAME, dir_fd=root, follow_symlinks=False).st_mtime
     except FileNotFoundError:

@@ -1,8 +1,9 @@
-"""The directories that a maildir actor holds, compared with what the path names now.
+"""Keep a maildir's directories open, and compare them with the path.
 
-Descriptors outlive names. Somebody may move a maildir, or a directory of it, and put another in its place; mount a file system over it;
-point a link elsewhere. What is done with a descriptor then happens where nobody looks. So it is compared (device and inode) before it is
-relied on: at a session's and a delivery's begin, before a message is confirmed, before mail is removed.
+Descriptors outlive names. Somebody may replace a maildir or one of its directories, mount a file system over
+it, or point a link elsewhere. Changes through a descriptor then happen where nobody sees them. So device and
+inode are compared before a descriptor is relied on: when a session or a delivery begins, before a message is
+confirmed, and before mail is removed.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ import os
 from popkernel.actors.maildir.store import files
 from popkernel.actors.maildir.store.errors import MovedError
 
-__all__ = ["Held"]
+__all__ = ["HeldDirectories"]
 
 _Id = tuple[int, int]  # device and inode
-_Stamp = tuple[_Id, int, int]  # of a directory: which, mtime_ns, ctime_ns
-_look_at = os.stat  # of a whole path; tests that count calls mean those on what is in the maildir
+_Stamp = tuple[_Id, int, int]  # of a directory: identity, mtime_ns, ctime_ns
+_stat_path = os.stat  # stat of the maildir's path; tests count other calls of os.stat
 
 
-class Held:
-    """``root``, ``cur``, ``new`` and ``tmp`` are a maildir's descriptors. ``proven``: they were once found to be what the path names."""
+class HeldDirectories:
+    """Hold a maildir's descriptors: `root`, `cur`, `new` and `tmp`.
+
+    `proven`: they were found to be those of the path once.
+    """
 
     root = cur = new = tmp = -1
     proven = False
 
     def open(self, path: bytes) -> None:
-        """Open all; StoreError where that can't be, and none is open then."""
+        """Open all. StoreError if one can't be opened; then none stays open."""
         self._path = path
         self._held: dict[str, _Id] = {}
         self.root = files.open_root(path)
@@ -38,14 +42,14 @@ class Held:
             raise
 
     def close(self) -> None:
-        """Close the descriptors; the maildrop is of no use afterwards."""
+        """Close the descriptors; the maildrop can't be used afterwards."""
         for fd in (self.cur, self.new, self.tmp, self.root):
             if fd >= 0:
                 os.close(fd)
         self.cur = self.new = self.tmp = self.root = -1
 
     def _hold(self, *parts: str) -> None:
-        """Open these directories in the place of those held: all, or StoreError and what was held stays."""
+        """Open these directories in place of those held: all of them, or StoreError and nothing changes."""
         opened: dict[str, int] = {}
         held: dict[str, _Id] = {}
         try:
@@ -64,14 +68,14 @@ class Held:
                 os.close(before)
 
     def moved(self) -> bool:
-        """Whether the path leads to another maildir than this one, or to none: the one held is no longer the user's."""
+        """Return whether the path leads to another directory or to none: this one is no longer the user's."""
         try:
-            return files.identity(_look_at(self._path)) != self._root_id
+            return files.identity(_stat_path(self._path)) != self._root_id
         except OSError:
             return True
 
     def _replaced(self, part: str) -> os.stat_result | None:
-        """None where another directory than the one held has that name, or none has; else what it looks like."""
+        """Return the status of the directory of that name; None if it is missing or not the one held."""
         try:
             status = os.stat(part, dir_fd=self.root, follow_symlinks=False)
         except FileNotFoundError:
@@ -79,13 +83,15 @@ class Held:
         return status if files.identity(status) == self._held[part] else None
 
     def holds(self, *parts: str) -> bool:
-        """Whether these directories of the maildir are still those that are held. Raises OSError."""
+        """Return whether these directories are still the ones held. Raises OSError."""
         return None not in map(self._replaced, parts)
 
-    def look(self, *parts: str) -> list[_Stamp]:
-        """What these directories look like now; those replaced by others are opened anew. MovedError where the maildir itself was.
+    def refresh(self, *parts: str) -> list[_Stamp]:
+        """Return the stamps of these directories; open those that were replaced anew.
 
-        A mount over a directory and a link that is pointed elsewhere are replacements too. Raises OSError.
+        MovedError if the maildir itself was replaced.
+
+        A mount over a directory and a link that points elsewhere are replacements too. Raises OSError.
         """
         if self.moved():
             raise MovedError
@@ -101,4 +107,4 @@ class Held:
         return stamps
 
     def _replaced_parts(self) -> None:
-        """What was known of directories that are there no more is to be forgotten."""
+        """Forget all that was known of replaced directories."""

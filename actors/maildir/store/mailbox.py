@@ -1,6 +1,6 @@
-"""A maildir that is listed, over plain descriptors. See maildrop.py.
+"""List a maildir by directory descriptors. See maildrop.py.
 
-Raises StoreError from every method; OSError never leaves this room.
+Each method raises StoreError, never OSError, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from popkernel.actors.maildir.store import popcache_file
 from popkernel.actors.maildir.store.errors import IN_USE, StoreError, from_os
-from popkernel.actors.maildir.store.held_directories import Held
+from popkernel.actors.maildir.store.held_directories import HeldDirectories
 from popkernel.actors.maildir.store.listing import IN_NEW, Listing
 from popkernel.actors.maildir.store.policy import Policy
 from popkernel.actors.maildir.store.reconcile import Match, sizes
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Mailbox"]
 
-_HELD = 30.0  # seconds from a wait for the lock in vain, in which nobody waits for it again
+_HELD = 30.0  # seconds after a vain wait for the lock in which nobody waits for it again
 _AS_EVER = Policy()
 
 
-class Mailbox(Held):
-    """One maildir, its directories held open.
+class Mailbox(HeldDirectories):
+    """One maildir, its directories open.
 
-    ``clock`` gives wall time in seconds, ``random`` n random octets; ``lock_wait`` is how many seconds to try for the
-    popcache lock; ``hostname`` goes into the names of new messages; ``policy`` says what the site wants done
-    with mail; ``fault`` is told the name of each step that a crash
-    could come after (for tests).
+    `clock` gives wall time in seconds, `random` returns that many random octets. `lock_wait`: seconds to try
+    for the popcache lock. `hostname` goes into the names of new messages. `policy`: the configuration about
+    mail. `fault` is called with the name of each step after which a crash may come (for tests).
     """
 
     def __init__(
@@ -57,35 +56,40 @@ class Mailbox(Held):
         self._fault = fault
         self._host = maildir_names.escape_host(os.fsencode(hostname))
         self._doubtful: set[bytes] = set()
-        self.named = 0, 0  # the last fresh name's second and number
+        self.named = 0, 0  # second and number of the last fresh name
         self._linked: dict[bytes, tuple[int, int]] = {}  # messages that had two names at the last scan
-        self.untidy = False  # whether the last scan left mail in new/: there is something for `tidy`
+        self.untidy = False  # the last scan left mail in new/ for `tidy`
         self._last: Listing | None = None
         self._last_state: tuple[object, ...] = ()
         self._last_made = 0
-        self._seen: tuple[int, ...] = ()  # of what `_still` found to be what was listed last: the hashes of new/ and cur/ as they are read
+        # hashes of the names in new/ and cur/ when `_same_messages` last found the maildir unchanged
+        self._seen: tuple[int, ...] = ()
         self._looked: tuple[int, tuple[tuple[int, int], ...]] = (0, ())
-        self.alive: Callable[[], None] | None = None  # called now and then while a listing takes its time
+        self.alive: Callable[[], None] | None = None  # called regularly during a long listing
         self.open(os.fsencode(path))
 
     def at(self, step: str) -> None:
-        """Tell the fault hook which step has just been taken."""
+        """Call the fault hook after a step."""
         if self._fault is not None:
             self._fault(step)
 
     def forget(self) -> None:
-        """Let the next ``listing`` read the maildir anew."""
+        """Make the next `listing` read the maildir again."""
         self._last = None
 
     def take_lock(self, code: str, wait: float | None = None) -> int:
-        """Take the popcache lock; closing the descriptor gives it back. StoreError ``code`` where another program keeps it.
+        """Take the popcache lock; closing the descriptor releases it.
 
-        This process serves a session and deliveries at once, and waiting stops it all: so after one wait in vain, nobody waits
-        again for half a minute.
+        StoreError `code` if another program keeps it.
+
+        This process serves a session and deliveries at once, and waiting stops them all. So after one vain
+        wait nobody waits again for half a minute.
         """
         wait = self.lock_wait if wait is None else min(wait, self.lock_wait)
         try:
-            lock = popcache_file.acquire(self.root, 0.0 if time.monotonic() < self._held_until else wait, code)
+            lock = popcache_file.acquire(
+                self.root, 0.0 if time.monotonic() < self._held_until else wait, code
+            )
         except StoreError as error:
             if not error.number:
                 self._held_until = time.monotonic() + _HELD
@@ -96,8 +100,8 @@ class Mailbox(Held):
     def fresh_name(self) -> bytes:
         """Make a name for a new message: TIME.8HEX.HOSTNAME.
 
-        Within one second the hex digits only rise, and the time never goes back: so messages are numbered as they came,
-        and the popcache stays in order by appending to it.
+        Within one second the hex digits only rise, and the time never goes back. So messages are numbered in
+        the order they came, and the popcache stays in order when a line is appended.
         """
         seconds, number = int(self._clock()), int.from_bytes(self._random(4), "big") >> 1
         if seconds <= self.named[0]:
@@ -110,43 +114,52 @@ class Mailbox(Held):
     # Listing
 
     def listing(self) -> Listing:
-        """Start a session: move new/ to cur/ and say what there is. StoreError IN-USE when another program has the lock.
+        """Begin a session: move new/ to cur/ and list all messages.
 
-        An unchanged maildrop gives the listing of last time, without a lock and without reading. The popcache is brought
-        up to date where it was not; when that fails (disk full, read-only, not ours), ``Listing.notes`` says so and the session goes on.
+        StoreError IN-USE if another program has the lock.
+
+        If nothing changed, it returns the last listing, without lock or reading. Otherwise it updates the
+        popcache. If that fails (disk full, read-only, another owner), `Listing.notes` says so and the session
+        goes on.
         """
         try:
-            if self._as_before() and self._last is not None:
+            if self._unchanged() and self._last is not None:
                 return self._last
             last, self._last = self._last, None
-            return self._list_anew(last)
+            return self._list_again(last)
         except OSError as error:
             raise from_os(error, "maildir") from None
 
     def settle(self) -> None:
-        """Look at what this process itself has moved, so that the next ``listing`` need not: two seconds after that, when nobody waits."""
+        """Check the maildir after this process moved mail, so that the next `listing` need not.
+
+        To be called two seconds after the last move, when no client waits.
+        """
         try:
-            if self._last is not None and not self._as_before():
+            if self._last is not None and not self._unchanged():
                 self._last = None
         except (OSError, StoreError):
             self._last = None
 
-    def _as_before(self) -> bool:
-        """Whether what was listed last is what there is now. Raises OSError."""
-        cur, new = self.look("cur", "new")
+    def _unchanged(self) -> bool:
+        """Return whether the last listing is still right. Raises OSError."""
+        cur, new = self.refresh("cur", "new")
         last = self._last
         if last is None or self._last_state[2] != self._popcache_state():
             return False
         if popcache.settled(self._last_made, cur[1:], new[1:]) and self._last_state[:2] == (cur, new):
             return True
         made = int(self._clock() * 1e9)
-        if not self._still(last):
+        if not self._same_messages(last):
             return False
         self._last_made, self._last_state = made, (cur, new, self._last_state[2])
         return True
 
-    def _still(self, last: Listing) -> bool:
-        """Whether there are just the messages listed last, wherever they lie by now: what was only moved or flagged need not be matched."""
+    def _same_messages(self, last: Listing) -> bool:
+        """Return whether exactly the messages listed last are there, wherever they lie now.
+
+        Messages that were only moved or flagged need not be matched with the popcache again.
+        """
         texts = "/".join(os.listdir(self.new)), "/".join(os.listdir(self.cur))
         seen = hash(texts[0]), hash(texts[1])
         if seen == self._seen:
@@ -164,8 +177,11 @@ class Mailbox(Held):
         self._seen = seen
         return True
 
-    def _list_anew(self, last: Listing | None) -> Listing:
-        """``last``: what was listed last, which is all that is known where the popcache can't be read."""
+    def _list_again(self, last: Listing | None) -> Listing:
+        """List the maildir.
+
+        `last`: the last listing, which gives the UIDLs if the popcache can't be read.
+        """
         why, self._seen = "", ()
         try:
             lock = self.take_lock(IN_USE)
@@ -191,7 +207,10 @@ class Mailbox(Held):
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _load(self, lock: int, why: str, last: Listing | None) -> tuple[popcache.Cache, str]:
-        """What the popcache says and why it can't be written to. Of one that can't be read it stays as it is: it may be good."""
+        """Return the popcache, and why it can't be written ("": it can).
+
+        One that can't be read is left as it is: it may be sound.
+        """
         try:
             if lock >= 0:
                 return popcache_file.load(lock), why
@@ -199,17 +218,27 @@ class Mailbox(Held):
             why = from_os(error, "popcache").text
         cache = popcache.Cache()
         if last is not None:
-            cache.names, cache.sizes, cache.uidls, cache.uidl_set = [*last.names], last.sizes[:], [*last.uidls], set(last.uidls)
-        return cache, f"{why}; UIDLs that only it knows are not known"
+            cache.names, cache.sizes, cache.uidls, cache.uidl_set = (
+                [*last.names],
+                last.sizes[:],
+                [*last.uidls],
+                set(last.uidls),
+            )
+        return cache, f"{why}; UIDLs that only the popcache has are not known"
 
     def _list(self, lock: int, why: str, last: Listing | None) -> Listing:
         made = int(self._clock() * 1e9)
-        cur, new = self.look("cur", "new")
+        cur, new = self.refresh("cur", "new")
         cache, why = self._load(lock, why, last)
         header, count = cache.header, len(cache.names)
         sound = header is not None and cache.ordered and not cache.refused and not self._doubtful
-        # What is trashed only the directory says.
-        if sound and header is not None and not self.policy.hide_trashed and header.proves(cur[1:], new[1:], count):
+        # Only the directory shows which messages have the flag T.
+        if (
+            sound
+            and header is not None
+            and not self.policy.hide_trashed
+            and header.proves(cur[1:], new[1:], count)
+        ):
             listing, clean = Listing(cache.names, cache.sizes, cache.uidls, [None] * count), True
         else:
             listing, clean = self._scan(lock, cache, popcache.Header(made, cur[1:], new[1:], 0), why)
@@ -220,10 +249,13 @@ class Mailbox(Held):
             self._last_state = cur, new, self._popcache_state()
         return listing
 
-    def _scan(self, lock: int, cache: popcache.Cache, seen: popcache.Header, why: str) -> tuple[Listing, bool]:
-        """Read the directories, write back what the popcache lacked. With it: may this listing be used again.
+    def _scan(
+        self, lock: int, cache: popcache.Cache, seen: popcache.Header, why: str
+    ) -> tuple[Listing, bool]:
+        """Read the directories and update the popcache. Returns the listing, and whether it may be reused.
 
-        ``why``: nothing is to be written, for that reason; then the journal, which a rewrite would replace, is not looked at either.
+        `why`: why the popcache can't be written ("": it can). If it can't, the journal is not read either,
+        for only a rewrite would replace it.
         """
         journal = None
         if not why:
@@ -254,10 +286,16 @@ class Mailbox(Held):
             listing.notes += (f"popcache: not believed, and made anew: {cache.given_up}",)
         try:
             checked = not scan.unreadable
-            if match.whole or 2 * dead > dead + listing.count or (header is None and (provable or match.added[0])):
+            if (
+                match.whole
+                or 2 * dead > dead + listing.count
+                or (header is None and (provable or match.added[0]))
+            ):
                 rows = zip(listing.names, listing.sizes, listing.uidls, strict=True)
                 proof = seen if provable else popcache.UNPROVEN
-                popcache_file.rewrite(self.root, lock, rows, proof, self.at, checked=checked, plain=match.plain, fit=match.fit)
+                popcache_file.rewrite(
+                    self.root, lock, rows, proof, self.at, checked=checked, plain=match.plain, fit=match.fit
+                )
             else:
                 self._update(lock, match)
                 seen.checked = os.fstat(lock).st_size if checked else 0
@@ -275,7 +313,9 @@ class Mailbox(Held):
 
     def _update(self, lock: int, match: Match) -> None:
         if match.gone:
-            popcache_file.mark_removed(lock, popcache.line_offsets(popcache_file.read(lock) or b"", match.gone))
+            popcache_file.mark_removed(
+                lock, popcache.line_offsets(popcache_file.read(lock) or b"", match.gone)
+            )
             self.at("listing:marked")
         if match.added[0]:
             popcache_file.append(lock, popcache.format_lines(zip(*match.added, strict=True)))

@@ -1,11 +1,12 @@
-"""The maildir store: all a user's mailbox can do, over plain descriptors, for one single-threaded process.
+"""Provide a user's maildrop over directory descriptors, for one single-threaded process.
 
-Every path is relative to the descriptors of the maildir, cur, new and tmp, so it works in a process that sees that one
-directory and nothing else. Here is what changes it: the end of a session, and deliveries. Beside it: ``held_directories.py`` holds the
-directories, ``mailbox.py`` lists, ``reading.py`` reads, ``listing.py`` is what a session sees, ``scan.py`` finds it, ``popcache_file.py``
-is the popcache under its lock, ``delivery.py`` the way in, ``files.py`` single directory operations.
+Each path is relative to the descriptors of the maildir, cur, new and tmp, so it works in a process that can
+open that one directory and nothing else. This module has the operations that change the maildrop: the end of
+a session, and deliveries. `held_directories.py` keeps the directories open, `mailbox.py` lists, `reading.py`
+reads, `listing.py` is a session's view, `scan.py` reads the directories, `popcache_file.py` is the popcache
+under its lock, `delivery.py` writes new mail, `files.py` has single directory operations.
 
-Raises StoreError from every method; OSError never leaves this room.
+Each method raises StoreError, never OSError.
 """
 
 from __future__ import annotations
@@ -26,32 +27,34 @@ if TYPE_CHECKING:
 
     from popkernel.actors.maildir.store.quota import Quota
 
-__all__ = ["Delivery", "Listing", "Maildrop", "StoreError"]
+__all__ = ["Maildrop"]
 
-_QUIT_WAIT = 0.5  # seconds that QUIT waits for it: what it would write down, the next listing sees
+_QUIT_WAIT = 0.5  # seconds that QUIT waits for the popcache lock: without it, the next listing does the work
 
 
 class Maildrop(Reading):
-    """A mailbox that sessions end in, and mail comes to."""
+    """Add QUIT, expiry and deliveries to a mailbox."""
 
-    quota: Quota | None = None  # to be told of removals
-    why = ""  # the last message that could not be removed was not, for the log
-    _tidying: list[bytes] | None = None  # names in new/ that are still to be moved, last one first
+    quota: Quota | None = None  # removals are noted in it
+    why = ""  # why a message could not be removed, for the log
+    _tidying: list[bytes] | None = None  # names in new/ still to be moved, in reverse order
 
     # The end of a session
 
     def remove(self, listing: Listing, indices: Iterable[int]) -> list[int]:
-        """Remove messages for good (QUIT). Returns the indices that could not be removed; already gone counts as removed.
+        """Remove messages for good (QUIT, RFC 1939 section 6).
 
-        Files first, synced, then their popcache lines: a crash in between leaves lines of no message, which the next
-        listing drops. The other way round it would leave messages that lost their UIDL. Where the site keeps what is deleted, the
-        files get the flag T instead.
+        Returns the indices that could not be removed; a message already gone counts as removed.
+
+        First the files, synced, then their popcache lines: a crash in between leaves lines without message,
+        which the next listing drops. The other order would leave messages that lost their UIDL. If the
+        configuration keeps deleted mail, the files get the flag T instead.
         """
         self._must_hold("cur", "new")
         if self.policy.trash:
             return self._trash(listing, indices)
         failed: list[int] = []
-        doomed: set[bytes] = set()
+        removed: set[bytes] = set()
         touched: set[int] = set()
         freed = 0
         count = self.quota is not None and self.quota.kept
@@ -59,16 +62,16 @@ class Maildrop(Reading):
             try:
                 freed += self._file_size(listing, i) if count else 0
                 touched.add(self._unlink(listing, i))
-                doomed.add(listing.names[i])
+                removed.add(listing.names[i])
             except OSError as error:
                 failed.append(i)
                 self.why = from_os(error, show(listing.names[i])).text
             if self.alive is not None:
                 self.alive()
             self.at("remove:unlinked")
-        if self.quota is not None and count and doomed:
-            self.quota.add(-freed, -len(doomed))
-        if doomed:
+        if self.quota is not None and count and removed:
+            self.quota.add(-freed, -len(removed))
+        if removed:
             self._last = None
             try:
                 for part in touched:
@@ -76,11 +79,14 @@ class Maildrop(Reading):
             except OSError as error:
                 raise from_os(error, "cur or new") from None
             self.at("remove:synced")
-            self._strike_out(doomed)
+            self._mark_lines(removed)
         return failed
 
     def _must_hold(self, *parts: str) -> None:
-        """Nothing is removed from what was moved away: it may be somebody's copy, and the client would see the mail again."""
+        """Raise StoreError if the maildir was replaced.
+
+        The one held may be somebody's copy then, and the client would see the removed mail again.
+        """
         try:
             if not self.moved() and self.holds(*parts):
                 return
@@ -102,7 +108,7 @@ class Maildrop(Reading):
         return None if found is None else os.stat(found[1], dir_fd=found[0], follow_symlinks=False)
 
     def _unlink(self, listing: Listing, i: int) -> int:
-        """Gives the descriptor of the directory that the message was in; cur's where it was gone already."""
+        """Unlink a message. Returns the descriptor of its directory, of cur/ if it was gone already."""
         if listing.names[i] in self._linked:
             self._unlink_links(listing.names[i])
         for part, name in self._candidates(listing, i):
@@ -120,7 +126,10 @@ class Maildrop(Reading):
         return part
 
     def _unlink_links(self, base: bytes) -> None:
-        """A message whose second name was too young to be taken away: else it would be back at the next listing."""
+        """Unlink both names of a message whose second name is too young to be resolved.
+
+        Else the message would be back at the next listing.
+        """
         for fd in (self.cur, self.new):
             for name in files.list_names(fd):
                 if maildir_names.canonical(name) == base:
@@ -131,28 +140,34 @@ class Maildrop(Reading):
                     except FileNotFoundError:
                         continue
 
-    def _strike_out(self, doomed: set[bytes]) -> None:
-        """Mark the lines of removed messages; compact the file when more than half of its lines are such."""
+    def _mark_lines(self, removed: set[bytes]) -> None:
+        """Mark the lines of removed messages; compact the file if more than half of its lines are marked."""
         try:
             lock = self.take_lock(TEMP, _QUIT_WAIT)
         except StoreError:
-            return  # the mail is gone as asked; the next listing finds lines without files and drops them
+            return  # the mail is removed; the next listing drops lines without files
         try:
             data = popcache_file.read(lock) or b""
-            offsets = popcache.line_offsets(data, doomed)
-            dead = data.count(b"\n#") + data.startswith(b"#") - (popcache.parse_header(data) is not None) + len(offsets)
-            # With a journal there, the popcache is what a crash left, and less than the journal that a rewrite would replace.
+            offsets = popcache.line_offsets(data, removed)
+            dead = (
+                data.count(b"\n#")
+                + data.startswith(b"#")
+                - (popcache.parse_header(data) is not None)
+                + len(offsets)
+            )
+            # If there is a journal, a crash left the popcache incomplete, and a rewrite would replace the
+            # journal, which has more.
             if 2 * dead > data.count(b"\n") and popcache_file.read_journal(self.root) is None:
                 left = popcache.parse(data)
                 rows = zip(left.names, left.sizes, left.uidls, strict=True)
-                kept = (row for row in rows if row[0] not in doomed)
+                kept = (row for row in rows if row[0] not in removed)
                 checked = left.checked == len(left.names)
                 popcache_file.rewrite(self.root, lock, kept, popcache.UNPROVEN, self.at, checked=checked)
             else:
                 popcache_file.mark_removed(lock, offsets)
             self.at("remove:marked")
         except OSError:
-            return  # as above: an old line does no harm
+            return  # as above: a line without file does no harm
         finally:
             os.close(lock)
 
@@ -166,7 +181,10 @@ class Maildrop(Reading):
         return failed
 
     def mark_seen(self, listing: Listing, indices: Iterable[int]) -> None:
-        """Give messages the S flag (``:2,S``), other flags kept. Best effort: one that cannot be renamed stays as it is."""
+        """Set the flag S (`:2,S`), other flags kept.
+
+        Best effort: a message that cannot be renamed stays as it is.
+        """
         if not self.policy.set_seen:
             return
         for i in indices:
@@ -175,9 +193,9 @@ class Maildrop(Reading):
                 self._flag(listing, i, b"S", gone=False)
 
     def _flag(self, listing: Listing, i: int, flag: bytes, *, gone: bool) -> bool:
-        """Give a message a flag. False where that could not be; ``gone`` where the message is no more."""
+        """Set a flag. Returns False if that failed, and `gone` if the message no longer exists."""
         name = listing.names[listing.check(i)]
-        for _ in range(2):  # another program may change flags between the look and the rename
+        for _ in range(2):  # another program may change flags between stat and rename
             try:
                 info, source = listing.infos[i], self.cur
                 if info is not None and info.startswith(IN_NEW):
@@ -205,10 +223,10 @@ class Maildrop(Reading):
         return False
 
     def expired(self, listing: Listing, retrieved: Sequence[int]) -> list[int]:
-        """Messages that the site keeps no longer (``expire_days``, RFC 2449 section 6.7), to be removed at QUIT.
+        """Return the messages to be removed at QUIT by age (`expire_days`, RFC 2449 section 6.7).
 
-        ``retrieved``: a byte a message, 1 for yes. A message is as old as its name or its file says, whichever is younger.
-        By age none goes while the clock is not believed (expiry.py).
+        `retrieved`: one byte for each message, 1 for yes. The age is by the time in the name or the file's
+        mtime, whichever is younger. None is removed by age while the clock can't be trusted (expiry.py).
         """
         days = self.policy.expire_days
         if days <= 0:
@@ -220,7 +238,8 @@ class Maildrop(Reading):
         old: list[int] = []
         for i, name in enumerate(listing.names):
             delivered = maildir_names.number_of(name)
-            if delivered is None or delivered < limit or delivered > now + 86400:  # the latter is no time at all
+            # a time in the future is no time
+            if delivered is None or delivered < limit or delivered > now + 86400:
                 try:
                     status = self._status(listing, i)
                 except OSError:
@@ -230,9 +249,12 @@ class Maildrop(Reading):
         return old
 
     def tidy(self, most: int = 64) -> bool:
-        """Move up to ``most`` messages that a listing left in new/ to cur/, first come first. True while there are more.
+        """Move up to `most` messages that a listing left in new/ to cur/, oldest first.
 
-        Not while a session is open. What cannot be moved, or is being moved by another program, is left to the next listing.
+        Returns whether there are more.
+
+        Not while a session is open. A message that cannot be moved, or that another program is moving, is
+        left to the next listing.
         """
         if not self.untidy:
             self._tidying = None
@@ -240,8 +262,11 @@ class Maildrop(Reading):
         try:
             self._must_hold("cur", "new")
             if self._tidying is None:
-                self._tidying = sorted(filter(maildir_names.is_message, files.list_names(self.new)), reverse=True)
-            lock = popcache_file.acquire(self.root, 0.0, TEMP)  # not take_lock: nobody waited, so logins need not wait less
+                self._tidying = sorted(
+                    filter(maildir_names.is_message, files.list_names(self.new)), reverse=True
+                )
+            # not take_lock: a vain try here must not shorten the wait of logins
+            lock = popcache_file.acquire(self.root, 0.0, TEMP)
         except (OSError, StoreError):
             self._tidying, self.untidy = None, False
             return False
@@ -260,11 +285,14 @@ class Maildrop(Reading):
     # Delivery
 
     def deliver_begin(self) -> Delivery:
-        """Start a message: a new file in tmp/, 0600."""
+        """Begin a delivery: a new file in tmp/, mode 0600."""
         return Delivery(self)
 
     def sweep_tmp(self, older_than: float = 36 * 3600) -> int:
-        """Remove what crashed deliveries left in tmp/: regular files older than so many seconds. Returns how many."""
+        """Remove files that crashed deliveries left in tmp/: regular files older than so many seconds.
+
+        Returns how many.
+        """
         try:
             self._must_hold("tmp")
             return files.remove_older(self.tmp, self._clock() - older_than)

@@ -1,12 +1,15 @@
-"""The popcache file under its lock: open, lock, read, append, mark, rewrite. Text and meaning are in proto/files/popcache.py.
+"""Read and write the popcache file under its lock: lock, read, append, mark, rewrite.
 
-The file is rewritten in place, never replaced by rename: the program popkernel takes over from locks the file it has
-opened, and one that waits for the old inode would go on with a file nobody else sees. In place, a crash leaves less, never
-something false: the file is cut to nothing, then lines are written whole or torn (torn ones are refused), and the header
-that proves anything comes last. What such a crash could lose for good is a UIDL that is not the hash of its name (brought
-along from another server). So where there is one, the new text goes to ``popcache.new`` first, is synced, and is unlinked
-when the popcache is whole again; the next listing finds it otherwise. What a crash left there is replaced by rename, and only
-by a journal that is whole: it may be the one place where those UIDLs stand.
+proto/files/popcache.py defines the format.
+
+The file is rewritten in place, never replaced by rename. The server that popkernel takes over from locks the
+file it has opened; if it waits for the lock of an old inode, it would go on with a file that nobody else
+sees. A crash during a rewrite leaves less, never wrong data: the file is truncated, then lines are written
+(torn ones are refused), and the header that proves anything comes last. Such a crash could lose for good only
+a UIDL that is not the hash of its name (taken over from another server). So if there is one, the new text
+first goes to `popcache.new`, which is synced, and unlinked once the popcache is complete. After a crash the
+next listing finds it. It is only replaced by rename, by another complete journal: it may be the only place
+that has those UIDLs.
 """
 
 from __future__ import annotations
@@ -30,19 +33,24 @@ JOURNAL = b"popcache.new"
 _UNFINISHED = b"popcache.new.part"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO))  # says nothing of whether a journal is good
-# Of a popcache without which mail is listed, read and delivered all the same.
-UNUSABLE = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK))
-_POLL = 0.01  # seconds between two tries for the lock; the other side holds it for milliseconds
-_LARGEST = 192 << 20  # octets: a million and a half messages; a listing of more does not fit into an actor's memory
-_TAIL = 4096  # octets that the last line fits into
+# errors that do not tell whether a journal is sound
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO))
+# Errors of a popcache without which mail can still be listed, read and delivered.
+UNUSABLE = frozenset(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOLCK)
+)
+_POLL = 0.01  # seconds between two tries for the lock; others hold it for milliseconds
+# octets: a million and a half messages; a larger listing does not fit into an actor's memory
+_LARGEST = 192 << 20
+_TAIL = 4096  # octets from the end that hold the last line
 
 
 def acquire(root: int, wait: float, code: str, flags: int = _OPEN) -> int:
-    """Open and lock the popcache (made 0600 where missing); closing the descriptor unlocks it.
+    """Open and lock the popcache (made with mode 0600 if missing); closing the descriptor unlocks it.
 
-    Tries for ``wait`` seconds, then StoreError ``code``. A popcache that is a link or a directory is a StoreError SYS/PERM; it is never
-    followed. One that can't be written to is a StoreError whose ``number`` is in ``UNUSABLE``.
+    Tries for `wait` seconds, then raises StoreError `code`. A popcache that is a link or a directory is a
+    StoreError SYS/PERM; a link is never followed. If it can't be written, the StoreError's `number` is in
+    `UNUSABLE`.
     """
     deadline = time.monotonic() + wait
     while True:
@@ -65,7 +73,7 @@ def acquire(root: int, wait: float, code: str, flags: int = _OPEN) -> int:
 
 
 def acquire_to_read(root: int, wait: float, code: str) -> int:
-    """As ``acquire``, of one that can't be written to; -1 where it is not there, or not to be read either."""
+    """Open and lock a popcache that can't be written; -1 if it is missing or can't be read either."""
     try:
         return acquire(root, wait, code, _READ)
     except StoreError as error:
@@ -96,7 +104,7 @@ def _try_lock(fd: int) -> bool:
 
 
 def is_current(fd: int, root: int) -> bool:
-    """Is the locked file still the one under that name? Somebody may have removed it while we waited."""
+    """Return whether the locked file still has that name: another program may have replaced it meanwhile."""
     try:
         there = os.stat(NAME, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
@@ -106,7 +114,10 @@ def is_current(fd: int, root: int) -> bool:
 
 
 def load(fd: int) -> popcache.Cache:
-    """Read the file for what it says. Nothing in it is an error: one that can't be believed is a Cache with ``given_up``."""
+    """Read and parse the file.
+
+    No content is an error: an invalid file gives a Cache with `given_up`.
+    """
     try:
         data = read(fd)
         if data is not None:
@@ -120,12 +131,12 @@ def load(fd: int) -> popcache.Cache:
 
 
 def read(fd: int) -> bytes | None:
-    """Read the whole file; None for one of an impossible size."""
+    """Read the whole file; None if it is too large."""
     size = os.fstat(fd).st_size
     if size > _LARGEST:
         return None
     data = os.pread(fd, size + 1, 0)
-    while len(data) < size:  # a read of a regular file is whole but for signals and network file systems
+    while len(data) < size:  # a read of a regular file is complete but for signals and network file systems
         more = os.pread(fd, size - len(data), len(data))
         if not more:
             break
@@ -142,16 +153,19 @@ def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def append(fd: int, lines: bytes) -> None:
-    """Add lines after the last whole one. Torn octets at the end are cut off, before and when the disk is full after.
+    """Append lines after the last complete one.
 
-    They are popkernel's word: where all before them is, the header says so of them too.
+    Torn octets at the end are cut off, before the write, and after it if the disk is full.
+
+    The lines are popkernel's own. If the header says so of all lines before them, it is updated to include
+    them.
     """
     size = os.fstat(fd).st_size
     end = size
     if size and os.pread(fd, 1, size - 1) != b"\n":
         start = max(0, size - _TAIL)
         end = os.pread(fd, _TAIL, start).rfind(b"\n") + 1
-        end += start if end else 0  # no line ends there: no line at all is worth keeping
+        end += start if end else 0  # no line end there: nothing worth keeping
         os.ftruncate(fd, end)
     header = popcache.parse_header(os.pread(fd, popcache.HEADER_LENGTH, 0)) if end else None
     if not end:
@@ -168,7 +182,7 @@ def append(fd: int, lines: bytes) -> None:
 
 
 def mark_removed(fd: int, offsets: list[int]) -> None:
-    """Overwrite the first character of the lines that begin at these offsets with ``#``."""
+    """Overwrite the first character of the lines at these offsets with `#`: they count as removed."""
     for offset in offsets:
         os.pwrite(fd, b"#", offset)
 
@@ -189,10 +203,10 @@ def rewrite(
     plain: bool = False,
     fit: bool = False,
 ) -> None:
-    """Replace the whole text by these messages: (canonical name, octets, UIDL). ``at`` is told of each step.
+    """Replace the whole text by these rows: (canonical name, octets, UIDL). `at` is called after each step.
 
-    ``checked``: all their sizes are popkernel's word. ``plain``: all their UIDLs are known to be those of their names. ``fit``: all their
-    names are known to fit.
+    `checked`: all sizes were measured by popkernel. `plain`: all UIDLs are those of their names. `fit`: all
+    names fit into lines.
     """
     if not fit:
         rows = list(rows)
@@ -201,7 +215,8 @@ def rewrite(
     keep_safe = False
     if not plain:
         rows = list(rows)
-        keep_safe = any(uidl != uidl_of(name) for name, _, uidl in rows)  # a UIDL that cannot be computed again
+        # some UIDL cannot be computed again
+        keep_safe = any(uidl != uidl_of(name) for name, _, uidl in rows)
     lines = popcache.format_lines(rows)
     if keep_safe:
         _write_journal(root, lines, at)
@@ -219,20 +234,30 @@ def rewrite(
         drop_journal(root)
         at("rewrite:unjournaled")
     if header.made or checked:
-        write_header(fd, popcache.Header(header.made, header.cur, header.new, header.count, start + len(lines) if checked else 0))
+        write_header(
+            fd,
+            popcache.Header(
+                header.made, header.cur, header.new, header.count, start + len(lines) if checked else 0
+            ),
+        )
 
 
 def _write_journal(root: int, lines: bytes, at: Callable[[str], None]) -> None:
-    """Make ``popcache.new`` of these lines, their number in its header, file and name synced; one that is there stays until then."""
+    """Write `popcache.new`: these lines, their number in its header, file and name synced.
+
+    An older one stays until then.
+    """
     _unlink(root, _UNFINISHED)
-    fd = os.open(_UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
+    fd = os.open(
+        _UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root
+    )
     try:
         _write(fd, popcache.Header(0, (0, 0), (0, 0), lines.count(b"\n")).encode() + lines, 0)
         os.fsync(fd)
         at("rewrite:journaling")
         os.rename(_UNFINISHED, JOURNAL, src_dir_fd=root, dst_dir_fd=root)
     except OSError:
-        _unlink(root, _UNFINISHED)  # a full disk needs the room
+        _unlink(root, _UNFINISHED)  # frees room on a full disk
         raise
     finally:
         os.close(fd)
@@ -240,7 +265,7 @@ def _write_journal(root: int, lines: bytes, at: Callable[[str], None]) -> None:
 
 
 def drop_journal(root: int) -> None:
-    """Remove ``popcache.new`` where there is one: only when all it says stands in the popcache, on disk."""
+    """Remove `popcache.new`, if any: only when the popcache has all its lines on disk."""
     _unlink(root, JOURNAL)
 
 
@@ -252,16 +277,16 @@ def _unlink(root: int, name: bytes) -> None:
 
 
 def read_journal(root: int) -> popcache.Cache | None:
-    """Read what a crash in the middle of a rewrite left; None where there is none or it is not whole.
+    """Read the journal that a crash left; None if there is none or it is incomplete.
 
-    Raises OSError where it may be good and could not be read this moment: to go on without it would be to replace it.
+    Raises OSError if it may be sound but could not be read now: to go on without it would replace it.
     """
     try:
         fd = os.open(JOURNAL, _READ, dir_fd=root)
     except OSError as error:
         if error.errno in _PASSING:
             raise
-        return None  # ELOOP and the like: not one we wrote
+        return None  # ELOOP and the like: not a journal of popkernel
     try:
         left = load(fd) if S_ISREG(os.fstat(fd).st_mode) else None
     finally:

@@ -1,10 +1,10 @@
-"""The room a mailbox has: Maildir++'s `maildirsize`, shared with other programs that keep it.
+"""Keep a mailbox's quota: Maildir++'s `maildirsize`, shared with other programs.
 
-Its first line is the quota, `1073741824S,5000C` (octets, messages; either may be missing); each other line is `OCTETS
-MESSAGES`, added for a delivery, with a minus for a removal; the sums are what is used. Octets are those of the files. It is
-counted anew where it is missing, torn, longer than 5,120 octets, or says "full" and is older than fifteen minutes (Maildir++,
-section "Maildir++ quota"). A quota of the configuration goes before the one in the file; without either nothing is counted.
-Folders (`.NAME/`) count too.
+Its first line is the quota, `1073741824S,5000C` (octets, messages; either may be missing). Each other line is
+`OCTETS MESSAGES`, added for a delivery, negative for a removal; their sums are the usage. Octets are those of
+the files. The mailbox is counted again if the file is missing, torn, longer than 5,120 octets, or shows a
+full mailbox and is older than fifteen minutes (Maildir++, section "Maildir++ quota"). A configured quota
+comes before the one in the file; without either nothing is counted. Folders (`.NAME/`) count too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FULL", "Quota"]
 
-FULL = "FULL"  # the code of the StoreError that says so
+FULL = "FULL"  # code of the StoreError for a full mailbox
 NAME = b"maildirsize"
 _LONGEST = 5120  # octets of the file
 _DIGITS = 18
@@ -30,7 +30,10 @@ _APPEND = os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEX
 
 
 class Quota:
-    """One mailbox's. `root`: descriptor of the maildir. `configured`: the definition of the configuration, "" for none."""
+    """The quota of one mailbox.
+
+    `root`: descriptor of the maildir. `configured`: the quota of the configuration, "" for none.
+    """
 
     __slots__ = ("_clock", "_configured", "_root")
 
@@ -40,9 +43,9 @@ class Quota:
         self._clock = clock
 
     def room(self, octets: int) -> int:
-        """Octets that there is room for, -1 for no bound. OSErrors become StoreErrors.
+        """Return the octets still free, -1 for no bound. OSErrors become StoreErrors.
 
-        StoreError `FULL` where a message of that many has no room.
+        StoreError `FULL` if a message of `octets` has no room.
         """
         try:
             definition, lines, age = self._read()
@@ -61,7 +64,10 @@ class Quota:
         return most_octets - used[0] if most_octets else -1
 
     def add(self, octets: int, messages: int) -> None:
-        """Note a delivery or, negative, a removal, where there is a file. Never fails: it is counted anew in the end."""
+        """Note a delivery, or with negative numbers a removal, if there is a file.
+
+        Never fails: the mailbox is counted again eventually.
+        """
         try:
             fd = os.open(NAME, _APPEND, dir_fd=self._root)
         except OSError:
@@ -75,7 +81,7 @@ class Quota:
 
     @property
     def kept(self) -> bool:
-        """Whether a maildirsize is there to be kept up to date."""
+        """Return whether there is a maildirsize to keep up to date."""
         try:
             os.stat(NAME, dir_fd=self._root, follow_symlinks=False)
         except OSError:
@@ -83,7 +89,10 @@ class Quota:
         return True
 
     def _read(self) -> tuple[bytes, list[bytes], float]:
-        """Definition in force, "" for no quota; the counting lines, none where they can't be used; the file's age."""
+        """Return the quota in force ("" for none), the counting lines, and the file's age in seconds.
+
+        There are no lines if the file can't be used.
+        """
         try:
             fd = os.open(NAME, files.READ, dir_fd=self._root)
         except FileNotFoundError:
@@ -100,7 +109,7 @@ class Quota:
         return definition, rest.splitlines(), self._clock() - status.st_mtime
 
     def _count(self, definition: bytes) -> tuple[int, int]:
-        """Look at every message, and write the file anew: in tmp/ first, then renamed, as Maildir++ asks."""
+        """Count every message and rewrite the file: first in tmp/, then renamed, as Maildir++ requires."""
         octets = messages = 0
         folders = [b"", *(name + b"/" for name in files.list_names(self._root) if name[:1] == b".")]
         for folder in folders:
@@ -143,12 +152,12 @@ def _measure(root: int, part: bytes) -> tuple[int, int]:
 
 
 def limits(definition: bytes) -> tuple[int, int]:
-    """Most octets and most messages of a definition; 0 for no bound, also for what is not understood."""
+    """Return the octets and messages that a quota allows; 0 for no bound, also for parts not understood."""
     octets = messages = 0
     for part in definition.split(b","):
         number, kind = part[:-1], part[-1:]
         if len(number) > _DIGITS:
-            continue  # no quota, and more digits than Python reads
+            continue  # no quota has so many digits, and int() refuses very long ones
         if number.isdigit() and kind == b"S":
             octets = int(number)
         elif number.isdigit() and kind == b"C":
@@ -157,7 +166,7 @@ def limits(definition: bytes) -> tuple[int, int]:
 
 
 def usage(lines: list[bytes]) -> tuple[int, int] | None:
-    """The sums of the counting lines; None where there are none or one of them is no such line."""
+    """Return the sums of the counting lines; None if there are none or one is malformed."""
     octets = messages = 0
     try:
         for line in lines:
@@ -170,7 +179,9 @@ def usage(lines: list[bytes]) -> tuple[int, int] | None:
 
 
 def _over(used: tuple[int, int], octets: int, most_octets: int, most_messages: int) -> bool:
-    return bool((most_octets and used[0] + octets > most_octets) or (most_messages and used[1] + 1 > most_messages))
+    return bool(
+        (most_octets and used[0] + octets > most_octets) or (most_messages and used[1] + 1 > most_messages)
+    )
 
 
 def _full(octets: int, messages: int) -> StoreError:

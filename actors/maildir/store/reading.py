@@ -1,4 +1,7 @@
-"""One message of a mailbox: found wherever it is by now, read, and measured before it goes out. See maildrop.py."""
+"""Read one message of a mailbox: find it wherever it is now, and measure it before it is sent.
+
+See maildrop.py.
+"""
 
 from __future__ import annotations
 
@@ -19,44 +22,53 @@ if TYPE_CHECKING:
 
 __all__ = ["NOWHERE", "Reading"]
 
-NOWHERE = b"/"  # an info no file can have: looked for, not there
+NOWHERE = b"/"  # an info that no file can have: the message was not found
 _GUESSES = (b":2,", b":2,S", b"")
 
 
 class Reading(Mailbox):
-    """A mailbox whose messages are read."""
+    """Add reading to a mailbox."""
 
     def _candidates(self, listing: Listing, i: int) -> Iterable[tuple[int, bytes]]:
-        """Where the message may be, directory and file name, the likeliest first."""
+        """Return where the message may be (directory, file name), the likeliest place first."""
         info = listing.infos[listing.check(i)]
         name = listing.names[i]
         if info is None:
             return [(self.cur, name + guess) for guess in _GUESSES]
-        return [(self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)]
+        return [
+            (self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)
+        ]
 
     def _find(self, listing: Listing, i: int) -> tuple[int, bytes] | None:
-        """Look where a message is now, flags changed or put back into new/: directory and file name; None when gone."""
+        """Find a message whose flags changed or that was put back into new/; None if it is gone.
+
+        Returns directory and file name.
+        """
         before = files.stamps(self.cur), files.stamps(self.new)
         made, looked = self._looked
         if listing.infos[i] != NOWHERE or looked != before or not popcache.settled(made, *before):
             self._looked = int(self._clock() * 1e9), before
             present = places(self.cur, self.new)
             if listing.names[i] not in present:
-                present |= places(self.cur, self.new)  # reading a directory may miss a name that is being changed
+                # a reading may miss a name that is being changed
+                present |= places(self.cur, self.new)
             listing.infos = [present.get(name, NOWHERE) for name in listing.names]
         name, info = listing.names[i], listing.infos[i]
         if info is not None and info != NOWHERE:
-            return (self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)
+            return (
+                (self.new, name + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self.cur, name + info)
+            )
         for there in files.list_names(self.new):
             if maildir_names.canonical(there) == name:
                 return self.new, there
         return None
 
     def open_message(self, listing: Listing, i: int) -> int:
-        """Open message ``i`` for reading and give its descriptor: always that message, whatever flags it has by now.
+        """Open message `i` for reading and return its descriptor, whatever flags the message has now.
 
-        StoreError SYS/TEMP "message gone" when another program removed it, SYS/PERM when it cannot be read. What is read
-        must come to ``listing.size(i)`` octets of wire form; where it does not, fail and call ``distrust``.
+        StoreError SYS/TEMP "message gone" if another program removed it, SYS/PERM if it cannot be read. Its
+        wire form must have `listing.size(i)` octets; if it does not, the caller must fail and call
+        `distrust`.
         """
         try:
             fd = self._open(listing, i)
@@ -67,7 +79,9 @@ class Reading(Mailbox):
             self.distrust(listing, i)
             raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
         self.distrust(listing, i)
-        raise StoreError(TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more", said=GONE)
+        raise StoreError(
+            TEMP, f"message gone: cur/{show(listing.names[i])} is no regular file any more", said=GONE
+        )
 
     def _open(self, listing: Listing, i: int) -> int:
         for part, name in self._candidates(listing, i):
@@ -84,17 +98,23 @@ class Reading(Mailbox):
                 return os.open(found[1], files.READ, dir_fd=found[0])
             except FileNotFoundError:
                 found = None
-        raise StoreError(TEMP, f"message gone: {show(listing.names[i])} was removed by another program", said=GONE)
+        raise StoreError(
+            TEMP, f"message gone: {show(listing.names[i])} was removed by another program", said=GONE
+        )
 
     def read_wire(self, listing: Listing, i: int, limit: int) -> bytes | None:
-        """Message ``i`` in wire form (proto/pop3/octets.py); None when its ``size`` is above ``limit`` (octets as POP3 counts them).
+        """Return message `i` in wire form (proto/pop3/octets.py); None if its `size` is above `limit`.
 
-        What is returned comes to ``listing.size(i)``: StoreError "message changed" otherwise.
+        The limit is in octets as POP3 counts them. What is returned has `listing.size(i)` octets; else it
+        raises StoreError "message changed".
         """
         info, size = listing.infos[listing.check(i)], listing.sizes[i]
-        if info is not None and size <= limit:  # a message as it should be; whatever is odd goes the long way, which knows what it means
+        # the usual case; anything unusual takes the long way below, which handles it
+        if info is not None and size <= limit:
             try:
-                part, name = (self.new, listing.names[i]) if info == IN_NEW else (self.cur, listing.names[i] + info)
+                part, name = (
+                    (self.new, listing.names[i]) if info == IN_NEW else (self.cur, listing.names[i] + info)
+                )
                 fd = os.open(name, files.READ, dir_fd=part)
                 try:
                     wire, octets = encode(os.read(fd, size + 1))
@@ -107,12 +127,17 @@ class Reading(Mailbox):
         size = listing.size(i)
         if size > limit:
             return None
-        for whole in (False, True):  # one read gives all of a regular file, but for signals and network file systems
+        # one read gives all of a regular file, but for signals and network file systems
+        for whole in (False, True):
             out, octets = encode(self._read(listing, i, size + 1, whole=whole))
             if octets == size:
                 return out
         self.distrust(listing, i)
-        raise StoreError(TEMP, f"message changed: {show(listing.names[i])} is not the size it was listed with", said=CHANGED)
+        raise StoreError(
+            TEMP,
+            f"message changed: {show(listing.names[i])} is not the size it was listed with",
+            said=CHANGED,
+        )
 
     def _read(self, listing: Listing, i: int, most: int, *, whole: bool) -> bytes:
         try:
@@ -129,12 +154,17 @@ class Reading(Mailbox):
             raise from_os(error, f"cur/{show(listing.names[i])}", UNREADABLE) from None
 
     def _doubts(self, listing: Listing, i: int) -> bool:
-        """Whether the size listed for message ``i`` may be no more than what its name says."""
+        """Return whether the size listed for message `i` may only come from its name."""
         claimed = maildir_names.claimed_sizes(listing.names[i])
-        return claimed is not None and claimed[1] == listing.sizes[i] and listing.names[i] not in self._verified
+        return (
+            claimed is not None and claimed[1] == listing.sizes[i] and listing.names[i] not in self._verified
+        )
 
     def verify(self, listing: Listing, i: int) -> None:
-        """Before a large message goes out: measure it, where nobody has yet, and correct its size. StoreError as ``open_message``."""
+        """Measure a large message before it is sent, if its size only comes from its name, and correct it.
+
+        StoreError as `open_message`.
+        """
         if not self._doubts(listing, i):
             return
         fd = self.open_message(listing, i)
@@ -151,6 +181,9 @@ class Reading(Mailbox):
             self.distrust(listing, i)
 
     def distrust(self, listing: Listing, i: int) -> None:
-        """Say that message ``i`` is not what the popcache says: the next ``listing`` measures it, and writes that down."""
+        """Mark message `i` as different from the popcache.
+
+        The next `listing` measures it and corrects its line.
+        """
         self._doubtful.add(listing.name(i))
         self._last = None

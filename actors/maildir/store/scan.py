@@ -1,23 +1,30 @@
-"""What is in the maildir now, beside what the popcache knew: the listing at the start of a session.
+"""Read the maildir's directories at the start of a session, and resolve conflicts with the popcache.
 
 Decisions where maildir and popcache leave a choice:
 
-- One canonical name on two files of cur/ (or new/ and cur/). Two links to one file: one is unlinked. Two files: one keeps the name, and
-  with it the UIDL; the other is renamed, to the same leading number, eight fresh hex digits and the host name, and is thus served with a
-  UIDL of its own at nearly the same place. The one that had the UIDL keeps it: a client that has read it must not have it twice, nor
-  miss the other. It is the one whose size the popcache has; where that does not tell, cur/ comes before new/, then the first in byte order.
-- Names seen at two moments may be one file that another program renames, and two links one that it moves by link and unlink
-  (mutt changes flags that way). So both names are looked at together, the file must say that it has two links, and none of them
-  may be younger than five seconds. Until then both stay, the message is served once, and a later listing looks again.
-- Every regular file whose name does not begin with a dot is a message; directories, FIFOs, sockets and symbolic links are passed over.
-- A name that cannot stand in a popcache line (a blank or a line end in it, # at its beginning) is served like any other, measured at each
-  scan; its UIDL is the hash of its canonical name. While there is one, no header proves the maildir unchanged.
-- New mail is moved to cur/ before the session begins, as the server popkernel takes over from did. Of more than ``MOVED_AT_ONCE`` messages
-  only what is odd is: the others are served from new/ where they lie, and moved when their user has gone (``Maildrop.tidy``).
-- A directory read while another program renames may miss a name. So before a message's line is given up, the directory is
-  read a second time: a UIDL that `import-uidl` took over from another server must not be lost that way.
-- A message that cannot be read and whose size nobody knows is left out of this session and said in ``Listing.notes``; one
-  the popcache knows stays listed, line and UIDL kept, and reading it says what is wrong.
+- One canonical name on two files of cur/ (or new/ and cur/). If they are two links to one file, one is
+  unlinked. If they are two files, one keeps the name and so the UIDL; the other is renamed, to the same
+  leading number, eight fresh hex digits and the host name, and so gets a UIDL of its own at nearly the same
+  place. The file that had the UIDL keeps it: a client that has read it must not get it twice, nor miss the
+  other. It is the one whose size the popcache has; if that does not decide, cur/ comes before new/, then the
+  first in byte order.
+- Names read at two moments may be one file that another program renames, and two links may be one file that
+  it moves by link and unlink (mutt changes flags that way). So both names are checked together: the file must
+  have two links, and neither name may be younger than five seconds. Until then both stay, the message is
+  served once, and a later listing checks again.
+- Every regular file whose name does not begin with a dot is a message; directories, FIFOs, sockets and
+  symbolic links are ignored.
+- A name that cannot stand in a popcache line (with a blank or a line end, or # at its beginning) is served
+  like any other and measured at each scan; its UIDL is the hash of its canonical name. While there is one, no
+  header proves the maildir unchanged.
+- New mail is moved to cur/ before the session begins, as the server that popkernel takes over from does. Of
+  more than `MOVED_AT_ONCE` messages only the odd ones are moved: the others are served from new/, and moved
+  after the session (`Maildrop.tidy`).
+- A directory read while another program renames may miss a name. So before a message's line is dropped, the
+  directory is read a second time: a UIDL that `import-uidl` took over from another server must not be lost
+  that way.
+- A message that cannot be read and whose size is not known is left out of this session and noted in
+  `Listing.notes`. One that the popcache knows stays listed, with line and UIDL, and RETR says what is wrong.
 """
 
 from __future__ import annotations
@@ -40,15 +47,22 @@ if TYPE_CHECKING:
 
     from popkernel.actors.maildir.store.files import File
 
-_STUCK = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EXDEV))  # so will the next be
-_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # nothing to do with the one message
-_YOUNG_NS = 5_000_000_000  # link, unlink and rename set a file's ctime: one this young may be between two of them
-_MOST_HEAD = 128  # octets of a name that a fresh one begins with, as a name may have 255
+# errors that every message would get
+_STUCK = frozenset(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EXDEV)
+)
+_SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))  # errors that are not about one message
+# link(2), unlink(2) and rename(2) set a file's ctime: a file this young may be between two of them
+_YOUNG_NS = 5_000_000_000
+_MOST_HEAD = 128  # octets of a name that begin a fresh one: a name may have 255
 MOVED_AT_ONCE = 256  # messages: five milliseconds of link and unlink
 
 
 def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Cut file names into canonical names and infos (``b""`` or with their ``:``), in bulk where each has one colon."""
+    """Split file names into canonical names and infos (`b""` or with their `:`).
+
+    In bulk, if each has one colon.
+    """
     joined = b"/".join(names)
     fields = joined.replace(b":", b"/:").split(b"/")
     if len(fields) == 2 * len(names):
@@ -60,12 +74,14 @@ def split_names(names: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def places(cur: int, new: int) -> dict[bytes, bytes]:
-    """Canonical name to info of what is in cur/, to ``IN_NEW`` of what lies in new/ under its bare name."""
-    return dict.fromkeys(directory.list_names(new), IN_NEW) | dict(zip(*split_names(directory.list_names(cur)), strict=True))
+    """Map canonical names to infos of files in cur/, and to `IN_NEW` for files in new/ with bare names."""
+    return dict.fromkeys(directory.list_names(new), IN_NEW) | dict(
+        zip(*split_names(directory.list_names(cur)), strict=True)
+    )
 
 
 class _Files(Sequence["File"]):
-    """What to measure, made for a lot at a time: of a million messages it would take much memory at once."""
+    """The files to measure, made by groups: of a million messages all at once would take much memory."""
 
     __slots__ = ("_names", "_scan")
 
@@ -81,36 +97,65 @@ class _Files(Sequence["File"]):
     @overload
     def __getitem__(self, at: slice) -> list[File]: ...
     def __getitem__(self, at: int | slice) -> File | list[File]:
-        return self._scan.files(self._names[at]) if isinstance(at, slice) else self._scan.files([self._names[at]])[0]
+        return (
+            self._scan.files(self._names[at])
+            if isinstance(at, slice)
+            else self._scan.files([self._names[at]])[0]
+        )
 
 
 class Scan:
     """One reading of new/ and cur/, made under the popcache lock.
 
-    ``present``: canonical name to info, of cur/ after new/ was emptied, or ``IN_NEW``; names that are no messages may be among them.
-    ``doubtful``: canonical names whose size must be measured whatever the popcache says; among them what lay in new/ and is in
-    ``unchecked``: another program's popcache line is checked before it is believed. ``clean``: what was found will still be so
-    as long as neither directory changes. ``lied``: names whose sizes in them are not believed. ``alive``: called now and then while
-    messages are measured, which may take minutes. ``now``: ns of the epoch when this began. ``left``: there is mail that stays in new/.
-    ``known``: gives the octets of each message that the popcache has, by its canonical name; asked where one has two files.
-    ``linked``: canonical name to (device, inode) of messages with two names.
+    - `present`: canonical name to info, of cur/ after new/ was emptied, or `IN_NEW`; names that are no
+      messages may be among them.
+    - `doubtful`: canonical names whose size must be measured whatever the popcache says. Among them are
+      messages of new/ that are in `unchecked`: another program's popcache line is checked before it is
+      believed.
+    - `clean`: the result holds as long as neither directory changes.
+    - `distrusted`: names in which the sizes are not believed.
+    - `alive`: called regularly while messages are measured, which may take minutes.
+    - `now`: when this began, ns since the epoch.
+    - `left`: mail stays in new/.
+    - `known`: returns the octets of each message in the popcache, by canonical name; called if a name has two
+      files.
+    - `linked`: canonical name to (device, inode) of messages with two names.
     """
 
     __slots__ = (
-        "_cur", "_fresh_host", "_new", "_octets", "_random", "_stuck", "alive", "clean", "doubtful", "known", "left", "lied", "linked",
-        "notes", "now", "present", "unchecked", "unreadable",
+        "_cur",
+        "_fresh_host",
+        "_new",
+        "_octets",
+        "_random",
+        "_stuck",
+        "alive",
+        "clean",
+        "distrusted",
+        "doubtful",
+        "known",
+        "left",
+        "linked",
+        "notes",
+        "now",
+        "present",
+        "unchecked",
+        "unreadable",
     )
 
-    def __init__(self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]) -> None:
+    def __init__(
+        self, cur: int, new: int, host: bytes, random: Callable[[int], bytes], doubtful: set[bytes]
+    ) -> None:
         self._cur = cur
         self._new = new
         self._fresh_host = host
         self._random = random
         self.doubtful = doubtful
-        self.lied = frozenset(doubtful)
+        self.distrusted = frozenset(doubtful)
         self.alive: Callable[[], None] | None = None
         self.known: Callable[[], dict[bytes, int]] = dict
-        self._octets: dict[bytes, int] | None = None  # what `known` gave: asked for the first double only
+        # the result of `known`, which is called for the first duplicate only
+        self._octets: dict[bytes, int] | None = None
         self.unchecked: frozenset[bytes] = frozenset()
         self.present: dict[bytes, bytes] = {}
         self.notes: list[str] = []
@@ -118,25 +163,25 @@ class Scan:
         self.linked: dict[bytes, tuple[int, int]] = {}
         self.unreadable: set[bytes] = set()
         self.left = False
-        self._stuck = False  # nothing can be moved to cur/
+        self._stuck = False  # no file can be moved to cur/
         self.clean = True
 
     def read(self, at: Callable[[str], None]) -> None:
-        """List cur/, resolve doubles, move new/ to cur/."""
+        """List cur/, resolve duplicate names, move new/ to cur/."""
         names = directory.list_names(self._cur)
         self.present = dict(zip(*split_names(names), strict=True))
         if len(self.present) != len(names):
             self._resolve_doubles(names)
-        for name in self._odd(directory.list_names(self._new)):
+        for name in self._names_to_move(directory.list_names(self._new)):
             if maildir_names.is_message(name):
                 if self._stuck:
-                    self._leave(name)
+                    self._serve_from_new(name)
                 else:
                     self.take(name)
                 at("listing:moved")
 
-    def _odd(self, names: list[bytes]) -> list[bytes]:
-        """Of names in new/ those to be moved now: all of few; of many those that say more than a canonical name, or a known one."""
+    def _names_to_move(self, names: list[bytes]) -> list[bytes]:
+        """Return the names in new/ to move now: all of few; of many those with an info or a known name."""
         if len(names) <= MOVED_AT_ONCE:
             return names
         present = self.present
@@ -148,12 +193,14 @@ class Scan:
         return odd
 
     def where(self, base: bytes) -> tuple[int, bytes]:
-        """Directory and file name of a present message."""
+        """Return directory and file name of a present message."""
         info = self.present[base]
-        return (self._new, base + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self._cur, base + info)
+        return (
+            (self._new, base + info[len(IN_NEW) :]) if info.startswith(IN_NEW) else (self._cur, base + info)
+        )
 
-    def second_look(self) -> None:
-        """Read cur/ once more and add what the first reading missed, or what was put back into new/ meanwhile."""
+    def read_again(self) -> None:
+        """Read cur/ once more. Add what the first reading missed, or what was put back into new/ since."""
         bases, infos = split_names(directory.list_names(self._cur))
         for base, info in zip(bases, infos, strict=True):
             self.present.setdefault(base, info)
@@ -163,7 +210,10 @@ class Scan:
                 self.clean = False
 
     def vanished(self, name: bytes) -> bool:
-        """Of a present message that could not be measured: is it gone, or no file? Or has another program renamed it meanwhile?"""
+        """Return whether a present message that could not be measured is gone or no regular file.
+
+        If another program renamed it, note its new name and return False.
+        """
         try:
             fd, there = self.where(name)
             return not S_ISREG(os.stat(there, dir_fd=fd, follow_symlinks=False).st_mode)
@@ -185,7 +235,7 @@ class Scan:
                 self._resolve(base, sorted(group))
 
     def _resolve(self, base: bytes, group: list[bytes]) -> None:
-        """Leave one file under ``base``; a name that is no longer there was renamed while the directory was read."""
+        """Leave one file under `base`. A name that no longer exists was renamed during the reading."""
         there = []
         for name in group:
             try:
@@ -198,11 +248,14 @@ class Scan:
             self.present[base] = kept[len(base) :]
             for _, name in there:
                 if name != kept:
-                    self._free(self._cur, name, base)
+                    self._remove_double(self._cur, name, base)
         self.doubtful.add(base)
 
     def _owner(self, base: bytes, files: list[tuple[int, bytes]]) -> tuple[int, bytes]:
-        """Of files (directory and name) of one canonical name the one that the popcache's line is of, by its size; else the first."""
+        """Return the file (of those with one canonical name) that the popcache's line describes, by its size.
+
+        If none fits, or all are links, the first.
+        """
         if self._octets is None:
             self._octets = self.known()
         octets = self._octets.get(base)
@@ -213,13 +266,13 @@ class Scan:
                 try:
                     if directory.measure(fd, name) == octets:
                         return fd, name
-                except OSError:  # who cannot be read is not known by its size
+                except OSError:  # a file that cannot be read has no size to compare
                     continue
         return files[0]
 
     @staticmethod
     def _same(files: list[tuple[int, bytes]]) -> bool:
-        """Whether they are links to one file, or one is gone."""
+        """Return whether they are links to one file, or one is gone."""
         try:
             found = [os.stat(name, dir_fd=fd, follow_symlinks=False) for fd, name in files]
         except FileNotFoundError:
@@ -227,7 +280,10 @@ class Scan:
         return len({(status.st_dev, status.st_ino) for status in found}) == 1
 
     def _is_link(self, source: int, name: bytes, base: bytes) -> bool | None:
-        """Is ``name`` a link to the file that keeps ``base``, or a file of its own? None where that is not settled yet."""
+        """Return whether `name` is a link to the file that keeps `base`; False if it is another file.
+
+        None if that can't be decided yet.
+        """
         try:
             before = os.stat(name, dir_fd=source, follow_symlinks=False)
             fd, there = self.where(base)
@@ -247,8 +303,8 @@ class Scan:
             return None
         return True
 
-    def _free(self, source: int, name: bytes, base: bytes) -> None:
-        """Take a second file, or a second link to the same, off the canonical name ``base``."""
+    def _remove_double(self, source: int, name: bytes, base: bytes) -> None:
+        """Remove a second file, or a second link to the same file, from the canonical name `base`."""
         try:
             same = self._is_link(source, name, base)
             if same:
@@ -256,9 +312,18 @@ class Scan:
                 return
             info = name[len(base) :] or maildir_names.INFO_NEW
             for _ in range(16 if same is False else 0):
-                fresh = base.partition(b".")[0][:_MOST_HEAD] + b"." + self._random(4).hex().encode() + b"." + self._fresh_host
-                # One step: a crash between link and unlink would leave two messages, for the names say nothing of each other.
-                if fresh not in self.present and directory.rename_no_replace(source, name, fresh + info, self._cur):
+                fresh = (
+                    base.partition(b".")[0][:_MOST_HEAD]
+                    + b"."
+                    + self._random(4).hex().encode()
+                    + b"."
+                    + self._fresh_host
+                )
+                # rename(2), not link and unlink: a crash in between would leave two messages, for the names
+                # are unrelated.
+                if fresh not in self.present and directory.rename_no_replace(
+                    source, name, fresh + info, self._cur
+                ):
                     self.present[fresh] = info
                     return
         except FileNotFoundError:
@@ -268,21 +333,21 @@ class Scan:
         self.clean = False
 
     def take(self, name: bytes) -> None:
-        """Move one message from new/ to cur/; what cannot be moved is served from new/ and stays for a later session."""
+        """Move one message from new/ to cur/. If it can't be moved, it is served from new/."""
         base = maildir_names.canonical(name)
         info = name[len(base) :] or maildir_names.INFO_NEW
         try:
             status = os.stat(name, dir_fd=self._new, follow_symlinks=False)
             if not S_ISREG(status.st_mode):
                 return
-            if base in self.present and not self._give_way(name, base):
-                self._free(self._new, name, base)
+            if base in self.present and not self._replace_present(name, base):
+                self._remove_double(self._new, name, base)
             elif directory.move_no_replace(self._new, name, self._cur, base + info):
                 self.present[base] = info
                 if base in self.unchecked:
                     self.doubtful.add(base)
             else:
-                self.clean = False  # another program put it there this moment: the next session sees to it
+                self.clean = False  # another program has just put it there: the next session handles it
         except FileNotFoundError:
             return
         except OSError as error:
@@ -290,20 +355,25 @@ class Scan:
                 self._note(f"new/{show(name)}: {os.strerror(error.errno or 0)}")
             elif not self._stuck:
                 self._stuck = True
-                self.notes.append(f"new: mail stays there, it can't be moved to cur: {os.strerror(error.errno or 0)}")
-            self._leave(name)
+                self.notes.append(
+                    f"new: mail stays there, it can't be moved to cur: {os.strerror(error.errno or 0)}"
+                )
+            self._serve_from_new(name)
 
-    def _give_way(self, name: bytes, base: bytes) -> bool:
-        """Have the file that is present give ``base`` to one in new/, if the popcache's line is of that. Says whether it is."""
+    def _replace_present(self, name: bytes, base: bytes) -> bool:
+        """Let a file in new/ take `base` from the present file, if the popcache's line is of the new one.
+
+        Returns whether it did.
+        """
         self.doubtful.add(base)
         fd, there = self.where(base)
         if self._owner(base, [(fd, there), (self._new, name)]) == (fd, there):
             return False
         self.present[base] = IN_NEW + name[len(base) :]
-        self._free(fd, there, base)
+        self._remove_double(fd, there, base)
         return True
 
-    def _leave(self, name: bytes) -> None:
+    def _serve_from_new(self, name: bytes) -> None:
         base = maildir_names.canonical(name)
         self.present.setdefault(base, IN_NEW + name[len(base) :])
         if base in self.unchecked:
@@ -314,9 +384,9 @@ class Scan:
         self.clean = False
 
     def measure(self, names: list[bytes]) -> list[int | None]:
-        """Octets of present messages; None for one that is none, is gone or cannot be read."""
+        """Return the octets of present messages; None if one is not regular, is gone or cannot be read."""
         found = directory.measure_all(_Files(self, names), self.alive)
-        if {int}.issuperset(map(type, found)):  # all of them, in one go
+        if {int}.issuperset(map(type, found)):  # all are sizes: checked in one go
             return found  # type: ignore[return-value]
         for name, octets in zip(names, found, strict=True):
             if isinstance(octets, OSError):
@@ -324,18 +394,23 @@ class Scan:
         return [None if isinstance(octets, OSError) else octets for octets in found]
 
     def files(self, names: list[bytes]) -> list[File]:
-        """What is to be measured where these messages lie."""
+        """Return directory, file name and claimed sizes of these messages."""
         cur, new, inside, infos = self._cur, self._new, len(IN_NEW), map(self.present.__getitem__, names)
-        # Asked once a lot: most names say nothing of their size, and a function not called is a page not copied.
+        # Asked once for each group: few names have a size, and a function that is not called is a page not
+        # copied.
         says = maildir_names.claimed_sizes
-        claims = (None if name in self.lied else says(name) for name in names) if b",W=" in b"/".join(names) else repeat(None)
+        claims = (
+            (None if name in self.distrusted else says(name) for name in names)
+            if b",W=" in b"/".join(names)
+            else repeat(None)
+        )
         return [
             (new, name + info[inside:], claim) if info.startswith(IN_NEW) else (cur, name + info, claim)
             for name, info, claim in zip(names, infos, claims, strict=False)
         ]
 
     def measure_moved(self, names: list[bytes]) -> dict[bytes, int | None]:
-        """Of messages that were not where they had been listed those that are elsewhere now: another program had a look at them."""
+        """Measure those of these messages that another program has moved since they were listed."""
         now = places(self._cur, self._new)
         moved = [name for name in names if now.get(name, self.present[name]) != self.present[name]]
         if moved:

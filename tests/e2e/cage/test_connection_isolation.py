@@ -1,4 +1,7 @@
-"""isolation = "connection": a listener process for each client. What clients see is what they see of a shared one; what differs is here."""
+"""Test isolation = "connection": a listener process for each client.
+
+Clients see the same as with a shared listener; the differences are tested here.
+"""
 
 import concurrent.futures
 import contextlib
@@ -11,10 +14,12 @@ import sys
 import pytest
 from popkernel.kernel.sandbox import lock
 
+from tests.e2e.reload.test_hand_over import touch_table
+from tests.e2e.reload.test_reload import new_certificate
 from tests.support.limits import TOO_FAST, TOO_MANY_ADDRESS, greeting, resets
 from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3, connect
-from tests.support.processes import kill, pid_of, running, stop_process
+from tests.support.processes import continue_process, kill, pid_of, running, stop_process
 from tests.support.service import ROOT, Service
 from tests.support.tracing.trace_command import Trace, session
 from tests.support.waiting import wait_for
@@ -25,8 +30,17 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def serve(**site):
-    """A service of gates, without delivery."""
-    return Service(**{"lmtp": False, "isolation": "connection", "users": USERS, "mail": MAIL, "allow_plaintext": True, **site})
+    """Run a service with gates and without delivery."""
+    return Service(
+        **{
+            "lmtp": False,
+            "isolation": "connection",
+            "users": USERS,
+            "mail": MAIL,
+            "allow_plaintext": True,
+            **site,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +54,10 @@ def listeners(service):
 
 
 def listener_of(service, user):
-    """Name and process of the listener that has that user's session."""
-    name = wait_for(lambda: next((s["listener"] for s in service.status()["sessions"] if s["user"] == user), ""))
+    """Return name and process id of the listener with that user's session."""
+    name = wait_for(
+        lambda: next((s["listener"] for s in service.status()["sessions"] if s["user"] == user), "")
+    )
     return name, listeners(service)[name]
 
 
@@ -98,7 +114,10 @@ def one_session(service, user):
 
 def test_two_hundred_at_once():
     users = [f"user{n}" for n in range(200)]
-    with serve(users=users, mail=MAIL[:1], max_logins_user=0) as service, concurrent.futures.ThreadPoolExecutor(200) as pool:
+    with (
+        serve(users=users, mail=MAIL[:1], max_logins_user=0) as service,
+        concurrent.futures.ThreadPoolExecutor(200) as pool,
+    ):
         assert list(pool.map(lambda user: one_session(service, user), users)) == [1] * 200
         none_left(service)
         log = service.read_log()
@@ -107,8 +126,11 @@ def test_two_hundred_at_once():
 
 
 @linux
-def test_a_listener_holds_its_own_descriptors_and_no_more(service):
-    """Its client's socket, channels to kernel, auth and maildir actor; no listening socket, nobody else's client, no epoll of the gate's."""
+def test_a_listener_holds_only_its_own_descriptors(service):
+    """It holds its client's socket and channels to kernel, auth and maildir actor.
+
+    It has no listening socket, no other client's socket and no epoll of the gate's.
+    """
     clients = [service.pop3(user) for user in USERS]
     sockets = []
     gate = open_fds(pid_of(service, "gate.0"))
@@ -129,11 +151,13 @@ def open_fds(pid):
 
 
 @linux
-@pytest.mark.skipif(bool(lock.missing()), reason="no cage here")
+@pytest.mark.skipif(bool(lock.missing()), reason="no sandbox here")
 def test_a_listener_is_locked_in_and_dies_with_its_gate(service):
     client = service.pop3()
     pid = listener_of(service, "alice")[1]
-    assert {(s["Seccomp"], s["NoNewPrivs"], s["Seccomp_filters"]) for s in lock.thread_states(pid).values()} == {(2, 1, 3)}
+    assert {
+        (s["Seccomp"], s["NoNewPrivs"], s["Seccomp_filters"]) for s in lock.thread_states(pid).values()
+    } == {(2, 1, 3)}
     with open(f"/proc/{pid}/status") as file:
         rows = dict(line.split(":", 1) for line in file if ":" in line)
     if ROOT:
@@ -144,7 +168,7 @@ def test_a_listener_is_locked_in_and_dies_with_its_gate(service):
 
 
 def hello_random(service):
-    """The server's random octets of a new handshake (RFC 8446 section 4.1.3)."""
+    """Return the server's random octets of a new handshake (RFC 8446 section 4.1.3)."""
     to_server = ssl.MemoryBIO()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -160,12 +184,12 @@ def hello_random(service):
 
 
 def test_no_two_listeners_draw_the_same_random_octets(service):
-    """OpenSSL takes new seed after a fork."""
+    """OpenSSL reseeds after a fork."""
     assert len({hello_random(service) for _ in range(20)}) == 20
 
 
 @linux
-def test_who_says_nothing_costs_no_process(service):
+def test_a_silent_client_costs_no_process(service):
     none_left(service)
     with contextlib.ExitStack() as stack:
         for _ in range(50):
@@ -186,7 +210,7 @@ def test_a_silent_client_is_cut_off_in_time():
         none_left(service)
 
 
-# Bounds: the gate's
+# Limits of the gate
 
 
 def test_sessions_of_one_address_and_a_place_that_is_free_again():
@@ -196,14 +220,14 @@ def test_sessions_of_one_address_and_a_place_that_is_free_again():
             assert greeting(service, source="127.0.0.2").startswith(b"+OK")
             assert one.ask(b"NOOP").startswith(b"+OK") and two.ask(b"NOOP").startswith(b"+OK")
         for leave in (lambda c: c.ask(b"QUIT"), RawPop3.close, lambda c: resets(service, c)):
-            for _ in range(5):  # the very next connection is not met by the last one's process
+            for _ in range(5):  # the next connection does not count the previous process
                 with RawPop3(service) as one, RawPop3(service, "") as two:
                     assert one.greeting.startswith(b"+OK") and two.greeting.startswith(b"+OK")
                     leave(one)
                     leave(two)
 
 
-def test_who_has_not_logged_in_makes_room():
+def test_a_client_before_login_makes_room():
     with serve(max_sessions=2, login_seconds=60) as service:
         with RawPop3(service, user="alice") as served, RawPop3(service, "") as idle:
             assert greeting(service).startswith(b"+OK")
@@ -211,27 +235,54 @@ def test_who_has_not_logged_in_makes_room():
             assert idle.end() == b""
             assert greeting(service, "").startswith(b"+OK")
             assert served.ask(b"STAT").startswith(b"+OK 3 ")
-        assert "SIGKILL" not in service.read_log()  # the gate's own doing is no surprise
+        assert "SIGKILL" not in service.read_log()  # a kill by the gate is not reported
 
 
 def test_handshakes_at_a_time():
-    """A client counts from when it wants a process until it has logged in; who has not said all of its first words wants none."""
+    """A client counts from the whole first message to its login; a partial one needs no process.
+
+    The oldest makes room for one of another address at once, for one of its own when it has had two seconds.
+    """
     with serve(max_handshakes=2, login_seconds=60) as service:
-        with RawPop3(service, user="alice") as served, connect(service.tls) as one, connect(service.tls) as two, \
-                RawPop3(service, "") as oldest, RawPop3(service, ""):
+        with (
+            RawPop3(service, user="alice") as served,
+            connect(service.tls) as one,
+            connect(service.tls) as two,
+            RawPop3(service, "") as oldest,
+            RawPop3(service, ""),
+        ):
             one.send(b"\x16")
             two.send(b"\x16\x03\x01\x02\x00\x01\x00")
-            for _ in range(3):  # the oldest makes room at once
-                assert greeting(service).startswith(b"+OK") and greeting(service, "").startswith(b"+OK")
+            for _ in range(3):
+                for tls in ("tls", ""):
+                    assert greeting(service, tls, source="127.0.0.2").startswith(b"+OK")
+            assert greeting(service).startswith(b"+OK")
             with contextlib.suppress(ConnectionError):
                 assert oldest.end() == b""
             one.setblocking(False), two.setblocking(False)
-            for half in (one, two):  # it cost nothing, and so is still there
+            for half in (one, two):  # it cost nothing, and so is still connected
                 with pytest.raises(BlockingIOError):
                     half.recv(1)
             service.wait_log('why="made room for another handshake"')
-            service.wait_log("warning: gate.0: 127.0.0.1: another made room: max_handshakes is met (2 in this process)")
+            service.wait_log(
+                "warning: gate.0: 127.0.0.2: another made room: max_handshakes is met (2 in this process)"
+            )
             assert served.ask(b"STAT").startswith(b"+OK 3 ")
+
+
+def test_logins_that_wait_for_auth_take_no_handshake_s_place():
+    """They make no room for others either, though all are of one address."""
+    with serve(max_handshakes=2, login_seconds=60) as service, contextlib.ExitStack() as stack:
+        stop_process(auth := pid_of(service, "auth"))
+        clients = []
+        for user in ("alice", "bob", "carol", "nobody"):
+            clients.append(client := stack.enter_context(RawPop3(service, "")))
+            client.ask(b"USER " + user.encode())
+            client.send(b"PASS secret\r\n")
+        assert greeting(service).startswith(b"+OK")
+        continue_process(auth)
+        assert [client.line()[:3] for client in clients] == [b"+OK"] * 3 + [b"-ER"]
+        assert "made room" not in service.read_log()
 
 
 def test_connections_a_minute_and_proxy_headers():
@@ -249,7 +300,7 @@ def test_connections_a_minute_and_proxy_headers():
 
 
 def test_parked_sessions_wake(service):
-    with serve(park_seconds=1, warm_seconds=0, warm_max=0) as sleepy:
+    with serve(park_seconds=1, warm_seconds=0, warm_memory="0") as sleepy:
         client = sleepy.pop3()
         client.dele(1)
         wait_for(lambda: not sleepy.running("maildir.alice"))
@@ -286,7 +337,10 @@ def test_a_gate_killed_takes_its_listeners_along_and_another_takes_over(service)
     wait_for(lambda: not running(pids))
     cut_off(alice)
     cut_off(bob)
-    wait_for(lambda: service.actor("gate.0"), until=lambda row: row and row["state"] == "serving" and row["restarts"] == gate["restarts"] + 1)
+    wait_for(
+        lambda: service.actor("gate.0"),
+        until=lambda row: row and row["state"] == "serving" and row["restarts"] == gate["restarts"] + 1,
+    )
     assert one_session(service, "alice") == one_session(service, "bob") == 3
     none_left(service)
     assert mail_of(service) == mail
@@ -300,7 +354,7 @@ def test_auth_killed_while_a_login_waits_for_it(service):
         stop_process(pid)
         client.send(b"PASS secret\r\n")
         kill(pid)
-        assert client.line().startswith(b"+OK")  # it waited for the next one
+        assert client.line().startswith(b"+OK")  # it waited for the next auth
         assert client.ask(b"QUIT").startswith(b"+OK")
     assert bob.stat()[0] == 3
     bob.quit()
@@ -310,6 +364,8 @@ def test_reload_with_open_sessions():
     with serve(login_seconds=60) as service:
         alice, early = service.pop3("alice"), service.keep(RawPop3(service))
         before = {a["name"]: a["pid"] for a in service.status()["actors"]}
+        new_certificate(service)  # for a new gate
+        touch_table(service)  # for a new auth
         service.command("reload")
         gates = {a["state"]: a for a in service.status()["actors"] if a["name"].startswith("gate")}
         assert gates["draining"]["pid"] == before["gate.0"]
@@ -317,12 +373,16 @@ def test_reload_with_open_sessions():
         name, pid = listener_of(service, "bob")
         assert name.startswith("listener.2.")
         assert int(open_status(pid)["PPid"]) == gates["serving"]["pid"]
-        assert alice.stat()[0] == 3  # served on, by its old listener
+        assert alice.stat()[0] == 3  # served by its old listener
         assert early.login("carol").startswith(b"+OK 3 ")  # it asks the new auth
         alice.quit()
         assert early.ask(b"QUIT").startswith(b"+OK")
         early.close()
-        wait_for(lambda: not running([before["gate.0"], *(p for n, p in before.items() if n.startswith("listener"))]))
+        wait_for(
+            lambda: (
+                not running([before["gate.0"], *(p for n, p in before.items() if n.startswith("listener"))])
+            )
+        )
         assert bob.stat()[0] == 3
         bob.quit()
         assert "warning: listener" not in service.read_log()
@@ -366,7 +426,7 @@ def test_stop_with_open_sessions():
         assert len(mail_of(service)) == 3
 
 
-def test_the_service_ends_with_its_kernel_and_leaves_nobody():
+def test_the_service_ends_with_its_kernel_and_leaves_no_process():
     with serve() as service:
         client = service.pop3()
         pids = service.pids()
@@ -376,7 +436,7 @@ def test_the_service_ends_with_its_kernel_and_leaves_nobody():
         client.close()
 
 
-# What the operator sees
+# The operator's view
 
 
 def test_one_users_session_recorded_among_others_and_replayed(service, tmp_path):
@@ -384,20 +444,25 @@ def test_one_users_session_recorded_among_others_and_replayed(service, tmp_path)
     tracing = Trace(service, "--user", "alice", "--with-maildir", "--record", str(record))
     for user in ("bob", "alice", "carol"):
         session(service, user)
-    wait_for(lambda: b"Bye" in record.read_bytes())
+    wait_for(lambda: b"QuitDone" in record.read_bytes())
     none_left(service)
     tracing.stop()
-    done = subprocess.run([sys.executable, "-m", "popkernel", "replay", str(record)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "popkernel", "replay", str(record)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line for line in done.stdout.splitlines() if "listener." in line]
-    assert len(found) == 1 and found[0].endswith("as recorded")  # its own listener, whole, and nobody else's
+    assert len(found) == 1 and found[0].endswith("as recorded")  # its own listener, whole, and no other
 
 
-def test_a_session_as_it_is_told(service):
+def test_status_and_trace_of_a_session(service):
     tracing = Trace(service, "--user", "alice")
     session(service, "bob")
     session(service, "alice")
-    text = tracing.until("Ended")
+    text = tracing.until("ConnectionEnded")
     tracing.stop()
     begun = next(line for line in text.splitlines() if "Connected" in line)
     name = begun.split("→ ")[1].split()[0]

@@ -1,4 +1,4 @@
-"""What processes have open: the log is the kernel's alone (C2), and nothing is left of what whoever started the service had open (C3)."""
+"""Test open descriptors: the kernel alone has the log; nothing of the starting process remains."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from popkernel.cli.demo import free_ports
+from popkernel.cli.common.sample_site import free_ports
 from popkernel.proto.topology import kind_of
 
 from tests.support.service import POPKERNEL, Service
@@ -25,7 +25,7 @@ def secret(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["shared", "connection"])
 def service(request, secret):
-    """Both are left open at a start, by a shell that knows of no FD_CLOEXEC."""
+    """Leave both open at a start, as a shell without FD_CLOEXEC does."""
     options = {"users": ("alice",), "mail": (b"a: b\n\nc\n",), "lmtp": True, "isolation": request.param}
     with Service(command=LEFT_OPEN, env={**os.environ, "SECRET": secret}, **options) as one:
         one.held = one.pop3("alice")
@@ -64,7 +64,7 @@ def test_nothing_that_was_open_at_the_start_is_in_any_process(service, secret):
 
 
 def test_a_start_with_its_first_three_closed_makes_no_file_of_its_own_the_log():
-    """The lock would be descriptor 0 else, and whatever came third be written to."""
+    """Otherwise the lock would be descriptor 0, and descriptor 2 some file to which errors are written."""
     command = ["sh", "-c", 'exec <&- >&-; exec "$@"', "sh", *POPKERNEL]
     with Service(command=command, users=("alice",), mail=(b"a: b\n\nc\n",)) as service:
         assert [links(service.process.pid)[fd] for fd in (0, 1)] == ["/dev/null"] * 2
@@ -74,7 +74,13 @@ def test_a_start_with_its_first_three_closed_makes_no_file_of_its_own_the_log():
 def test_the_demo_and_its_processes_have_nothing_either(secret):
     tls, stls = free_ports()
     command = [*LEFT_OPEN, "demo", "--tls-port", str(tls), "--stls-port", str(stls)]
-    with subprocess.Popen(command, env={**os.environ, "SECRET": secret}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "SECRET": secret},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as demo:
         try:
             assert any("ready: " in line for line in demo.stderr)
             for pid in [demo.pid, *below(demo.pid)]:

@@ -1,4 +1,4 @@
-"""Real clients over real TLS, each with every authentication that it and the server know: what it fetches, and what was typed."""
+"""Test real clients over TLS with every login method that they and the server know, and what was typed."""
 
 import contextlib
 
@@ -7,14 +7,18 @@ from popkernel.kernel.client import Client
 
 from tests.support import awkward
 from tests.support.bearer_tokens import key_set, settings, token
-from tests.support.programs.mail_clients import AUTHENTICATIONS, CLIENTS, WITHOUT_STLS, gives, missing
+from tests.support.programs.mail_clients import AUTHENTICATIONS, CLIENTS, WITHOUT_STLS, missing, stored_by
 from tests.support.service import Service
 
 MAIL = [awkward.head("one") + b"body\n", awkward.head("two") + b".body\n"]
 ALL = [
-    (client, how, mode) for client, ways in AUTHENTICATIONS.items() for how in ways for mode in ("tls", "stls") if mode == "tls" or client not in WITHOUT_STLS
+    (client, how, mode)
+    for client, ways in AUTHENTICATIONS.items()
+    for how in ways
+    for mode in ("tls", "stls")
+    if mode == "tls" or client not in WITHOUT_STLS
 ]
-BEST = "PLAIN"  # what a client that may choose takes: tokens are not asked for with a password
+BEST = "PLAIN"  # what clients choose: they use tokens only on request
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +36,43 @@ def test_client(service, tmp_path, client, how, mode):
         pytest.skip(f"needs the package {package}")
     mechanism, _, at_once = how.partition(" at ")
     secret = token().decode() if "OAUTH" in mechanism else "secret"
-    with Client(service.config.run_dir).follow(types=["Login", "Typed"]) as watched:
-        found = CLIENTS[client](service, "alice", mode, tmp_path, len(MAIL), auth=AUTHENTICATIONS[client][how], secret=secret)
-        assert sorted(found) == sorted(gives(client, message) for message in MAIL)
+    with Client(service.config.run_dir).follow(types=["LoginRequest", "Typed"]) as watched:
+        found = CLIENTS[client](
+            service, "alice", mode, tmp_path, len(MAIL), auth=AUTHENTICATIONS[client][how], secret=secret
+        )
+        assert sorted(found) == sorted(stored_by(client, message) for message in MAIL)
         frames = taken(watched)
-    (login,) = [f for f in frames if f.name == "Login" and f.way == "in"]
-    used = {"USER": "PASS", "any": "PASS" if client == "fetchmail" else BEST, "as itself": "PLAIN"}.get(mechanism, mechanism)
+    (login,) = [f for f in frames if f.name == "LoginRequest" and f.way == "in"]
+    used = {"USER": "PASS", "any": "PASS" if client == "fetchmail" else BEST, "as itself": "PLAIN"}.get(
+        mechanism, mechanism
+    )
     assert (login.fields["mechanism"], login.fields["user"]) == (used, "alice")
     typed = [line for f in frames if f.name == "Typed" for line in f.fields["lines"]]
-    assert any(line.startswith(b"AUTH %b " % used.encode()) for line in typed) == bool(at_once) or client == "mpop"
+    assert (
+        any(line.startswith(b"AUTH %b " % used.encode()) for line in typed) == bool(at_once)
+        or client == "mpop"
+    )
 
 
-@pytest.mark.parametrize(("client", "how"), [(client, how) for client, how, mode in ALL if mode == "tls" and how in ("USER", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER")])
+@pytest.mark.parametrize(
+    ("client", "how"),
+    [
+        (client, how)
+        for client, how, mode in ALL
+        if mode == "tls" and how in ("USER", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER")
+    ],
+)
 def test_client_with_something_wrong(service, tmp_path, client, how):
-    """It fails, as clients do, and does not hang; the user is served on."""
+    """The client fails without hanging, and the user is served afterwards."""
     if package := missing(client):
         pytest.skip(f"needs the package {package}")
     secret = token(email="bob").decode() if "OAUTH" in how else "wrong"
     found = []
     with contextlib.suppress(AssertionError):
-        found = CLIENTS[client](service, "alice", "tls", tmp_path, len(MAIL), auth=AUTHENTICATIONS[client][how], secret=secret)
-        assert client == "getmail", "it says that it was let in"  # which says 0 whatever happens
+        found = CLIENTS[client](
+            service, "alice", "tls", tmp_path, len(MAIL), auth=AUTHENTICATIONS[client][how], secret=secret
+        )
+        assert client == "getmail", "exit code 0 although the login failed"  # its exit code is 0 in any case
     assert found == []
     service.pop3("alice").quit()
 

@@ -1,9 +1,9 @@
-"""Real clients over real TLS: what each fetches is compared, octet for octet, with what tests/support/awkward.py says POP3 must give."""
+"""Fetch with real clients over TLS, and compare octet for octet with tests/support/awkward.py."""
 
 import pytest
 
 from tests.support import awkward
-from tests.support.programs.mail_clients import CLIENTS, DESKTOP, WITHOUT_STLS, gives, missing
+from tests.support.programs.mail_clients import CLIENTS, DESKTOP, WITHOUT_STLS, missing, stored_by
 from tests.support.service import Service
 
 _ALL = list(awkward.MESSAGES.values())
@@ -23,12 +23,19 @@ def _client(name):
     return (CLIENTS | DESKTOP)[name]
 
 
-@pytest.mark.parametrize(("name", "mode"), [(n, mode) for n in CLIENTS for mode in ("tls", "stls") if mode == "tls" or n not in WITHOUT_STLS])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(n, mode) for n in CLIENTS for mode in ("tls", "stls") if mode == "tls" or n not in WITHOUT_STLS],
+)
 def test_client_fetches_awkward_messages(service, tmp_path, name, mode):
     found = _client(name)(service, "alice", mode, tmp_path, len(_ALL))
     for title, message in awkward.MESSAGES.items():
-        wanted = gives(name, message)
-        assert wanted is None or wanted in found, (title, wanted[:200], [f[:200] for f in found if len(f) == len(wanted)])
+        wanted = stored_by(name, message)
+        assert wanted is None or wanted in found, (
+            title,
+            wanted[:200],
+            [f[:200] for f in found if len(f) == len(wanted)],
+        )
 
 
 @pytest.mark.slow
@@ -42,15 +49,17 @@ def test_client_with_windows_fetches_awkward_messages(service, tmp_path, name, m
 def test_client_fetches_50_megabytes(service, tmp_path, name):
     found = _client(name)(service, "bob", "tls", tmp_path, 1)
     assert len(found) == 1
-    assert found[0] == gives(name, _BIG) or pytest.fail(f"{len(found[0])} octets: {found[0][:200]} ... {found[0][-200:]}")
+    assert found[0] == stored_by(name, _BIG) or pytest.fail(
+        f"{len(found[0])} octets: {found[0][:200]} ... {found[0][-200:]}"
+    )
 
 
 def test_stls_carries_50_megabytes(service, tmp_path):
-    assert CLIENTS["raw"](service, "bob", "stls", tmp_path, 1) == [gives("raw", _BIG)]
+    assert CLIENTS["raw"](service, "bob", "stls", tmp_path, 1) == [stored_by("raw", _BIG)]
 
 
 def test_expectation_is_the_rfcs():
-    """The judge judged: by hand, from RFC 1939 sections 3 and 11."""
+    """Checks the expectation itself, by hand, from RFC 1939 sections 3 and 11."""
     assert awkward.sent(b"a\nb") == b"a\r\nb\r\n"
     assert awkward.sent(b"a\r\nb\r") == b"a\r\nb\r\r\n"
     assert awkward.sent(b"") == b""

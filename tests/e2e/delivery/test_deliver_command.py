@@ -1,4 +1,4 @@
-"""popkernel deliver: exit codes that mail servers act on, and the message octet for octet."""
+"""Test `popkernel deliver`: exit codes that mail servers act on, and the message octet for octet."""
 
 import contextlib
 import os
@@ -36,30 +36,39 @@ def test_delivered(service):
 
 
 def test_from_the_environment(service):
-    assert deliver(service, mail=b"From s@x  Mon Nov 23 11:11:11 2026\nReturn-Path: <r@x>\nX: y\n\nz\n", USER="bob")[0] == 0
-    assert list(messages(service, "bob").values())[-1] == b"Delivered-To: bob\nReturn-Path: <r@x>\nX: y\n\nz\n"
+    assert (
+        deliver(
+            service, mail=b"From s@x  Mon Nov 23 11:11:11 2026\nReturn-Path: <r@x>\nX: y\n\nz\n", USER="bob"
+        )[0]
+        == 0
+    )
+    assert (
+        list(messages(service, "bob").values())[-1] == b"Delivered-To: bob\nReturn-Path: <r@x>\nX: y\n\nz\n"
+    )
 
 
-READ = 128 * 1024  # octets that are read at once
+READ = 128 * 1024  # octets read at once
 
 
 @pytest.mark.parametrize(
     "mail",
     [
-        b"", b"\n", b"x" * READ, b"x" * (READ + 1), b"line\r\n" * 100000, b".", b".\n", b"a\r.\r\r\n.\n\r", b".\n" * READ, b"\r\n.\r\nQUIT\r\n", b"\n.\n\n.\r\nx",
-        b"x" * (READ - 1) + b"\r\n.\n", b"x" * (READ - 1) + b"\n.\n", b"x" * (READ - 2) + b"\n.\n.\r", b"x" * (READ - 1) + b"\r.\n",
+        b"", b"\n", b"x" * READ, b"x" * (READ + 1), b"line\r\n" * 100000, b".", b".\n", b"a\r.\r\r\n.\n\r",
+        b".\n" * READ, b"\r\n.\r\nQUIT\r\n", b"\n.\n\n.\r\nx",
+        b"x" * (READ - 1) + b"\r\n.\n", b"x" * (READ - 1) + b"\n.\n", b"x" * (READ - 2) + b"\n.\n.\r",
+        b"x" * (READ - 1) + b"\r.\n",
     ],
     ids=lambda mail: f"{len(mail)}-{mail[-4:]!r}",
 )  # fmt: skip
 def test_octets(service, mail):
-    """The message as it came, but for line ends, which are LF on disk, and one at the end."""
+    """The message is unchanged, except that line ends are LF and the last line has one."""
     assert deliver(service, "-u", "alice", mail=mail) == (0, "")
     expected = mail.replace(b"\r\n", b"\n")
     assert bodies(service, "alice")[-1] == expected + (b"" if expected.endswith(b"\n") or not mail else b"\n")
 
 
 def test_a_server_that_closes_early_is_heard(tmp_path):
-    """With mail half sent: what it said last is passed on, and the mail server tries again."""
+    """With half the message sent, the reply is passed on, and the mail server tries again."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{tmp_path}/lmtp.sock")
         listening.listen()
@@ -70,7 +79,9 @@ def test_a_server_that_closes_early_is_heard(tmp_path):
                 stdin.flush()
                 with listening.accept()[0] as server:
                     server.recv(1 << 16)
-                    server.sendall(b"220 x\r\n250 x\r\n250 x\r\n250 x\r\n354 x\r\n421 4.3.2 the service ends\r\n")
+                    server.sendall(
+                        b"220 x\r\n250 x\r\n250 x\r\n250 x\r\n354 x\r\n421 4.3.2 the service ends\r\n"
+                    )
                     server.recv(1000)
                 stdin.write(b"x\n" * READ)
             assert client.stderr.read().decode() == "popkernel deliver: alice: 421 4.3.2 the service ends\n"
@@ -81,11 +92,12 @@ def test_exit_codes(service):
     code, said = deliver(service, "-u", "nobody-here")
     assert code == 67
     assert "no such user" in said
-    assert deliver(service, "-u", "carol", mail=b"x\n" * 2000)[0] == 69  # mailbox full: sent back
+    # mailbox full: returned to the sender
+    assert deliver(service, "-u", "carol", mail=b"x\n" * 2000)[0] == 69
     for user in ("a\nb", "alice@x y", "alice bob", " alice"):
         code, said = deliver(service, "-u", user)
         assert (code, "is no address" in said or "control characters" in said) == (65, True), user
-    assert deliver(service, "-u", '"nobody here"@x')[0] == 67  # a blank in quotes
+    assert deliver(service, "-u", '"nobody here"@x')[0] == 67  # a quoted blank
     for sender in ("bad sender", "a@b c", "<a b>", "no\x7fsign", "x" * 2000 + "@y"):
         assert deliver(service, "-u", "alice", "--sender", sender)[0] == 65, sender
     code, said = deliver(service, "-u", "", USER="alice", LOGNAME="alice")
@@ -93,14 +105,25 @@ def test_exit_codes(service):
     with Service(mail=(), message_octets=1 << 16) as small:
         assert deliver(small, "-u", "alice", mail=b"x\n" * 100000)[0] == 65
     code, said = deliver(small, "-u", "alice")
-    assert code == 75, "the server is away: the mail server tries again"
+    assert code == 75, "without a server the mail server tries again"
     assert "is the server running?" in said
 
 
 @pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "> /dev/full 2> /dev/full"])
-def test_no_output_makes_no_bounce_of_what_is_delivered(service, how):
+def test_a_closed_output_bounces_no_delivered_message(service, how):
     for user, code in (("alice", 0), ("nobody-here", 67)):
-        command = ["sh", "-c", f'exec "$@" {how}', "sh", *POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", user]
+        command = [
+            "sh",
+            "-c",
+            f'exec "$@" {how}',
+            "sh",
+            *POPKERNEL,
+            "deliver",
+            "--run-dir",
+            service.config.run_dir,
+            "-u",
+            user,
+        ]
         done = subprocess.run(command, input=MAIL, capture_output=True, timeout=60, check=False)
         assert done.returncode == code and b"Traceback" not in done.stderr, done
 
@@ -121,14 +144,27 @@ def test_trouble_with_the_mailbox_is_tried_again(service):
 def test_by_its_own_user_and_by_others(service):
     uid = service.site.mail_users["alice"].uid
     script = (
-        "import os,sys; sys.path[:0]=sys.argv[1].split(':'); from popkernel.cli import deliver; import popkernel.cli.main as m;"
-        "p=m.build_parser(['deliver']); os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]));"
+        "import os,sys; sys.path[:0]=sys.argv[1].split(':'); from popkernel.cli import deliver; import "
+        "popkernel.cli.main as m;"
+        "p=m.build_parser(['deliver']); os.setgroups([]); os.setgid(int(sys.argv[2])); "
+        "os.setuid(int(sys.argv[2]));"
         "sys.exit(deliver.run(p.parse_args(sys.argv[3:])))"
     )
     path = ":".join(p for p in sys.path if p)
 
     def as_user(number, user):
-        command = [sys.executable, "-c", script, path, str(number), "deliver", "-u", user, "--run-dir", service.config.run_dir]
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            path,
+            str(number),
+            "deliver",
+            "-u",
+            user,
+            "--run-dir",
+            service.config.run_dir,
+        ]
         return subprocess.run(command, input=MAIL, capture_output=True, timeout=60, check=False)
 
     assert as_user(uid, "alice").returncode == 0
@@ -137,7 +173,7 @@ def test_by_its_own_user_and_by_others(service):
         assert (done.returncode, b"not allowed" in done.stderr) == (77, True), done.stderr
 
 
-def test_it_is_quick(service):
+def test_deliver_is_quick(service):
     deliver(service, "-u", "alice")
     began = time.monotonic()
     for _ in range(3):
@@ -147,13 +183,15 @@ def test_it_is_quick(service):
     assert each < 2
 
 
-def test_no_message_is_one_line_and_no_bounce(service):
-    """Never 1, which mail servers take for "send it back", and no traceback."""
+def test_no_standard_input_gives_one_line_and_no_bounce(service):
+    """Exit code 1, which mail servers take for a final refusal, and a traceback must not occur."""
     command = [*POPKERNEL, "deliver", "--run-dir", service.config.run_dir, "-u", "alice"]
     with open(os.devnull, "wb") as writing:
         for how, stdin in (("closed", None), ("to be written only", writing.fileno())):
             closed = ["sh", "-c", 'exec "$@" <&-', "sh"] if stdin is None else []
-            done = subprocess.run([*closed, *command], stdin=stdin, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                [*closed, *command], stdin=stdin, capture_output=True, text=True, timeout=60, check=False
+            )
             assert done.returncode in (66, 75), (how, done)
             assert done.stderr.count("\n") == 1, (how, done.stderr)
             assert "standard input" in done.stderr, (how, done.stderr)

@@ -1,4 +1,4 @@
-"""Twenty thousand messages over eight connections to two hundred users, who read and delete meanwhile: all accounted for."""
+"""Deliver twenty thousand messages to two hundred users who read and delete meanwhile; none is lost."""
 
 import collections
 import os
@@ -28,7 +28,12 @@ def run(count, connections, users, octets, readers=4):
             try:
                 with lmtp(service) as client:
                     for i in range(k, count, connections):
-                        assert client.sendmail("s@x", [names[i % users]], b"Message-ID: <%d@load>\r\n\r\n" % i + body) == {}
+                        assert (
+                            client.sendmail(
+                                "s@x", [names[i % users]], b"Message-ID: <%d@load>\r\n\r\n" % i + body
+                            )
+                            == {}
+                        )
             except BaseException as error:
                 failures.append(error)
 
@@ -70,15 +75,21 @@ def run(count, connections, users, octets, readers=4):
             read.update(int(ID.search(text)[1]) for text in pop_all(service, name))
         assert sorted(read) == list(range(count)), "lost: " + str(sorted(set(range(count)) - set(read))[:10])
         assert max(read.values()) == 1, [n for n, times in read.items() if times > 1][:10]
-        print(f"\n{count} messages to {users} users in {seconds:.1f} s, {count / seconds:.0f}/s, {during} of them read and deleted meanwhile")
+        print(
+            f"\n{count} messages to {users} users in {seconds:.1f} s, {count / seconds:.0f}/s, "
+            f"{during} of them read and deleted meanwhile"
+        )
 
 
 def check_popcache(service, name):
-    """After a session, as one made anew would be."""
+    """After a session, compare the popcache with one built anew."""
     pop_all(service, name)
     with open(os.path.join(service.site.mail_users[name].maildir, "popcache"), "rb") as file:
         lines = [line.split() for line in file.read().splitlines() if not line.startswith(b"#")]
-    there = {file.partition(":")[0].encode(): len(text) + text.count(b"\n") for file, text in messages(service, name).items()}
+    there = {
+        file.partition(":")[0].encode(): len(text) + text.count(b"\n")
+        for file, text in messages(service, name).items()
+    }
     assert {line[0]: int(line[1]) for line in lines} == there
     assert len(lines) == len(there)
 

@@ -1,4 +1,4 @@
-"""Disk full, quota full, read-only, no permission, popcache locked: try again later, say why, serve the others, go on by itself."""
+"""Deliver to full, read-only or locked mailboxes: temporary errors with a reason, recovery, others served."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ root_only = pytest.mark.root("only root can mount a file system")
 
 
 def refusal(service, user="alice", mail=MAIL):
-    """The answer for that recipient; others are served meanwhile."""
+    """Return the reply for that recipient; others are served meanwhile."""
     with RawLmtp(service) as raw:
         raw.envelope(user, "bob")
         raw.say(b"DATA\r\n", b"354")
@@ -88,7 +88,7 @@ def test_maildir_moved_away_and_back():
         os.rename(f"{maildir}/tmp", f"{maildir}/gone")
         os.rename(f"{maildir}/new", f"{maildir}/old")
         os.rmdir(f"{maildir}/gone")
-        assert accepted(service), "tmp and new are made anew"
+        assert accepted(service), "tmp and new are made again"
         assert len(os.listdir(f"{maildir}/new")) == 1
         os.rename(maildir, f"{maildir}.away")
         with open(maildir, "w"):
@@ -102,7 +102,7 @@ def test_maildir_moved_away_and_back():
 
 
 def test_popcache_locked_by_another_program():
-    """Longer than a delivery waits for it: try again later; bob has his mail, alice's comes once the lock is free."""
+    """It is locked for longer than a delivery waits: bob gets his mail, alice hers after the lock is free."""
     with Service(mail=()) as service:
         assert accepted(service)
         with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file:
@@ -119,7 +119,7 @@ def test_popcache_locked_by_another_program():
 
 @pytest.mark.slow
 def test_popcache_locked_for_half_a_minute():
-    """A mail server tries again and again, and gets each time an answer and a reason; the mail is there moments after the lock is free."""
+    """Each attempt gets a reply with a reason, and the mail arrives soon after the lock is free."""
     with Service(mail=()) as service:
         assert accepted(service)
         with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file:
@@ -131,7 +131,7 @@ def test_popcache_locked_for_half_a_minute():
                 tries += 1
                 assert answer[:9] == b"451 4.3.0", answer
                 assert b"locked by another program" in answer
-                assert time.monotonic() - tried < 8, "the sender must not wait for the lock as long as its holder likes"
+                assert time.monotonic() - tried < 8, "the sender must not wait as long as the lock is held"
             assert tries >= 4
             assert len(messages(service, "alice")) == 1
             assert left_in_tmp(service, "alice") == []
@@ -139,17 +139,20 @@ def test_popcache_locked_for_half_a_minute():
         freed = time.monotonic()
         assert accepted(service)
         assert time.monotonic() - freed < 5
-        assert service.actor("maildir.alice")["pid"] == pid, "an actor that waits for a lock is not one that hangs"
+        assert service.actor("maildir.alice")["pid"] == pid, "an actor that waits for a lock is not hung"
         assert len(messages(service, "alice")) == 2
         assert len(messages(service, "bob")) == tries
 
 
 @pytest.mark.slow
 def test_many_wait_for_a_locked_popcache():
-    """A queue of small ones, each of which waits for the lock, is answered one by one; nobody takes the actor for dead."""
+    """Small messages wait for the lock and are answered one by one; the actor does not count as hung."""
     with Service(mail=()) as service:
         assert accepted(service)
-        with open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file, RawLmtp(service) as raw:
+        with (
+            open(f"{service.site.mail_users['alice'].maildir}/popcache", "rb") as file,
+            RawLmtp(service) as raw,
+        ):
             fcntl.flock(file, fcntl.LOCK_EX)
             raw.envelope(*[f"alice+{i}" for i in range(6)])
             raw.say(b"DATA\r\n", b"354")
@@ -210,7 +213,7 @@ def test_quota():
 
 
 def test_quota_of_maildirsize_and_temporary():
-    """Another program's quota is honoured where the configuration has none; a foreign count is not believed for ever."""
+    """Another program's quota counts if the configuration has none; its byte count is verified."""
     with Service(mail=(), quota_temporary=True) as service:
         row = service.site.mail_users["alice"]
         assert accepted(service)
@@ -222,16 +225,19 @@ def test_quota_of_maildirsize_and_temporary():
         assert accepted(service)
         with open(f"{row.maildir}/maildirsize", "w") as file:
             file.write("1000S\n999999 1\nnonsense\n")
-        assert accepted(service), "a torn count is made anew"
+        assert accepted(service), "a damaged count is computed again"
         with open(f"{row.maildir}/maildirsize", "w") as file:
             file.write("1000S\n999999 1\n")
         os.utime(file.name, (time.time() - 1000,) * 2)
-        assert accepted(service), "so is one that is old and says full"
-        assert used(sizes(service)) == [sum(map(len, messages(service, "alice").values())), len(messages(service, "alice"))]
+        assert accepted(service), "so is an old one that says full"
+        assert used(sizes(service)) == [
+            sum(map(len, messages(service, "alice").values())),
+            len(messages(service, "alice")),
+        ]
 
 
 def in_tmp(service, user="alice"):
-    """Octets that lie in tmp/."""
+    """Return the octets in tmp/."""
     path = f"{service.site.mail_users[user].maildir}/tmp"
     sizes = []
     for name in os.listdir(path):
@@ -241,19 +247,26 @@ def in_tmp(service, user="alice"):
 
 
 def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
-    """Ten senders who never end: each has room alone, and not all of them. Who is left without may try again; who is too large may not."""
-    with Service(mail=(), quota="1000000", message_octets=20_000_000) as service, contextlib.ExitStack() as stack:
+    """Ten senders that never end: each has room alone, but not all together.
+
+    Those without room get a temporary error, a message that is too large a final one.
+    """
+    with (
+        Service(mail=(), quota="1000000", message_octets=20_000_000) as service,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(10):
             raw = stack.enter_context(RawLmtp(service))
             raw.envelope("alice")
             raw.say(b"DATA\r\n", b"354")
             raw.send(MAIL + b"x" * 300_000)
         wait_for(lambda: in_tmp(service) > 600_000)
-        raw = stack.enter_context(RawLmtp(service))  # what it sends is behind what they sent: so it has all been looked at
+        # sent after their content, so all of it has been processed
+        raw = stack.enter_context(RawLmtp(service))
         answer = raw.deliver(MAIL + b"y" * 500_000, "alice")[0]
         assert answer.startswith(b"452 4.2.2 "), answer
         assert 600_000 < in_tmp(service) <= 1_000_000
-        assert accepted(service), "a small one is through at once"
+        assert accepted(service), "a small message is delivered at once"
         stack.close()
         wait_for(lambda: left_in_tmp(service, "alice") == [])
         with RawLmtp(service) as endless:
@@ -268,9 +281,12 @@ def test_unfinished_messages_hold_no_more_than_the_quota_leaves():
 
 
 def test_announced_size_and_quota():
-    """Who announces what can never fit, twice the quota and more, is refused before an octet of it is written, whatever comes then."""
+    """A message announced at twice the quota or more is refused before an octet is written."""
     with Service(mail=(), quota="1000000", quota_users=["bob=none"]) as service, RawLmtp(service) as raw:
-        raw.say(b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=2100000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n", *[b"250"] * 4)
+        raw.say(
+            b"LHLO t\r\nMAIL FROM:<s@example.org> SIZE=2100000\r\nRCPT TO:<alice>\r\nRCPT TO:<bob>\r\n",
+            *[b"250"] * 4,
+        )
         raw.say(b"DATA\r\n", b"354")
         raw.send(MAIL + b"x" * 500_000)
         wait_for(lambda: in_tmp(service, "bob") > 400_000)
@@ -279,4 +295,4 @@ def test_announced_size_and_quota():
         assert [raw.answer()[:9] for _ in range(2)] == [b"552 5.2.2", b"250 2.0.0"]
         raw.say(b"MAIL FROM:<s@example.org>\r\nRCPT TO:<alice>\r\nDATA\r\n", b"250", b"250", b"354")
         raw.send(MAIL + b"x" * 500_000 + b"\r\n.\r\n")
-        raw.expect(b"250")  # what was announced was for that message
+        raw.expect(b"250")  # the announced size was of that message only

@@ -1,4 +1,4 @@
-"""An actor that says nothing any more: its mail is tried again later, it is ended, and its user has a new one. Others notice nothing."""
+"""Hang an actor: its mail gets a temporary error, it is ended and replaced, and others notice nothing."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ from tests.support.lmtp import MAIL, RawLmtp, deliver, lmtp
 from tests.support.maildirs import messages, pop_all
 from tests.support.processes import gone, rss, stopped
 from tests.support.service import IMPATIENT_SECONDS as SECONDS
-from tests.support.service import Service, impatient
+from tests.support.service import Service, serve_with_short_deadlines
 from tests.support.waiting import wait_for
 
 LARGE = MAIL + b"a line of a large message\r\n" * 40000
@@ -18,7 +18,7 @@ LARGE = MAIL + b"a line of a large message\r\n" * 40000
 
 @pytest.mark.parametrize("mail", [MAIL, LARGE], ids=["small", "large"])
 def test_a_maildir_actor_that_hangs(mail):
-    with impatient() as service:
+    with serve_with_short_deadlines() as service:
         assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid):
@@ -26,7 +26,7 @@ def test_a_maildir_actor_that_hangs(mail):
             assert deliver(service, "bob")[:3] == b"250"
             answer = deliver(service, mail=mail)
             assert answer[:3] in (b"450", b"451"), answer
-            assert SECONDS - 1 < time.monotonic() - began < SECONDS + 8, "looked at once a second"
+            assert SECONDS - 1 < time.monotonic() - began < SECONDS + 8, "checked once a second"
             wait_for(lambda: gone(pid))
         log = service.wait_log("maildir.alice is not alive")
         assert "maildir.alice has answered nothing" in log
@@ -35,9 +35,9 @@ def test_a_maildir_actor_that_hangs(mail):
         assert service.actor("mda")["restarts"] == 0
 
 
-def test_many_copies_for_one_that_hangs():
-    """Each is answered, and nothing of it stays with the mda."""
-    with impatient() as service:
+def test_many_copies_for_a_hung_actor():
+    """Each copy is answered, and the mda keeps nothing of it."""
+    with serve_with_short_deadlines() as service:
         assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid), RawLmtp(service) as raw:
@@ -46,15 +46,16 @@ def test_many_copies_for_one_that_hangs():
             raw.send(MAIL + b".\r\n")
             answers = [raw.answer()[:3] for _ in range(101)]
             assert answers[-1] == b"250"
-            assert set(answers[:8]) <= {b"450", b"451"}, answers  # these were under way; what waited for its turn goes to the next one
+            # these were in flight; copies waiting for their turn go to the next actor
+            assert set(answers[:8]) <= {b"450", b"451"}, answers
             wait_for(lambda: gone(pid))
         assert deliver(service)[:3] == b"250"
         assert len(messages(service, "alice")) == 2 + answers[:-1].count(b"250")
 
 
-def test_an_idle_one_that_hangs_and_is_to_go():
-    """It was told to retire and never will: who waits for its end gets it ended."""
-    with impatient(warm_seconds=0) as service, RawLmtp(service) as raw:
+def test_an_idle_hung_actor_that_must_retire():
+    """It was told to retire and hangs: a delivery waiting for its end gets it ended."""
+    with serve_with_short_deadlines(warm_seconds=0) as service, RawLmtp(service) as raw:
         raw.envelope("alice")
         raw.say(b"DATA\r\n", b"354")
         raw.send(LARGE)
@@ -68,8 +69,8 @@ def test_an_idle_one_that_hangs_and_is_to_go():
 
 
 def test_an_mda_that_accuses_the_living():
-    """Whatever it says of a channel, an actor that answers is not ended, and mail goes on."""
-    with impatient("accuse", warm_seconds=600) as service:
+    """Whatever the mda reports of a channel, an actor that answers is not ended, and mail goes on."""
+    with serve_with_short_deadlines("accuse", warm_seconds=600) as service:
         assert deliver(service)[:3] == b"250"
         pid = service.actor("maildir.alice")["pid"]
         session, other = service.pop3("alice"), service.pop3("bob")
@@ -80,14 +81,16 @@ def test_an_mda_that_accuses_the_living():
         assert session.stat()[0] == 1
         session.quit()
         assert "a lie" in service.read_log()
-        assert other.noop().startswith(b"+OK"), "who has no channel to the mda is not ended by its word"
+        assert other.noop().startswith(b"+OK"), (
+            "an actor without a channel to the mda is not ended by its complaint"
+        )
         other.quit()
         assert "is not alive" not in service.read_log()
         assert len(messages(service, "alice")) == count > 10
 
 
 def test_a_kernel_that_does_not_answer_about_a_recipient():
-    with impatient() as service, RawLmtp(service) as raw:
+    with serve_with_short_deadlines() as service, RawLmtp(service) as raw:
         raw.say(b"LHLO x\r\nMAIL FROM:<>\r\n", b"250", b"250")
         kernel = service.actor("kernel")["pid"]
         with stopped(kernel):
@@ -103,8 +106,8 @@ def test_a_kernel_that_does_not_answer_about_a_recipient():
 
 
 def test_hung_again_and_again_under_load():
-    """Four senders, and somebody who stops an actor again and again: all that was accepted is there, all is accepted in the end."""
-    with impatient() as service:
+    """Four senders lose nothing while an actor is stopped repeatedly, and all mail is accepted in the end."""
+    with serve_with_short_deadlines() as service:
         failures, sent, enough = [], set(), threading.Event()
 
         def send(k):
@@ -136,8 +139,8 @@ def test_hung_again_and_again_under_load():
         assert set(there) == sent
 
 
-def test_who_stops_his_own_actor_and_comes_and_goes():
-    """The mda keeps nothing of it: an actor that does not read is sent nothing more, and what waits goes with its client."""
+def test_a_user_who_stops_his_actor_and_reconnects():
+    """An actor that does not read is sent nothing more, and queued content goes with its client."""
     with Service(mail=()) as service:
         assert deliver(service)[:3] == b"250"
         mda, pid = service.actor("mda")["pid"], service.actor("maildir.alice")["pid"]

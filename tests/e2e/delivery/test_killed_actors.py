@@ -1,6 +1,6 @@
-"""Kill -9 at every step of a delivery: what was accepted is there whole, what was not is not half there.
+"""Kill actors at every step of a delivery: accepted messages are whole, others are not half there.
 
-The sender below is what a mail server is: it keeps a message until it has seen 250, and tries again until then.
+The sender below acts as a mail server: it keeps a message until it has seen 250, and tries again until then.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ def faulty(**settings):
 
 
 class Sender:
-    """A mail server's queue of one site."""
+    """Act as the queue of a mail server."""
 
     def __init__(self, service):
         self.service = service
-        self.sent = {}  # (user, id) -> how often it was tried, each ending in something other than a refusal
+        self.sent = {}  # (user, id) -> number of tries, each of which ended in anything but a refusal
         self.lost_answers = {}
         self.lock = threading.Lock()
 
     def once(self, user, number, body, sender="s@example.org", recipient=None):
-        """Try once; True for accepted, False for try again."""
+        """Try once; return True if accepted, False for a later try."""
         mail = self.mail(number, body)
         try:
             with Lmtp(socket_path(self.service), timeout=30) as client:
@@ -50,10 +50,10 @@ class Sender:
                 assert code == 250 or 400 <= code < 500, (code, text)
                 return code == 250
         except OSError:
-            return False  # SMTPServerDisconnected is one too
+            return False  # includes SMTPServerDisconnected
 
     def until_accepted(self, user, number, body, **first):
-        """Send it as a mail server would; how many tries it took. The fault is in the first only."""
+        """Send as a mail server would; return the number of tries. The fault is in the first one only."""
         tries = 1
         end = time.monotonic() + 60
         if not self.once(user, number, body, **first):
@@ -72,7 +72,10 @@ class Sender:
         return b"Message-ID: <%d@test>\r\n\r\n" % number + body
 
     def check(self):
-        """Everything accepted is there, whole, once for each try at most; nothing else is. How many came more than once."""
+        """Check that everything accepted is there, whole, at most once for each try, and nothing else.
+
+        Returns the number of messages that came more than once.
+        """
         doubles = 0
         for user in self.service.site.passwords:
             counted = {}
@@ -80,7 +83,9 @@ class Sender:
                 found = re.search(rb"Message-ID: <([0-9]+)@test>", text)
                 assert found, (user, name, text[:200])
                 number = int(found[1])
-                assert without_trace(text) == self.sent[user, number][1].replace(b"\r\n", b"\n"), f"{user}: {name} is not whole"
+                assert without_trace(text) == self.sent[user, number][1].replace(b"\r\n", b"\n"), (
+                    f"{user}: {name} is not whole"
+                )
                 counted[number] = counted.get(number, 0) + 1
             expected = {number: tries for (to, number), (tries, _) in self.sent.items() if to == user}
             assert counted.keys() == expected.keys(), (user, sorted(expected.keys() - counted.keys()))
@@ -90,14 +95,16 @@ class Sender:
         return doubles
 
     def check_popcache(self):
-        """After a session, the popcache is what a rebuilt one would be."""
+        """After a session, compare the popcache with one built anew."""
         for user in self.service.site.passwords:
             pop_all(self.service, user)
             path = self.service.site.mail_users[user].maildir
             with open(f"{path}/popcache", "rb") as file:
                 lines = [line.split() for line in file.read().splitlines() if not line.startswith(b"#")]
             found = {name.partition(":")[0]: text for name, text in messages(self.service, user).items()}
-            assert {line[0].decode(): int(line[1]) for line in lines} == {n: len(t) + t.count(b"\n") for n, t in found.items()}
+            assert {line[0].decode(): int(line[1]) for line in lines} == {
+                n: len(t) + t.count(b"\n") for n, t in found.items()
+            }
             assert len(lines) == len(found)
 
 
@@ -113,14 +120,14 @@ def test_kill_maildir_at_every_step(body, step):
         assert points >= 20
         doubles = sender.check()
         print(f"\nmaildir actor killed at {points} points, {doubles} messages came twice")
-        assert doubles <= points * 0.7  # from the moment it can be seen until 250, it may come again
+        assert doubles <= points * 0.7  # a kill between the message's appearance and the 250 doubles it
         assert service.read_log().count("SIGKILL") >= points
         sender.check_popcache()
         assert sender.until_accepted("alice", 0, body) == 1
 
 
 def test_kill_maildir_with_a_message_for_several_addresses():
-    """A large message for several addresses of one user: each that was answered with 250 is there whole, and no other is half there."""
+    """Every address answered with 250 has its whole message, and no other has half of one."""
     with faulty() as service:
         mail, points, taken = Sender.mail(1, LARGE), 0, []
         addresses = [f"alice+{i}" for i in range(4)]
@@ -139,7 +146,9 @@ def test_kill_maildir_with_a_message_for_several_addresses():
             if answers == [250] * 4:
                 break
             points += 1
-        there = {text.split(b"\n")[1].split()[1].decode(): text for text in messages(service, "alice").values()}
+        there = {
+            text.split(b"\n")[1].split()[1].decode(): text for text in messages(service, "alice").values()
+        }
         assert all(without_trace(text) == mail.replace(b"\r\n", b"\n") for text in there.values())
         assert set(taken) <= set(there)
         assert len(there) == len(messages(service, "alice"))
@@ -148,10 +157,16 @@ def test_kill_maildir_with_a_message_for_several_addresses():
         assert 4 < len(taken) < len(addresses) * points
 
 
-@pytest.mark.parametrize(("body", "step", "most"), [
-    (SMALL, 2, 7), (LARGE, 5, 7),  # a singleton's restarts take their time
-    pytest.param(SMALL, 1, MOST_POINTS, marks=pytest.mark.soak), pytest.param(LARGE, 1, MOST_POINTS, marks=pytest.mark.soak),
-], ids=["small", "large", "small all", "large all"])
+@pytest.mark.parametrize(
+    ("body", "step", "most"),
+    [
+        (SMALL, 2, 7),
+        (LARGE, 5, 7),  # a singleton's restarts take longer
+        pytest.param(SMALL, 1, MOST_POINTS, marks=pytest.mark.soak),
+        pytest.param(LARGE, 1, MOST_POINTS, marks=pytest.mark.soak),
+    ],
+    ids=["small", "large", "small all", "large all"],
+)
 def test_kill_mda_at_every_step(body, step, most):
     with faulty() as service:
         sender = Sender(service)
@@ -169,8 +184,8 @@ def test_kill_mda_at_every_step(body, step, most):
         sender.check_popcache()
 
 
-def test_kill_kernel_while_it_is_asked():
-    """The kernel's end is everyone's: the service is started again, as its service manager would."""
+def test_kill_kernel_during_a_recipient_lookup():
+    """The kernel's end ends the service, which is started again, as by a service manager."""
     points, kept = 0, None
     for point in (1, 2, 3, 5, 8, 13):
         with faulty() as service:
@@ -218,14 +233,16 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
         assert accepted or not harmless
         if victim in ("kernel", "init") and not accepted:
             service.process.wait(20)
-            accepted = len(messages(service, "alice")) == 2  # the answer was lost, not the message: it will be sent again
+            # the reply was lost, not the message: it will be sent again
+            accepted = len(messages(service, "alice")) == 2
         if accepted:
             sender.sent["alice", 2] = (1, Sender.mail(2, LARGE))
         elif victim in ("kernel", "init"):
             service.process.wait(20)
             wait_for(lambda: not os.path.exists(socket_path(service)))
         else:
-            # The spawner's end is its children's, a moment later: what was written in that moment has no answer, and comes twice.
+            # The spawner's children end a moment after it: mail written in between has no reply, and comes
+            # twice.
             if victim in ("spawner", "maildir"):
                 wait_for(lambda: not os.path.exists(f"/proc/{holder}"))
             written = len(messages(service, "alice")) == 2
@@ -240,7 +257,7 @@ def test_kill_from_outside_in_the_middle_of_a_large_message(victim):
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(4))
 def test_hundreds_of_kills_under_load(seed):
-    """Eight senders, and somebody who kills an actor of the service every few milliseconds; with faults asked for by mail besides."""
+    """Eight senders send while an actor is killed every few milliseconds; some mail requests faults too."""
     dice = random.Random(seed)
     kills = 0
     with faulty() as service:
@@ -255,7 +272,9 @@ def test_hundreds_of_kills_under_load(seed):
                     user = mine.choice(["alice", "bob", "carol"])
                     where = mine.choice(["maildir", "maildir", "mda"])
                     body = LARGE if mine.random() < 0.1 else SMALL
-                    sender.until_accepted(user, k * 1000 + i, body, sender=f"die-{mine.randrange(1, 60)}@{where}")
+                    sender.until_accepted(
+                        user, k * 1000 + i, body, sender=f"die-{mine.randrange(1, 60)}@{where}"
+                    )
             except BaseException as error:
                 failures.append(error)
 
@@ -264,7 +283,11 @@ def test_hundreds_of_kills_under_load(seed):
             thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(dice.uniform(0.05, 0.3))
-            actors = [a for a in service.status()["actors"] if a["name"].split(".")[0] in ("mda", "maildir", "listener", "spawner") and a["pid"]]
+            actors = [
+                a
+                for a in service.status()["actors"]
+                if a["name"].split(".")[0] in ("mda", "maildir", "listener", "spawner") and a["pid"]
+            ]
             if actors:
                 try:
                     kill(dice.choice(actors)["pid"])
@@ -278,4 +301,7 @@ def test_hundreds_of_kills_under_load(seed):
         doubles = sender.check()
         sender.check_popcache()
         deaths = service.read_log().count("SIGKILL")
-        print(f"\n{len(sender.sent)} messages, {deaths} deaths ({kills} from outside), {sum(t for t, _ in sender.sent.values())} tries, {doubles} came more than once")
+        print(
+            f"\n{len(sender.sent)} messages, {deaths} deaths ({kills} from outside), "
+            f"{sum(t for t, _ in sender.sent.values())} tries, {doubles} came more than once"
+        )

@@ -1,4 +1,4 @@
-"""Delivery by LMTP, end to end: the message lies safe in the right maildir, octet for octet, and nowhere else."""
+"""Test delivery by LMTP: each message is in the right maildir, octet for octet, and nowhere else."""
 
 import hashlib
 import os
@@ -34,8 +34,12 @@ def test_one_message_to_several(service):
     with lmtp(service) as client:
         assert client.sendmail("from@example.org", ["alice@example.org", "Bob+list@example.org"], MAIL) == {}
     trace = b"Return-Path: <from@example.org>\nDelivered-To: %s\n"
-    assert list(messages(service, "alice").values())[-1] == trace % b"alice@example.org" + MAIL.replace(b"\r\n", b"\n")
-    assert list(messages(service, "bob").values())[-1] == trace % b"Bob+list@example.org" + MAIL.replace(b"\r\n", b"\n")
+    assert list(messages(service, "alice").values())[-1] == trace % b"alice@example.org" + MAIL.replace(
+        b"\r\n", b"\n"
+    )
+    assert list(messages(service, "bob").values())[-1] == trace % b"Bob+list@example.org" + MAIL.replace(
+        b"\r\n", b"\n"
+    )
     assert pop_all(service, "alice")[-1].endswith(b"\r\n\r\nbody\r\n")
     maildir = service.site.mail_users["alice"]
     name = os.listdir(f"{maildir.maildir}/cur")[0]
@@ -46,11 +50,16 @@ def test_one_message_to_several(service):
 def test_each_recipient_has_an_answer_of_its_own(service):
     with RawLmtp(service) as raw:
         raw.say(b"LHLO x\r\n", b"250")
-        raw.send(b"MAIL FROM:<>\r\nRCPT TO:<alice>\r\nRCPT TO:<nobody>\r\nRCPT TO:<carol>\r\nRCPT TO:<alice+2>\r\nDATA\r\n")
+        raw.send(
+            b"MAIL FROM:<>\r\nRCPT TO:<alice>\r\nRCPT TO:<nobody>\r\nRCPT TO:<carol>\r\nRCPT "
+            b"TO:<alice+2>\r\nDATA\r\n"
+        )
         answers = raw.expect(b"250", b"250", b"550", b"250", b"250", b"354")
         assert answers[2].startswith(b"550 5.1.1 ")
         raw.say(b"Subject: three\r\n\r\n.\r\nNOOP\r\n", b"250", b"250", b"250", b"250")
-    assert list(messages(service, "alice").values())[-1].startswith(b"Return-Path: <>\nDelivered-To: alice+2\nSubject: three\n")
+    assert list(messages(service, "alice").values())[-1].startswith(
+        b"Return-Path: <>\nDelivered-To: alice+2\nSubject: three\n"
+    )
 
 
 AWKWARD = {
@@ -78,11 +87,15 @@ def test_awkward_octets(service, name):
     assert bodies(service, "alice")[-1] == mail.replace(b"\r\n", b"\n")
 
 
-def test_what_the_mail_server_put_on_stays(service):
+def test_trace_fields_of_the_mail_server_stay(service):
     mail = b"Return-Path: <real@x>\r\nDelivered-To: there@x\r\nReceived: by mta\r\n\r\nx\r\n"
     with lmtp(service) as client:
         client.sendmail("other@x", ["carol"], mail)
-        client.sendmail("other@x", ["carol"], b"Received: by mta\r\nReturn-Path: <forged@x>\r\nDelivered-To: old\r\n\r\nx\r\n")
+        client.sendmail(
+            "other@x",
+            ["carol"],
+            b"Received: by mta\r\nReturn-Path: <forged@x>\r\nDelivered-To: old\r\n\r\nx\r\n",
+        )
     one, two = list(messages(service, "carol").values())[-2:]
     assert one == mail.replace(b"\r\n", b"\n")
     assert two.startswith(b"Return-Path: <other@x>\nDelivered-To: carol\nReceived: by mta\n")
@@ -97,7 +110,8 @@ def test_popcache_is_as_a_rebuilt_one(fresh):
         lines = [line for line in file.read().splitlines() if not line.startswith(b"#")]
     found = messages(fresh, "alice")
     assert lines == [
-        b"%s %d %s" % (n.encode(), len(d) + d.count(b"\n"), hashlib.sha256(n.encode()).hexdigest().encode()) for n, d in found.items()
+        b"%s %d %s" % (n.encode(), len(d) + d.count(b"\n"), hashlib.sha256(n.encode()).hexdigest().encode())
+        for n, d in found.items()
     ]
 
 
@@ -114,7 +128,7 @@ def test_an_open_session_does_not_see_new_mail(fresh):
     assert len(pop_all(fresh, "alice")) == 1
 
 
-def test_a_foreign_delivery_beside_ours(fresh):
+def test_a_delivery_by_another_program(fresh):
     maildir = fresh.site.mail_users["alice"]
     with lmtp(fresh) as client:
         client.sendmail("a@b", ["alice"], MAIL)
@@ -123,7 +137,8 @@ def test_a_foreign_delivery_beside_ours(fresh):
             file.write(b"foreign\n")
         os.chown(path, maildir.uid, maildir.gid)
         with open(f"{maildir.maildir}/popcache", "ab") as file:
-            file.write(b"%s 99999 %s\n" % (os.path.basename(path).encode(), b"f" * 64))  # a lie about its size
+            # a false size
+            file.write(b"%s 99999 %s\n" % (os.path.basename(path).encode(), b"f" * 64))
         client.sendmail("a@b", ["alice"], MAIL)
     with open(f"{maildir.maildir}/popcache", "ab") as file:
         file.write(b"%d.never.there 5 %s\n" % (time.time(), b"e" * 64))
@@ -142,7 +157,7 @@ def test_thousand_recipients(service):
 
 def test_large_message_bounded_memory(fresh):
     with lmtp(fresh) as client:
-        client.sendmail("a@b", ["alice", "bob"], MAIL)  # everybody is there
+        client.sendmail("a@b", ["alice", "bob"], MAIL)  # their actors run
         pids = {a["name"]: a["pid"] for a in fresh.status()["actors"]}
         before = {name: peak(pid) for name, pid in pids.items()}
     line = b"0123456789" * 7 + b"\r\n"
@@ -156,7 +171,9 @@ def test_large_message_bounded_memory(fresh):
         raw.say(b".\r\n", b"250", b"250", b"250")
     grown = {name: (peak(pid) - before[name]) >> 10 for name, pid in pids.items()}
     assert max(grown.values()) < 12 * 1024, grown
-    expected = hashlib.sha256(b"Subject: large\n\n" + (line[:-2] + b"\n") * (10000 * (100 * 1000 * 1000 // len(chunk)))).digest()
+    expected = hashlib.sha256(
+        b"Subject: large\n\n" + (line[:-2] + b"\n") * (10000 * (100 * 1000 * 1000 // len(chunk)))
+    ).digest()
     for user, times in (("alice", 2), ("bob", 1)):
         assert [hashlib.sha256(b).digest() for b in bodies(fresh, user)[1:]] == [expected] * times
 
@@ -219,7 +236,7 @@ def test_a_reader_that_does_not_read_its_answers(service):
 
 
 def test_many_connections(fresh):
-    """The most that may be, and one more."""
+    """As many as allowed, and one more."""
     with Service(mail=(), lmtp_connections=3) as few:
         raws = [few.keep(RawLmtp(few)) for _ in range(3)]
         with socket.socket(socket.AF_UNIX) as sock:
@@ -239,7 +256,7 @@ def _greets(service):
 
 
 def test_reload_while_mail_comes(fresh):
-    """New users get mail, old ones go on, removed ones are refused; nothing is lost while it happens."""
+    """New users get mail, old ones go on, removed ones are refused, and nothing is lost meanwhile."""
     stop = threading.Event()
     taken, errors = [], []
 
@@ -269,7 +286,7 @@ def test_reload_while_mail_comes(fresh):
                 file.write(f"dave {row.uid}:{row.gid}:{dave}\n")
             for _ in range(3):
                 fresh.command("reload")
-            assert client.rcpt  # the connection is the same, and the mda too
+            assert client.rcpt  # the same connection, and so the same mda
             with pytest.raises(Exception, match="no such user"):
                 client.sendmail("a@b", ["carol"], MAIL)
             assert client.sendmail("a@b", ["dave@x"], MAIL) == {}
@@ -278,12 +295,14 @@ def test_reload_while_mail_comes(fresh):
         stop.set()
         thread.join()
     assert not errors
-    assert sorted(int(m.split(b"Subject: ")[1].split()[0]) for m in messages(fresh, "alice").values()) == taken
+    assert (
+        sorted(int(m.split(b"Subject: ")[1].split()[0]) for m in messages(fresh, "alice").values()) == taken
+    )
 
 
 def test_warm_actors_retire_under_deliveries():
-    """An actor idle for long enough goes; mail that comes at that very moment is neither lost nor doubled, nor refused."""
-    with Service(mail=(), warm_seconds=0, warm_max=1) as service:
+    """Mail that comes at the moment of retirement is not lost, doubled or refused."""
+    with Service(mail=(), warm_seconds=0, warm_memory="0") as service:
         count = 0
         with lmtp(service) as client:
             end = time.monotonic() + 2
@@ -341,7 +360,7 @@ def test_over_loopback_tcp():
 
 
 @pytest.mark.root("only root can be several users")
-def test_who_may_deliver_to_whom():
+def test_delivery_permissions():
     with Service(mail=(), mta_users=["64777:64777"]) as service:
         alice = service.site.mail_users["alice"].uid
         with RawLmtp(service, uid=alice) as raw:
@@ -350,15 +369,17 @@ def test_who_may_deliver_to_whom():
             raw.say(b"own\r\n.\r\n", b"250")
         with RawLmtp(service, uid=alice) as raw:
             raw.say(b"LHLO x\r\nMAIL FROM:<root@localhost>\r\n", b"250", b"250")
-            own, other, none = raw.say(b"RCPT TO:<alice>\r\nRCPT TO:<bob>\r\nRCPT TO:<nobody>\r\n", b"250", b"550", b"550")
+            own, other, none = raw.say(
+                b"RCPT TO:<alice>\r\nRCPT TO:<bob>\r\nRCPT TO:<nobody>\r\n", b"250", b"550", b"550"
+            )
             assert other.startswith(b"550 5.7.1 ")
-            assert other == none, "who may not deliver learns nothing about who there is"
+            assert other == none, "a refused sender does not learn which users exist"
         with RawLmtp(service, uid=64777) as raw:
             assert raw.deliver(b"mta", "alice", "bob")[1].startswith(b"250")
         with RawLmtp(service, uid=64778) as raw:
             raw.say(b"LHLO x\r\nMAIL FROM:<>\r\n", b"250", b"250")
             raw.say(b"RCPT TO:<alice>\r\n", b"550")
-    # the kernel's cache of recipients is one a sender: root's knowledge is nobody else's
+    # the kernel's cache of recipients is per sender
     with Service(mail=()) as service:
         with RawLmtp(service) as raw:
             raw.deliver(b"x", "bob")

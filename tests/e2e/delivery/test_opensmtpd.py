@@ -1,4 +1,4 @@
-"""OpenSMTPD in front, both ways: `lmtp … rcpt-to` and `mda`, with virtual users and the very same user table."""
+"""Deliver from OpenSMTPD by `lmtp … rcpt-to` and by `mda`, with virtual users of the same user table."""
 
 import contextlib
 import re
@@ -8,7 +8,14 @@ import pytest
 
 from tests.support.maildirs import messages, pop_all
 from tests.support.processes import kill
-from tests.support.programs.mail_servers import leftovers, opensmtpd, passable_directory, reachable_popkernel, settled, swaks
+from tests.support.programs.mail_servers import (
+    leftovers,
+    opensmtpd,
+    passable_directory,
+    reachable_popkernel,
+    swaks,
+    wait_settled,
+)
 from tests.support.service import Service
 
 MAIL = b"""From: sender@example.net
@@ -29,7 +36,8 @@ action "pop" lmtp "{run}/lmtp.sock" rcpt-to userbase <users>
 match from any for domain "example.org" action "pop"
 """
 
-OWN = LMTP.replace("lmtp.sock", "mta.sock").replace("userbase <users>", "userbase <users> user games")  # some user that every system has
+# a user that every system has
+OWN = LMTP.replace("lmtp.sock", "mta.sock").replace("userbase <users>", "userbase <users> user games")
 
 MDA = """
 table users file:{users}
@@ -59,7 +67,7 @@ def conf(template, service, directory):
 
 
 def queue(place):
-    """Message-IDs that OpenSMTPD still holds."""
+    """Return the Message-IDs that OpenSMTPD still holds."""
     found = set()
     for path in leftovers(f"{place}/spool"):
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
@@ -68,10 +76,10 @@ def queue(place):
 
 
 def bounced(log):
-    """Numbers, in the order of arrival, of the messages of which OpenSMTPD told the sender that they could not be delivered.
+    """Return the numbers, in order of arrival, of messages that OpenSMTPD bounced.
 
-    Its mail.lmtp does not ignore SIGPIPE: when the mda is killed just as it writes, it dies too, and smtpd takes what it calls
-    "exited abnormally" for a permanent failure. Any other permanent failure would be our answer, and wrong.
+    Its mail.lmtp does not ignore SIGPIPE: it dies with an mda killed during a write, and smtpd takes "exited
+    abnormally" for a permanent failure. Any other permanent failure would be popkernel's fault.
     """
     arrived = re.findall(r"smtp message msgid=(\w+)", log)
     failed = re.findall(r"evpid=(\w{8})\w+ .* result=PermFail stat=(.*)", log)
@@ -80,17 +88,20 @@ def bounced(log):
 
 
 def body(text):
-    """Below the headers that the mail server put on."""
+    """Return the text after the header fields that the mail server added."""
     return text.partition(b"\r\n\r\n")[2] if b"\r\n\r\n" in text else text.partition(b"\n\n")[2]
 
 
 @pytest.mark.parametrize("way", [LMTP, OWN, MDA], ids=["lmtp", "own", "mda"])
 def test_delivered_octet_for_octet(way, place):
-    with Service(mail=(), mta_users=["games"] * (way is OWN)) as service, opensmtpd(place, conf(way, service, place)) as mta:
+    with (
+        Service(mail=(), mta_users=["games"] * (way is OWN)) as service,
+        opensmtpd(place, conf(way, service, place)) as mta,
+    ):
         mail = MAIL % (b"one", b"1")
         swaks(mta.port, ["alice@example.org", "bob+list@example.org"], mail)
         try:
-            settled(lambda: messages(service, "alice") and messages(service, "bob"))
+            wait_settled(lambda: messages(service, "alice") and messages(service, "bob"))
         except AssertionError:
             raise AssertionError(mta.said() + service.read_log()) from None
         for user, address in (("alice", b"alice"), ("bob", b"bob")):
@@ -99,18 +110,21 @@ def test_delivered_octet_for_octet(way, place):
             head = got.partition(b"\r\n\r\n")[0]
             assert head.lower().count(b"return-path: <sender@example.net>") == 1, head
             assert head.lower().count(b"delivered-to: " + address) == 1, head
-        settled(lambda: not leftovers(f"{place}/spool"))
+        wait_settled(lambda: not leftovers(f"{place}/spool"))
 
 
 def test_virtual_users(place):
     with Service(mail=()) as service, opensmtpd(place, conf(VIRTUAL, service, place)) as mta:
         swaks(mta.port, ["sales@example.org", "info@example.org"], MAIL % (b"v", b"2"))
-        settled(lambda: len(messages(service, "alice")) == len(messages(service, "bob")) == 1)
+        wait_settled(lambda: len(messages(service, "alice")) == len(messages(service, "bob")) == 1)
 
 
 def test_kills_with_a_real_mail_server(place):
-    """mda and maildir actors are killed again and again while mail comes; no message is lost: it is here, or in the queue, or its sender was told."""
-    with Service(mail=(), restart_seconds=1, restart_intensity=1000) as service, opensmtpd(place, conf(LMTP, service, place)) as mta:
+    """No message is lost: it is delivered, queued, or bounced to its sender."""
+    with (
+        Service(mail=(), restart_seconds=1, restart_intensity=1000) as service,
+        opensmtpd(place, conf(LMTP, service, place)) as mta,
+    ):
         done = threading.Event()
 
         def kill_actors():
@@ -132,12 +146,21 @@ def test_kills_with_a_real_mail_server(place):
             thread.join()
 
         def ids():
-            return {line for text in messages(service, "alice").values() for line in text.splitlines() if line.startswith(b"Message-ID:")}
+            return {
+                line
+                for text in messages(service, "alice").values()
+                for line in text.splitlines()
+                if line.startswith(b"Message-ID:")
+            }
 
         def accounted():
             with open(mta.log, errors="replace") as file:
-                return ids() | queue(place) | {b"Message-ID: <k%d@example.net>" % i for i in bounced(file.read())}
+                return (
+                    ids()
+                    | queue(place)
+                    | {b"Message-ID: <k%d@example.net>" % i for i in bounced(file.read())}
+                )
 
-        # what was refused for now comes at the queue's next try, minutes from now; what is here is whole, what is not is in the queue
-        settled(lambda: len(accounted()) == 15)
+        # refused mail comes at the queue's next try, minutes later; it must be delivered whole or queued
+        wait_settled(lambda: len(accounted()) == 15)
         assert all(body(text) == body(MAIL) for text in messages(service, "alice").values())

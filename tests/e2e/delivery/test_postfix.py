@@ -1,4 +1,4 @@
-"""Postfix in front: `virtual_transport = lmtp:unix:…`, and a `.forward` pipe to `popkernel deliver`."""
+"""Deliver from Postfix by `virtual_transport` over LMTP and by a `.forward` pipe to `popkernel deliver`."""
 
 import os
 import pwd
@@ -7,10 +7,17 @@ import pytest
 
 from tests.e2e.delivery.test_opensmtpd import MAIL, body
 from tests.support.maildirs import messages, pop_all
-from tests.support.programs.mail_servers import passable_directory, postfix, postfix_owner, reachable_popkernel, settled, swaks
+from tests.support.programs.mail_servers import (
+    passable_directory,
+    postfix,
+    postfix_owner,
+    reachable_popkernel,
+    swaks,
+    wait_settled,
+)
 from tests.support.service import Service
 
-pytestmark = pytest.mark.root("a mail server wants root")
+pytestmark = pytest.mark.root("a mail server needs root")
 
 
 @pytest.fixture
@@ -22,30 +29,33 @@ def place():
 def test_virtual_transport(place):
     owner, _ = postfix_owner()
     with Service(mail=(), mta_users=[owner.pw_name]) as service:
-        main = f"virtual_mailbox_domains = example.org\nvirtual_transport = lmtp:unix:{service.config.run_dir}/mta.sock\n"
+        main = (
+            f"virtual_mailbox_domains = example.org\nvirtual_transport = "
+            f"lmtp:unix:{service.config.run_dir}/mta.sock\n"
+        )
         with postfix(f"{place}/p", main) as mta:
             mail = MAIL % (b"p", b"3")
             swaks(mta.port, ["alice@example.org", "bob+x@example.org", "nobody@example.org"], mail)
             try:
-                settled(lambda: messages(service, "alice") and messages(service, "bob"))
+                wait_settled(lambda: messages(service, "alice") and messages(service, "bob"))
             except AssertionError:
                 raise AssertionError(mta.said() + service.read_log()) from None
             for user in ("alice", "bob"):
                 (got,) = pop_all(service, user)
                 assert body(got) == body(mail).replace(b"\n", b"\r\n")
                 assert got.startswith(b"Return-Path: <sender@example.net>\r\nDelivered-To: ")
-            settled(lambda: "status=bounced" in mta.said())
-            # carol's mailbox can't be written: her mail waits in Postfix's queue until it can
+            wait_settled(lambda: "status=bounced" in mta.said())
+            # carol's mailbox is read-only: her mail stays in Postfix's queue meanwhile
             maildir = service.site.mail_users["carol"].maildir
             os.chmod(f"{maildir}/tmp", 0)
             swaks(mta.port, ["carol@example.org"], mail)
-            settled(lambda: "status=deferred" in mta.said())
+            wait_settled(lambda: "status=deferred" in mta.said())
             os.chmod(f"{maildir}/tmp", 0o700)
-            settled(lambda: messages(service, "carol"))
+            wait_settled(lambda: messages(service, "carol"))
 
 
 def test_forward_file(place):
-    """`"|popkernel deliver"` in a user's .forward: local(8) runs it as that user, who may deliver to its own mailbox."""
+    """local(8) runs `"|popkernel deliver"` as that user, who may deliver to its own mailbox."""
     user = pwd.getpwnam("games")
     with Service(mail=(), users=["games"]) as service:
         table = service.site.user_table
@@ -65,7 +75,7 @@ def test_forward_file(place):
             mail = MAIL % (b"f", b"4")
             swaks(mta.port, ["games@example.org"], mail)
             try:
-                settled(lambda: messages(service, "games"))
+                wait_settled(lambda: messages(service, "games"))
             except AssertionError:
                 raise AssertionError(mta.said() + service.read_log()) from None
             (got,) = pop_all(service, "games")

@@ -1,4 +1,4 @@
-"""The bounds of a real service: each refused politely with what was hit, others served on, and counts that go down after every end."""
+"""Test connection limits: a clear refusal, other clients served, counts that return to zero."""
 
 import contextlib
 import socket
@@ -8,13 +8,23 @@ import pytest
 
 from tests.e2e.login.test_fail2ban import has_ipv6
 from tests.e2e.reload.test_reload import write
-from tests.support.limits import TOO_FAST, TOO_MANY, TOO_MANY_ADDRESS, USERS, greeting, hangs_up, refused_and_served, resets, serve
+from tests.support.limits import (
+    TOO_FAST,
+    TOO_MANY,
+    TOO_MANY_ADDRESS,
+    USERS,
+    greeting,
+    hangs_up,
+    refused_and_served,
+    resets,
+    serve,
+)
 from tests.support.pop3 import RawPop3, connect
 from tests.support.ports import free_ports
 from tests.support.processes import kill, pid_of
 from tests.support.waiting import wait_for
 
-HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # how a ClientHello begins
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # the beginning of a ClientHello
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +34,11 @@ def three():
 
 
 def test_sessions_in_all(three):
-    with RawPop3(three, user="alice") as one, RawPop3(three, "stls", user="bob") as two, RawPop3(three, "", user="carol") as last:
+    with (
+        RawPop3(three, user="alice") as one,
+        RawPop3(three, "stls", user="bob") as two,
+        RawPop3(three, "", user="carol") as last,
+    ):
         refused_and_served(three, [one, two, last], TOO_MANY)
         assert last.ask(b"QUIT") == b"+OK bye\r\n"
         with RawPop3(three, user="carol") as again:
@@ -32,7 +46,7 @@ def test_sessions_in_all(three):
     wait_for(lambda: "too many connections" in three.read_log())
 
 
-# Every end frees its place
+# Ways to end a connection; each must free its place
 
 
 def quits(service, client):
@@ -73,13 +87,14 @@ def half_closes(service, client):
 
 
 ENDS = (
-    quits, hangs_up, resets, loses_its_maildir_actor, is_too_slow, errs_too_often, asks_too_often, quits_logged_in, half_closes,
+    quits, hangs_up, resets, loses_its_maildir_actor, is_too_slow, errs_too_often, asks_too_often,
+    quits_logged_in, half_closes,
 )  # fmt: skip
 
 
 @contextlib.contextmanager
 def two_of_three(service):
-    """Two sessions that stay, so that there is room for one."""
+    """Hold two sessions, so that there is room for one."""
     with RawPop3(service, user="alice") as one, RawPop3(service, user="bob") as two:
         yield
         assert one.ask(b"STAT").startswith(b"+OK 1 ") and two.ask(b"STAT").startswith(b"+OK 1 ")
@@ -87,7 +102,7 @@ def two_of_three(service):
 
 
 def room_for_one(service):
-    """One more gets in, and no second."""
+    """Check that one more client gets in, and no second."""
     wait_for(lambda: greeting(service), until=lambda said: said.startswith(b"+OK"))
     wait_for(lambda: service.status()["sessions"], until=lambda there: len(there) == 2)
 
@@ -99,7 +114,9 @@ def room_for_one(service):
     wait_for(one_and_no_second)
 
 
-@pytest.mark.parametrize(("end", "tls"), [*((end, "tls") for end in ENDS if end is not half_closes), *((end, "") for end in ENDS)])
+@pytest.mark.parametrize(
+    ("end", "tls"), [*((end, "tls") for end in ENDS if end is not half_closes), *((end, "") for end in ENDS)]
+)
 def test_every_end_frees_its_place(three, end, tls):
     with two_of_three(three):
         with RawPop3(three, tls) as client:
@@ -122,15 +139,24 @@ def test_every_end_of_a_handshake_frees_its_place(three, data):
             room_for_one(three)
 
 
-def test_who_is_silent_makes_room():
-    """When all places are taken: who has not logged in, at once; and of an address that has all it may, one of its own."""
+def test_a_silent_client_makes_room():
+    """If all places are taken, a client before login makes room at once.
+
+    At an address's limit, one of its own clients does.
+    """
     for bound in ("max_sessions", "max_sessions_address"):
-        with serve(**{bound: 2}, login_seconds=60) as service, RawPop3(service, user="alice") as one, RawPop3(service) as silent:
+        with (
+            serve(**{bound: 2}, login_seconds=60) as service,
+            RawPop3(service, user="alice") as one,
+            RawPop3(service) as silent,
+        ):
             assert greeting(service).startswith(b"+OK")
             assert silent.end() == b""
             assert one.ask(b"STAT").startswith(b"+OK 1 ")
             service.wait_log('why="made room for another"')
-            service.wait_log(f"warning: listener.0: 127.0.0.1: another made room: {bound} is met (2 in this process)")
+            service.wait_log(
+                f"warning: listener.0: 127.0.0.1: another made room: {bound} is met (2 in this process)"
+            )
 
 
 def test_idle_sessions_end_and_free_their_place():
@@ -143,12 +169,16 @@ def test_idle_sessions_end_and_free_their_place():
             assert again.ask(b"STAT").startswith(b"+OK 1 ")  # nothing was removed
 
 
-# Of one address
+# Limits for one address
 
 
 def test_sessions_of_one_address():
     with serve(max_sessions_address=2) as service:
-        with RawPop3(service, user="alice") as one, RawPop3(service, "", user="bob") as two, RawPop3(service, user="carol", source="127.0.0.2") as other:
+        with (
+            RawPop3(service, user="alice") as one,
+            RawPop3(service, "", user="bob") as two,
+            RawPop3(service, user="carol", source="127.0.0.2") as other,
+        ):
             refused_and_served(service, [one, two, other], TOO_MANY_ADDRESS)
             assert greeting(service, source="127.0.0.2").startswith(b"+OK")
             resets(service, two)
@@ -156,15 +186,21 @@ def test_sessions_of_one_address():
             with RawPop3(service, user="bob"):
                 refused_and_served(service, [one, other], TOO_MANY_ADDRESS)
         line = "warning: listener.0: 127.0.0.1: refused: max_sessions_address is met (2 in this process)"
-        assert service.read_log().count(line) == 1  # a minute
+        assert service.read_log().count(line) == 1  # once a minute
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="needs ::1")
 def test_sessions_of_one_address_of_ipv6():
-    """It is not 127.0.0.1's, and is written in brackets."""
+    """It is not counted as 127.0.0.1, and is written in brackets."""
     ports = free_ports(4)
-    with serve(max_sessions_address=1, listen=[f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}"], listen_starttls=[f"[::1]:{ports[2]}"]) as service:
-        six = types.SimpleNamespace(tls=service.config.listen[1], plain=service.config.listen_starttls[0], site=service.site)
+    with serve(
+        max_sessions_address=1,
+        listen=[f"127.0.0.1:{ports[0]}", f"[::1]:{ports[1]}"],
+        listen_starttls=[f"[::1]:{ports[2]}"],
+    ) as service:
+        six = types.SimpleNamespace(
+            tls=service.config.listen[1], plain=service.config.listen_starttls[0], site=service.site
+        )
         with RawPop3(six, user="alice") as one, RawPop3(service, user="bob") as other:
             refused_and_served(six, [one, other], TOO_MANY_ADDRESS)
             assert greeting(service) == TOO_MANY_ADDRESS
@@ -182,16 +218,25 @@ def test_connections_a_minute():
 
 
 def test_two_listeners_share():
-    """Whoever is awake takes a connection, and refuses it where its share is full: in all there are never more than may be."""
-    with serve(max_sessions=4, max_sessions_address=0, listeners=2, restart_intensity=100) as service, contextlib.ExitStack() as stack:
+    """A listener refuses connections beyond its share, so the total never exceeds the limit."""
+    with (
+        serve(max_sessions=4, max_sessions_address=0, listeners=2, restart_intensity=100) as service,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(2):
             clients = []
-            wait_for(lambda: len(clients) == 4 or not clients.append(stack.enter_context(kept(service, clients))) and trim(clients))  # noqa: B023
+            wait_for(
+                lambda: (
+                    len(clients) == 4
+                    or not clients.append(stack.enter_context(kept(service, clients)))
+                    and trim(clients)
+                )
+            )  # noqa: B023
             names = {row["listener"] for row in service.status()["sessions"]}
             assert names <= {"listener.0", "listener.1"}
             for _ in range(20):
                 assert greeting(service) == greeting(service, "") == TOO_MANY
-            for client in clients:  # who has logged in makes no room
+            for client in clients:  # a logged-in client makes no room
                 assert client.ask(b"CAPA") == b"+OK capabilities follow\r\n"
                 client.rest()
                 client.ask(b"QUIT")
@@ -206,7 +251,7 @@ def kept(service, others):
 
 
 def trim(clients):
-    """Whether all are in; those that were refused are dropped."""
+    """Close refused clients; return whether none was refused."""
     clients[:] = [client for client in clients if client.greeting.startswith(b"+OK")]
     return len(clients) == 4
 
@@ -228,9 +273,9 @@ def test_block_list_at_the_start_and_after_a_reload(tmp_path):
         for tls in ("tls", ""):
             assert greeting(service, tls, source="127.0.0.2").startswith(b"+OK")
             assert greeting(service, tls) == b""
-        assert client.ask(b"STAT").startswith(b"+OK 1 ")  # who is in stays in
+        assert client.ask(b"STAT").startswith(b"+OK 1 ")  # existing sessions stay
         write(path, b"127.0.0.1\n127.0.0.300\n")
         result = service.command("reload", check=False)
         assert result.returncode == 65 and f"{path}:2: " in result.stderr
-        assert greeting(service) == b""  # what was in force stays
+        assert greeting(service) == b""  # the old list stays in force
         assert service.actor("listener")["restarts"] == 0

@@ -1,7 +1,7 @@
-"""Floods on loopback: 10,000 connections that say nothing, 2,000 that send an octet a second, 200 that guess; 20 honest users go on.
+"""Flood a service: 10,000 silent connections, 2,000 slow ones, 200 that guess; 20 honest users go on.
 
-Marked load: `pytest -m load tests/e2e/limits/test_floods.py -s` shows the figures. From one address, which the bound of its sessions stops, and
-from a thousand, which no bound of an address does.
+Marked load: `pytest -m load tests/e2e/limits/test_floods.py -s` prints the figures. The flood comes from one
+address, which the limit of its sessions stops, and from a thousand, which no limit by address does.
 """
 
 import contextlib
@@ -19,13 +19,17 @@ from tests.support.service import Service
 pytestmark = pytest.mark.load
 HONEST = [f"user{n}" for n in range(20)]
 SECONDS = 10.0
-BCRYPT_SECONDS = 0.01  # of cost 4, which the site has: 1 ms alone, more where both cores are busy
+BCRYPT_SECONDS = 0.01  # at cost 4, which the site has: 1 ms alone, more with both cores busy
 FLOODS = (("silent", 10_000), ("drip", 2_000), ("guess", 200))
-MEMORY = 300 << 20  # octets of the listener with everybody in: 12,200 connections at some 12 KB, and what it had
+# the listener's octets with all clients: 12,200 connections of 12 KB each, and its own
+MEMORY = 300 << 20
 
 
 class Honest(threading.Thread):
-    """One user who logs in, looks and leaves, again and again; each time from the first try to the answer to PASS, refusals included."""
+    """Log in as one user, look and leave, repeatedly.
+
+    Each time is from the first try to the reply to PASS, refusals included.
+    """
 
     def __init__(self, service, user, end):
         super().__init__()
@@ -62,15 +66,22 @@ class Honest(threading.Thread):
 
 def flood(kind, count, addresses, port):
     return subprocess.Popen(
-        [*COMMAND, kind, str(count), str(addresses), str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*COMMAND, kind, str(count), str(addresses), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
 def resident(service, name):
-    """Octets of all processes of a name."""
+    """Return the octets of all processes of a name."""
     total = 0
     for pid in service.pids():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as comm, open(f"/proc/{pid}/statm") as statm:
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/comm") as comm,
+            open(f"/proc/{pid}/statm") as statm,
+        ):
             if comm.read().startswith(name):
                 total += int(statm.read().split()[1]) * resource.getpagesize()
     return total
@@ -93,7 +104,7 @@ def honest_work(service, seconds):
 
 @pytest.mark.parametrize(("addresses", "listeners"), [(1, 1), (1000, 2)])
 def test_honest_users_go_on(addresses, listeners):
-    """From a thousand addresses all get in, as none has many: two listeners, so that each stays below the descriptors it may have."""
+    """From a thousand addresses all clients get in; two listeners keep each below its descriptor limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < 2 * 5000:
         pytest.skip(f"the hard limit of {hard} descriptors is too low for floods")
@@ -101,13 +112,16 @@ def test_honest_users_go_on(addresses, listeners):
                  listeners=listeners, max_sessions=15_000) as service:  # fmt: skip
         calm, _ = honest_work(service, 3.0)
         before = resident(service, "listener")
-        floods = [flood(kind, count, addresses, (service.tls if kind == "silent" else service.plain).port) for kind, count in FLOODS]
+        floods = [
+            flood(kind, count, addresses, (service.tls if kind == "silent" else service.plain).port)
+            for kind, count in FLOODS
+        ]
         stop = threading.Event()
         drainer = threading.Thread(target=lambda: [service.read_log(0.2) for _ in iter(stop.is_set, True)])
         drainer.start()
         try:
             for process in floods:
-                assert process.stdout.readline().startswith("up"), "a flood did not come up"
+                assert process.stdout.readline().startswith("up"), "a flood did not start"
             took, refused = honest_work(service, SECONDS)
             during = resident(service, "listener")
         finally:
@@ -123,7 +137,8 @@ def test_honest_users_go_on(addresses, listeners):
         print(
             f"\nfloods from {addresses} addresses: {said}\n"
             f"login p50/p99 in ms: calm {percentile(calm, 0.5) * 1e3:.0f}/{percentile(calm, 0.99) * 1e3:.0f},"
-            f" flooded {percentile(took, 0.5) * 1e3:.0f}/{percentile(took, 0.99) * 1e3:.0f} ({len(took)} logins, {refused} refusals),"
+            f" flooded {percentile(took, 0.5) * 1e3:.0f}/{percentile(took, 0.99) * 1e3:.0f} ({len(took)} "
+            f"logins, {refused} refusals),"
             f" afterwards {percentile(after, 0.5) * 1e3:.0f}/{percentile(after, 0.99) * 1e3:.0f};"
             f" listener {before >> 20} MiB before, {during >> 20} MiB during"
         )

@@ -1,4 +1,4 @@
-"""Logging in on a real service: tokens inside auth's cage, guessing that waits, files that are watched."""
+"""Test logins on a real service: tokens in auth's sandbox, delayed guesses, watched files."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ import time
 
 import bcrypt
 import pytest
-from popkernel.cli.demo import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 
 from tests.e2e.reload.test_reload import rewrite, write
 from tests.support.bearer_tokens import EC, RESPONSES, RSA, SCOPE, key_set, settings, token
@@ -27,7 +27,7 @@ def answer(service, secret, user="alice"):
 
 
 def answer_to_token(service, secret, user="alice", mechanism=b"XOAUTH2"):
-    """With the token in an initial response, and the answer to the challenge that tells why it failed."""
+    """Send the token as initial response; return the reply and the reply to the error challenge."""
     with RawPop3(service) as client:
         said = client.ask(b"AUTH " + mechanism + b" " + RESPONSES[mechanism](secret, user))
         if said.startswith(b"+ "):
@@ -52,15 +52,19 @@ def test_tokens_and_a_new_key_of_the_issuer(jwks):
         assert answer_to_token(service, good, mechanism=b"OAUTHBEARER").startswith(b"+OK")
         assert answer_to_token(service, token(EC, "one", padding="x" * 5600)).startswith(b"+OK")
         bad = {
-            "another's": (good, "bob"), "expired": (token(EC, "one", exp=time.time() - 61), "alice"), "of another issuer": (token(EC, "one", iss="x"), "alice"),
-            "without the scope": (token(EC, "one", scope=""), "alice"), "of another key": (token(RSA, "one"), "alice"),
-            "of one who is in no table": (token(EC, "one", email="dave"), "dave"), "none": (b"secret", "alice"),
+            "another's": (good, "bob"),
+            "expired": (token(EC, "one", exp=time.time() - 61), "alice"),
+            "of another issuer": (token(EC, "one", iss="x"), "alice"),
+            "without the scope": (token(EC, "one", scope=""), "alice"),
+            "of another key": (token(RSA, "one"), "alice"),
+            "of one who is in no table": (token(EC, "one", email="dave"), "dave"),
+            "none": (b"secret", "alice"),
         }
         for what, (secret, user) in bad.items():
             for mechanism in RESPONSES:
                 assert answer_to_token(service, secret, user, mechanism) == AUTH, what
         assert answer(service, good[:240]) == AUTH
-        assert answer(service, b"secret").startswith(b"+OK")  # passwords go on
+        assert answer(service, b"secret").startswith(b"+OK")  # passwords still work
         write(str(jwks), key_set(RSA, "two"))
         assert answer_to_token(service, good).startswith(b"+OK")  # not yet in force
         service.command("reload")
@@ -85,26 +89,36 @@ def test_guessing_waits_and_honest_users_do_not():
         waits = [timed(service, b"guess", f"user{n}") for n in range(9)]
         assert {said for said, _ in waits} == {AUTH}
         assert max(wait for _, wait in waits[:5]) < 1 < 1.9 < waits[-1][1] < 4
-        clients = [service.keep(RawPop3(service)) for _ in range(12)]  # who hangs up is no better off
+        clients = [service.keep(RawPop3(service)) for _ in range(12)]  # disconnecting would not help
         for n, client in enumerate(clients):
             client.send(b"USER user%d\r\nPASS guess\r\n" % (100 + n))
         said = [(client.line(), client.line())[1] for client in clients[1:]]
         assert sum(line.startswith(b"-ERR [SYS/TEMP]") for line in said) >= 10
         for client in clients:
             client.close()
-        said, wait = timed(service, b"secret", "bob")  # who has logged in from here is not kept
+        said, wait = timed(service, b"secret", "bob")  # a user who has logged in from here is not delayed
         assert said.startswith(b"+OK") and wait < 1
 
 
-# One that looks at its files five times a second, not once.
-WATCHFUL = "from popkernel.kernel.init import file_watching; file_watching._SECONDS = 0.2; from popkernel.cli.main import main; raise SystemExit(main())"
+# A service that checks its files five times a second instead of once.
+WATCHFUL = (
+    "from popkernel.kernel.init import file_watching; file_watching._SECONDS = 0.2; from "
+    "popkernel.cli.main import main; raise SystemExit(main())"
+)
 
 
 def test_watched_files():
     changed = bcrypt.hashpw(b"changed", bcrypt.gensalt(4)).decode()
-    with serve(mail=(), command=[sys.executable, "-c", WATCHFUL], arguments=["--watch"], penalty_seconds=0) as service:
+    with serve(
+        mail=(), command=[sys.executable, "-c", WATCHFUL], arguments=["--watch"], penalty_seconds=0
+    ) as service:
         began = time.monotonic()
-        rewrite(service.site.auth_table, lambda text: "\n".join(f"alice {changed}" if line.startswith("alice ") else line for line in text.split("\n")))
+        rewrite(
+            service.site.auth_table,
+            lambda text: "\n".join(
+                f"alice {changed}" if line.startswith("alice ") else line for line in text.split("\n")
+            ),
+        )
         service.wait_log("reloaded: 3 users")
         assert time.monotonic() - began < 5
         assert answer(service, b"changed").startswith(b"+OK")
@@ -118,7 +132,7 @@ def test_watched_files():
         write(service.site.cert, certificate)
         write(service.site.key, key)
         log = service.wait_log("reloaded: 3 users", count=2)
-        assert log.count("not reloaded") == 1  # said once, however long it stayed
+        assert log.count("not reloaded") == 1  # once, however long the fault remains
         service.command("reload")
         service.wait_log("reloaded: 3 users", count=3)
 
@@ -127,6 +141,7 @@ def test_watched_files():
                 return sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
 
         before, end = processor(), time.monotonic() + 1
-        wait_for(lambda: time.monotonic() > end)  # five looks: what was reloaded by hand is not reloaded again
+        # in five checks, files reloaded by hand are not reloaded again
+        wait_for(lambda: time.monotonic() > end)
         assert service.read_log().count("reloaded: 3 users") == 3
-        assert processor() - before <= 1  # a hundredth of a second
+        assert processor() - before <= 1  # hundredths of a second

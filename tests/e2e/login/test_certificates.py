@@ -1,4 +1,7 @@
-"""Several certificates and locked keys, on a real service: SNI, a phrase from a file, from a credential, from a terminal; reloads; and who must not know it."""
+"""Test several certificates and locked keys: SNI, pass phrases from file, credential and terminal, reloads.
+
+Processes that do not need a pass phrase must not have it in memory.
+"""
 
 import os
 import pty
@@ -8,8 +11,7 @@ import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from popkernel.cli.common.sample_site import make_certificate
-from popkernel.cli.demo import make_site
+from popkernel.cli.common.sample_site import make_certificate, make_site
 
 from tests.e2e.reload.test_reload import write
 from tests.support.pop3 import RawPop3, connect
@@ -28,7 +30,7 @@ def lock(key_path, phrase=PHRASE, before=None):
 
 
 def asked(address, name, *, stls=False):
-    """The PEM certificate that a client gets which asks for `name`, and the greeting."""
+    """Return the PEM certificate that a client gets for `name`, and the greeting."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with connect(address) as raw:
@@ -47,7 +49,7 @@ def visit(service):
 
 
 class Locked(Service):
-    """A service with a second certificate, for pop.example.org."""
+    """Run a service with a second certificate, for pop.example.org."""
 
     def __init__(self, tmp_path, command=None, **options):
         self.more = str(tmp_path / "more.pem")
@@ -59,7 +61,7 @@ class Locked(Service):
 
 @pytest.fixture
 def locked_sites(monkeypatch):
-    """Every site that is made has a locked key."""
+    """Give every new site a locked key."""
 
     def made(*arguments, **options):
         site = make_site(*arguments, **options)
@@ -84,7 +86,8 @@ def test_names_and_a_phrase_from_a_file_and_reload(tmp_path, locked_sites):
         refused = service.command("reload", check=False)
         assert refused.returncode
         service.wait_log("does not open this private key")
-        assert asked(service.tls, "pop.example.org")[1].startswith(b"+OK")  # the old one serves on
+        # the old certificate is still in force
+        assert asked(service.tls, "pop.example.org")[1].startswith(b"+OK")
         lock(service.site.key, b"another", PHRASE)
         service.command("reload")
         assert held.stat()
@@ -101,12 +104,14 @@ def test_a_phrase_from_a_credential(tmp_path, locked_sites):
 
 def test_without_a_phrase_or_a_terminal_the_start_says_what_is_missing(tmp_path, locked_sites):
     with Locked(tmp_path, expect_ready=False) as service:
-        assert "the private key has a pass phrase; start at a terminal, or name a file" in service.wait_log("has a pass phrase")
+        assert "the private key has a pass phrase; start at a terminal, or name a file" in service.wait_log(
+            "has a pass phrase"
+        )
         assert service.process.wait(20) != 0
 
 
 def memory_holds(pid, needle):
-    """Whether a process has these octets somewhere in memory that it can write."""
+    """Return whether a process has these octets in its writable memory."""
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for line in maps:
             span, rights = line.split()[:2]
@@ -122,7 +127,7 @@ def memory_holds(pid, needle):
 
 
 class AtTerminal(Locked):
-    """Started at a terminal of its own, where `typed` is typed whenever something is asked."""
+    """Start at a terminal of its own, where `typed` is typed at every prompt."""
 
     def __init__(self, tmp_path, typed, **options):
         self.master, slave = pty.openpty()
@@ -130,7 +135,8 @@ class AtTerminal(Locked):
         self.screen = b""
         self.slave = os.ttyname(slave)
         script = (
-            "import os, sys; os.setsid(); fd = os.open(sys.argv[1], os.O_RDWR); os.dup2(fd, 0); os.dup2(fd, 1); os.execv(sys.argv[2], sys.argv[2:])"
+            "import os, sys; os.setsid(); fd = os.open(sys.argv[1], os.O_RDWR); os.dup2(fd, 0); "
+            "os.dup2(fd, 1); os.execv(sys.argv[2], sys.argv[2:])"
         )
         super().__init__(tmp_path, command=[sys.executable, "-c", script, self.slave, *POPKERNEL], **options)
         os.close(slave)
@@ -157,7 +163,8 @@ class AtTerminal(Locked):
 def test_a_phrase_from_the_terminal_is_known_to_init_and_listeners_alone(tmp_path, locked_sites):
     with AtTerminal(tmp_path, [b"wrong", PHRASE]) as service:
         visit(service)
-        service.command("reload")  # the new listener is given it too
+        service.change_files()
+        service.command("reload")  # the new listener gets it too
         visit(service)
         names = {}
         for pid in service.pids():
@@ -168,15 +175,22 @@ def test_a_phrase_from_the_terminal_is_known_to_init_and_listeners_alone(tmp_pat
                     assert PHRASE not in file.read(), names[pid]
         if os.geteuid() == 0:
             knows = {names[pid] for pid in names if memory_holds(pid, PHRASE)}
-            others = {name for name in names.values() if not name.startswith(("listener", "init", "popkernel", "python"))}
+            others = {
+                name
+                for name in names.values()
+                if not name.startswith(("listener", "init", "popkernel", "python"))
+            }
             assert {name.partition("~")[0] for name in others} >= {"kernel", "auth", "spawner"}, names
             assert not knows & others, knows
-            assert knows  # else this looked in the wrong place
+            assert knows  # otherwise this looked in the wrong place
         assert PHRASE.decode() not in service.read_log()
 
 
 def test_renewed_certificates_come_in_force_and_no_session_is_dropped(tmp_path):
-    """One changes, then the other, then a third name is added; over TLS and STLS, under sessions in every state."""
+    """Certificates change one after the other, then a third name is added.
+
+    Tested over TLS and STLS, with sessions in every state.
+    """
     paths = [str(tmp_path / "one.pem"), str(tmp_path / "two.pem")]
     chains = {}
 
@@ -200,15 +214,23 @@ def test_renewed_certificates_come_in_force_and_no_session_is_dropped(tmp_path):
                 assert asked(service.tls, other) == (own, b"+OK POP3 ready\r\n")
 
         all_right()
-        with RawPop3(service, user="alice") as reading, RawPop3(service) as typing, RawPop3(service, "") as plain:
+        with (
+            RawPop3(service, user="alice") as reading,
+            RawPop3(service) as typing,
+            RawPop3(service, "") as plain,
+        ):
             typing.ask(b"USER bob")
-            for change in (lambda: renew(paths[0], "one.example"), lambda: renew(paths[1], "two.example", "*.two.example"), lambda: renew(paths[0], "one.example", "pop.one.example")):
+            for change in (
+                lambda: renew(paths[0], "one.example"),
+                lambda: renew(paths[1], "two.example", "*.two.example"),
+                lambda: renew(paths[0], "one.example", "pop.one.example"),
+            ):
                 change()
                 service.command("reload")
                 all_right()
                 assert reading.many(b"RETR 1") == b"Subject: x\r\n\r\ny\r\n.\r\n"
             assert typing.ask(b"PASS secret").startswith(b"+OK 1 ")
             assert plain.ask(b"STLS").startswith(b"+OK")
-            plain.secure()  # with what was in force when it came
+            plain.secure()  # with the certificate in force when it connected
             assert plain.ask(b"CAPA").startswith(b"+OK")
             assert reading.ask(b"QUIT") == typing.ask(b"QUIT") == b"+OK bye\r\n"

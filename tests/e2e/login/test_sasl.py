@@ -1,4 +1,4 @@
-"""AUTH (RFC 5034) on a real service: PLAIN and LOGIN in every form, what is no answer, lines up to 12 KiB and beyond, tokens."""
+"""Test AUTH (RFC 5034) on a real service: PLAIN, LOGIN and tokens in every form, and long lines."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ IN = b"+OK 2 messages "
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """With tokens."""
+    """Run a service with tokens."""
     jwks = tmp_path_factory.mktemp("oauth") / "jwks"
     jwks.write_bytes(key_set())
     users = {"alice": "secret", "bob": "secret", "spaced": SPACED, "josé": "secret", "long": "p" * 72}
@@ -30,7 +30,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without():
-    """Without tokens, and the plain port as open as can be."""
+    """Run a service without tokens that allows passwords in the clear."""
     with Service(mail=MAIL, lmtp=False, allow_plaintext=True) as running:
         yield running
 
@@ -44,7 +44,7 @@ def plain(user=b"alice", password=b"secret", other=b""):
 
 
 def well(client):
-    """The session goes on: it can log in, and read."""
+    """Check that the session goes on: it can log in and read."""
     assert client.ask(b"AUTH PLAIN " + plain()).startswith(IN)
     assert client.many(b"RETR 1") == awkward.on_the_wire(MAIL[0])
     assert client.ask(b"QUIT") == b"+OK bye\r\n"
@@ -71,9 +71,11 @@ def test_login(service):
 
 
 @pytest.mark.parametrize(
-    ("user", "password"), [("spaced", SPACED), ("josé", "secret"), ("long", "p" * 72)], ids=["blanks and 8-bit", "a name of UTF-8", "72 octets"],
+    ("user", "password"),
+    [("spaced", SPACED), ("josé", "secret"), ("long", "p" * 72)],
+    ids=["blanks and 8-bit", "a name of UTF-8", "72 octets"],
 )
-def test_names_and_passwords_come_as_they_are(service, user, password):
+def test_names_and_passwords_are_unchanged(service, user, password):
     for first, second in ((plain(user.encode(), password.encode()), b""), (None, b64(password.encode()))):
         with RawPop3(service) as client:
             if first:
@@ -85,10 +87,20 @@ def test_names_and_passwords_come_as_they_are(service, user, password):
 
 def test_pipelined_auth_and_response_in_one_packet(service):
     with RawPop3(service) as client:
-        client.send(b"CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH LOGIN\r\n" + b64(b"alice") + b"\r\n" + b64(b"secret") + b"\r\nSTAT\r\nDELE 9\r\nQUIT\r\n")
+        client.send(
+            b"CAPA\r\nAUTH PLAIN\r\n*\r\nAUTH LOGIN\r\n"
+            + b64(b"alice")
+            + b"\r\n"
+            + b64(b"secret")
+            + b"\r\nSTAT\r\nDELE 9\r\nQUIT\r\n"
+        )
         said = client.end().split(b".\r\n", 1)[1].split(b"\r\n")
     assert said[:3] == [b"+ ", b"-ERR authentication cancelled", b"+ " + b64(b"Username:")]
-    assert said[4].startswith(IN) and said[5].startswith(b"+OK 2 ") and said[6:] == [b"-ERR no such message", b"+OK bye", b""]
+    assert (
+        said[4].startswith(IN)
+        and said[5].startswith(b"+OK 2 ")
+        and said[6:] == [b"-ERR no such message", b"+OK bye", b""]
+    )
 
 
 def test_split_at_every_octet(service):
@@ -115,7 +127,10 @@ FAILURES = {
     "NULs alone": ([b"AUTH PLAIN " + b64(b"\0\0")], MALFORMED),
     "another NUL": ([b"AUTH PLAIN " + plain(password=b"secret\0more")], MALFORMED),
     "a name of two lines": ([b"AUTH PLAIN " + plain(b"al\r\nice")], MALFORMED),
-    "for somebody else": ([b"AUTH PLAIN " + plain(other=b"bob")], b"-ERR [AUTH] nobody logs in for somebody else here\r\n"),
+    "for somebody else": (
+        [b"AUTH PLAIN " + plain(other=b"bob")],
+        b"-ERR [AUTH] nobody logs in for somebody else here\r\n",
+    ),
     "wrong": ([b"AUTH PLAIN " + plain(password=b"wrong")], WRONG),
     "wrong, LOGIN": ([b"AUTH LOGIN", b64(b"alice"), b64(b"wrong")], WRONG),
     "unknown": ([b"AUTH PLAIN " + plain(b"nobody-here")], WRONG),
@@ -151,9 +166,15 @@ def test_the_second_attempt_knows_nothing_of_the_first(service):
 
 @pytest.mark.parametrize("command", [b"AUTH PLAIN", b"AUTH PLAIN ", b""])
 def test_lines_of_12_kib_and_beyond(service, command):
-    """The longest that is read whole is malformed, for no password is so long; one octet more is too long, and not an octet of it a command."""
+    """The longest line that is read is malformed, since no password is so long; one octet more is too long.
+
+    No octet of it is taken for a command.
+    """
     inline = command.endswith(b" ")
-    for longer, answer in ((0, MALFORMED if command else b"-ERR line too long\r\n"), (1, b"-ERR line too long\r\n")):
+    for longer, answer in (
+        (0, MALFORMED if command else b"-ERR line too long\r\n"),
+        (1, b"-ERR line too long\r\n"),
+    ):
         with RawPop3(service) as client:
             if command and not inline:
                 assert client.ask(command) == b"+ \r\n"
@@ -192,8 +213,11 @@ def test_other_lines_stay_at_255_octets(service):
         assert client.ask(b"STAT").startswith(b"+OK 2 ")
 
 
-def test_bare_auth_lists_what_capa_does(service, without):
-    for running, names in ((service, [b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER"]), (without, [b"PLAIN", b"LOGIN"])):
+def test_bare_auth_lists_the_mechanisms_of_capa(service, without):
+    for running, names in (
+        (service, [b"PLAIN", b"LOGIN", b"XOAUTH2", b"OAUTHBEARER"]),
+        (without, [b"PLAIN", b"LOGIN"]),
+    ):
         with RawPop3(running) as client:
             assert client.many(b"AUTH") == b"\r\n".join([*names, b".\r\n"])
             assert b"SASL " + b" ".join(names) in client.many(b"CAPA").split(b"\r\n")
@@ -217,7 +241,7 @@ def test_stls_in_an_exchange_is_an_answer_and_no_command(without):
         assert client.ask(b"STLS") == MALFORMED
         client.ask(b"AUTH LOGIN " + b64(b"alice"))
         assert client.ask(b"*").startswith(b"-ERR")
-        client.send(b"STLS\r\nAUTH LOGIN\r\n")  # what came in clear behind STLS is nobody's
+        client.send(b"STLS\r\nAUTH LOGIN\r\n")  # clear text after STLS is discarded
         assert client.line() == b"+OK begin TLS\r\n"
         client.secure()
         assert client.ask(b64(b"alice")) == b"-ERR unknown command\r\n"
@@ -232,8 +256,13 @@ def test_failures_are_counted(without):
 
 def test_in_use(service):
     with RawPop3(service, user="alice"), RawPop3(service) as second:
-        assert second.ask(b"AUTH PLAIN " + plain()) == b"-ERR [IN-USE] another session has this mailbox open\r\n"
-        assert second.ask(b"AUTH XOAUTH2 " + RESPONSES[b"XOAUTH2"](token())) == b"-ERR [IN-USE] another session has this mailbox open\r\n"
+        assert (
+            second.ask(b"AUTH PLAIN " + plain()) == b"-ERR [IN-USE] another session has this mailbox open\r\n"
+        )
+        assert (
+            second.ask(b"AUTH XOAUTH2 " + RESPONSES[b"XOAUTH2"](token()))
+            == b"-ERR [IN-USE] another session has this mailbox open\r\n"
+        )
         assert second.ask(b"AUTH PLAIN " + plain(b"bob")).startswith(IN)
 
 
@@ -256,22 +285,27 @@ def test_a_good_token(service, mechanism, initial):
 
 @pytest.mark.parametrize("mechanism", RESPONSES)
 @pytest.mark.parametrize("dummy", [b"", b"AQ==", b"*", b"anything"])
-def test_a_bad_token_is_told_why_and_the_dummy_answer_ends_it(service, mechanism, dummy):
+def test_a_bad_token_gets_a_reason_and_the_dummy_answer_ends_it(service, mechanism, dummy):
     """RFC 7628 section 3.2.3: whatever the client answers, the exchange has failed."""
     with RawPop3(service) as client:
         said = client.ask(b"AUTH " + mechanism + b" " + RESPONSES[mechanism](token(email="bob")))
         why = json.loads(base64.b64decode(said.removeprefix(b"+ ")))
-        assert why["status"] == ("401" if mechanism == b"XOAUTH2" else "invalid_token") and why["scope"] == SCOPE
+        assert (
+            why["status"] == ("401" if mechanism == b"XOAUTH2" else "invalid_token") and why["scope"] == SCOPE
+        )
         assert client.ask(dummy) == WRONG
         well(client)
-    assert "why=AUTH user=alice" in service.wait_log("login failed")
+    assert " reason=token " in service.wait_log("login failed")
 
 
 def test_no_token_is_a_question(service):
-    """RFC 7628 section 4.3: which scope is wanted."""
+    """RFC 7628 section 4.3: the client asks for the scope."""
     with RawPop3(service) as client:
         said = client.ask(b"AUTH OAUTHBEARER " + b64(b"n,a=alice,\1auth=\1\1"))
-        assert json.loads(base64.b64decode(said.removeprefix(b"+ "))) == {"status": "invalid_request", "scope": SCOPE}
+        assert json.loads(base64.b64decode(said.removeprefix(b"+ "))) == {
+            "status": "invalid_request",
+            "scope": SCOPE,
+        }
         assert client.ask(b"AQ==") == b"-ERR [AUTH] a token is needed\r\n"
         well(client)
 
@@ -288,5 +322,7 @@ def test_a_token_is_no_password_and_a_password_no_token(service):
 def test_tokens_of_a_service_without_them(without):
     with RawPop3(without) as client:
         for mechanism, response in RESPONSES.items():
-            assert client.ask(b"AUTH " + mechanism + b" " + response(token())) == b"-ERR unknown mechanism\r\n"
+            assert (
+                client.ask(b"AUTH " + mechanism + b" " + response(token())) == b"-ERR unknown mechanism\r\n"
+            )
         well(client)

@@ -1,4 +1,4 @@
-"""Maildrop leases: one session a maildrop; freed at every end; actors kept warm for a while, and no longer."""
+"""Test maildrop leases: one session a maildrop, freed at every end; actors stay warm for a limited time."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.support.pop3 import RawPop3
+from tests.support.pop3 import RawPop3, login_answer
 from tests.support.processes import continue_process, kill, pid_of, stop_process
 from tests.support.service import serve
 from tests.support.waiting import wait_for
@@ -14,16 +14,10 @@ from tests.support.waiting import wait_for
 
 @pytest.fixture(scope="module")
 def service():
-    with serve(mail=[b"Subject: 1\n\nx\n"] * 3, listeners=2, restart_intensity=100, restart_seconds=2) as running:
+    with serve(
+        mail=[b"Subject: 1\n\nx\n"] * 3, listeners=2, restart_intensity=100, restart_seconds=2
+    ) as running:
         yield running
-
-
-def logs_in(service, user="alice"):
-    with RawPop3(service) as client:
-        answer = client.login(user)
-        if answer.startswith(b"+OK"):
-            assert client.ask(b"QUIT").startswith(b"+OK")
-        return answer
 
 
 def test_second_session_is_turned_away_by_every_listener(service):
@@ -31,7 +25,7 @@ def test_second_session_is_turned_away_by_every_listener(service):
         assert first.login().startswith(b"+OK")
         mine = service.status()["leases"][0]["listener"]
         seen = set()
-        for _ in range(400):  # the system deals connections out; until one has come to each
+        for _ in range(400):  # the system distributes connections; until each listener has had one
             with RawPop3(service) as second:
                 assert second.login().startswith(b"-ERR [IN-USE]")
                 seen.add(next(listener_of(service, second)))
@@ -41,11 +35,11 @@ def test_second_session_is_turned_away_by_every_listener(service):
         assert mine.startswith("listener.")
         assert first.ask(b"STAT").startswith(b"+OK")
         assert first.ask(b"QUIT").startswith(b"+OK")
-    assert logs_in(service).startswith(b"+OK")
+    assert login_answer(service).startswith(b"+OK")
 
 
 def listener_of(service, client):
-    """Whose connection this is: the listener that has the other end of its socket."""
+    """Return the listener that has the other end of the client's socket."""
     local = client.sock.getsockname()[1]
     with open("/proc/net/tcp") as file:
         inodes = {row.split()[9] for row in file.readlines()[1:] if row.split()[2].endswith(f":{local:04X}")}
@@ -60,7 +54,9 @@ def listener_of(service, client):
 
 def service_rows(service):
     if not hasattr(service, "listener_pids"):
-        service.listener_pids = [a["pid"] for a in service.status()["actors"] if a["name"].startswith("listener.")]
+        service.listener_pids = [
+            a["pid"] for a in service.status()["actors"] if a["name"].startswith("listener.")
+        ]
     return service.listener_pids
 
 
@@ -78,11 +74,11 @@ def test_freed_at_every_end(service, end):
             client.end()
         else:
             client.sock.close()
-        wait_for(lambda: logs_in(service).startswith(b"+OK"))
+        wait_for(lambda: login_answer(service).startswith(b"+OK"))
 
 
 def test_quit_and_log_in_again_at_once(service):
-    """200 times, never [IN-USE]: the kernel has the new session wait for the old one's end."""
+    """200 times, never [IN-USE]: a new session waits for the old one's end."""
     for n in range(200):
         with RawPop3(service) as client:
             assert client.login().startswith(b"+OK"), n
@@ -94,7 +90,10 @@ def test_quit_and_log_in_again_at_once(service):
 
 
 def test_log_in_while_the_last_session_is_still_being_closed():
-    """The maildir actor is halted after QUIT's answer is out of the way: the next login waits for it, and then has the maildrop."""
+    """The next login waits for the old session's end, and then gets the maildrop.
+
+    The maildir actor is stopped after QUIT's reply.
+    """
     with serve(mail=[b"Subject: 1\n\nx\n"], allow_plaintext=True) as service:
         with RawPop3(service, tls="") as first:
             assert first.login().startswith(b"+OK")
@@ -102,13 +101,14 @@ def test_log_in_while_the_last_session_is_still_being_closed():
             stop_process(pid)
         with RawPop3(service, tls="") as second, RawPop3(service, tls="") as third:
             assert second.ask(b"USER alice").startswith(b"+OK")
-            wait_for(lambda: status_while_halted(service))  # the listener has told of the first one's end
+            wait_for(lambda: status_while_halted(service))  # the listener has reported the first one's end
             second.send(b"PASS secret\r\n")
-            wait_for(lambda: third.login().startswith(b"-ERR [IN-USE]"))  # one may wait, not two
+            # one login may wait, a second may not
+            wait_for(lambda: third.login().startswith(b"-ERR [IN-USE]"))
             continue_process(pid)
             assert second.line().startswith(b"+OK")
             assert second.ask(b"QUIT").startswith(b"+OK")
-        for _ in range(300):  # without TLS between, a client is as quick as can be
+        for _ in range(300):  # without TLS, for the quickest client possible
             with RawPop3(service, tls="") as client:
                 assert client.login().startswith(b"+OK")
                 assert client.ask(b"QUIT").startswith(b"+OK")
@@ -119,29 +119,38 @@ def status_while_halted(service):
 
 
 def test_warm_actors_retire():
-    with serve(mail=(), warm_seconds=1, warm_max=2) as service:
-        assert logs_in(service).startswith(b"+OK")
+    with serve(mail=(), warm_seconds=1) as service:
+        assert login_answer(service).startswith(b"+OK")
         pid = pid_of(service, "maildir.alice")
-        assert logs_in(service).startswith(b"+OK")
+        assert login_answer(service).startswith(b"+OK")
         assert pid_of(service, "maildir.alice") == pid  # warm
         wait_for(lambda: service.actor("maildir.alice") is None)
         assert not os.path.exists(f"/proc/{pid}")
-        for user in ("alice", "bob", "carol"):  # past warm_max the one that has been idle longest goes
-            assert logs_in(service, user).startswith(b"+OK")
-        wait_for(lambda: service.actor("maildir.alice") is None, seconds=0.9)
-        assert service.actor("maildir.carol")
-        wait_for(lambda: service.actor("maildir.carol") is None and service.actor("maildir.bob") is None)
+        each = service.status()["warm"]["memory_actor"]
+    with serve(mail=(), warm_memory=str(2 * each + each // 2)) as service:
+        for user in ("alice", "bob", "carol"):  # beyond warm_memory, the actor idle for longest goes
+            assert login_answer(service, user).startswith(b"+OK")
+        wait_for(lambda: service.actor("maildir.alice") is None)
+        assert service.actor("maildir.carol") and service.actor("maildir.bob")
+        warm = service.status()["warm"]
+        assert (warm["actors"], warm["holds"]) == (2, 2)
+        assert abs(warm["memory_actor"] - each) < each // 10
+        assert "warm actors: 2 of about 2 (" in service.command("status").stdout
+        service.wait_log("warm actors: about 2 (")
 
 
 def test_login_racing_with_retirement():
-    """warm_seconds 0 and warm_max 0: every session's end is its actor's end, and the next login meets it. All are served."""
-    with serve(mail=[b"Subject: 1\n\nx\n"], warm_seconds=0, warm_max=0) as service:
+    """With warm_seconds 0 and warm_memory 0 each session's end ends its actor, and the next login meets it.
+
+    All logins succeed.
+    """
+    with serve(mail=[b"Subject: 1\n\nx\n"], warm_seconds=0, warm_memory="0") as service:
         failures = []
 
         def one(user):
             for n in range(25):
                 try:
-                    answer = logs_in(service, user)
+                    answer = login_answer(service, user)
                 except (OSError, EOFError) as error:
                     answer = repr(error).encode()
                 if not answer.startswith(b"+OK"):

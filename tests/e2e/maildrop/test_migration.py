@@ -1,4 +1,7 @@
-"""Moving from another server: a client finds its messages under the UIDLs it knows. Beside a real Dovecot, octet for octet."""
+"""Test migration from other servers: clients find their messages under the UIDLs they know.
+
+UIDLs are compared with a real Dovecot's, octet for octet.
+"""
 
 import contextlib
 import os
@@ -50,17 +53,25 @@ service pop3-login {{
 
 
 class Dovecot:
-    """On loopback, over the maildirs of a site; ended by its process id."""
+    """Run Dovecot on loopback over the maildirs of a site; end it by its process id."""
 
     def __init__(self, site, directory, extra=""):
         self.directory, self.port = os.fspath(directory), free_ports(1)[0]
         os.makedirs(self.directory, exist_ok=True)
-        lines = (f"{name}:{{PLAIN}}secret:{u.uid}:{u.gid}::{u.maildir}::\n" for name, u in site.mail_users.items())
+        lines = (
+            f"{name}:{{PLAIN}}secret:{u.uid}:{u.gid}::{u.maildir}::\n" for name, u in site.mail_users.items()
+        )
         self._write("users", "".join(lines))
-        self._write("conf", peer.in_words_of(peer.version(), CONF.format(dir=self.directory, port=self.port, extra=extra)))
+        self._write(
+            "conf",
+            peer.in_words_of(peer.version(), CONF.format(dir=self.directory, port=self.port, extra=extra)),
+        )
         with open(f"{self.directory}/said", "wb") as said:
             self.process = subprocess.Popen(
-                [peer.program(), "-F", "-c", f"{self.directory}/conf"], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                [peer.program(), "-F", "-c", f"{self.directory}/conf"],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
             )
 
     def _write(self, name, text):
@@ -89,7 +100,7 @@ class Dovecot:
             raise AssertionError(f"{error!r}; Dovecot says:\n{self.said()}") from error
 
     def said(self):
-        """Its log, and what it had against its configuration."""
+        """Return its log and its complaints about the configuration."""
         found = []
         for name in ("said", "log"):
             with contextlib.suppress(OSError), open(f"{self.directory}/{name}", errors="replace") as file:
@@ -98,7 +109,7 @@ class Dovecot:
 
 
 def uidls_of(client):
-    """UIDL by subject, and the end of the session."""
+    """Return UIDLs by subject, and end the session."""
     numbers = dict(line.split(b" ") for line in client.uidl()[1])
     found = {client.retr(int(number))[1][0]: uidl for number, uidl in numbers.items()}
     client.quit()
@@ -125,16 +136,22 @@ def deliver(user, name, data, where="cur"):
 
 def import_uidl(service, *arguments):
     result = subprocess.run(
-        [*POPKERNEL, "import-uidl", "-u", service.site.user_table, *arguments], capture_output=True, text=True, timeout=60, check=False,
+        [*POPKERNEL, "import-uidl", "-u", service.site.user_table, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return result.returncode, result.stdout, result.stderr
 
 
-VERSION_1 = "1 1189000000 30\n" + "".join(f"{n + 7} {1_700_000_000 + n}.{2 << 16 | n:08x}.localhost\n" for n in range(6))
+VERSION_1 = "1 1189000000 30\n" + "".join(
+    f"{n + 7} {1_700_000_000 + n}.{2 << 16 | n:08x}.localhost\n" for n in range(6)
+)
 
 
 def test_uidls_equal_those_of_dovecot(site_of):
-    """In the file's form of today, with saved UIDLs, and in that of Dovecot 1.0."""
+    """Tested with the current file format, with saved UIDLs, and with Dovecot 1.0's format."""
     with Service(mail=MAIL) as service:
         carol = service.site.mail_users["carol"]
         list_1 = os.path.join(carol.maildir, "dovecot-uidlist")
@@ -143,14 +160,16 @@ def test_uidls_equal_those_of_dovecot(site_of):
         os.chown(list_1, carol.uid, carol.gid)
         with Dovecot(service.site, site_of(service)) as dovecot:
             expected = {"alice": dovecot.uidls("alice"), "carol": dovecot.uidls("carol")}
-        with Dovecot(service.site, site_of(service), "pop3_uidl_format = %v-%u\npop3_save_uidl = yes") as dovecot:
+        with Dovecot(
+            service.site, site_of(service), "pop3_uidl_format = %v-%u\npop3_save_uidl = yes"
+        ) as dovecot:
             expected["bob"] = dovecot.uidls("bob")
         assert len(set(expected["alice"].values())) == len(MAIL)
         assert all(re.fullmatch(rb"[0-9a-f]{16}", uidl) for uidl in expected["alice"].values())
         assert all(re.fullmatch(rb"[0-9]+-[0-9]+", uidl) for uidl in expected["bob"].values())
         assert expected["carol"][b"Subject: number 0"] == b"%08x%08x" % (7, 1189000000)
 
-        with open(list_1, "w") as file:  # as the old Dovecot left it
+        with open(list_1, "w") as file:  # as an old Dovecot leaves it
             file.write(VERSION_1)
         code, out, err = import_uidl(service, "-n", "--from", "dovecot")
         assert (code, err) == (0, "")
@@ -164,18 +183,27 @@ def test_uidls_equal_those_of_dovecot(site_of):
             assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (user.uid, user.gid, 0o600)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{user.maildir}/dovecot-uidlist")
-        of_old = {subject: uidl for subject, uidl in expected["carol"].items() if subject in {b"Subject: number %d" % n for n in range(6)}}
+        of_old = {
+            subject: uidl
+            for subject, uidl in expected["carol"].items()
+            if subject in {b"Subject: number %d" % n for n in range(6)}
+        }
         assert uidls_of(service.pop3("carol")).items() >= of_old.items()
         for user in ("alice", "bob"):
             assert uidls_of(service.pop3(user)) == expected[user]
         assert "3 users, 0 with nothing to take over, 0 failed" in again
 
 
-def test_import_says_what_it_cannot(tmp_path):
+def test_import_reports_what_it_cannot_do(tmp_path):
     with Service(mail={"alice": MAIL[:2]}) as service:
         alice, bob = service.site.mail_users["alice"], service.site.mail_users["bob"]
         names = sorted(os.listdir(f"{alice.maildir}/new"))
-        deliver(alice, "dovecot-uidlist", b"3 V1 N3\n1 Psame :%b\n2 Psame :%b\n" % tuple(map(os.fsencode, names)), "")
+        deliver(
+            alice,
+            "dovecot-uidlist",
+            b"3 V1 N3\n1 Psame :%b\n2 Psame :%b\n" % tuple(map(os.fsencode, names)),
+            "",
+        )
         deliver(bob, "dovecot-uidlist", b"", "")
         deliver(bob, "courierpop3dsizelist", b"", "")
         code, out, err = import_uidl(service, "alice", "bob", "carol")
@@ -186,12 +214,20 @@ def test_import_says_what_it_cannot(tmp_path):
         assert "carol: neither dovecot-uidlist nor courierpop3dsizelist is there" in out
         assert "3 users, 1 with nothing to take over, 1 failed" in out
         assert import_uidl(service, "dave")[0] == 67
-        assert subprocess.run([*POPKERNEL, "import-uidl", "-u", f"{tmp_path}/none"], capture_output=True, check=False).returncode == 66
+        assert (
+            subprocess.run(
+                [*POPKERNEL, "import-uidl", "-u", f"{tmp_path}/none"], capture_output=True, check=False
+            ).returncode
+            == 66
+        )
 
 
-@pytest.mark.root("only root works on the maildirs of others")
-def test_import_works_as_the_user_and_nobody_else():
-    """A user's popcache may be a link to what is another's: it is not followed, and what the user may not write stays."""
+@pytest.mark.root("only root may work on other users' maildirs")
+def test_import_runs_as_the_user():
+    """A user's popcache may be a link to another user's file.
+
+    It is not followed, and files that the user may not write stay.
+    """
     with Service(mail=MAIL[:1]) as service:
         alice, bob = service.site.mail_users["alice"], service.site.mail_users["bob"]
         victim = f"{service.temporary.name}/victim"
@@ -208,7 +244,7 @@ def test_import_works_as_the_user_and_nobody_else():
             assert file.read() == "root's\n"
 
 
-def test_a_popcache_of_512_mib_locks_nobody_out():
+def test_a_popcache_of_512_mib_locks_no_user_out():
     with Service(mail=MAIL) as service:
         path = f"{service.site.mail_users['alice'].maildir}/popcache"
         deliver(service.site.mail_users["alice"], "popcache", b"", "")
@@ -216,13 +252,17 @@ def test_a_popcache_of_512_mib_locks_nobody_out():
         assert len(uidls_of(service.pop3())) == len(MAIL)
         assert "popcache: not believed, and made anew: more than 192 MiB" in service.read_log(0.5)
         assert os.stat(path).st_size < 10_000
-        lines = b"".join(b"%d.%08x.localhost 999999999999999999 u%d\n" % (1_700_000_000 + n, n, n) for n in range(12))
+        lines = b"".join(
+            b"%d.%08x.localhost 999999999999999999 u%d\n" % (1_700_000_000 + n, n, n) for n in range(12)
+        )
         deliver(service.site.mail_users["bob"], "popcache", lines, "")
         assert len(uidls_of(service.pop3("bob"))) == len(MAIL)
 
 
-def test_what_a_site_wants_done_with_mail_reaches_the_mailbox():
-    with Service(mail=MAIL[:4], deletion="trash-flag", hide_trashed=True, set_seen=False, expire_days=0) as service:
+def test_deletion_policies_reach_the_mailbox():
+    with Service(
+        mail=MAIL[:4], deletion="trash-flag", hide_trashed=True, set_seen=False, expire_days=0
+    ) as service:
         client = service.pop3()
         client.dele(1)
         client.retr(2)
@@ -247,7 +287,7 @@ def test_a_reload_puts_the_policy_in_force():
         service.command("reload")
         wait_for(lambda: not service.running("maildir.alice"))
         service.pop3().quit()
-        assert old in os.listdir(f"{alice.maildir}/cur")  # the clock is not believed yet
+        assert old in os.listdir(f"{alice.maildir}/cur")  # the clock is not trusted yet
         wait_for(lambda: not service.running("maildir.alice"))
         os.utime(f"{alice.maildir}/popexpire", (time.time() - DAY,) * 2)
         service.pop3().quit()

@@ -1,4 +1,7 @@
-"""A mailbox with very much new mail: served at once from new/, moved to cur/ when its user has gone, also while a session sleeps."""
+"""Test a mailbox with much new mail: served at once from new/, and moved to cur/ later.
+
+It is moved after the session, or while that is parked.
+"""
 
 import os
 
@@ -17,7 +20,7 @@ def parts(service):
     return [len(os.listdir(os.path.join(place, part))) for part in ("new", "cur")]
 
 
-def test_served_from_new_and_moved_when_nobody_is_there():
+def test_much_new_mail_is_served_from_new_and_moved_while_parked():
     with serve(mail=MAIL, park_seconds=1) as service:
         client = session(service)
         assert client.stat()[0] == 400
@@ -25,17 +28,19 @@ def test_served_from_new_and_moved_when_nobody_is_there():
         before = client.uidl()[1]
         assert client.retr(7)[1] == MAIL[6].splitlines()
         client.dele(9)
-        wait_for(lambda: parts(service) == [0, 400], seconds=30)  # it sleeps, and nobody is there
+        wait_for(lambda: parts(service) == [0, 400], seconds=30)  # the session is parked
         assert client.retr(11)[1] == MAIL[10].splitlines()
         assert client.uidl()[1] == [row for row in before if not row.startswith(b"9 ")]
         client.quit()
         assert parts(service) == [0, 399]
         again = session(service)
-        assert [row.split()[1] for row in again.uidl()[1]] == [row.split()[1] for row in before if not row.startswith(b"9 ")]
+        assert [row.split()[1] for row in again.uidl()[1]] == [
+            row.split()[1] for row in before if not row.startswith(b"9 ")
+        ]
         again.quit()
 
 
-def test_moved_after_quit():
+def test_much_new_mail_is_moved_after_quit():
     with serve(mail=MAIL) as service:
         client = session(service)
         client.dele(1)

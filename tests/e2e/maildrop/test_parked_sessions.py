@@ -1,4 +1,7 @@
-"""Parked sessions: the process goes, the session stays. Numbers, marks, UIDLs and the lease survive; nothing is removed by a kill."""
+"""Test parked sessions: the process ends, the session goes on.
+
+Numbers, marks, UIDLs and the lease survive; a kill removes nothing.
+"""
 
 import os
 import poplib
@@ -14,7 +17,9 @@ MAIL = [b"Subject: %d\n\nmessage %d\n" % (n, n) for n in range(1, 7)]
 
 @pytest.fixture
 def service():
-    with Service(users=("alice", "bob"), mail=MAIL, park_seconds=1, warm_seconds=0, warm_max=0) as running:
+    with Service(
+        users=("alice", "bob"), mail=MAIL, park_seconds=1, warm_seconds=0, warm_memory="0"
+    ) as running:
         yield running
 
 
@@ -26,7 +31,9 @@ def asleep(service, user="alice"):
 
 def files(service, user="alice"):
     maildir = service.site.mail_users[user].maildir
-    return sorted(name.partition(":")[0] for part in ("cur", "new") for name in os.listdir(os.path.join(maildir, part)))
+    return sorted(
+        name.partition(":")[0] for part in ("cur", "new") for name in os.listdir(os.path.join(maildir, part))
+    )
 
 
 def test_marks_numbers_and_uidls_survive_sleep(service):
@@ -57,7 +64,7 @@ def test_a_kill_between_removes_nothing(service):
     kill(service.actor("spawner")["pid"])
     service.wait_log("spawner ended")
     wait_for(lambda: service.actor("spawner"), until=lambda row: row and row["state"] == "serving")
-    assert client.list(3)  # the next spawner's child goes on with it
+    assert client.list(3)  # the next spawner's child continues the session
     kill(wait_for(lambda: service.actor("maildir.alice"))["pid"])
     with pytest.raises((poplib.error_proto, OSError)):
         client.list(4)
@@ -114,7 +121,9 @@ def test_commands_race_with_sleep(service):
 
 def many(count, service_kwargs=None):
     users = [f"user{n:04d}" for n in range(count)]
-    with Service(users=users, mail=MAIL[:2], park_seconds=1, warm_seconds=0, warm_max=0, login_seconds=300) as service:
+    with Service(
+        users=users, mail=MAIL[:2], park_seconds=1, warm_seconds=0, warm_memory="0", login_seconds=300
+    ) as service:
         clients = [service.pop3(user) for user in users]
         for client in clients:
             client.dele(1)
@@ -139,14 +148,14 @@ def test_a_thousand_sessions_sleep_and_wake():
 
 
 def woken(service):
-    """Of how many users there is an actor, or one is to be forked."""
+    """Return how many users have an actor, or one to be forked."""
     return sum(a["name"].startswith("maildir.") for a in service.status()["actors"])
 
 
-def test_the_spawner_is_told_of_a_few_at_a_time_of_many_that_wake_at_once():
-    """Of ten thousand that woke together thousands were lost: the spawner came to the question whether it lives after the last of them."""
+def test_the_spawner_gets_a_few_of_many_woken_sessions_at_a_time():
+    """The spawner must answer its liveness check however many sessions wake at once."""
     users = tuple(f"u{n}" for n in range(300))
-    with Service(users=users, mail=MAIL[:2], park_seconds=1, warm_seconds=0, warm_max=0) as service:
+    with Service(users=users, mail=MAIL[:2], park_seconds=1, warm_seconds=0, warm_memory="0") as service:
         clients = [service.pop3(user) for user in users]
         wait_for(lambda: not woken(service))
         spawner = service.actor("spawner")["pid"]
@@ -155,7 +164,10 @@ def test_the_spawner_is_told_of_a_few_at_a_time_of_many_that_wake_at_once():
         try:
             for client in clients:
                 client.sock.sendall(b"UIDL 2\r\n")
-            wait_for(lambda: service.actor("listener.0")["messages_out"], until=lambda many: many >= before + len(clients))
+            wait_for(
+                lambda: service.actor("listener.0")["messages_out"],
+                until=lambda many: many >= before + len(clients),
+            )
             assert 0 < woken(service) <= 256
         finally:
             continue_process(spawner)

@@ -1,4 +1,4 @@
-"""A mailbox that is there and can't be written to: its mail is listed and read, and what can't be done is said."""
+"""Test a read-only mailbox: mail is listed and read, and a failed change is reported."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from tests.support.lmtp import deliver
 from tests.support.maildirs import on_file_system
 from tests.support.service import Service
 
-pytestmark = pytest.mark.root("only root can mount, and give files away")
+pytestmark = pytest.mark.root("only root can mount and chown")
 
 
 @pytest.fixture(scope="module")

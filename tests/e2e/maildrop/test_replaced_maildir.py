@@ -1,4 +1,4 @@
-"""What an actor holds and what the path names are not always the same: somebody puts another maildir, or a part of one, in its place."""
+"""Replace a maildir, or a part of it, while its actor holds the old one."""
 
 import contextlib
 import os
@@ -8,41 +8,57 @@ import shutil
 import pytest
 
 from tests.support.lmtp import MAIL, RawLmtp, deliver
-from tests.support.maildirs import on_file_system, own, stat
+from tests.support.maildirs import chown_tree, on_file_system, stat
 from tests.support.service import ROOT, Service
 from tests.support.waiting import wait_for
 
 ONE = b"From: one@example.org\nSubject: one\n\nhello\n"
-root_only = pytest.mark.root("only root can mount, and give files away")
+root_only = pytest.mark.root("only root can mount and chown")
 
 
 @pytest.fixture(scope="module")
 def service():
-    names = ["swapped", "listed", "part", "link", "mounted", "during", "asleep", "same", "half", "quit", "open", "gone", "cursession", "large", "woken"]
+    names = [
+        "swapped",
+        "listed",
+        "part",
+        "link",
+        "mounted",
+        "during",
+        "asleep",
+        "same",
+        "half",
+        "quit",
+        "open",
+        "gone",
+        "cursession",
+        "large",
+        "woken",
+    ]
     with Service(users=names, mail=(), park_seconds=1) as running:
         yield running
 
 
 def make(service, user, path, *mail):
-    """A sound maildir with these messages, as a site would put one there."""
+    """Make a maildir with these messages, owned by its user."""
     for part in ("cur", "new", "tmp"):
         os.makedirs(f"{path}/{part}", 0o700)
     os.chmod(path, 0o700)
     for number, octets in enumerate(mail, 1):
         with open(f"{path}/new/{number}.put.there", "wb") as file:
             file.write(octets)
-    own(service, user, path)
+    chown_tree(service, user, path)
 
 
 def warm(service, user):
-    """One session and one delivery, so that the actor is there and holds everything; the maildir's path."""
+    """Run a session and a delivery, so that the actor holds all directories; return the maildir's path."""
     deliver(service, user)
     stat(service, user)
     return service.site.mail_users[user].maildir
 
 
 def swap(service, user, *mail):
-    """Another maildir in the place of the one that is there; the path of the latter."""
+    """Replace the maildir by another; return the old one's new path."""
     path = service.site.mail_users[user].maildir
     os.rename(path, f"{path}.old")
     make(service, user, path, *mail)
@@ -51,7 +67,7 @@ def swap(service, user, *mail):
 
 @contextlib.contextmanager
 def large(service, user):
-    """A large message that comes in and is not whole."""
+    """Begin a large delivery and leave it unfinished."""
     with RawLmtp(service) as raw:
         raw.envelope(user)
         raw.say(b"DATA\r\n", b"354")
@@ -64,17 +80,19 @@ def count(path):
     return len(os.listdir(f"{path}/new")) + len(os.listdir(f"{path}/cur"))
 
 
-def test_mail_goes_to_the_maildir_that_was_put_in_the_place_of_another(service):
+def test_mail_goes_to_a_replacing_maildir(service):
     path = warm(service, "swapped")
     old = swap(service, "swapped")
-    assert deliver(service, "swapped").startswith(b"250"), "the next actor has it, without another try of the mail server's"
+    assert deliver(service, "swapped").startswith(b"250"), (
+        "the next actor gets it without a second try of the mail server"
+    )
     assert (count(path), count(old)) == (1, 1)
     assert deliver(service, "swapped").startswith(b"250")
     assert (count(path), count(old)) == (2, 1)
     assert stat(service, "swapped") == 2
 
 
-def test_a_session_sees_the_maildir_that_was_put_in_the_place_of_another(service):
+def test_a_session_sees_a_replacing_maildir(service):
     path = warm(service, "listed")
     pid = service.actor("maildir.listed")["pid"]
     old = swap(service, "listed", ONE, ONE, ONE)
@@ -91,7 +109,7 @@ def test_mail_goes_to_the_new_that_is_there(service, part):
     before = stat(service, "part")
     os.rename(f"{path}/{part}", f"{path}/{part}.old")
     os.mkdir(f"{path}/{part}", 0o700)
-    own(service, "part", f"{path}/{part}")
+    chown_tree(service, "part", f"{path}/{part}")
     assert deliver(service, "part").startswith(b"250")
     assert os.listdir(f"{path}/{part}.old") == []
     assert len(os.listdir(f"{path}/new")) == 1
@@ -104,7 +122,7 @@ def test_a_session_sees_the_cur_that_is_there(service):
     os.mkdir(f"{path}/cur", 0o700)
     with open(f"{path}/cur/7.put.there:2,", "wb") as file:
         file.write(ONE)
-    own(service, "cursession", f"{path}/cur")
+    chown_tree(service, "cursession", f"{path}/cur")
     client = service.pop3("cursession")
     assert client.retr(1)[1][:2] == [b"From: one@example.org", b"Subject: one"]
     assert client.stat()[0] == 1
@@ -134,7 +152,7 @@ def test_a_file_system_mounted_over_it(service):
         assert deliver(service, "mounted").startswith(b"250")
         assert len(os.listdir(f"{path}/new")) == 1
         assert stat(service, "mounted") == 1
-    assert deliver(service, "mounted").startswith(b"250"), "and when it is gone again"
+    assert deliver(service, "mounted").startswith(b"250"), "after it is unmounted"
     assert count(path) == before + 1
     assert stat(service, "mounted") == before + 1
 
@@ -151,7 +169,7 @@ def test_a_maildir_replaced_while_a_large_message_comes_in(service):
     assert count(path) == 1
 
 
-def test_a_session_that_finds_another_maildir_does_not_wait_for_a_message_that_comes_in(service):
+def test_a_session_in_a_replaced_maildir_does_not_wait_for_an_unfinished_message(service):
     warm(service, "open")
     with large(service, "open") as raw:
         swap(service, "open", ONE, ONE)
@@ -162,7 +180,7 @@ def test_a_session_that_finds_another_maildir_does_not_wait_for_a_message_that_c
 
 @contextlib.contextmanager
 def parked(service, user):
-    """A session whose channel the actor, which stays, has handed over."""
+    """Return a parked session whose actor stays."""
     fds = f"/proc/{service.actor(f'maildir.{user}')['pid']}/fd"
     before = wait_for(lambda: len(os.listdir(fds)))
     client = service.pop3(user)
@@ -189,7 +207,7 @@ def test_a_parked_session_goes_on_in_a_copy_of_its_maildir(service):
     with parked(service, "same") as client:
         os.rename(path, f"{path}.old")
         shutil.copytree(f"{path}.old", path)
-        own(service, "same", path)
+        chown_tree(service, "same", path)
         assert len(client.list()[1]) == 1
         client.quit()
     assert (count(path), count(f"{path}.old")) == (1, 2)
@@ -197,7 +215,7 @@ def test_a_parked_session_goes_on_in_a_copy_of_its_maildir(service):
 
 @root_only
 def test_a_cur_that_is_not_its_users_for_a_while(service):
-    """Refused, and right again with the next login."""
+    """Logins are refused meanwhile, and succeed afterwards."""
     path = warm(service, "half")
     os.rename(f"{path}/cur", f"{path}/cur.x")
     os.mkdir(f"{path}/cur", 0o700)
@@ -211,8 +229,8 @@ def test_a_cur_that_is_not_its_users_for_a_while(service):
 
 
 @root_only
-def test_a_large_message_on_its_way_in_keeps_nobody_out_of_a_maildir_that_was_mended(service):
-    """Each login waited 60 s and was refused, each mail got 4.3.2, until the large one was whole."""
+def test_an_unfinished_message_keeps_no_login_out_of_a_mended_maildir(service):
+    """Logins and mail must not wait until the large message is whole."""
     path = warm(service, "large")
     with large(service, "large") as raw:
         os.rename(f"{path}/cur", f"{path}/cur.x")
@@ -228,8 +246,8 @@ def test_a_large_message_on_its_way_in_keeps_nobody_out_of_a_maildir_that_was_me
     assert os.listdir(f"{path}/tmp") == []
 
 
-def test_a_session_that_cannot_wake_costs_no_large_message_and_keeps_nobody_out(service):
-    """Another program removes mail while a session sleeps: an everyday event, and nothing is wrong with the maildir."""
+def test_a_session_that_cannot_wake_disturbs_no_delivery_and_no_login(service):
+    """Another program may remove mail while a session is parked; the maildir has no fault then."""
     path = warm(service, "woken")
     deliver(service, "woken")
     with parked(service, "woken") as client, large(service, "woken") as raw:
@@ -250,7 +268,7 @@ def test_quit_removes_nothing_from_a_maildir_that_was_moved_away(service):
     client.dele(1)
     os.rename(path, f"{path}.old")
     shutil.copytree(f"{path}.old", path)
-    own(service, "quit", path)
+    chown_tree(service, "quit", path)
     with pytest.raises(poplib.error_proto, match="could not be removed"):
         client.quit()
     assert (count(path), count(f"{path}.old")) == (1, 1)
@@ -258,7 +276,7 @@ def test_quit_removes_nothing_from_a_maildir_that_was_moved_away(service):
 
 
 def test_a_maildir_that_is_missing_is_refused_until_it_is_back(service):
-    """As root, whose directory its user may not write to; else it is made anew."""
+    """Tested as root, in whose directory the user cannot make a new maildir."""
     path = warm(service, "gone")
     os.rename(path, f"{path}.away")
     if ROOT:

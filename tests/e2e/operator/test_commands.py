@@ -1,4 +1,4 @@
-"""The operator's side of a real service: broken mailboxes named, one fault one code, every command finds its server, one form of session ids."""
+"""Test the operator's commands: mailbox faults, exit codes, finding the server, session names."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 import pytest
-from popkernel.cli.demo import make_site
+from popkernel.cli.common.sample_site import make_site
 
 from tests.support.pop3 import RawPop3
 from tests.support.ports import free_ports
@@ -20,13 +20,19 @@ USERS = [f"user{n:02d}" for n in range(15)]
 
 def run(*arguments, **options):
     return subprocess.run(
-        [*POPKERNEL, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=40, check=False, **options,
+        [*POPKERNEL, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        **options,
     )
 
 
 @pytest.fixture
 def site():
-    """A site that nobody serves yet, in a directory whose path is short."""
+    """Make a site without a server, in a directory with a short path."""
     with tempfile.TemporaryDirectory(prefix="pk") as directory:
         os.chmod(directory, 0o711)
         yield make_site(directory, lmtp=False, mail=(), ports=free_ports())
@@ -58,12 +64,17 @@ def test_a_reload_names_broken_mailboxes():
         wide = service.site.mail_users[USERS[2]].maildir
         os.chmod(wide, 0o777)
         result = service.command("reload")
-        assert result.stdout == "reloaded\n"
+        assert result.stdout.startswith("reloaded\n")
         for user, line in zip(USERS[:2], result.stderr.splitlines(), strict=False):
             path = service.site.mail_users[user].maildir
-            assert line.startswith(f"warning: user {user}: {path}: there is no such directory; install -d -o ")
+            assert line.startswith(
+                f"warning: user {user}: {path}: there is no such directory; install -d -o "
+            )
         (last,) = result.stderr.splitlines()[2:]
-        assert f": user {USERS[2]}: {wide}: mode 0777 lets others write to the mail; chmod go-w {wide}, as uid " in last
+        assert (
+            f": user {USERS[2]}: {wide}: mode 0777 lets others write to the mail; chmod go-w {wide}, as uid "
+            in last
+        )
         checked = run("check", "-f", service.toml)
         assert last in checked.stdout.splitlines()
         service.wait_log(f"popkernel: {last}")
@@ -74,9 +85,12 @@ def test_a_reload_names_broken_mailboxes():
 
 @pytest.mark.parametrize("daemon", [False, True])
 def test_a_start_names_broken_mailboxes(site, daemon):
-    """After it is ready; on standard error even where the log goes to syslog, as far as a start stays on the terminal."""
+    """They come after ready, on standard error too if the log goes to syslog, unless --daemon detaches."""
     os.rename(site.mail_users["bob"].maildir, site.mail_users["bob"].maildir + ".away")
-    said = f"popkernel: warning: user bob: {site.mail_users['bob'].maildir}: there is no such directory; install -d "
+    said = (
+        f"popkernel: warning: user bob: {site.mail_users['bob'].maildir}: there is no such directory; "
+        f"install -d "
+    )
     if daemon:
         result = run("start", "-f", toml(site), "--daemon", "--log", "syslog")
         assert result.returncode == 0
@@ -84,10 +98,14 @@ def test_a_start_names_broken_mailboxes(site, daemon):
         assert result.stderr.index("popkernel: ready: ") < result.stderr.index(said)
         assert run("stop", "-f", toml(site)).stdout == "stopped\n"
         return
-    with subprocess.Popen([*POPKERNEL, "start", "-f", toml(site), "--log", "syslog"], stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*POPKERNEL, "start", "-f", toml(site), "--log", "syslog"], stderr=subprocess.PIPE, text=True
+    ) as server:
         assert server.stderr.readline().startswith("popkernel: ready: ")
         if not os.path.exists("/dev/log"):  # it said so with --daemon only
-            assert server.stderr.readline().startswith("popkernel: warning: log: there is no syslog here (/dev/log), so the log will be lost; ")
+            assert server.stderr.readline().startswith(
+                "popkernel: warning: log: there is no syslog here (/dev/log), so the log will be lost; "
+            )
         assert server.stderr.readline().startswith(said)
         server.terminate()
         assert server.stderr.read() == ""
@@ -109,10 +127,12 @@ def test_a_start_names_ten_and_counts_the_others():
 
 
 @pytest.mark.parametrize("which", ["users", "auth", "popkernel.toml"])
-def test_a_start_and_a_reload_name_what_others_can_change(site, which):
+def test_a_start_and_a_reload_name_files_that_others_can_change(site, which):
     path = os.path.join(site.directory, which)
     os.chmod(path, 0o666)
-    said = f"warning: {path}: mode 0666 lets others change whom popkernel serves, and as whom; chmod go-w {path}"
+    said = (
+        f"warning: {path}: mode 0666 lets others change whom popkernel serves, and as whom; chmod go-w {path}"
+    )
     result = run("start", "-f", toml(site), "--daemon", "--log", "syslog")
     assert result.returncode == 0
     assert f"popkernel: {said}" in result.stderr.splitlines()
@@ -163,20 +183,31 @@ def no_toml(site):
 
 
 FAULTS = {
-    "port taken": (taken, 69), "not this machine's": (not_this_machine_s, 69), "run_dir a file": (run_dir_is_a_file, 73),
-    "run_dir everybody's": (run_dir_of_everybody, 77), "run_dir too long": (run_dir_too_long, 78),
-    "user table gone": (gone("user_table"), 66), "authorization table gone": (gone("auth_table"), 66),
-    "user table garbage": (garbage("user_table"), 65), "authorization table garbage": (garbage("auth_table"), 65),
-    "certificate gone": (gone("cert"), 78), "key garbage": (garbage("key"), 78), "no TOML": (no_toml, 78),
+    "port taken": (taken, 69),
+    "not this machine's": (not_this_machine_s, 69),
+    "run_dir a file": (run_dir_is_a_file, 73),
+    "run_dir everybody's": (run_dir_of_everybody, 77),
+    "run_dir too long": (run_dir_too_long, 78),
+    "user table gone": (gone("user_table"), 66),
+    "authorization table gone": (gone("auth_table"), 66),
+    "user table garbage": (garbage("user_table"), 65),
+    "authorization table garbage": (garbage("auth_table"), 65),
+    "certificate gone": (gone("cert"), 78),
+    "key garbage": (garbage("key"), 78),
+    "no TOML": (no_toml, 78),
 }
-ON_RELOAD = {name for name in FAULTS if "table" in name or name in ("certificate gone", "key garbage", "no TOML")}
+ON_RELOAD = {
+    name for name in FAULTS if "table" in name or name in ("certificate gone", "key garbage", "no TOML")
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_has_one_code(site, fault):
     make, code = FAULTS[fault]
     if fault in ON_RELOAD:
-        with subprocess.Popen([*POPKERNEL, "start", "-f", toml(site)], stderr=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(
+            [*POPKERNEL, "start", "-f", toml(site)], stderr=subprocess.PIPE, text=True
+        ) as server:
             assert "ready" in server.stderr.readline()
             make(site)
             assert run("reload", "--run-dir", site.config.run_dir).returncode == code
@@ -194,12 +225,12 @@ def test_one_fault_has_one_code(site, fault):
 
 @pytest.mark.parametrize("key", ["listen", "listen_starttls", "lmtp_listen"])
 @pytest.mark.parametrize("address", ["taken", "192.0.2.77:9995", "127.0.0.1:1"])
-def test_start_says_what_check_says(site, key, address):
-    """The key, the address, the fault and the mend."""
+def test_start_reports_what_check_reports(site, key, address):
+    """Key, address, fault and mend are the same."""
     if key == "lmtp_listen" and address.startswith("192"):
         pytest.skip("refused for another reason")
     if address.endswith(":1") and ROOT:
-        pytest.skip("root may")
+        pytest.skip("root may do it")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         if address == "taken":
             address = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -214,16 +245,24 @@ def test_start_says_what_check_says(site, key, address):
     assert started.returncode == checked.returncode
 
 
-@pytest.mark.root("what is root's, and another user")
+@pytest.mark.root("files of root and another user")
 def test_root_s_run_directory_is_not_another_s(site):
-    """Found by check, and by a start: 77, as the table has it."""
+    """check and a start report it, with exit code 77."""
     os.mkdir(site.config.run_dir)
     code = (
-        "import sys; from popkernel.kernel.init import run_directory; import os; os.setgroups([]); os.setgid(64198); os.setuid(64198)\n"
+        "import sys; from popkernel.kernel.init import run_directory; import os; os.setgroups([]); "
+        "os.setgid(64198); os.setuid(64198)\n"
         "print(*run_directory.problem(sys.argv[1]), sep='; ')\n"
-        "try: run_directory.RunDir(sys.argv[1])\nexcept run_directory.StartError as error: print(error.status, error, sep='; ')"
+        "try: run_directory.RunDir(sys.argv[1])\nexcept run_directory.StartError as error: "
+        "print(error.status, error, sep='; ')"
     )
-    done = subprocess.run([sys.executable, "-c", code, site.config.run_dir], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, site.config.run_dir],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
     what = "belongs to uid 0 and is not yours to write in; give a directory of your own with --run-dir"
     assert done.stdout.splitlines() == [f"77; {what}", f"77; {site.config.run_dir}: {what}"]
 
@@ -233,15 +272,15 @@ def test_a_port_taken_ends_demo_the_same_way():
         assert run("demo", "--tls-port", str(sock.getsockname()[1])).returncode == 69
 
 
-def test_nobody_runs_there(tmp_path):
+def test_commands_without_a_server(tmp_path):
     for command in ("status", "stop", "reload", "trace"):
         assert run(command, "--run-dir", str(tmp_path)).returncode == 69, command
     with serve(mail=()) as service:
         assert run("start", "-f", service.toml, "-l", "127.0.0.1:0", "-L", "127.0.0.1:0").returncode == 69
 
 
-def test_check_goes_on_past_what_is_wrong(site):
-    """Two lines that are no TOML, a wrong value, and still the tables, the run directory and the key are looked at."""
+def test_check_continues_after_a_fault(site):
+    """It reports what is no TOML and a wrong value, and still checks tables, run directory and key."""
     change(site, "hostname", "= =\nverbose = 77\nlisteners = \nhostname")
     run_dir_of_everybody(site)
     os.chmod(site.key, 0o644)
@@ -250,8 +289,13 @@ def test_check_goes_on_past_what_is_wrong(site):
     result = run("check", "-f", toml(site))
     assert result.returncode == 78
     assert result.stdout.count(f"{toml(site)}:") == 3, result.stdout
-    for said in ("verbose: 77 is no", f"{site.config.run_dir}: can be written by everybody; chmod o-w", f"{site.auth_table}:1: ",
-                 "leaves the private key open", "user bob: "):
+    for said in (
+        "verbose: 77 is no",
+        f"{site.config.run_dir}: can be written by everybody; chmod o-w",
+        f"{site.auth_table}:1: ",
+        "leaves the private key open",
+        "user bob: ",
+    ):
         assert said in result.stdout, said
 
 
@@ -261,11 +305,13 @@ def test_every_command_takes_the_configuration(site):
     with open(broken, "w") as file:  # nothing else in it counts
         file.write(f'run_dir = "{site.config.run_dir}"\nnonsense = 5\n')
     change(site, "lmtp = false", "lmtp = true")
-    with subprocess.Popen([*POPKERNEL, "start", "-f", toml(site)], stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*POPKERNEL, "start", "-f", toml(site)], stderr=subprocess.PIPE, text=True
+    ) as server:
         assert "ready" in server.stderr.readline()
         assert json.loads(run("status", "--json", "-f", toml(site)).stdout)["users"] == 3
         assert run("status", "-f", broken).returncode == 0
-        assert run("reload", "-f", broken).stdout == "reloaded\n"
+        assert run("reload", "-f", broken).stdout.startswith("reloaded\n")
         assert run("trace", "-f", broken, "--for", "0.1").returncode == 0
         assert run("status", "-f", toml(site), "--run-dir", site.directory).returncode == 69  # the flag wins
         assert run("deliver", "-f", broken, "-u", "alice").returncode == 0
@@ -283,7 +329,9 @@ def test_every_command_takes_the_configuration(site):
 
 def test_created_directories_go_with_the_service(site):
     run_dir = site.directory + "/a/b/run"
-    with subprocess.Popen([*POPKERNEL, "start", "-f", toml(site), "--run-dir", run_dir], stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*POPKERNEL, "start", "-f", toml(site), "--run-dir", run_dir], stderr=subprocess.PIPE, text=True
+    ) as server:
         assert "ready" in server.stderr.readline() and os.path.exists(run_dir)
         server.terminate()
         server.stderr.read()
@@ -299,7 +347,9 @@ def test_a_session_has_one_name():
         assert status["leases"] == [{"user": "bob", "session": name, "listener": "listener.0"}]
         with subprocess.Popen(
             [*POPKERNEL, "trace", "--session", name, "--format", "json", "--run-dir", service.config.run_dir],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as trace:
             try:
                 assert "attached" in trace.stderr.readline()
@@ -309,7 +359,9 @@ def test_a_session_has_one_name():
             finally:
                 trace.terminate()
                 trace.communicate(timeout=20)
-        assert f" session={name} why=quit user=bob commands=3 " in log
+        assert (
+            f" session={name} why=quit user=bob listener=listener.0 tls=1.3 mechanism=PASS commands=3 " in log
+        )
         assert {row["session"] for row in seen if row["session"]} == {name}
         assert {row["fields"]["session"] for row in seen if "session" in row["fields"]} <= {name}
 

@@ -1,4 +1,4 @@
-"""The demo as a newcomer has it: on a terminal, what it says first, and the lines that it prints."""
+"""Run the demo on a terminal, as a newcomer does: its first lines, and the commands that it prints."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from popkernel.cli.demo import free_ports
+from popkernel.cli.common.sample_site import free_ports
 
 from tests.support.service import POPKERNEL
 from tests.support.waiting import wait_for
@@ -23,7 +23,7 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 os.execv(sys.argv[1], sys.argv[1:])
 """
-# What make(1) does where it is the terminal's own program: it alone is told of the end, and waits for its child.
+# Stand for make(1) as the terminal's program: it alone gets the SIGHUP, and waits for its child.
 AS_MAKE = """
 import subprocess
 signal.signal(signal.SIGHUP, lambda *_: None)
@@ -32,7 +32,7 @@ subprocess.call(sys.argv[1:])
 
 
 class Demo:
-    """`popkernel demo` at a terminal of its own."""
+    """Run `popkernel demo` at a terminal of its own."""
 
     def __init__(self, path=None, begin=BEGIN):
         self.ports = free_ports()
@@ -40,8 +40,22 @@ class Demo:
         self.said = ""
         environment = {**os.environ, "TERM": "dumb", **({"PATH": path} if path else {})}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", begin, *POPKERNEL, "demo", "--tls-port", str(self.ports[0]), "--stls-port", str(self.ports[1])],
-            stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment,
+            [
+                sys.executable,
+                "-c",
+                begin,
+                *POPKERNEL,
+                "demo",
+                "--tls-port",
+                str(self.ports[0]),
+                "--stls-port",
+                str(self.ports[1]),
+            ],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environment,
         )
         os.close(slave)
         try:
@@ -68,7 +82,7 @@ class Demo:
         self.process.wait()
 
     def group(self):
-        """Processes of its session that still run."""
+        """Return the running processes of its session."""
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
@@ -85,7 +99,7 @@ def demo():
     running.close()
 
 
-def test_it_ends_when_its_terminal_closes(demo):
+def test_demo_ends_when_its_terminal_closes(demo):
     assert len(demo.group()) > 5
     demo.hang_up()
     demo.process.wait(20)
@@ -93,7 +107,7 @@ def test_it_ends_when_its_terminal_closes(demo):
     assert not os.path.exists(demo.directory)
 
 
-def test_it_ends_when_the_terminal_of_its_make_closes():
+def test_demo_ends_when_the_terminal_of_its_make_closes():
     demo = Demo(begin=BEGIN.replace(BEGIN.splitlines(keepends=True)[-1], AS_MAKE))
     try:
         demo.hang_up()
@@ -104,14 +118,14 @@ def test_it_ends_when_the_terminal_of_its_make_closes():
         demo.close()
 
 
-def test_it_ends_at_ctrl_c(demo):
+def test_demo_ends_at_ctrl_c(demo):
     os.write(demo.master, b"\3")
     assert demo.process.wait(20) == 0
     assert not os.path.exists(demo.directory)
 
 
-def test_it_says_only_what_a_newcomer_may_act_on(demo):
-    """Also where the system's limit of descriptors is low. Ready comes before the lines that want it."""
+def test_demo_prints_only_what_a_newcomer_may_act_on(demo):
+    """Also with a low limit of descriptors; "ready" comes before the commands."""
     first, second, *lines = demo.said.splitlines()
     assert first.startswith("A site of three users (alice, bob, carol; password: secret) in /")
     assert " popkernel: ready: " in second
@@ -130,7 +144,7 @@ def test_every_printed_line_works(demo):
 
 
 @pytest.mark.parametrize("curl", ["no", "one that knows no POP3"])
-def test_without_curl_it_prints_a_line_for_python(tmp_path, curl):
+def test_without_curl_demo_prints_a_line_for_python(tmp_path, curl):
     if curl != "no":
         (tmp_path / "curl").write_text("#!/bin/sh\necho curl 8.0\necho Protocols: file http https\n")
         (tmp_path / "curl").chmod(0o755)
@@ -145,3 +159,12 @@ def test_without_curl_it_prints_a_line_for_python(tmp_path, curl):
         assert demo.process.wait(20) == 0
     finally:
         demo.close()
+
+
+def test_a_reload_applies_the_demo_s_configuration_file(demo):
+    with open(f"{demo.directory}/popkernel.toml", "a") as file:
+        file.write('most_errors = 3\nwarm_memory = "6M"\n')
+    command = [*POPKERNEL, "reload", "--run-dir", f"{demo.directory}/run"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "replaced: listener.0~2\n" in result.stdout
+    assert "only from the next start on: warm_memory" in result.stdout

@@ -1,4 +1,4 @@
-"""Installed where only root may enter, as a clone in /root is: nothing is imported or opened once the ids are dropped."""
+"""Run from an installation of root's alone: nothing is imported or opened after the ids are dropped."""
 
 import os
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root("only root's actors have other ids")
 
 
 def needed(name, found):
-    """That distribution and all that it wants, without extras."""
+    """Return that distribution and everything it needs, without extras."""
     with suppress(PackageNotFoundError):  # it is for another system
         found[name] = distribution(name)
         for wanted in found[name].requires or ():
@@ -41,7 +41,7 @@ def link_or_copy(source, target):
 
 @pytest.fixture(scope="module")
 def python():
-    """An interpreter in an environment that holds every package itself, below a directory of mode 0700."""
+    """Make an environment that contains every package, below a directory of mode 0700; return its Python."""
     with tempfile.TemporaryDirectory(prefix="pkclosed") as place:
         assert os.stat(place).st_mode & 0o777 == 0o700
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{place}/v"], check=True)
@@ -71,18 +71,26 @@ def test_a_session_a_delivery_a_reload_and_a_restart_of_each(python):
     with Service(command=[python, "-m", "popkernel"], restart_intensity=1000, restart_seconds=2) as service:
 
         def command(*arguments, data=b""):
-            subprocess.run([python, "-m", "popkernel", *arguments, "--run-dir", service.config.run_dir], input=data, check=True, timeout=60)
+            subprocess.run(
+                [python, "-m", "popkernel", *arguments, "--run-dir", service.config.run_dir],
+                input=data,
+                check=True,
+                timeout=60,
+            )
 
         assert messages_in_a_whole_session(service) == 6
         command("deliver", "-u", "alice", data=b"Subject: new\n\nmail\n")
-        command("deliver", "-u", "bob", data=b"Subject: new\n\nmail\n")  # whose actor is not there yet
+        command("deliver", "-u", "bob", data=b"Subject: new\n\nmail\n")  # whose actor does not exist yet
         assert messages_in_a_whole_session(service) == 7
         command("reload")
         assert messages_in_a_whole_session(service) == 7
         for name in ("listener.0", "auth", "mda", "spawner"):
             before = service.actor(name)["pid"]
             kill(before)
-            wait_for(lambda: service.actor(name), until=lambda row: row and row["state"] == "serving" and row["pid"] != before)  # noqa: B023
+            wait_for(
+                lambda: service.actor(name),
+                until=lambda row: row and row["state"] == "serving" and row["pid"] != before,
+            )  # noqa: B023
         command("deliver", "-u", "alice", data=b"Subject: new\n\nmail\n")
         assert messages_in_a_whole_session(service) == 8
         assert service.stop() == 0
@@ -97,7 +105,7 @@ def test_a_listener_for_each_connection(python):
 
 
 def test_the_demo(python):
-    from popkernel.cli.demo import free_ports
+    from popkernel.cli.common.sample_site import free_ports
 
     tls, stls = free_ports()
     demo = [python, "-m", "popkernel", "demo", "--tls-port", str(tls), "--stls-port", str(stls)]
@@ -109,7 +117,10 @@ def test_the_demo(python):
             reading = f"""import poplib, ssl
 client = poplib.POP3_SSL("127.0.0.1", {tls}, context=ssl._create_unverified_context())
 client.user("alice"); client.pass_("secret"); print(client.stat()[0]); client.quit()"""
-            assert subprocess.run([python, "-c", reading], capture_output=True, check=False, timeout=60).stdout == b"6\n"
+            assert (
+                subprocess.run([python, "-c", reading], capture_output=True, check=False, timeout=60).stdout
+                == b"6\n"
+            )
         finally:
             server.send_signal(signal.SIGINT)
             server.communicate(timeout=20)

@@ -1,4 +1,4 @@
-"""The end of the service while actors are halted: who answers nothing is not waited for to the end of its time, who has a session is."""
+"""Stop a service with halted actors: silent actors get little time, actors with a session get all of it."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def halt(service, *names):
 
 
 def test_all_are_halted():
-    """The spawner too, which would tell nobody of its children's ends: that was waited for for ever."""
+    """The spawner too, which then reports none of its children's ends."""
     with Service(mail=MAIL, warm_seconds=60) as service:
         service.pop3().quit()
         wait_for(lambda: not service.status()["leases"])
@@ -36,8 +36,18 @@ def test_all_are_halted():
 
 
 def test_a_spawner_that_is_halted_behind_a_session():
-    short = "from popkernel.proto import topology as t; t.ACTORS = tuple(row._replace(shutdown=1) for row in t.ACTORS)"
-    with Service(command=[sys.executable, "-c", f"{short}; from popkernel.cli.main import main; raise SystemExit(main())"], mail=MAIL) as service:
+    short = (
+        "from popkernel.proto import topology as t; t.ACTORS = tuple(row._replace(shutdown=1) for row in "
+        "t.ACTORS)"
+    )
+    with Service(
+        command=[
+            sys.executable,
+            "-c",
+            f"{short}; from popkernel.cli.main import main; raise SystemExit(main())",
+        ],
+        mail=MAIL,
+    ) as service:
         client = service.pop3()
         halt(service, "spawner", "maildir.alice")
         with contextlib.closing(client):
@@ -45,7 +55,7 @@ def test_a_spawner_that_is_halted_behind_a_session():
         assert f"spawner {SILENT}" in service.read_log()
 
 
-def test_a_quit_under_way_is_not_cut_short():
+def test_a_running_quit_is_not_cut_short():
     with Service(mail=MAIL) as service:
         with contextlib.closing(service.pop3()) as client:
             client.dele(1)
@@ -63,12 +73,19 @@ def test_a_quit_under_way_is_not_cut_short():
 
 
 def test_a_stop_in_the_middle_of_a_reload():
-    """As a terminal that closes has it: its SIGHUP to all, and somebody's SIGTERM. The new actors' hellos no longer count."""
+    """A closing terminal sends SIGHUP to all, and somebody sends SIGTERM.
+
+    The new actors' hellos are ignored.
+    """
     with Service(mail=MAIL) as service:
+        service.change_files()
         service.signal(signal.SIGHUP)
         service.wait_log("~2 serves")
         assert service.stop() == 0
         log = service.read_log()
         assert "Traceback" not in log and "the kernel is gone" not in log
-        assert "not reloaded, what is in force stays: the service is stopping" in log or "reloaded: 3 users" in log
+        assert (
+            "not reloaded, what is in force stays: the service is stopping" in log
+            or "reloaded: 3 users" in log
+        )
         assert not os.path.exists(service.config.run_dir)

@@ -1,4 +1,4 @@
-"""The system's log as the kernel writes to it, which makes no socket: whoever takes it may be replaced, and may not read."""
+"""Test the log to syslog: the kernel makes no socket, and the receiver may be replaced or not read."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 
 def taker(path):
-    """Whoever takes the log: listens there, and does not wait."""
+    """Listen as a syslog receiver, without waiting."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(path)
     os.chmod(path, 0o666)
@@ -37,26 +37,33 @@ def taken(sock):
 
 def service(path):
     command = [*COMMAND, path]
-    return Service(command=command, arguments=["--log", "syslog"], verbose=0, users=("alice",), mail=(b"a: b\n\nc\n",), lmtp=False)
+    return Service(
+        command=command,
+        arguments=["--log", "syslog"],
+        verbose=0,
+        users=("alice",),
+        mail=(b"a: b\n\nc\n",),
+        lmtp=False,
+    )
 
 
 def failed_login(server):
     client = server.pop3(login=False)
     client.user("alice")
     with pytest.raises(poplib.error_proto):
-        client.pass_(f"wrong {next(_numbers)}")  # the same again is one failure
+        client.pass_(f"wrong {next(_numbers)}")  # a repeated password would count as the same failure
     client.close()
 
 
-def test_lines_have_syslog_s_form_and_go_to_who_takes_it_now(tmp_path):
-    """C1 took socket and connect from the kernel: init connects anew for it."""
+def test_lines_have_syslog_s_form_and_go_to_the_present_receiver(tmp_path):
+    """The kernel may not use socket and connect: init connects anew for it."""
     path = str(tmp_path / "log")
     with taker(path) as first, service(path) as server:
         (line,) = wait_for(lambda: taken(first))
         assert re.fullmatch(r"<21>[A-Z][a-z]{2} [ 0-9]\d \d\d:\d\d:\d\d popkernel\[\d+\]: ready: .*", line)
         first.close()
         os.unlink(path)
-        failed_login(server)  # lost: nobody is there
+        failed_login(server)  # lost: there is no receiver
         with taker(path) as second:
 
             def tried():
@@ -68,8 +75,8 @@ def test_lines_have_syslog_s_form_and_go_to_who_takes_it_now(tmp_path):
             assert [line for line in lines if "login failed" in line]
 
 
-def test_who_does_not_read_holds_nobody_up(tmp_path):
-    """A datagram socket's queue is short (net.unix.max_dgram_qlen): syslog(3) would wait there, and everybody's mail with it."""
+def test_a_receiver_that_does_not_read_blocks_nobody(tmp_path):
+    """A write to a full datagram socket (net.unix.max_dgram_qlen) must not block mail."""
     path = str(tmp_path / "log")
     with taker(path) as log, service(path) as server:
         wait_for(lambda: taken(log))

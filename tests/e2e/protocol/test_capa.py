@@ -1,4 +1,4 @@
-"""CAPA tells the truth on real services of several configurations, in each state."""
+"""Test that CAPA is true on real services of several configurations, in each state."""
 
 import pytest
 
@@ -11,7 +11,9 @@ from tests.support.waiting import wait_for
 
 MAIL = [awkward.head("one") + b"body\n"]
 CONFIGURATIONS = {
-    "as it comes": {}, "open": {"allow_plaintext": True, "expire_days": 0}, "tokens, delays and days": {"login_delay": 1, "expire_days": 30, "oauth": True},
+    "as it comes": {},
+    "open": {"allow_plaintext": True, "expire_days": 0},
+    "tokens, delays and days": {"login_delay": 1, "expire_days": 30, "oauth": True},
     "two listeners": {"listeners": 2, "tls_min": "1.2"},
 }  # fmt: skip
 
@@ -39,22 +41,31 @@ def test_capa_tells_the_truth(service, tls, logged_in):
     clients = []
 
     def fresh():
-        """Each as another user while they last: with login_delay nobody may come twice at once."""
+        """Log in as another user each time: login_delay allows none twice at once."""
         while clients:
             clients.pop().close()
-        if logged_in:  # whoever goes without QUIT is there until the listener has seen it: another listener may be quicker with the next
+        # without QUIT the session lasts until its listener sees the end; another may take the next client
+        # first
+        if logged_in:
             wait_for(lambda: service.status(), until=lambda status: not status["leases"])
-        user = f"user{next(service.used)}" if logged_in and config.login_delay else "user0" if logged_in else ""
+        user = (
+            f"user{next(service.used)}" if logged_in and config.login_delay else "user0" if logged_in else ""
+        )
         clients.append(RawPop3(service, tls, user=user))
         return clients[-1]
 
     try:
         if config.login_delay and logged_in:
             found = listed(fresh())
-            assert found[b"LOGIN-DELAY"] == b"1" and found[b"EXPIRE"] == b"30" and not {b"USER", b"SASL", b"STLS"} & set(found)
+            assert (
+                found[b"LOGIN-DELAY"] == b"1"
+                and found[b"EXPIRE"] == b"30"
+                and not {b"USER", b"SASL", b"STLS"} & set(found)
+            )
         else:
             check(
-                fresh, logged_in=logged_in, expire=config.expire_days, login_delay=config.login_delay, version=service.status()["version"].encode(),
+                fresh, logged_in=logged_in, expire=config.expire_days, login_delay=config.login_delay,
+                version=service.status()["version"].encode(),
             )  # fmt: skip
     finally:
         for client in clients:

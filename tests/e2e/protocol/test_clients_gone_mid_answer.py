@@ -1,14 +1,15 @@
-"""Clients that are gone in the middle of an answer, on whom nobody else's session depends."""
+"""Disconnect clients in the middle of a reply; other sessions go on."""
 
 import socket
 
 from tests.support.service import Service
 
-MAIL = (b"Subject: large\n\n" + (b"x" * 70 + b"\n") * 300_000,)  # more than the system holds of a client who does not read
+# more than the system buffers for a client that does not read
+MAIL = (b"Subject: large\n\n" + (b"x" * 70 + b"\n") * 300_000,)
 
 
-def test_who_is_gone_in_the_middle_of_an_answer_cuts_nobody_else_off():
-    """Its TCP has ended, then resets: a broken pipe. CPython 3.13 took that of one TLS connection for that of the next it was asked about."""
+def test_a_client_lost_mid_answer_cuts_no_other_off():
+    """A reset gives a broken pipe, which CPython 3.13 may report for the next TLS connection instead."""
     with Service(users=("alice", "bob"), mail=MAIL) as service:
         alice, bob = service.pop3("alice"), service.pop3("bob")
         for client in (alice, bob):

@@ -1,4 +1,4 @@
-"""The rows of POP3 that concern the dialogue: commands, CAPA, codes, lines, STLS, USER and PASS, timers."""
+"""Test POP3's dialogue: commands, CAPA, response codes, lines, STLS, USER and PASS, timers."""
 
 import base64
 import os
@@ -8,7 +8,7 @@ import ssl
 import time
 
 import pytest
-from popkernel.kernel.config.keys import ConfigError, load
+from popkernel.kernel.config.loading import ConfigError, load
 
 from tests.support import awkward
 from tests.support.pop3 import RawPop3, connect
@@ -24,16 +24,28 @@ EVERYONE = ["TOP", "UIDL", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "UTF8 U
 
 @pytest.fixture(scope="module")
 def service():
-    users = {name: "secret" for name in ("alice", "bob", "carol", "dave")} | {"spaced": SPACED, "long": "p" * 72}
-    with Service(users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0, penalty_seconds=0) as running:
+    users = {name: "secret" for name in ("alice", "bob", "carol", "dave")} | {
+        "spaced": SPACED,
+        "long": "p" * 72,
+    }
+    with Service(
+        users=users, mail=MAIL, lmtp=False, cost=8, auth_cache_seconds=0, penalty_seconds=0
+    ) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def quick():
-    """A service with short timers."""
+    """Run a service with short timers."""
     users = ("alice", "bob", "slow")
-    with Service(users=users, mail={"alice": MAIL, "bob": MAIL, "slow": [SLOW]}, lmtp=False, login_seconds=2, idle_seconds=10, allow_plaintext=True) as running:
+    with Service(
+        users=users,
+        mail={"alice": MAIL, "bob": MAIL, "slow": [SLOW]},
+        lmtp=False,
+        login_seconds=2,
+        idle_seconds=10,
+        allow_plaintext=True,
+    ) as running:
         yield running
 
 
@@ -47,7 +59,19 @@ def _memory(service, name):
 
 def test_commands_before_login(service):
     with RawPop3(service) as client:
-        for command in (b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL", b"XYZZY", b"AUTH SCRAM-SHA-256", b"APOP a b"):
+        for command in (
+            b"STAT",
+            b"LIST",
+            b"RETR 1",
+            b"DELE 1",
+            b"NOOP",
+            b"RSET",
+            b"TOP 1 1",
+            b"UIDL",
+            b"XYZZY",
+            b"AUTH SCRAM-SHA-256",
+            b"APOP a b",
+        ):
             assert client.ask(command).startswith(b"-ERR "), command
         for command in (b"CAPA", b"capa", b"CaPa", b"CAPA "):
             assert client.many(command).endswith(b"\r\n.\r\n")
@@ -57,7 +81,17 @@ def test_commands_before_login(service):
 
 def test_commands_after_login(service):
     with RawPop3(service, user="alice") as client:
-        for command in (b"USER bob", b"PASS secret", b"STLS", b"XYZZY", b"STAT 1", b"RSET 1", b"NOOP 1", b"RETR1", b"\tSTAT"):
+        for command in (
+            b"USER bob",
+            b"PASS secret",
+            b"STLS",
+            b"XYZZY",
+            b"STAT 1",
+            b"RSET 1",
+            b"NOOP 1",
+            b"RETR1",
+            b"\tSTAT",
+        ):
             assert client.ask(command).startswith(b"-ERR "), command
         assert client.ask(b"noop") == b"+OK\r\n"
         assert client.ask(b"stat").startswith(b"+OK 8 ")
@@ -125,7 +159,8 @@ def test_code_sys_perm_when_the_mailbox_must_be_mended(service):
         try:
             with open(maildir, "wb"):
                 pass
-            for line in (b"PASS secret", b"AUTH PLAIN AGRhdmUAc2VjcmV0") * 8:  # each at once behind the other, and heard
+            # each attempt at once after the other, and told so
+            for line in (b"PASS secret", b"AUTH PLAIN AGRhdmUAc2VjcmV0") * 8:
                 if line.startswith(b"PASS"):
                     client.ask(b"USER dave")
                 assert client.ask(line).startswith(b"-ERR [SYS/PERM] "), line
@@ -159,18 +194,27 @@ def test_pass_of_more_than_72_octets_is_not_its_beginning(service):
 def test_pass_is_valid_behind_user_only(service):
     with RawPop3(service) as client:
         assert client.ask(b"PASS secret").startswith(b"-ERR")
-        for between in (b"STAT", b"XYZZY", b"", b"USER", b"USER a b", b"PASS wrong", b"Z" * 300, b"AUTH PLAIN x"):
+        for between in (
+            b"STAT",
+            b"XYZZY",
+            b"",
+            b"USER",
+            b"USER a b",
+            b"PASS wrong",
+            b"Z" * 300,
+            b"AUTH PLAIN x",
+        ):
             client.ask(b"USER alice")
             assert client.ask(between).startswith(b"-ERR"), between
             assert client.ask(b"PASS secret") == b"-ERR USER first\r\n", between
         client.ask(b"USER bob")
-        client.ask(b"USER alice")  # the last one counts
+        client.ask(b"USER alice")  # the last USER counts
         assert client.ask(b"PASS secret").startswith(b"+OK")
         assert service.status()["leases"][-1]["user"] == "alice"
 
 
-def test_user_is_kept_over_what_changes_nothing(service):
-    """D2: CAPA, and NOOP, though it is an error there."""
+def test_user_is_kept_over_capa_and_noop(service):
+    """CAPA keeps it, and NOOP too, though an error in this state."""
     with RawPop3(service) as client:
         assert client.ask(b"USER  alice ") == b"+OK\r\n"
         client.many(b"CAPA")
@@ -179,7 +223,6 @@ def test_user_is_kept_over_what_changes_nothing(service):
 
 
 def test_blanks_between_words_are_forgiven(service):
-    """D1, D2."""
     with RawPop3(service) as client:
         assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0wrong")).startswith(b"-ERR [AUTH]")
         assert client.ask(b"AUTH  PLAIN  " + base64.b64encode(b"\0alice\0secret")).startswith(b"+OK")
@@ -195,15 +238,15 @@ def test_unknown_user_gets_the_same_answer_in_the_same_time(service):
     times = {b"alice": [], b"nobody-here": []}
     answers = set()
     with RawPop3(service) as client:
-        for n in range(12):  # another each time: the same one again costs nobody a check
+        for n in range(12):  # a different password each time: a repeated one is not hashed
             for name, took in times.items():
                 client.ask(b"USER " + name)
                 begin = time.perf_counter()
                 answers.add(client.ask(b"PASS wrong%d" % n))
                 took.append(time.perf_counter() - begin)
     assert answers == {b"-ERR [AUTH] wrong name or password\r\n"}
-    known, unknown = map(min, times.values())  # what else the machine does only adds
-    assert known > 0.005, "no bcrypt was done"
+    known, unknown = map(min, times.values())  # other load can only add to the time
+    assert known > 0.005, "bcrypt was not run"
     assert 0.6 < known / unknown < 1.6
 
 
@@ -221,8 +264,10 @@ def test_plain_text_is_refused_before_tls(service, quick):
 # STLS
 
 
-@pytest.mark.parametrize("injected", [b"USER alice\r\nPASS secret\r\nDELE 1\r\n", b"USER al", b"CAPA\r\nQUIT\r\n", b"\0" * 1000])
-def test_stls_throws_away_what_was_said_before(service, injected):
+@pytest.mark.parametrize(
+    "injected", [b"USER alice\r\nPASS secret\r\nDELE 1\r\n", b"USER al", b"CAPA\r\nQUIT\r\n", b"\0" * 1000]
+)
+def test_stls_discards_pipelined_clear_text(service, injected):
     """CVE-2011-0411 and its family, in one packet with STLS."""
     with RawPop3(service, "") as client:
         client.send(b"STLS\r\n" + injected)
@@ -253,7 +298,8 @@ def test_stls_takes_no_arguments(service):
 def test_lines_up_to_255_octets(service):
     with RawPop3(service) as client:
         client.ask(b"USER alice")
-        assert client.ask(b"PASS " + b"x" * 248) == b"-ERR [AUTH] wrong name or password\r\n"  # 255 octets with CR LF
+        # 255 octets with CR LF
+        assert client.ask(b"PASS " + b"x" * 248) == b"-ERR [AUTH] wrong name or password\r\n"
         client.ask(b"USER alice")
         assert client.ask(b"PASS " + b"x" * 249) == b"-ERR line too long\r\n"
         assert client.ask(b"NOOP" + b" " * 300) == b"-ERR line too long\r\n"
@@ -266,12 +312,15 @@ def test_first_reply_lines_are_short(service):
             assert len(client.ask(command)) <= 512
 
 
-@pytest.mark.parametrize("line", [b"", b":", b"\0", b" ", b"\0" * 100, b"\r", b"\xff\xfe", b"STAT\0", b"%s%n", b"\x1b[2J", b"." * 100])
-def test_odd_lines_are_errors_and_no_more(service, line):
+@pytest.mark.parametrize(
+    "line",
+    [b"", b":", b"\0", b" ", b"\0" * 100, b"\r", b"\xff\xfe", b"STAT\0", b"%s%n", b"\x1b[2J", b"." * 100],
+)
+def test_odd_lines_only_give_errors(service, line):
     for user in ("", "bob"):
         with RawPop3(service, user=user) as client:
             assert client.ask(line).startswith(b"-ERR "), line
-            client.send(b"CAPA\n")  # LF alone is forgiven
+            client.send(b"CAPA\n")  # LF alone is accepted
             assert client.line().startswith(b"+OK")
             client.rest()
             client.ask(b"QUIT")
@@ -300,7 +349,7 @@ def test_endless_line_takes_no_memory(service):
 
 
 def test_timer_for_login_cannot_be_stretched(quick):
-    """Whatever a client says, it has login_seconds to log in."""
+    """Whatever a client sends, it has login_seconds to log in."""
     begin = time.monotonic()
     with RawPop3(quick, "") as silent, RawPop3(quick) as secured, RawPop3(quick) as busy:
         try:
@@ -316,7 +365,8 @@ def test_timer_for_login_cannot_be_stretched(quick):
 def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
     begin = time.monotonic()
     with (
-        RawPop3(quick, user="bob", timeout=30) as idle, RawPop3(quick, user="alice", timeout=30) as active,
+        RawPop3(quick, user="bob", timeout=30) as idle,
+        RawPop3(quick, user="alice", timeout=30) as active,
         RawPop3(quick, user="slow", timeout=30, buffer=4096) as slow,
     ):
         slow.send(b"RETR 1\r\nQUIT\r\n")
@@ -324,11 +374,12 @@ def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
         while time.monotonic() < begin + 11:
             idle.sock.settimeout(0.5)
             try:
-                assert not idle.more(), "a reply to nothing"
+                assert not idle.more(), "a reply without a command"
                 break
             except TimeoutError:
                 assert active.ask(b"NOOP") == b"+OK\r\n"
-                slow.data += slow.sock.recv(16384)  # at this rate, what the server holds for it lasts longer than idle_seconds
+                # at this rate, what the server has buffered lasts longer than idle_seconds
+                slow.data += slow.sock.recv(16384)
         assert 9.5 < time.monotonic() - begin < 11
         assert active.ask(b"NOOP") == b"+OK\r\n"
         end = time.monotonic() + 2
@@ -340,18 +391,24 @@ def test_timer_when_idle_and_a_client_that_takes_mail_slowly_is_not(quick):
             except TimeoutError:
                 continue
         slow.sock.settimeout(30)
-        assert slow.end() == b"+OK %d octets\r\n" % len(awkward.sent(SLOW)) + awkward.on_the_wire(SLOW) + b"+OK bye\r\n"
+        assert (
+            slow.end()
+            == b"+OK %d octets\r\n" % len(awkward.sent(SLOW)) + awkward.on_the_wire(SLOW) + b"+OK bye\r\n"
+        )
     with RawPop3(quick, user="bob") as again:
         assert again.ask(b"STAT").startswith(b"+OK 8 ")
 
 
-@pytest.mark.parametrize(("key", "value"), [("idle_seconds", 9), ("idle_seconds", 86401), ("login_seconds", 0), ("login_seconds", 3601)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("idle_seconds", 9), ("idle_seconds", 86401), ("login_seconds", 0), ("login_seconds", 3601)],
+)
 def test_timers_have_bounds(service, key, value):
     with pytest.raises(ConfigError, match=key):
         load({key: value}, service.toml)
 
 
-# Who only speaks no more
+# A client that ends its sending direction
 
 
 HALF = b"USER alice\r\nPASS secret\r\nSTAT\r\nRETR 2\r\nNOOP\r\n"
@@ -362,8 +419,8 @@ def _all_of_it():
     return b"+OK\r\n+OK 8 messages (%d octets)\r\n+OK 8 %d\r\n%b+OK\r\n" % (TOTAL, TOTAL, second)
 
 
-def test_what_was_typed_before_a_half_close_is_answered(quick):
-    """`printf ... | nc -N`: all that was asked is answered, then the connection ends."""
+def test_commands_before_a_half_close_are_answered(quick):
+    """With `printf ... | nc -N` everything is answered, then the connection ends."""
     with RawPop3(quick, "") as client:
         client.send(HALF)
         client.sock.shutdown(socket.SHUT_WR)
@@ -373,8 +430,8 @@ def test_what_was_typed_before_a_half_close_is_answered(quick):
     assert said == _all_of_it()
 
 
-def test_what_was_typed_before_a_close_notify_is_answered(service):
-    """The same with TLS, whose end of one direction is a close_notify (a bare end of TCP would be its fatal error)."""
+def test_commands_before_a_close_notify_are_answered(service):
+    """With TLS the end of one direction is a close_notify; an end of TCP alone would be an error."""
     context = ssl.create_default_context(cafile=service.site.cert)
     context.check_hostname = False
     coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()

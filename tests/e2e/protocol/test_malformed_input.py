@@ -1,4 +1,4 @@
-"""Bad input from the network, and maildirs that change under a session: memory stays bounded, everyone else is served on."""
+"""Send malformed input, and change maildirs under a session: memory is bounded, other clients are served."""
 
 import os
 import socket
@@ -19,40 +19,42 @@ BIG = awkward.big(50)
 MIB = 1 << 20
 CAROLS = [f"carol{n:02}" for n in range(24)]  # each for one test
 CAROL = [*MAIL, LARGE, *MAIL]
-USERS = {"alice": MAIL, "bob": [BIG], "dave": [*MAIL, LARGE], "erin": [BIG], "frank": MAIL} | dict.fromkeys(CAROLS, CAROL)
+USERS = {"alice": MAIL, "bob": [BIG], "dave": [*MAIL, LARGE], "erin": [BIG], "frank": MAIL} | dict.fromkeys(
+    CAROLS, CAROL
+)
 SMALL = {"alice": MAIL, "dave": [*MAIL, LARGE], "erin": [BIG]}
 
 
 @pytest.fixture(scope="module")
 def service():
-    # Quiet: nobody reads its log meanwhile, and a pipe that is full would hold the kernel up.
+    # Quiet: nobody reads its log meanwhile, and a full pipe would block the kernel.
     with Service(users=list(USERS), mail=USERS, lmtp=False, verbose=0) as running:
         yield running
 
 
 @pytest.fixture
 def fresh():
-    """A service whose memory nothing else has stirred."""
+    """Run a service whose memory other tests have not raised."""
     with Service(users=list(SMALL), mail=SMALL, lmtp=False, verbose=0) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def flooded():
-    """A service for floods, and what its listener held before them."""
+    """Run a service for floods; return it and its listener's memory before them."""
     with Service(users=list(SMALL), mail=SMALL, lmtp=False, verbose=0) as running:
         _served(running)
         yield running, _memory(running, "listener")
 
 
 def _memory(service, name, what="VmRSS"):
-    """Octets: resident now (VmRSS) or at most so far (VmHWM)."""
+    """Return octets resident now (VmRSS) or at most so far (VmHWM)."""
     with open(f"/proc/{service.actor(name)['pid']}/status") as file:
         return int(next(line for line in file if line.startswith(what)).split()[1]) * 1024
 
 
 def _served(service, seconds=5.0):
-    """Someone else logs in and reads, within so many seconds."""
+    """Check that another user logs in and reads within `seconds`."""
     begin = time.monotonic()
     with RawPop3(service, user="alice") as client:
         assert [client.many(b"RETR %d" % n) for n in range(1, 5)] == WIRE
@@ -61,7 +63,7 @@ def _served(service, seconds=5.0):
 
 
 def _half_open(service, count):
-    """Connections that begin a TLS handshake and say no more: nothing, one octet, half a hello."""
+    """Open connections that stop within the TLS handshake: after nothing, one octet, or half a hello."""
     context = ssl.create_default_context(cafile=service.site.cert)
     out = ssl.MemoryBIO()
     shaking = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
@@ -111,7 +113,17 @@ def test_half_open_handshakes_end_with_the_time_to_log_in():
         _served(service)
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 5000, os.urandom(5000), b"USER alice\r\nPASS secret\r\n", b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\1" * 70000, b"\x80\x2e\1\0\2"])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0" * 5000,
+        os.urandom(5000),
+        b"USER alice\r\nPASS secret\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\x16\x03\x01\xff\xff" + b"\1" * 70000,
+        b"\x80\x2e\1\0\2",
+    ],
+)
 def test_garbage_instead_of_tls(service, garbage):
     for where, before in ((service.tls, b""), (service.plain, b"STLS\r\n")):
         with connect(where) as sock:
@@ -151,10 +163,12 @@ def test_client_that_stops_reading_in_a_large_message(fresh):
         for name, octets in before.items():
             assert _memory(service, name, "VmHWM") - octets < 5 * MIB, name
         client.sock.settimeout(60)
-        assert client.rest() == awkward.on_the_wire(BIG)  # and it may go on at any time
+        assert client.rest() == awkward.on_the_wire(BIG)  # it may continue at any time
 
 
-@pytest.mark.parametrize("command", [b"CAPA\r\n", b"NOOP\r\n", b"LIST\r\n", b"TOP 5 9999\r\n", b"RETR 1\r\n", b"XYZZY\r\nNOOP\r\n"])
+@pytest.mark.parametrize(
+    "command", [b"CAPA\r\n", b"NOOP\r\n", b"LIST\r\n", b"TOP 5 9999\r\n", b"RETR 1\r\n", b"XYZZY\r\nNOOP\r\n"]
+)
 def test_client_that_only_asks_and_never_reads(flooded, command):
     service, before = flooded
     with RawPop3(service, user="dave", buffer=4096) as client:
@@ -185,7 +199,10 @@ def test_pre_login_client_that_only_asks_and_never_reads(flooded):
 
 @pytest.mark.load
 def test_2_gigabytes_to_a_slow_client():
-    """A sparse file: NULs in one line of 2 GB. It is measured, and sent at 8 MB/s for a while and then as fast as may be."""
+    """The message is a sparse file, NULs in one line of 2 GB.
+
+    It is measured, and sent at 8 MB/s for a while and then at full speed.
+    """
     size = 2 << 30
     with Service(users=list(USERS), mail=USERS, lmtp=False) as service:
         row = service.site.mail_users["frank"]
@@ -217,7 +234,7 @@ def test_2_gigabytes_to_a_slow_client():
 
 
 class Changing:
-    """A session of one of the carols', and her files."""
+    """Hold a session of one carol, and her files."""
 
     def __init__(self, service, user):
         self.service = service
@@ -252,7 +269,9 @@ def carol(service):
 
 def test_changed_flags(carol):
     for n, name in enumerate(carol.names):
-        os.rename(f"{carol.cur}/{name}", f"{carol.cur}/{name.split(':')[0]}:2,{('S', 'FS', 'RST', '', 'P')[n % 5]}")
+        os.rename(
+            f"{carol.cur}/{name}", f"{carol.cur}/{name.split(':')[0]}:2,{('S', 'FS', 'RST', '', 'P')[n % 5]}"
+        )
     for n in (9, 1, 5, 2, 3, 4, 6, 7, 8):
         assert carol.client.many(b"RETR %d" % n) == carol.wire[n - 1]
     carol.client.send(b"DELE 1\r\nDELE 9\r\nQUIT\r\n")
@@ -263,7 +282,7 @@ def test_changed_flags(carol):
     def flags():
         return [set(name.split(",")[1]) for name in sorted(os.listdir(carol.cur))]
 
-    # They are set when the client has its answer already.
+    # flags are set after the client has its reply
     assert wait_for(flags, until=lambda found: all("S" in f for f in found))[:2] == [set("FS"), set("RST")]
 
 
@@ -297,9 +316,13 @@ def test_new_mail_does_not_move_numbers(carol):
 
 
 @pytest.mark.parametrize("number", [2, 5], ids=["small", "large"])
-@pytest.mark.parametrize("other", [b"", b"Subject: shorter\n", awkward.big(1)[:-100], awkward.big(2)], ids=["empty", "short", "near", "long"])
+@pytest.mark.parametrize(
+    "other",
+    [b"", b"Subject: shorter\n", awkward.big(1)[:-100], awkward.big(2)],
+    ids=["empty", "short", "near", "long"],
+)
 def test_replaced_message(carol, number, other):
-    """Another of another size under its name: refused in this session, and right, size and all, in the next."""
+    """A file of another size takes its name: refused in this session, and served right in the next."""
     carol.replace(number, other)
     assert carol.client.many(b"RETR 1") == carol.wire[0]
     carol.client.send(b"RETR %d\r\nNOOP\r\n" % number)
@@ -309,7 +332,7 @@ def test_replaced_message(carol, number, other):
         assert carol.client.line() == b"+OK\r\n"
         assert carol.client.many(b"RETR 6") == carol.wire[5]
         carol.client.ask(b"QUIT")
-    else:  # it was on its way before it could be known: no end of the message, but an end of the connection
+    else:  # sent before the change could be seen: the connection ends before the message does
         assert not carol.client.end().endswith(b"\r\n.\r\n+OK\r\n")
     with RawPop3(carol.service, user=carol.user) as again:
         assert again.ask(b"LIST %d" % number) == b"+OK %d %d\r\n" % (number, len(awkward.sent(other)))
@@ -329,7 +352,7 @@ def test_message_cut_short_while_it_is_sent(service):
 
 
 def test_pipelined_messages_of_awkward_sizes_fit_their_frames():
-    """127, 127 and 159 KB in one go once made a frame larger than its edge allows, and ended the listener."""
+    """127, 127 and 159 KB in one go must not make a frame larger than its edge allows."""
     mail = [b"Subject: %d\n\n" % n + b"x" * 70 * size + b"\n" for n, size in enumerate((1857, 1857, 2325))]
     with Service(mail=mail, lmtp=False) as service:
         with RawPop3(service, "tls", user="alice") as client:

@@ -1,4 +1,4 @@
-"""The rows of POP3 that concern messages: octets, stuffing, TOP, numbers, DELE, UIDL, QUIT. Over TLS, octet for octet."""
+"""Test POP3's messages over TLS, octet for octet: sizes, dot-stuffing, TOP, numbers, DELE, UIDL, QUIT."""
 
 import hashlib
 import itertools
@@ -26,13 +26,15 @@ _fresh = (f"user{n:02}" for n in itertools.count())
 @pytest.fixture(scope="module")
 def service():
     users = ["alice", *(f"user{n:02}" for n in range(30))]
-    with Service(users=users, mail={u: MAIL for u in users} | {"alice": list(awkward.MESSAGES.values())}, lmtp=False) as running:
+    with Service(
+        users=users, mail={u: MAIL for u in users} | {"alice": list(awkward.MESSAGES.values())}, lmtp=False
+    ) as running:
         yield running
 
 
 @pytest.fixture
 def user():
-    """A user no other test has touched."""
+    """Provide a user that no other test uses."""
     return next(_fresh)
 
 
@@ -71,12 +73,15 @@ def test_octets_of_more_than_4_gib_are_right(service):
         with open(path, "wb") as file:
             file.truncate((1 << 31) - 7)
         os.chown(path, service.site.mail_users["user29"].uid, -1)
-    # 6 GB of NULs would take seconds to measure: a popcache says what they come to, as a server that had them in cur/ has written it.
+    # 6 GB of NULs would take seconds to measure: a popcache has their sizes, as if a server had measured
+    # them.
     with open(f"{directory}/popcache", "w") as file:
         for n in (1, 2, 3):
             name = f"180000000{n}.0000000{n}.localhost"
             file.write(f"{name} {(1 << 31) - 5} {hashlib.sha256(name.encode()).hexdigest()}\n")
-    os.chown(f"{directory}/popcache", service.site.mail_users["user29"].uid, service.site.mail_users["user29"].gid)
+    os.chown(
+        f"{directory}/popcache", service.site.mail_users["user29"].uid, service.site.mail_users["user29"].gid
+    )
     total = 3 * ((1 << 31) - 5) + sum(len(awkward.sent(m)) for m in MAIL)
     with RawPop3(service, user="user29", timeout=60) as client:
         assert client.ask(b"STAT") == b"+OK %d %d\r\n" % (len(MAIL) + 3, total)
@@ -91,18 +96,48 @@ def test_dot_stuffing_and_line_ends(alice, title):
 @pytest.mark.parametrize("title", TITLES)
 def test_top(alice, title):
     for count in (0, 1, 2, 3, 1000000, 9999999999):
-        assert alice.many(b"TOP %d %d" % (TITLES.index(title) + 1, count)) == awkward.top(awkward.MESSAGES[title], count), count
+        assert alice.many(b"TOP %d %d" % (TITLES.index(title) + 1, count)) == awkward.top(
+            awkward.MESSAGES[title], count
+        ), count
 
 
 def test_top_without_its_arguments_is_an_error(client):
-    for command in (b"TOP", b"TOP ", b"TOP 1", b"TOP 1 ", b"TOP 1 -1", b"TOP 1 x", b"TOP 1 1 1", b"TOP 0 1", b"TOP 9 1", b"TOP x 1"):
+    for command in (
+        b"TOP",
+        b"TOP ",
+        b"TOP 1",
+        b"TOP 1 ",
+        b"TOP 1 -1",
+        b"TOP 1 x",
+        b"TOP 1 1 1",
+        b"TOP 0 1",
+        b"TOP 9 1",
+        b"TOP x 1",
+    ):
         assert client.ask(command).startswith(b"-ERR "), command
     assert client.many(b"TOP 1 1 ") == awkward.top(MAIL[0], 1)
 
 
 @pytest.mark.parametrize("command", [b"RETR ", b"DELE ", b"TOP ", b"LIST ", b"UIDL "])
 def test_message_numbers_that_are_none(client, command):
-    bad = [b"0", b"-1", b"1x", b"x", b"+1", b"1.0", b"1,2", b"1 2", b"0x1", b"6", b"9" * 30, b"1" * 30, b"0" * 30, b"\xb2", b"1\0", b"4294967297"]
+    bad = [
+        b"0",
+        b"-1",
+        b"1x",
+        b"x",
+        b"+1",
+        b"1.0",
+        b"1,2",
+        b"1 2",
+        b"0x1",
+        b"6",
+        b"9" * 30,
+        b"1" * 30,
+        b"0" * 30,
+        b"\xb2",
+        b"1\0",
+        b"4294967297",
+    ]
     if command not in (b"LIST ", b"UIDL "):
         bad.append(b"")
     for number in bad:
@@ -137,7 +172,7 @@ def test_after_dele(client):
 
 
 def test_dele_of_a_message_read_ahead(client):
-    """The listener may hold it already: it is gone all the same, and RSET brings it back."""
+    """The listener may hold it already: it is deleted all the same, and RSET restores it."""
     for n in (1, 2, 3):
         client.many(b"RETR %d" % n)
     assert client.ask(b"DELE 4").startswith(b"+OK")
@@ -157,7 +192,9 @@ def test_uidl_shape_and_stability(service, user):
     assert all(re.fullmatch(rb"[\x21-\x7e]{1,70}", uid) for uid in before.values())
     cur = f"{service.site.mail_users[user].maildir}/cur"
     names = sorted(os.listdir(cur))
-    assert before == {n: hashlib.sha256(name.split(":")[0].encode()).hexdigest().encode() for n, name in enumerate(names, 1)}
+    assert before == {
+        n: hashlib.sha256(name.split(":")[0].encode()).hexdigest().encode() for n, name in enumerate(names, 1)
+    }
     for name, flags in zip(names, ("S", "FRS", "", "T", "RS"), strict=True):
         os.rename(f"{cur}/{name}", f"{cur}/{name.split(':')[0]}:2,{flags}")
     with RawPop3(service, user=user) as client:
@@ -174,7 +211,10 @@ def test_uidl_survives_a_restart():
             before = _listed(client, b"UIDL")
         assert service.stop() == 0
         again = subprocess.Popen(
-            [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         with again:
             try:

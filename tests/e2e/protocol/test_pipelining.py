@@ -1,4 +1,4 @@
-"""Pipelining: any number of commands in one packet, cut anywhere, answered in order."""
+"""Pipeline commands: any number in one packet, cut anywhere, answered in order."""
 
 import random
 
@@ -18,25 +18,50 @@ def service():
         yield running
 
 
-
 def _script():
-    """Commands and all that answers them, together."""
+    """Return commands and their whole replies."""
     commands, answers = [], []
     wire = [awkward.on_the_wire(m) for m in MAIL]
     sizes = [len(awkward.sent(m)) for m in MAIL]
     for n in (1, 2, 3, 2, 8, 4, 5):
         commands.append(b"RETR %d" % n)
         answers.append(b"+OK %d octets\r\n" % sizes[n - 1] + wire[n - 1])
-    commands += [b"DELE 1", b"NOOP", b"DELE 2", b"STAT", b"DELE 3", b"BAD", b"DELE 4", b"STAT", b"RETR 4", b"DELE 4", b"RSET", b"STAT"]
+    commands += [
+        b"DELE 1",
+        b"NOOP",
+        b"DELE 2",
+        b"STAT",
+        b"DELE 3",
+        b"BAD",
+        b"DELE 4",
+        b"STAT",
+        b"RETR 4",
+        b"DELE 4",
+        b"RSET",
+        b"STAT",
+    ]
     answers += [
-        b"+OK marked\r\n", b"+OK\r\n", b"+OK marked\r\n", b"+OK 6 %d\r\n" % sum(sizes[2:]), b"+OK marked\r\n", b"-ERR unknown command\r\n",
-        b"+OK marked\r\n", b"+OK 4 %d\r\n" % sum(sizes[4:]), b"-ERR no such message\r\n", b"-ERR no such message\r\n",
-        b"+OK 8 messages (%d octets)\r\n" % sum(sizes), b"+OK 8 %d\r\n" % sum(sizes),
+        b"+OK marked\r\n",
+        b"+OK\r\n",
+        b"+OK marked\r\n",
+        b"+OK 6 %d\r\n" % sum(sizes[2:]),
+        b"+OK marked\r\n",
+        b"-ERR unknown command\r\n",
+        b"+OK marked\r\n",
+        b"+OK 4 %d\r\n" % sum(sizes[4:]),
+        b"-ERR no such message\r\n",
+        b"-ERR no such message\r\n",
+        b"+OK 8 messages (%d octets)\r\n" % sum(sizes),
+        b"+OK 8 %d\r\n" % sum(sizes),
     ]
     commands += [b"LIST", b"LIST 2", b"TOP 8 0", b"RETR 99"]
     answers += [
-        b"+OK 8 messages (%d octets)\r\n" % sum(sizes) + b"".join(b"%d %d\r\n" % row for row in enumerate(sizes, 1)) + b".\r\n",
-        b"+OK 2 %d\r\n" % sizes[1], b"+OK\r\n" + awkward.top(MAIL[7], 0), b"-ERR no such message\r\n",
+        b"+OK 8 messages (%d octets)\r\n" % sum(sizes)
+        + b"".join(b"%d %d\r\n" % row for row in enumerate(sizes, 1))
+        + b".\r\n",
+        b"+OK 2 %d\r\n" % sizes[1],
+        b"+OK\r\n" + awkward.top(MAIL[7], 0),
+        b"-ERR no such message\r\n",
     ]
     return b"".join(c + b"\r\n" for c in commands), b"".join(answers)
 
@@ -52,7 +77,10 @@ def test_pipelining_hundreds_of_commands_in_one_packet(service):
 
 @pytest.mark.parametrize("login", [True, False])
 def test_pipelining_thousands_of_questions_that_cannot_be_joined(service, login):
-    """More than sendmsg(2) takes pieces (IOV_MAX), all on their way to the maildir actor at once; the first ever said to it too."""
+    """More pieces than sendmsg(2) takes (IOV_MAX) are on their way to the maildir actor.
+
+    The first message ever sent to it is among them.
+    """
     with RawPop3(service, user="alice" if login else "") as client:
         begin = b"" if login else b"USER alice\r\nPASS secret\r\n"
         client.send(begin + b"TOP 8 0\r\nLIST 2\r\n" * 1500)
@@ -85,7 +113,7 @@ def test_pipelining_split_at_every_octet(service):
 
 
 def test_pipelining_at_random(service):
-    """Commands in any order and grouping, judged by a model of one's own."""
+    """Commands in any order and grouping, compared with a model."""
     chance = random.Random(1939)
     with RawPop3(service, user="frank") as client:
         for _ in range(40):
@@ -94,7 +122,10 @@ def test_pipelining_at_random(service):
             sizes = [len(awkward.sent(m)) for m in MAIL]
             wanted = b"+OK 8 messages (%d octets)\r\n" % sum(sizes)
             for _ in range(chance.randrange(1, 40)):
-                n, verb = chance.randrange(1, 9), chance.choice([b"RETR", b"DELE", b"STAT", b"NOOP", b"LIST", b"DELE"])
+                n, verb = (
+                    chance.randrange(1, 9),
+                    chance.choice([b"RETR", b"DELE", b"STAT", b"NOOP", b"LIST", b"DELE"]),
+                )
                 packet += verb + (b" %d" % n if verb in (b"RETR", b"DELE", b"LIST") else b"") + b"\r\n"
                 left = [s for i, s in enumerate(sizes, 1) if i not in deleted]
                 if verb == b"STAT":
@@ -114,8 +145,8 @@ def test_pipelining_at_random(service):
             assert client.take(len(wanted)) == wanted, packet
 
 
-def test_quit_ends_what_was_pipelined_behind_it(service):
-    """Nobody logs in anew behind a QUIT, and nothing is deleted."""
+def test_commands_pipelined_after_quit_are_ignored(service):
+    """A login after QUIT is not made, and nothing is deleted."""
     with RawPop3(service, user="alice") as client:
         client.send(b"DELE 99\r\nQUIT\r\nUSER bob\r\nPASS secret\r\nDELE 1\r\n")
         assert client.end() == b"-ERR no such message\r\n+OK bye\r\n"

@@ -1,4 +1,4 @@
-"""PROXY headers on a real service: from configured networks only, before all else; the client's address is the one that counts."""
+"""Test PROXY headers: from configured networks only, first of all; the client's address counts."""
 
 import contextlib
 import socket
@@ -23,21 +23,34 @@ HEADERS = {
     "IPv4 in IPv6": (b"PROXY TCP6 ::ffff:192.0.2.7 ::1 51234 995\r\n", "192.0.2.7:51234"),
 }
 OWN = {
-    "version 1, UNKNOWN": b"PROXY UNKNOWN\r\n", "version 1, UNKNOWN with words": b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
-    "version 2, LOCAL": v2(0x20, 0, b""), "version 2, LOCAL with an address": v2(0x20, 0x11, tcp4()), "version 2, no address": v2(0x21, 0, b""),
+    "version 1, UNKNOWN": b"PROXY UNKNOWN\r\n",
+    "version 1, UNKNOWN with words": b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+    "version 2, LOCAL": v2(0x20, 0, b""),
+    "version 2, LOCAL with an address": v2(0x20, 0x11, tcp4()),
+    "version 2, no address": v2(0x21, 0, b""),
 }
 GARBAGE = {
-    "a command": b"CAPA\r\n", "a hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "no address": b"PROXY TCP4 300.0.2.7 192.0.2.1 1 2\r\n",
-    "LF alone": b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\n", "a long line": b"PROXY UNKNOWN " + b"x" * 200, "version 3": v2(0x31, 0x11, tcp4()),
-    "a wrong checksum": checked(tcp4(), wrong=1), "too long": v2(body=tcp4(), length=60000), "datagrams": v2(0x21, 0x12, tcp4()), "NULs": bytes(600),
+    "a command": b"CAPA\r\n",
+    "a hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "no address": b"PROXY TCP4 300.0.2.7 192.0.2.1 1 2\r\n",
+    "LF alone": b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\n",
+    "a long line": b"PROXY UNKNOWN " + b"x" * 200,
+    "version 3": v2(0x31, 0x11, tcp4()),
+    "a wrong checksum": checked(tcp4(), wrong=1),
+    "too long": v2(body=tcp4(), length=60000),
+    "datagrams": v2(0x21, 0x12, tcp4()),
+    "NULs": bytes(600),
     "a name": b"PROXY TCP4 localhost 192.0.2.1 1 2\r\n",
 }
 HALVES = (b"", b"PROXY TCP4 192.0", v2(body=tcp4())[:20])
 
 
 def client1(address, port=51234):
-    """A header of version 1."""
-    return (b"PROXY TCP6 %b ::1 %d 995\r\n" if b":" in address else b"PROXY TCP4 %b 192.0.2.1 %d 995\r\n") % (address, port)
+    """Return a header of version 1."""
+    return (b"PROXY TCP6 %b ::1 %d 995\r\n" if b":" in address else b"PROXY TCP4 %b 192.0.2.1 %d 995\r\n") % (
+        address,
+        port,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +60,7 @@ def service():
 
 
 def use(client, user=b"alice"):
-    """A login that fails and one that does not, a message, a QUIT."""
+    """Do a failing and a successful login, read a message, QUIT."""
     client.ask(b"USER " + user)
     assert client.ask(b"PASS wrong").startswith(b"-ERR [AUTH]")
     client.ask(b"USER " + user)
@@ -59,13 +72,21 @@ def use(client, user=b"alice"):
 @pytest.mark.parametrize("tls", ["tls", "stls", ""])
 @pytest.mark.parametrize("title", HEADERS)
 def test_the_address_is_the_client_s(service, title, tls):
-    """In the log, of failures and ends, and in what a watcher sees; behind a header in one segment with the ClientHello."""
+    """The log and a viewer see it.
+
+    The header comes in one segment with the ClientHello.
+    """
     header, address = HEADERS[title]
-    failed, over = (service.read_log().count(f"{what}: address={address} ") for what in ("login failed", "session over"))
+    failed, over = (
+        service.read_log().count(f"{what}: address={address} ") for what in ("login failed", "session over")
+    )
     with Client(service.config.run_dir).follow(types=["Connected"]) as watched:
         with RawPop3(service, tls, before=header) as client:
             use(client)
-        assert wait_for(lambda: watched.next_frame(1), until=lambda f: f.name == "Connected").fields["address"] == address
+        assert (
+            wait_for(lambda: watched.next_frame(1), until=lambda f: f.name == "Connected").fields["address"]
+            == address
+        )
     service.wait_log(f"login failed: address={address} ", count=failed + 1)
     service.wait_log(f"session over: address={address} ", count=over + 1)
 
@@ -91,13 +112,13 @@ def test_octet_by_octet(service, title):
                 assert sock.recv(100) == b"+OK POP3 ready\r\n"
                 sock.sendall(b"QUIT\r\n")
                 assert sock.recv(100) == b"+OK bye\r\n"
-            else:  # behind it the handshake has begun: a record that is none is told so
+            else:  # the handshake begins after it, so a malformed record is reported
                 sock.sendall(b"\xff" * 20)
                 assert sock.recv(100)[:2] == b"\x15\x03"
 
 
 @pytest.mark.parametrize("title", GARBAGE)
-def test_what_is_no_header_ends_the_connection_without_a_word(service, title):
+def test_a_malformed_header_ends_the_connection_silently(service, title):
     with RawPop3(service, before=HEADERS["version 1, IPv4"][0], user="bob") as other:
         count = service.read_log().count(f"warning: listener.0: {PROXY}: connection closed: ")
         for where in (service.tls, service.plain):
@@ -106,12 +127,16 @@ def test_what_is_no_header_ends_the_connection_without_a_word(service, title):
                     sock.sendall(GARBAGE[title])
                     assert sock.recv(100) == b""
         log = service.wait_log(f"warning: listener.0: {PROXY}: connection closed: ", count=count + 2)
-        assert "Traceback" not in log and "fault of its own" not in log and service.actor("listener")["restarts"] == 0
+        assert (
+            "Traceback" not in log
+            and "fault of its own" not in log
+            and service.actor("listener")["restarts"] == 0
+        )
         assert other.ask(b"STAT").startswith(b"+OK 1 ")
 
 
 def test_a_header_that_does_not_come(service):
-    """Who hangs up before it is there, and who waits: five seconds."""
+    """The client hangs up before it, or waits for five seconds."""
     for waits in (False, True):
         with contextlib.ExitStack() as stack:
             socks = [stack.enter_context(connect(service.plain)) for _ in HALVES]
@@ -132,7 +157,7 @@ def test_a_header_from_elsewhere_is_an_unknown_command(service):
             client.send(b"QUIT\r\n")
             assert client.end().endswith(b"+OK bye\r\n")
         assert greeting(service, source=ELSEWHERE, before=header) == b""  # and no TLS
-    with RawPop3(service, source=ELSEWHERE) as client:  # who needs none gives none
+    with RawPop3(service, source=ELSEWHERE) as client:  # a client from elsewhere sends none
         use(client)
     log = service.wait_log(f"session over: address={ELSEWHERE}:")
     assert f"login failed: address={ELSEWHERE}:" in log
@@ -145,26 +170,41 @@ def test_two_headers_are_one_too_many(service):
 
 
 def test_bounds_and_bans_go_by_the_client_s_address(tmp_path):
-    """IPv6 by its network; and an address of IPv4 is itself however it is written."""
+    """IPv6 counts by network; an IPv4 address is the same in every notation."""
     path = tmp_path / "blocked"
     path.write_bytes(b"203.0.113.0/24\n2001:db8:bad::/48\n")
-    with serve(proxy_networks=[PROXY], max_sessions_address=2, block_list=str(path)) as service, contextlib.ExitStack() as stack:
+    with (
+        serve(proxy_networks=[PROXY], max_sessions_address=2, block_list=str(path)) as service,
+        contextlib.ExitStack() as stack,
+    ):
+
         def come(address, tls="", user=""):
             return stack.enter_context(RawPop3(service, tls, before=client1(address), user=user))
 
-        served = [come(b"192.0.2.7", user="alice"), come(b"::ffff:192.0.2.7", "tls", "bob"), come(b"192.0.2.8", user="carol")]
+        served = [
+            come(b"192.0.2.7", user="alice"),
+            come(b"::ffff:192.0.2.7", "tls", "bob"),
+            come(b"192.0.2.8", user="carol"),
+        ]
         refused_and_served(service, served, TOO_MANY_ADDRESS, before=client1(b"192.0.2.7"))
-        served += [come(b"2001:db8::1", "tls", "dave"), come(b"2001:db8::2:1", user="erin"), come(b"2001:db8:0:1::1", user="frank")]
+        served += [
+            come(b"2001:db8::1", "tls", "dave"),
+            come(b"2001:db8::2:1", user="erin"),
+            come(b"2001:db8:0:1::1", user="frank"),
+        ]
         refused_and_served(service, served, TOO_MANY_ADDRESS, before=client1(b"2001:db8::3:ffff"))
         assert greeting(service, before=client1(b"192.0.2.9")).startswith(b"+OK")
         for blocked in (b"203.0.113.5", b"2001:db8:bad::5", b"::ffff:203.0.113.9"):
             for tls in ("tls", ""):
                 assert greeting(service, tls, before=client1(blocked)) == b""
         assert served[0].ask(b"QUIT") == b"+OK bye\r\n"
-        wait_for(lambda: greeting(service, before=client1(b"192.0.2.7")), until=lambda said: said.startswith(b"+OK"))
+        wait_for(
+            lambda: greeting(service, before=client1(b"192.0.2.7")),
+            until=lambda said: said.startswith(b"+OK"),
+        )
 
 
-def test_connections_whose_client_is_not_known_are_bounded():
+def test_connections_before_their_header_are_bounded():
     with serve(proxy_networks=[PROXY], max_sessions=3) as service, contextlib.ExitStack() as stack:
         with RawPop3(service, before=client1(b"192.0.2.7"), user="alice") as client:
             for _ in range(2):
@@ -172,7 +212,10 @@ def test_connections_whose_client_is_not_known_are_bounded():
             assert greeting(service, before=client1(b"192.0.2.8")) == b""
             assert client.ask(b"STAT").startswith(b"+OK 1 ")
             stack.close()
-            wait_for(lambda: greeting(service, before=client1(b"192.0.2.8")), until=lambda said: said.startswith(b"+OK"))
+            wait_for(
+                lambda: greeting(service, before=client1(b"192.0.2.8")),
+                until=lambda said: said.startswith(b"+OK"),
+            )
 
 
 def test_networks_change_with_a_reload():
@@ -183,4 +226,4 @@ def test_networks_change_with_a_reload():
             assert greeting(running).startswith(b"+OK")
             with RawPop3(running, source=ELSEWHERE, before=HEADERS["version 1, IPv4"][0]) as client:
                 use(client)
-            use(held)  # who was there before stays
+            use(held)  # existing sessions stay

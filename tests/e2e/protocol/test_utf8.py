@@ -1,4 +1,4 @@
-"""UTF8 (RFC 6856) on a real service: taken in both states; mail is sent as it lies in the maildir."""
+"""Test UTF8 (RFC 6856) on a real service: accepted in both states; mail is sent as stored."""
 
 import pytest
 
@@ -36,12 +36,12 @@ def test_without_utf8_mail_and_names_are_the_same(service):
         assert client.ask("USER josé".encode()) == b"+OK\r\n"
         assert client.ask("PASS pässwörd".encode()).startswith(b"+OK 2 ")
         assert client.many(b"RETR 1") == awkward.on_the_wire(UMLAUTS)
-    with RawPop3(service) as client:  # the name as Latin-1 is no UTF-8
+    with RawPop3(service) as client:  # the name in Latin-1 is not UTF-8
         assert client.ask("USER josé".encode("latin-1")) == b"-ERR usage: USER name\r\n"
 
 
 def test_no_stls_behind_utf8(service):
-    """RFC 6856 section 2.1; and CAPA says so."""
+    """RFC 6856 section 2.1; CAPA says so too."""
     with RawPop3(service, "") as client:
         assert b"STLS\r\n" in client.many(b"CAPA")
         client.ask(b"UTF8")

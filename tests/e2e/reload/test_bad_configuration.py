@@ -1,4 +1,4 @@
-"""Bad input at the start, and in maildirs: each a clear error to whom it concerns, everyone else served on."""
+"""Start with bad input, and serve bad maildirs: a clear error for the user concerned, others served."""
 
 import os
 import shutil
@@ -18,14 +18,15 @@ WIRE = [awkward.on_the_wire(m) for m in MAIL]
 
 
 class Broken(Service):
-    """A service whose site is spoilt before it starts."""
+    """Spoil a site before its service starts."""
 
     def __init__(self, spoil, **site):
         self.spoil = spoil
         super().__init__(command=None, expect_ready=False, lmtp=False, **site)
 
     def __getattribute__(self, name):
-        if name == "toml" and (spoil := self.__dict__.pop("spoil", None)):  # asked for when the site is there and nothing runs yet
+        # read when the site exists and nothing runs yet
+        if name == "toml" and (spoil := self.__dict__.pop("spoil", None)):
             spoil(object.__getattribute__(self, "site"))
         return object.__getattribute__(self, name)
 
@@ -82,7 +83,7 @@ def test_table_that_is_broken(which, title):
 
 
 @pytest.mark.parametrize("which", ["auth_table", "user_table"])
-def test_table_that_is_empty_lets_nobody_in_or_says_so(which):
+def test_an_empty_table_lets_nobody_in_or_is_reported(which):
     with Broken(lambda site: _write(getattr(site, which), b"")) as broken:
         wait_for(lambda: "ready" in broken.read_log(0.05) or broken.process.poll() is not None)
         if broken.process.poll() is None:
@@ -104,11 +105,17 @@ def _other_key(site):
 
 
 CERTIFICATES = {
-    "another key": (_other_key, "{site.key}: the private key does not belong to the certificate in {site.cert}"),
+    "another key": (
+        _other_key,
+        "{site.key}: the private key does not belong to the certificate in {site.cert}",
+    ),
     "no certificate": (lambda site: os.unlink(site.cert), "{site.cert}: No such file"),
     "no key": (lambda site: os.unlink(site.key), "{site.key}: No such file"),
     "empty": (lambda site: _write(site.cert, b""), "{site.cert}:1: no certificate in PEM form"),
-    "garbage": (lambda site: _write(site.cert, b"-----BEGIN CERTIFICATE-----\n\0\xff\n-----END CERTIFICATE-----\n"), "{site.cert}"),
+    "garbage": (
+        lambda site: _write(site.cert, b"-----BEGIN CERTIFICATE-----\n\0\xff\n-----END CERTIFICATE-----\n"),
+        "{site.cert}",
+    ),
     "half a key": (lambda site: os.truncate(site.key, 60), "{site.key}"),
     "a directory": (lambda site: (os.unlink(site.key), os.mkdir(site.key)), "{site.key}: Is a directory"),
 }
@@ -140,8 +147,13 @@ def test_run_directory_that_cannot_be():
 
 def test_actor_user_that_does_not_exist():
     if not ROOT:
-        pytest.skip("needs root, who alone changes users")
-    _fails(lambda site: None, 78, "there is no user _nobody-of-that-name; make it: useradd", listener_user="_nobody-of-that-name")
+        pytest.skip("needs root, to change users")
+    _fails(
+        lambda site: None,
+        78,
+        "there is no user _nobody-of-that-name; make it: useradd",
+        listener_user="_nobody-of-that-name",
+    )
 
 
 # Maildirs
@@ -156,7 +168,7 @@ def service():
 
 @pytest.fixture
 def user(service, request):
-    """A user for each test, and alice served on after it."""
+    """Provide a user for each test; alice must be served after it."""
     names = [item for item in dir(request.module) if item.startswith("test_maildir")]
     name = f"user{names.index(request.node.originalname):02}"
     yield name
@@ -175,14 +187,16 @@ def _maildir(service, user):
 
 
 def _own(service, path, user):
-    os.chown(path, service.site.mail_users[user].uid, service.site.mail_users[user].gid, follow_symlinks=False)
+    os.chown(
+        path, service.site.mail_users[user].uid, service.site.mail_users[user].gid, follow_symlinks=False
+    )
 
 
 def test_maildir_that_is_a_file_and_is_mended(service, user):
     path = _maildir(service, user)
     os.rename(path, path + ".kept")
     _write(path, b"")
-    for _ in range(12):  # each right behind the one before: none may meet an actor that is just going
+    for _ in range(12):  # each right after the other: none may meet an actor that is leaving
         assert _refused(service, user).startswith(b"-ERR [SYS/PERM] ")
     service.wait_log(f"maildir.{user}: maildir: Not a directory")
     os.unlink(path)
@@ -199,13 +213,15 @@ def test_maildir_that_is_not_readable(service, user):
 
 def test_maildir_that_is_missing(service, user):
     shutil.rmtree(_maildir(service, user))
-    answer = _refused(service, user)  # made where its user may make it: not below a directory of root's
+    answer = _refused(service, user)  # made only where its user may make it, not below a directory of root's
     assert answer.startswith(b"-ERR [SYS/TEMP] " if ROOT else b"+OK 0 "), answer
 
 
 def test_maildir_with_links_that_lead_out(service, user):
     path, other = _maildir(service, user), _maildir(service, "alice")
-    for number, target in enumerate(("/etc/passwd", "/etc/shadow", service.site.auth_table, f"{other}/cur", "/dev/zero", "nowhere")):
+    for number, target in enumerate(
+        ("/etc/passwd", "/etc/shadow", service.site.auth_table, f"{other}/cur", "/dev/zero", "nowhere")
+    ):
         for part in ("cur", "new"):
             link = f"{path}/{part}/180000000{number}.{part}.localhost"
             os.symlink(target, link)
@@ -234,7 +250,14 @@ def test_maildir_with_directories_and_fifos_for_messages(service, user):
 
 def test_maildir_with_odd_names(service, user):
     path = _maildir(service, user)
-    names = [b"1800000000.new\nline", b"1800000001.\xff\xfe\x80", b"1800000002.a blank", b"1800000003.\x1b[2J\r", b"1800000004.x:2,\xff\n", b"1800000005." + b"n" * 200]
+    names = [
+        b"1800000000.new\nline",
+        b"1800000001.\xff\xfe\x80",
+        b"1800000002.a blank",
+        b"1800000003.\x1b[2J\r",
+        b"1800000004.x:2,\xff\n",
+        b"1800000005." + b"n" * 200,
+    ]
     for number, name in enumerate(names):
         _write(os.fsencode(path) + b"/cur/" + name, b"Subject: %d\n\n%d\n" % (number, number))
         _own(service, os.fsencode(path) + b"/cur/" + name, user)
@@ -244,7 +267,10 @@ def test_maildir_with_odd_names(service, user):
             rows = client.many(b"UIDL").split(b"\r\n")[:-2]
             assert len({row.split()[1] for row in rows}) == 9 and all(len(row) == 66 for row in rows)
             for number in range(6):
-                assert client.many(b"RETR %d" % (4 + number)) == b"Subject: %d\r\n\r\n%d\r\n.\r\n" % (number, number)
+                assert client.many(b"RETR %d" % (4 + number)) == b"Subject: %d\r\n\r\n%d\r\n.\r\n" % (
+                    number,
+                    number,
+                )
             assert client.ask(b"QUIT") == b"+OK bye\r\n"
     with RawPop3(service, user=user) as client:
         client.send(b"".join(b"DELE %d\r\n" % n for n in range(4, 10)) + b"QUIT\r\n")
@@ -279,7 +305,14 @@ def test_maildir_with_a_message_that_turns_unreadable(service, user):
 
 def test_maildir_with_a_popcache_that_is_garbage(service, user):
     path = f"{_maildir(service, user)}/popcache"
-    for garbage in (b"", b"\0" * 10000, b"x\n" * 1000, os.urandom(5000), b"1.a 99999999999999999999 x\n", b"1.a -1 x\n"):
+    for garbage in (
+        b"",
+        b"\0" * 10000,
+        b"x\n" * 1000,
+        os.urandom(5000),
+        b"1.a 99999999999999999999 x\n",
+        b"1.a -1 x\n",
+    ):
         _write(path, garbage, 0o600)
         _own(service, path, user)
         with RawPop3(service, user=user) as client:

@@ -1,4 +1,4 @@
-"""Files that an operator names: one that is no regular file, or lies on a disk that hangs, costs a reload, and neither service nor end."""
+"""Configure files that are not regular or hang: a reload fails, and the service and its end do not."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ import pytest
 
 from tests.support.faults.patched import patched
 from tests.support.pop3 import RawPop3
-from tests.support.processes import all_gone, pid_of, stop_process
+from tests.support.processes import pid_of, stop_process, wait_all_ended
 from tests.support.service import POPKERNEL, serve
 from tests.support.waiting import wait_for
 
-# The service with files that hang where FILE.hangs is there, and deadlines of a second.
+# A service in which FILE hangs while FILE.hangs exists, with deadlines of 1 s.
 HANGS = """
 import os, time
 def hung(read):
@@ -37,7 +37,7 @@ def in_init():
 
 @pytest.fixture
 def hanging(tmp_path):
-    """How to start such a service."""
+    """Return the command for such a service."""
     return patched(tmp_path, HANGS)
 
 
@@ -53,7 +53,7 @@ def hangs(path):
 
 @contextlib.contextmanager
 def fifo(path):
-    """A FIFO in the place of a file."""
+    """Replace a file by a FIFO."""
     os.rename(path, path + ".away")
     os.mkfifo(path)
     try:
@@ -63,7 +63,8 @@ def fifo(path):
 
 
 def works(service):
-    with RawPop3(service, verify=False) as client:  # the certificate's file may be a FIFO, and the client is not to wait for it either
+    # the certificate's file may be a FIFO, which the client must not open either
+    with RawPop3(service, verify=False) as client:
         return client.login().startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
 
 
@@ -76,20 +77,33 @@ def test_a_fifo_in_the_place_of_any_file_is_not_waited_for():
                 file.write("192.0.2.1\n")
         with open(service.toml, "a") as file:
             file.write(f'block_list = "{block_list}"\nkey_passphrase_file = "{phrase}"\n')
-        assert service.command("reload").stdout == "reloaded\n"
-        for path in (service.site.user_table, service.site.auth_table, service.site.cert, service.site.key, block_list, service.toml):
+        assert service.command("reload").stdout.startswith("reloaded\n")
+        for path in (
+            service.site.user_table,
+            service.site.auth_table,
+            service.site.cert,
+            service.site.key,
+            block_list,
+            service.toml,
+        ):
             with fifo(path):
                 result = service.command("reload", check=False)
-                assert f"{path}: is a FIFO, not a regular file; " in result.stderr and result.returncode in (66, 78), result
+                assert f"{path}: is a FIFO, not a regular file; " in result.stderr and result.returncode in (
+                    66,
+                    78,
+                ), result
                 assert works(service)
-        assert service.command("reload").stdout == "reloaded\n"
+        assert service.command("reload").stdout.startswith("reloaded\n")
         assert client.ask(b"STAT").startswith(b"+OK")
 
 
 def test_a_fifo_in_the_place_of_a_watched_table():
     with serve(mail=(), arguments=["--watch"]) as service:
         with fifo(service.site.user_table):
-            service.wait_log(f"not reloaded, what is in force stays: {service.site.user_table}: is a FIFO, not a regular file")
+            service.wait_log(
+                f"not reloaded, what is in force stays: {service.site.user_table}: is a FIFO, not a "
+                f"regular file"
+            )
             assert works(service)
         service.wait_log("reloaded: ")
         assert service.stop() == 0
@@ -102,7 +116,9 @@ def test_a_start_with_a_fifo_says_so_and_ends(which):
         path = getattr(service.site, which)
         with fifo(path):
             command = [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"]
-            result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+            result = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+            )
         assert result.returncode == (78 if which == "cert" else 66)
         assert f"{path}: is a FIFO, not a regular file; " in result.stderr
         assert "Traceback" not in result.stderr and not os.path.exists(service.config.run_dir)
@@ -114,7 +130,8 @@ def test_tables_on_a_disk_that_hangs_cost_a_reload(hanging):
         for path, why, code in (
             (service.site.user_table, f"{service.site.user_table} could not be read within 1 s", 74),
             (service.toml, "the configuration, or a file that it names, could not be read within 1 s", 74),
-            (service.site.auth_table, "auth~2 did not start within 5 s: is it reading auth_table or oauth_jwks?", 75),
+            (service.site.auth_table, f"{service.site.auth_table} could not be read within 1 s", 74),
+            (service.site.key, f"{service.site.key} could not be read within 1 s", 74),
         ):
             with hangs(path):
                 result = service.command("reload", check=False)
@@ -123,7 +140,7 @@ def test_tables_on_a_disk_that_hangs_cost_a_reload(hanging):
                 assert works(service)
         with hangs(service.site.user_table):
             service.signal(signal.SIGHUP)
-            assert service.stop() == 0  # in the middle of it
+            assert service.stop() == 0  # in the middle of the reload
         assert not os.path.exists(service.config.run_dir)
 
 
@@ -133,14 +150,19 @@ def test_a_start_from_a_disk_that_hangs_ends(hanging, which, told):
     with serve(mail=()) as service:
         assert service.stop() == 0
         path = getattr(service.site, which)
-        with hangs(path), subprocess.Popen([*hanging, "start", "-f", service.toml, "--log", "stderr"], stderr=subprocess.PIPE, text=True) as start:
+        with (
+            hangs(path),
+            subprocess.Popen(
+                [*hanging, "start", "-f", service.toml, "--log", "stderr"], stderr=subprocess.PIPE, text=True
+            ) as start,
+        ):
             wait_for(lambda: os.path.exists(f"{service.config.run_dir}/lock"))
             if told == "SIGTERM":
                 start.send_signal(signal.SIGTERM)
             said = start.stderr.read()
-            assert start.wait(20) == (0 if told == "SIGTERM" else 74 if which == "user_table" else 75), said
+            assert start.wait(20) == (0 if told == "SIGTERM" else 74), said
             if told == "nothing":
-                assert f"{path} could not be read within 1 s" in said or "did not start within 5 s: is it reading auth_table" in said
+                assert f"{path} could not be read within 1 s" in said
             assert "Traceback" not in said and not os.path.exists(service.config.run_dir)
 
 
@@ -152,14 +174,14 @@ def test_a_kernel_that_hangs_is_ended_by_init(hanging, asked):
         service.signal(asked)
         assert service.process.wait(20) == 70
         assert "the kernel is not alive: it has not answered for 1 s; ended" in service.read_log()
-        all_gone(pids)
+        wait_all_ended(pids)
         assert not os.path.exists(service.config.run_dir)
 
 
 def test_the_kernel_sees_its_run_directory_and_no_table():
     with serve(mail=()) as service:
         assert service.actor("kernel")["unveiled"] == [f"{service.config.run_dir}:rc"]
-        assert service.command("reload").stdout == "reloaded\n"
+        assert service.command("reload").stdout.startswith("reloaded\n")
         fds = f"/proc/{pid_of(service, 'kernel')}/fd"
         shown = []
         for fd in os.listdir(fds):

@@ -1,4 +1,4 @@
-"""Reload is replacement: open sessions go on, new ones see the new files, a bad file changes nothing, nothing is left over."""
+"""Test reloads: open sessions go on, new ones use the new files, a bad file changes nothing."""
 
 import contextlib
 import os
@@ -8,13 +8,13 @@ import ssl
 import threading
 
 import bcrypt
-from popkernel.cli.demo import make_certificate
+from popkernel.cli.common.sample_site import make_certificate
 from popkernel.kernel.client import Client
 
 from tests.support.awkward import BIG, sent
 from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3
-from tests.support.processes import all_gone
+from tests.support.processes import wait_all_ended
 from tests.support.service import ROOT, serve
 from tests.support.waiting import wait_for
 
@@ -23,7 +23,7 @@ HASH = bcrypt.hashpw(b"changed", bcrypt.gensalt(4)).decode()
 
 
 def rewrite(path, change):
-    """Replace a file as an editor does: a new one in its place."""
+    """Replace a file by a new one, as an editor does."""
     with open(path) as file:
         text = file.read()
     write(path, change(text).encode())
@@ -72,7 +72,8 @@ def test_under_fifty_sessions():
             assert new.certificate() == wanted != before
         assert answer_of(service, "added").startswith(b"+OK 1 ")
         assert answer_of(service, "user01").startswith(b"-ERR [AUTH]")  # the old password
-        assert answer_of(service, "user01", "changed").startswith(b"-ERR [IN-USE]")  # right, but the old session goes on
+        # the right one, but the old session goes on
+        assert answer_of(service, "user01", "changed").startswith(b"-ERR [IN-USE]")
         for client in clients[1:]:
             assert client.ask(b"STAT") == b"+OK 2 34\r\n"
             assert client.ask(b"RETR 2").startswith(b"+OK")
@@ -83,13 +84,16 @@ def test_under_fifty_sessions():
         assert clients[0].ask(b"QUIT").startswith(b"+OK")
         assert answer_of(service, "user01", "changed").startswith(b"+OK 1 ")
         assert answer_of(service, "user02").startswith(b"-ERR [AUTH]")  # removed
-        assert answer_of(service, "user03").startswith(b"+OK 3 ")  # moved, though its old actor was in use during the reload
-        assert {len(mail_of(service, u)) for u in USERS[1:]} == {1}  # DELE before the reload's end, QUIT after it
-        all_gone([old["auth"], old["spawner"], old["listener.0"]])
+        # moved, though its old actor was in use during the reload
+        assert answer_of(service, "user03").startswith(b"+OK 3 ")
+        # DELE before the reload's end, QUIT after it
+        assert {len(mail_of(service, u)) for u in USERS[1:]} == {1}
+        wait_all_ended([old["auth"], old["listener.0"]])
+        assert service.actor("spawner")["pid"] == old["spawner"], "all maildirs lie where they did"
 
 
 def move_users(service):
-    """One user added, one with another password, one removed, one with another maildir (as root: another uid too)."""
+    """Add a user, change a password, remove a user, move a maildir (as root: to another uid too)."""
     site = service.site
     base = os.path.dirname(site.mail_users["user00"].maildir)
     homes = {"added": 1, "moved": 3}
@@ -113,7 +117,11 @@ def move_users(service):
 
     def users(text):
         lines = [line for line in text.splitlines() if line.split()[0] not in ("user02", "user03")]
-        new = [f"user03 {uid}:{gid}:{base}/moved", f"added {uid}:{gid}:{base}/added", f"nobody {uid}:{gid}:{base}/added"]
+        new = [
+            f"user03 {uid}:{gid}:{base}/moved",
+            f"added {uid}:{gid}:{base}/added",
+            f"nobody {uid}:{gid}:{base}/added",
+        ]
         return "\n".join([*lines, *new]) + "\n"
 
     rewrite(site.auth_table, auth)
@@ -142,14 +150,19 @@ BAD = {
 }
 
 
-# As a start ends with them; the certificate, the key and the configuration: 78.
-CODES = {what: 66 if what.endswith("gone") else 65 for what, (which, _) in BAD.items() if which in ("auth_table", "user_table")}
+# A start's exit codes; for the certificate, the key and the configuration 78.
+CODES = {
+    what: 66 if what.endswith("gone") else 65
+    for what, (which, _) in BAD.items()
+    if which in ("auth_table", "user_table")
+}
 
 
 def test_bad_files_change_nothing():
     with serve(mail=[b"Subject: 1\n\nx\n"]) as service, RawPop3(service) as client:
         assert client.login("bob").startswith(b"+OK")
         certificate = client.certificate()
+        assert answer_of(service, "alice").startswith(b"+OK")  # its actor stays warm
         pids = sorted(service.pids())
         for count, (what, (which, change)) in enumerate(BAD.items(), 1):
             path = service.toml if which == "toml" else getattr(service.site, which)
@@ -161,7 +174,8 @@ def test_bad_files_change_nothing():
                 write(path, change(good))
             result = service.command("reload", check=False)
             assert result.returncode == CODES.get(what, 78), (what, result)
-            assert path in result.stderr and "; " in result.stderr, (what, result.stderr)  # where, and the mend
+            # place and mend
+            assert path in result.stderr and "; " in result.stderr, (what, result.stderr)
             service.signal(signal.SIGHUP)
             log = service.wait_log("not reloaded, what is in force stays", count=2 * count)
             assert path in log
@@ -174,24 +188,28 @@ def test_bad_files_change_nothing():
             else:
                 write(path, good)
         assert client.ask(b"STAT").startswith(b"+OK")
-        assert service.command("reload").stdout == "reloaded\n"
+        assert service.command("reload").stdout.startswith("reloaded\n")
         assert client.ask(b"QUIT").startswith(b"+OK")
         wait_for(lambda: len(service.pids()) <= len(pids))
 
 
-def test_what_waits_for_the_next_start_is_named():
+def test_settings_that_need_a_restart_are_named():
     with serve(mail=()) as service:
         rewrite(service.toml, lambda text: text + "listeners = 3\nidle_seconds = 700\n")
-        assert service.command("reload").stdout == "reloaded\nonly from the next start on: listeners\n"
+        said = service.command("reload").stdout.splitlines()
+        assert said[0] == "reloaded" and said[-1] == "only from the next start on: listeners"
         log = service.wait_log("reloaded:")
         assert "in force only after the next start: listeners" in log and "idle_seconds" not in log
 
 
 def test_two_at_once():
-    """The second is told, or done after the first; neither is lost without a word."""
+    """The second is refused, or done after the first; neither is dropped silently."""
     with serve(mail=()) as service:
         results = []
-        threads = [threading.Thread(target=lambda: results.append(service.command("reload", check=False))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: results.append(service.command("reload", check=False)))
+            for _ in range(3)
+        ]
         for _ in range(3):
             service.signal(signal.SIGHUP)
         for thread in threads:
@@ -220,10 +238,11 @@ def test_twenty_in_a_row_leave_nothing():
             return len(service.pids()) == 5  # init, kernel, spawner, auth, listener
 
         def reload():
+            service.change_files()
             assert Client(service.config.run_dir).ask("reload")["ok"]
             assert answer_of(service, "alice").startswith(b"+OK")
 
-        for _ in range(3):  # what grows once, grows now
+        for _ in range(3):  # growth that happens once happens now
             reload()
         wait_for(settled)
         before = descriptors(init), descriptors(kernel)

@@ -1,4 +1,4 @@
-"""Ten thousand users in the tables: start to ready under a second, and 200 of them reading at once, every octet right."""
+"""Start with ten thousand users in under a second, and read as 200 of them at once, every octet right."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def mail_for(user):
 
 
 class Readers:
-    """Each logs in; when all are in, each reads everything."""
+    """Log in as each user; when all are in, read everything."""
 
     def __init__(self, service):
         self.service = service
@@ -40,7 +40,8 @@ class Readers:
         self.barrier.wait(60)
         client.send(b"".join(b"RETR %d\r\n" % n for n in range(1, 11)))
         want = b"".join(
-            b"+OK %d octets\r\n%b.\r\n" % (len(w), w) for w in (m.replace(b"\n", b"\r\n") for m in mail_for(user))
+            b"+OK %d octets\r\n%b.\r\n" % (len(w), w)
+            for w in (m.replace(b"\n", b"\r\n") for m in mail_for(user))
         )
         assert client.take(len(want)) == want
         assert client.ask(b"QUIT").startswith(b"+OK")
@@ -66,18 +67,20 @@ def test_ten_thousand_users():
             read = time.monotonic() - at
             assert readers.failures == []
             assert service.status()["users"] == len(USERS)
-        while len(ready) < STARTS and min(ready) >= 1.0:  # others may load the machine: then the best of several says what a start takes
+        # other load on the machine: the best of several starts counts
+        while len(ready) < STARTS and min(ready) >= 1.0:
             with serve_again(service, ready):
                 pass
         print(
             f"10,000 users: ready after {', '.join(f'{s:.2f}' for s in ready)} s;"
-            f" {len(READERS)} sessions at once, 10 messages each: {read:.2f} s; all {time.monotonic() - began:.1f} s (tables {made:.2f} s)"
+            f" {len(READERS)} sessions at once, 10 messages each: {read:.2f} s; all "
+            f"{time.monotonic() - began:.1f} s (tables {made:.2f} s)"
         )
         assert min(ready) < 1.0
 
 
 def widen(service):
-    """Make the site's tables hold everybody, and those maildirs exist that are read; seconds."""
+    """Put all users into the site's tables and make the maildirs that are read; return the seconds."""
     began = time.monotonic()
     site = service.site
     with open(site.auth_table) as file:
@@ -86,7 +89,10 @@ def widen(service):
     base = os.path.dirname(first.maildir)
     with open(site.auth_table, "w") as file:
         file.writelines(f"{user} {hashed}\n" for user in USERS)
-    ids = {user: (first.uid + n % 900, first.gid + n % 900) if ROOT else (first.uid, first.gid) for n, user in enumerate(USERS)}
+    ids = {
+        user: (first.uid + n % 900, first.gid + n % 900) if ROOT else (first.uid, first.gid)
+        for n, user in enumerate(USERS)
+    }
     with open(site.user_table, "w") as file:
         file.writelines(f"{user} {ids[user][0]}:{ids[user][1]}:{base}/{user}\n" for user in USERS)
     for user in READERS:
@@ -105,7 +111,7 @@ def widen(service):
 
 @contextlib.contextmanager
 def serve_again(service, ready):
-    """The same site, started anew; adds the wall seconds from start to ready."""
+    """Start the same site again; append the seconds from start to ready."""
     began = time.monotonic()
     command = [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

@@ -1,4 +1,4 @@
-"""An actor that fails by a fault of its own, as no code foresaw it: one line of the log, with nothing that a client said."""
+"""Raise unexpected errors in actors: one line of the log, without anything that a client sent."""
 
 import os
 import sys
@@ -46,21 +46,24 @@ def broken(within, **options):
 
 
 @pytest.mark.parametrize("verbose", [0, 2])
-def test_several_that_fail_at_the_start_give_one_line(verbose):
+def test_several_failures_at_the_start_give_one_line(verbose):
     with broken(AT_THE_LOCK, lmtp=True, expect_ready=False, verbose=verbose) as service:
         assert service.process.wait(20) == os.EX_SOFTWARE
         *before, last = service.read_log().splitlines()
     assert "failed by a fault of its own: ImportError: cannot import name 'compiler' (" in last
-    assert last.endswith(" compile_promises); -vv shows the way there")
+    assert last.endswith(" compile_promises); -v shows the way there")
     assert bool(before) == bool(verbose)
     assert all(" popkernel: " in line for line in before), before
     if verbose:
         name = last.split()[1]
-        assert any(f" {name}: " in line and line.endswith(" compile_promises") for line in before), (name, before)
+        assert any(f" {name}: " in line and line.endswith(" compile_promises") for line in before), (
+            name,
+            before,
+        )
 
 
 @pytest.mark.parametrize("isolation", ["shared", "connection"])
-def test_what_a_client_said_is_in_no_line(isolation):
+def test_client_input_is_in_no_line(isolation):
     with broken(IN_A_SESSION, isolation=isolation) as service:
         with RawPop3(service) as client:
             assert client.login().startswith(b"+OK")
@@ -71,6 +74,6 @@ def test_what_a_client_said_is_in_no_line(isolation):
             client.send(b"XBREAK hunter2\r\n")
             assert client.end() == b""
         log = service.wait_log("failed by a fault of its own: KeyError (", count=2)
-        assert " breaks); -vv shows" in log and " breaks_too); -vv shows" in log
+        assert " breaks); -v shows" in log and " breaks_too); -v shows" in log
         assert service.stop() == 0
         assert "hunter2" not in service.log.decode() and "Traceback" not in service.log.decode()

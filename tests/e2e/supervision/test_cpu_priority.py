@@ -1,4 +1,4 @@
-"""Who gets the processors: seen in /proc and by sched(7)'s calls, of a running service."""
+"""Test scheduling of a running service, as seen in /proc and by sched(7)'s calls."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH is 
 
 
 def may():
-    """Whether we, and so what we start, may ask for more: containers often leave root without."""
+    """Return whether this process, and so a service it starts, has CAP_SYS_NICE; containers often drop it."""
     with open("/proc/self/status") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return bool(effective >> _CAP_SYS_NICE & 1)
 
 
 def niceness(service, actor):
-    """Of each of its threads."""
+    """Return the niceness of each of its threads."""
     pid = pid_of(service, actor)
     return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
 
@@ -33,15 +33,18 @@ def mine():
 
 
 def slice_of(pid):
-    """Nanoseconds; None where the system does not show it, or takes no other."""
+    """Return nanoseconds; None if the system does not show it, or takes no other."""
     if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 12) or not os.path.exists("/proc/self/sched"):
         return None
     with open(f"/proc/{pid}/sched") as file:
         return next((int(line.split()[-1]) for line in file if line.startswith("se.slice")), None)
 
 
-@pytest.mark.skipif(sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER, reason="we were given another policy, which stays")
-def test_nobody_interrupts_others_and_the_listener_gets_more():
+@pytest.mark.skipif(
+    sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER,
+    reason="this process has another scheduling policy, which stays",
+)
+def test_scheduling_without_preemption_and_with_a_larger_share_for_the_listener():
     with serve() as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         pids = service.pids()
@@ -54,10 +57,12 @@ def test_nobody_interrupts_others_and_the_listener_gets_more():
         assert client.ask(b"QUIT").startswith(b"+OK")
 
 
-@pytest.mark.skipif(sys.platform == "linux" and not may(), reason="only who has CAP_SYS_NICE is given more")
+@pytest.mark.skipif(sys.platform == "linux" and not may(), reason="needs CAP_SYS_NICE")
 @pytest.mark.skipif(processors() > 64, reason="more processors than there can be listeners")
-@pytest.mark.parametrize("settings", [{"listener_nice": 0}, {"listeners": min(64, processors())}, {"isolation": "connection"}])
-def test_no_more_for_listeners_where_that_is_not_wanted_or_leaves_nothing_to_others(settings):
+@pytest.mark.parametrize(
+    "settings", [{"listener_nice": 0}, {"listeners": min(64, processors())}, {"isolation": "connection"}]
+)
+def test_no_larger_share_if_turned_off_or_with_too_many_listeners(settings):
     with serve(**settings) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in service.pids()} == {mine()}
@@ -65,11 +70,13 @@ def test_no_more_for_listeners_where_that_is_not_wanted_or_leaves_nothing_to_oth
 
 
 @pytest.mark.parametrize("command", [["nice", "-n", "5"], ["chrt", "--idle", "0"]])
-def test_what_the_operator_chose_stays(command):
+def test_the_operator_s_scheduling_stays(command):
     with serve(command=[*command, *POPKERNEL]) as service, RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
         pids = service.pids()
         if command[0] == "nice":
             assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {mine() + 5}
-        assert {os.sched_getscheduler(pid) for pid in pids} == {os.SCHED_BATCH if command[0] == "nice" else os.SCHED_IDLE}
+        assert {os.sched_getscheduler(pid) for pid in pids} == {
+            os.SCHED_BATCH if command[0] == "nice" else os.SCHED_IDLE
+        }
         assert client.ask(b"QUIT").startswith(b"+OK")

@@ -1,6 +1,6 @@
-"""Who does not answer in the time the table gives it: the asker gives up, the kernel looks, and who hangs is ended and replaced.
+"""Miss the table's deadlines: the requester gives up, the kernel checks, and a hung actor is replaced.
 
-The table's seconds are made short for these tests, in every process, before anything reads them.
+The table's seconds are shortened for these tests in every process.
 """
 
 import sys
@@ -13,7 +13,8 @@ from tests.support.waiting import wait_for
 MAIL = [b"Subject: one\n\none\n", b"Subject: two\n\ntwo\n"]
 SHORTEN = (
     "from popkernel.proto import topology as t; "
-    "t.EDGES = tuple(e._replace(deadline=min(e.deadline, 20 if e.target == 'init' else 1)) for e in t.EDGES); "
+    "t.EDGES = tuple(e._replace(deadline=min(e.deadline, 20 if e.target == 'init' else 1)) for e in "
+    "t.EDGES); "
 )
 DRIVER = (
     f"{SHORTEN}"
@@ -44,15 +45,15 @@ def test_a_maildir_actor_that_hangs():
             assert pid_of(service, "maildir.alice") not in (hung, 0)
 
 
-def test_a_maildir_actor_that_only_is_slow_to_a_client_that_does_not_read():
-    """The silence is the client's: nobody is ended."""
+def test_a_maildir_actor_with_a_client_that_does_not_read():
+    """The client is the slow one: nobody is ended."""
     big = b"From: a\n\n" + b"x" * 70 + b"\n" + b"0123456789\n" * 2_000_000
     with serve(mail=[big]) as service, RawPop3(service, buffer=4096) as client:
         assert client.login().startswith(b"+OK")
         pid = pid_of(service, "maildir.alice")
         client.send(b"RETR 1\r\n")
         client.some(1000)
-        with RawPop3(service) as other:  # more than three deadlines go by
+        with RawPop3(service) as other:  # longer than three deadlines
             end = service.status()["uptime"] + 3.5
             wait_for(lambda: service.status()["uptime"] > end, seconds=10)
             assert other.greeting.startswith(b"+OK")
@@ -64,6 +65,6 @@ def test_an_auth_that_hangs():
     with serve(mail=MAIL) as service, RawPop3(service) as client:
         hung = pid_of(service, "auth")
         stop_process(hung)
-        assert client.login() == b"-ERR [SYS/TEMP] can't check passwords now, try again\r\n"
+        assert client.login().startswith(b"+OK")  # the next auth answers it
         service.wait_log("auth is not alive: it has not answered for 1 s; ended")
-        wait_for(lambda: pid_of(service, "auth") not in (hung, 0) and client.login().startswith(b"+OK"))
+        assert pid_of(service, "auth") not in (hung, 0)

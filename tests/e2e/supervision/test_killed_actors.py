@@ -1,5 +1,4 @@
-"""Each actor killed with -9 in the middle of a session: what the client sees, that no mail is lost, that the service is whole again."""
-
+"""Kill each actor with -9 during a session: a clean end, no lost mail, a service that recovers."""
 
 import pytest
 
@@ -11,22 +10,30 @@ from tests.support.service import serve
 from tests.support.waiting import wait_for
 
 MAIL = [b"Subject: 1\n\nsmall\n", BIG, b"Subject: 3\n\nlast\n"]
-FATAL = {"maildir.alice", "spawner"}  # the session ends with [SYS/TEMP]; the spawner takes its children with it
+# the session ends with [SYS/TEMP]; the spawner's children end with it
+FATAL = {"maildir.alice", "spawner"}
 
 
 @pytest.fixture(scope="module")
 def service():
-    with serve(mail={"alice": MAIL, "bob": MAIL[:1] * 300}, restart_intensity=1000, restart_seconds=2) as running:
+    with serve(
+        mail={"alice": MAIL, "bob": MAIL[:1] * 300}, restart_intensity=1000, restart_seconds=2
+    ) as running:
         yield running
 
 
 def whole_again(service, victim, restarts_before, mail):
-    """A new login works and has all the mail; status has counted the restart."""
+    """Check that a new login works and has all the mail, and that status has counted the restart."""
+
     def logs_in():
         try:
             with RawPop3(service) as client:
                 answer = client.login()
-                return answer.startswith(b"+OK") and client.ask(b"STAT").startswith(b"+OK") and client.ask(b"QUIT").startswith(b"+OK")
+                return (
+                    answer.startswith(b"+OK")
+                    and client.ask(b"STAT").startswith(b"+OK")
+                    and client.ask(b"QUIT").startswith(b"+OK")
+                )
         except (OSError, EOFError):
             return False
 
@@ -56,7 +63,7 @@ def test_killed_in_a_session(service, victim, moment):
             assert client.ask(b"RETR 2").startswith(b"+OK")
             client.some(100_000)
         kill(pid)
-        if victim == "auth":  # who is in stays in
+        if victim == "auth":  # the session goes on
             if moment == "RETR":
                 assert client.message() == sent(BIG)
             assert client.ask(b"RSET").startswith(b"+OK")
@@ -64,7 +71,8 @@ def test_killed_in_a_session(service, victim, moment):
         else:
             said = client.end()
             if moment == "RETR":
-                assert not said.endswith(b"\r\n.\r\n") and b"-ERR" not in said  # cut off, and nothing put into the message
+                # cut off, and nothing was inserted into the message
+                assert not said.endswith(b"\r\n.\r\n") and b"-ERR" not in said
                 assert sent(BIG).startswith(said)
             elif victim in FATAL:
                 assert said.startswith(b"-ERR [SYS/TEMP]") and said.count(b"\n") == 1
@@ -74,7 +82,7 @@ def test_killed_in_a_session(service, victim, moment):
 
 
 def test_sessions_of_a_killed_listener_are_in_the_log(service):
-    """One line each, of those that had logged in and were not over; whoever of them said QUIT has its own already."""
+    """One line for each that had logged in and was not over; a session after QUIT has its own already."""
     before = len(service.read_log())
     with RawPop3(service) as quits, RawPop3(service) as alice, RawPop3(service) as bob, RawPop3(service):
         assert quits.login().startswith(b"+OK") and quits.ask(b"QUIT").startswith(b"+OK")
@@ -87,15 +95,15 @@ def test_sessions_of_a_killed_listener_are_in_the_log(service):
     wait_for(lambda: "listener.0 ended: signal SIGKILL" in service.read_log()[before:])
     log = service.read_log()[before:]
     for user in ("alice", "bob"):
-        assert log.count(f"session over: session={names[user]} why=listener user={user} milliseconds=") == 1
+        assert log.count(f"session over: session={names[user]} why=listener user={user} ms=") == 1
     assert log.count(" why=listener ") == 2
 
 
 @pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
 def test_killed_during_login(service, victim):
-    """The victim is halted first, so that it dies exactly while somebody waits for it."""
+    """The victim is stopped first, so that it dies while a login waits for it."""
     mail = mail_of(service)
-    with RawPop3(service) as client:  # warm the actor up, or have it go where the spawner is to be needed
+    with RawPop3(service) as client:  # warm the actor up, or retire it where the spawner is needed
         assert client.login().startswith(b"+OK")
         client.ask(b"QUIT")
     if victim == "spawner":
@@ -106,7 +114,8 @@ def test_killed_during_login(service, victim):
         assert client.ask(b"USER alice").startswith(b"+OK")
         stop_process(pid)
         client.send(b"PASS secret\r\n")
-        if victim not in ("listener", "auth"):  # the kernel has taken the lease, so the word of auth is through
+        # the kernel has taken the lease, so auth's grant has arrived
+        if victim not in ("listener", "auth"):
             wait_for(lambda: any(a["name"] == "maildir.alice" for a in kernel_rows(service)))
         kill(pid)
         if victim == "auth":
@@ -116,7 +125,7 @@ def test_killed_during_login(service, victim):
             assert client.end() == b""
         else:
             assert client.line().startswith(b"-ERR [SYS/TEMP]")
-            assert client.ask(b"USER alice").startswith(b"+OK")  # the connection is as it was before PASS
+            assert client.ask(b"USER alice").startswith(b"+OK")  # the connection is as before PASS
             assert client.ask(b"QUIT").startswith(b"+OK")
     whole_again(service, victim, before, mail)
 
@@ -141,7 +150,7 @@ def kernel_rows(service):
 
 @pytest.mark.parametrize("victim", ["spawner", "auth", "listener", "maildir.alice"])
 def test_killed_during_quit(service, victim):
-    """Halted before QUIT: nothing that was marked is removed, and the client is not told that it was."""
+    """It is stopped before QUIT: nothing marked is removed, and the client is not told that it was."""
     mail = mail_of(service)
     with RawPop3(service) as client:
         assert client.login().startswith(b"+OK")
@@ -153,7 +162,8 @@ def test_killed_during_quit(service, victim):
         stop_process(halted)
         client.send(b"QUIT\r\n")
         if victim in FATAL:
-            wait_for(lambda: "update" if service.actor("listener") else "")  # the listener has taken QUIT: it answered a Report after it
+            # the listener has taken QUIT: it answered a CountersRequest after it
+            wait_for(lambda: "update" if service.actor("listener") else "")
         kill(pid)
         said = client.end()
         if victim == "auth":
@@ -166,7 +176,7 @@ def test_killed_during_quit(service, victim):
 
 
 def test_killed_while_removing(service):
-    """At any point of a QUIT: what is left is whole, and what the next session lists is what is there."""
+    """At any point of a QUIT the remaining mail is whole, and the next session lists it."""
     for _ in range(6):
         with RawPop3(service) as client:
             assert client.login("bob").startswith(b"+OK")
@@ -193,7 +203,7 @@ def test_killed_while_removing(service):
 
 
 def test_everyone_else_is_served_on(service):
-    """One user's actor dies; another's session does not notice."""
+    """One user's actor dies; another's session goes on."""
     with RawPop3(service) as other, RawPop3(service) as client:
         assert other.login("bob").startswith(b"+OK")
         assert client.login().startswith(b"+OK")
@@ -204,9 +214,9 @@ def test_everyone_else_is_served_on(service):
 
 
 def test_login_while_there_is_no_spawner(service):
-    """A spawner that is dead and not yet due again: [SYS/TEMP], and the maildrop is free as soon as there is one.
+    """A dead spawner whose restart is not due yet: [SYS/TEMP], and then the maildrop is free.
 
-    This once locked the user out for good: the actor that nobody would fork kept the lease.
+    An actor that nobody forks must not keep the lease.
     """
     answers = []
 
@@ -224,8 +234,12 @@ def test_login_while_there_is_no_spawner(service):
 
 @pytest.mark.parametrize("victim", ["gate", "listener"])
 def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(victim):
-    """With isolation = "connection": a gate takes all of its listeners along, a listener its one session."""
-    with serve(mail=(), isolation="connection") as service, RawPop3(service) as alice, RawPop3(service) as bob:
+    """With isolation = "connection" a gate's end ends all its listeners, a listener's end its one session."""
+    with (
+        serve(mail=(), isolation="connection") as service,
+        RawPop3(service) as alice,
+        RawPop3(service) as bob,
+    ):
         assert alice.login().startswith(b"+OK") and bob.login("bob").startswith(b"+OK")
         names = {row["user"]: (row["session"], row["listener"]) for row in service.status()["sessions"]}
         kill(pid_of(service, "gate" if victim == "gate" else names["alice"][1]))
@@ -233,7 +247,7 @@ def test_sessions_of_a_killed_gate_or_of_one_of_its_listeners_are_in_the_log(vic
         lost = ["alice", "bob"] if victim == "gate" else ["alice"]
         log = service.wait_log(" why=listener ", count=len(lost))
         for user in lost:
-            assert log.count(f"session over: session={names[user][0]} why=listener user={user} milliseconds=") == 1
+            assert log.count(f"session over: session={names[user][0]} why=listener user={user} ms=") == 1
         if victim == "listener":
             assert bob.ask(b"QUIT").startswith(b"+OK")
             log = service.wait_log(" why=quit user=bob ")

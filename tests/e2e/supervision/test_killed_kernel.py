@@ -1,4 +1,7 @@
-"""When the service itself ends: the kernel or init killed, an actor that dies too often, a polite end. Nothing is left behind."""
+"""End the service: kernel or init killed, an actor that dies too often, a clean stop.
+
+Nothing is left behind.
+"""
 
 import os
 import signal
@@ -9,7 +12,7 @@ import pytest
 from tests.support.awkward import BIG, sent
 from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3
-from tests.support.processes import all_gone, kill, pid_of
+from tests.support.processes import kill, pid_of, wait_all_ended
 from tests.support.service import POPKERNEL, Service, serve
 from tests.support.waiting import wait_for
 
@@ -35,10 +38,10 @@ def test_killed(victims, moment):
         said = client.end()
         if moment == "RETR":
             assert b"-ERR" not in said and not said.endswith(b"\r\n.\r\n")
-        else:  # whether the listener sees first that its kernel has gone, or that the maildir actor has
+        else:  # the listener may see the end of the kernel or of the maildir actor first
             assert said == b"" or said.startswith(b"-ERR [SYS/TEMP]")
         assert service.process.wait(10) == (70 if victims == ("kernel",) else -signal.SIGKILL)
-        all_gone(pids)
+        wait_all_ended(pids)
         assert mail_of(service) == mail
         run_dir = service.config.run_dir
         if victims == ("kernel",):
@@ -50,7 +53,7 @@ def test_killed(victims, moment):
 
 
 def starts_again(service, mail):
-    """On what the killed ones left."""
+    """Start on what the killed processes left."""
     command = [*POPKERNEL, "start", "-f", service.toml, "--log", "stderr"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as again:
         try:
@@ -70,23 +73,26 @@ def starts_again(service, mail):
 
 @pytest.mark.parametrize("victim", ["auth", "listener", "spawner"])
 def test_gives_up_loudly(victim):
-    """Past the intensity: exit code 70, a clear line, nothing left behind."""
+    """Beyond the intensity: exit code 70, a clear line, nothing left behind."""
     with serve(mail=(), restart_intensity=2, restart_seconds=60) as service:
         pids = service.pids()
         for n in range(3):
-            row = wait_for(lambda n=n: service.actor(victim), until=lambda r, n=n: r and r["state"] == "serving" and r["restarts"] == n)
+            row = wait_for(
+                lambda n=n: service.actor(victim),
+                until=lambda r, n=n: r and r["state"] == "serving" and r["restarts"] == n,
+            )
             pids += service.pids()
             kill(row["pid"])
         assert service.process.wait(15) == 70
         log = service.read_log()
         assert "ended again and again" in log and "giving up" in log and victim in log
         assert "again in 0.0 s" in log and "again in 0.1 s" in log  # the pause grows
-        all_gone(pids)
+        wait_all_ended(pids)
         assert not os.path.exists(service.config.run_dir)
 
 
 def test_sigterm_is_polite():
-    """An idle session is told, a message under way is finished or cut, a QUIT is done whole; exit code 0."""
+    """An idle session is told, a message in transfer is finished or cut, a QUIT is completed; exit code 0."""
     with serve(mail={"alice": MAIL["alice"], "bob": [b"Subject: x\n\n"] * 5}) as service:
         mail = mail_of(service)
         with RawPop3(service) as idle, RawPop3(service, buffer=65536) as slow, RawPop3(service) as outside:
@@ -103,13 +109,13 @@ def test_sigterm_is_polite():
             whole = sent(BIG) + b".\r\n"
             assert said == whole or (whole.startswith(said) and not said.endswith(b"\r\n.\r\n"))
         assert service.stop() == 0
-        all_gone(pids)
+        wait_all_ended(pids)
         assert mail_of(service) == mail and len(mail_of(service, "bob")) == 5
         assert not os.path.exists(service.config.run_dir)
 
 
 def test_sigterm_at_any_moment_of_the_start():
-    """However early: exit code 0 or the signal itself, and nothing is left behind."""
+    """However early it comes: exit code 0 or the signal itself, and nothing is left behind."""
     for hundredths in (5, 12, 15, 18, 21, 25, 30, 40):
         with Service(mail=(), lmtp=False, expect_ready=False) as service:
             wait_for(lambda h=hundredths: seconds_of(service.process.pid) >= h / 100)  # noqa: B023
@@ -119,7 +125,7 @@ def test_sigterm_at_any_moment_of_the_start():
 
 
 def seconds_of(pid):
-    """Since it began."""
+    """Return the seconds since the process began."""
     with open(f"/proc/{pid}/stat") as file, open("/proc/uptime") as up:
         began = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         return float(up.read().split()[0]) - began

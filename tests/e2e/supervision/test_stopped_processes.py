@@ -1,8 +1,10 @@
-"""Somebody stops a process (SIGSTOP): it is found, ended and replaced, who waited is told, and the others go on (B5)."""
+"""Stop processes with SIGSTOP: each is found, ended and replaced, waiting clients are told, others go on."""
 
 import os
 import poplib
 import re
+import socket
+import struct
 import sys
 import time
 
@@ -10,12 +12,15 @@ import pytest
 
 from tests.support.lmtp import deliver
 from tests.support.processes import gone, kill, stopped
-from tests.support.service import Service, impatient
+from tests.support.service import Service, serve_with_short_deadlines
 from tests.support.waiting import wait_for
 
 
 def logs_in(service, user, seconds=30, *, in_use=False):
-    """How long it takes until that user has a session; whatever else it is told on the way is [SYS/TEMP] or the end of a connection."""
+    """Return the seconds until that user has a session.
+
+    Until then only [SYS/TEMP] or disconnections are allowed.
+    """
     began, answers = time.monotonic(), []
     while True:
         try:
@@ -23,22 +28,29 @@ def logs_in(service, user, seconds=30, *, in_use=False):
             return time.monotonic() - began, answers
         except (OSError, EOFError, poplib.error_proto) as error:
             answers.append(str(error))
-            assert "SYS/TEMP" in str(error) or (in_use and "IN-USE" in str(error)) or not isinstance(error, poplib.error_proto) or "EOF" in str(error), answers
+            assert (
+                "SYS/TEMP" in str(error)
+                or (in_use and "IN-USE" in str(error))
+                or not isinstance(error, poplib.error_proto)
+                or "EOF" in str(error)
+            ), answers
             assert time.monotonic() - began < seconds, answers
 
 
-def gives_up(service):
-    """A client that goes while its login is under way."""
+def gives_up(service, *, reset=False):
+    """Disconnect while a login is in progress; with unread octets, or `reset`, the system resets."""
     client = service.pop3("alice", login=False)
-    client._putcmd("USER alice")
+    client.user("alice")
     client._putcmd(f"PASS {service.site.passwords['alice']}")
     wait_for(lambda: service.status()["leases"])
+    if reset:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
 
 @pytest.mark.parametrize("name", ["spawner", "auth", "listener.0", "mda"])
 def test_a_singleton(name):
-    with impatient(listeners=1, users=("alice", "bob")) as service:
+    with serve_with_short_deadlines(listeners=1, users=("alice", "bob")) as service:
         pid = service.actor(name)["pid"]
         with stopped(pid):
             wait_for(lambda: gone(pid))
@@ -49,20 +61,21 @@ def test_a_singleton(name):
         assert service.actor(name)["restarts"] == 1
 
 
-def test_a_spawner_leaves_no_session_in_use():
-    """The client that gave up left [IN-USE] behind."""
-    with impatient(users=("alice", "bob")) as service:
+@pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
+def test_a_spawner_leaves_no_session_in_use(reset):
+    """A client that gave up must not leave [IN-USE] behind."""
+    with serve_with_short_deadlines(users=("alice", "bob")) as service:
         pid = service.actor("spawner")["pid"]
         with stopped(pid):
-            gives_up(service)
+            gives_up(service, reset=reset)
             took, answers = logs_in(service, "alice")
         assert took < 15 and not [x for x in answers if "IN-USE" in x], (took, answers)
         wait_for(lambda: not service.status()["leases"])
 
 
 def test_a_warm_maildir_actor():
-    """Its user waited for as long as a client has to log in, and had [IN-USE] or nothing afterwards."""
-    with impatient(users=("alice", "bob")) as service:
+    """Its user must not wait for login_seconds, nor get [IN-USE] afterwards."""
+    with serve_with_short_deadlines(users=("alice", "bob")) as service:
         service.pop3("alice").quit()
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid):
@@ -73,7 +86,7 @@ def test_a_warm_maildir_actor():
 
 
 def test_a_warm_maildir_actor_whose_client_gave_up():
-    with impatient(users=("alice",)) as service:
+    with serve_with_short_deadlines(users=("alice",)) as service:
         service.pop3("alice").quit()
         pid = service.actor("maildir.alice")["pid"]
         with stopped(pid):
@@ -99,11 +112,16 @@ def test_a_warm_maildir_actor_for_which_a_login_has_waited_its_time():
 
 
 def test_a_gate_and_a_listener_of_one_connection():
-    with impatient(users=("alice", "bob"), isolation="connection", listeners=1, login_seconds=3) as service:
+    with serve_with_short_deadlines(
+        users=("alice", "bob"), isolation="connection", listeners=1, login_seconds=3
+    ) as service:
         client = service.pop3("bob", login=False)
-        name = wait_for(lambda: next((a for a in service.status()["actors"] if a["name"].startswith("listener.")), None))
+        name = wait_for(
+            lambda: next((a for a in service.status()["actors"] if a["name"].startswith("listener.")), None)
+        )
         with stopped(name["pid"]):
-            wait_for(lambda: gone(name["pid"]), seconds=30)  # its gate ends it when its time to log in is over
+            # its gate ends it when its time to log in is over
+            wait_for(lambda: gone(name["pid"]), seconds=30)
             logs_in(service, "alice")
         client.close()
         holder = service.pop3("bob")
@@ -111,7 +129,9 @@ def test_a_gate_and_a_listener_of_one_connection():
         pid = service.actor(name)["pid"]
         with stopped(pid):
             answers = logs_in(service, "bob", in_use=True)[1]
-            assert [x for x in answers if "IN-USE" in x] and gone(pid), "whoever keeps others out is asked whether it lives"
+            assert [x for x in answers if "IN-USE" in x] and gone(pid), (
+                "an actor that blocks a login is asked whether it lives"
+            )
         holder.close()
         pid = service.actor("gate")["pid"]
         with stopped(pid):
@@ -121,8 +141,11 @@ def test_a_gate_and_a_listener_of_one_connection():
 
 
 def test_init():
-    """Nobody can end it: that is said, what needs no new process goes on, a reload is refused, and all goes on when it does."""
-    with impatient(users=("alice", "bob")) as service:
+    """Nobody can end init: that is logged, and a reload is refused until init runs again.
+
+    What needs no new process goes on.
+    """
+    with serve_with_short_deadlines(users=("alice", "bob")) as service:
         service.pop3("bob").quit()
         with stopped(service.process.pid):
             service.wait_log(f"init (process {service.process.pid}) has not answered")
@@ -133,8 +156,12 @@ def test_init():
         service.wait_log("init answers again")
         logs_in(service, "alice")
         assert "giving up" not in service.read_log()
-        # Init does now what it was asked then; another reload at that time is refused.
-        wait_for(lambda: service.command("reload", check=False), until=lambda answer: answer.returncode == 0, seconds=30)
+        # init now does what was requested; another reload at this time is refused
+        wait_for(
+            lambda: service.command("reload", check=False),
+            until=lambda answer: answer.returncode == 0,
+            seconds=30,
+        )
         logs_in(service, "bob")
         assert len(re.findall(r"init \(process \d+\) has not answered", service.read_log())) == 1
         assert sys.platform != "linux" or service.stop() == 0

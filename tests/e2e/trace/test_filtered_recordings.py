@@ -1,4 +1,4 @@
-"""A recording of one user, session or actor replays clean, whatever went on beside it that is not in it."""
+"""Replay recordings of one user, session or actor: no differences, whatever else happened meanwhile."""
 
 import contextlib
 import os
@@ -25,7 +25,9 @@ root = pytest.mark.root("mail content")
 
 
 def serve(**site):
-    return Service(**{"mail": MAIL, "users": ["alice", "bob"], "listeners": 1, "allow_plaintext": True, **site})
+    return Service(
+        **{"mail": MAIL, "users": ["alice", "bob"], "listeners": 1, "allow_plaintext": True, **site}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def recorded(service, tmp_path):
 
 
 def recording_of(service, tmp_path, arguments, act, until):
-    """What was recorded meanwhile, and its replay, which has no differences."""
+    """Return what was recorded meanwhile; its replay must have no differences."""
     path = tmp_path / "filtered.rec"
     if arguments[0] == "--session":
         follow(service, session_number(arguments[1]), act, until, path)
@@ -48,18 +50,20 @@ def recording_of(service, tmp_path, arguments, act, until):
         record(service, arguments, act, until, path)
     recording = read(path.read_bytes())
     results = {r.actor: r for r in replay(recording)}
-    text = "\n".join(f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}" for r in results.values() for d in r.differences)
+    text = "\n".join(
+        f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}" for r in results.values() for d in r.differences
+    )
     assert not text, f"{text}\n{[(r.actor, r.notes) for r in results.values()]}"
     return recording, results
 
 
 def ended(many=1):
-    """So many sessions were reported to be over, as the listener has it."""
-    return has("Ended", many, actor="listener.")
+    """Return a condition: `many` sessions were reported as over by the listener."""
+    return has("ConnectionEnded", many, actor="listener.")
 
 
 def reset(sock):
-    """Gone at once: it is not only that the client says no more."""
+    """Reset the connection, rather than end one direction."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
@@ -80,7 +84,7 @@ def whole_session(service, user="alice"):
 
 
 def test_a_session_after_anothers_that_failed(service, recorded):
-    """D13: reports travel together, and the other's begins the time that they wait."""
+    """Reports travel together, and the other session's report starts their delay."""
 
     def act():
         session_fails(service, "bob")
@@ -122,7 +126,7 @@ def test_a_login_that_waits_for_its_turn_behind_anothers(tmp_path):
 
 
 def test_a_login_that_another_left_no_room_for(tmp_path):
-    """Of the same user: the recording is of the second session alone."""
+    """They are of the same user: the recording has the second session alone."""
     with serve(max_logins_user=1) as service:
 
         def act():
@@ -154,12 +158,12 @@ def test_a_client_that_goes_while_its_login_waits_for_anothers(tmp_path):
 
         recording, _ = recording_of(service, tmp_path, ("--session", "1.4"), act, ended())
         assert "Queued" in names(recording)
-        assert "Login" not in names(recording)
+        assert "LoginRequest" not in names(recording)
 
 
 @pytest.mark.parametrize("lines", [b"CAPA\r\n", b"QUIT\r\n"], ids=["asks", "quits"])
 def test_a_client_that_is_gone_when_it_is_answered(service, recorded, lines):
-    """What was not sent to it is not counted."""
+    """Octets that were not sent to it are not counted."""
 
     def act():
         sock = connect(service.plain)
@@ -173,7 +177,7 @@ def test_a_client_that_is_gone_when_it_is_answered(service, recorded, lines):
 
 @root
 def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
-    """They are told the client as one."""
+    """The client gets them at once."""
     folders = [service.site.mail_users[user].maildir + "/new" for user in ("alice", "bob")]
     before = [len(os.listdir(folder)) for folder in folders]
     mda = lmtp(service)
@@ -191,13 +195,19 @@ def test_answers_of_two_mailboxes_that_come_in_one_turn(service, recorded):
                 mda.mail("sender@example.org"), mda.rcpt("alice"), mda.rcpt("bob"), mda.docmd("DATA")
                 mda.send(SMALL + b".\r\n")
                 other = lmtp(service)
-                other.ehlo(), other.quit()  # it has passed on by now what came before
+                other.ehlo(), other.quit()  # earlier commands have been passed on by now
                 until_both_have_answered.enter_context(stopped(service, "mda"))
             wait_for(lambda: delivered() == [b + 2 for b in before])
+            for user in ("alice", "bob"):
+                whole_session(service, user)  # an actor that serves it has sent its answer to the mda
         assert [mda.getreply()[0] for _ in range(2)] == [250, 250]
         mda.quit()
 
-    recording, _ = recorded(("mda", "--payload"), act, lambda recording: has("Accepted", 2)(recording) and has("Reply", 6)(recording))
+    recording, _ = recorded(
+        ("mda", "--payload"),
+        act,
+        lambda recording: has("DeliveryAccepted", 2)(recording) and has("Reply", 6)(recording),
+    )
     assert [b"250 2.0.0 safe\r\n" * 2] in [f.fields["said"] for f in recording.frames if f.name == "Reply"]
 
 
@@ -209,13 +219,15 @@ def test_a_recipient_that_the_mda_knows_of_a_connection_before_the_recording(ser
         mda.quit()
 
     deliver()
-    recording, results = recorded(("--user", "alice", "--with-maildir", "--payload"), deliver, has("Accepted", 2))
+    recording, results = recorded(
+        ("--user", "alice", "--with-maildir", "--payload"), deliver, has("DeliveryAccepted", 2)
+    )
     assert names(recording).count("Known") == 2
     assert results["mda"].compared >= 5
 
 
-def test_who_watches_one_user_is_told_of_no_other(service, recorded):
-    """Neither by what actors say of themselves in the beginning."""
+def test_a_viewer_of_one_user_sees_no_other(service, recorded):
+    """Neither by the frames with which actors begin."""
     whole_session(service, "bob")
     mda = lmtp(service)
     mda.sendmail("sender@example.org", ["bob"], SMALL)
@@ -232,7 +244,7 @@ def test_who_watches_one_user_is_told_of_no_other(service, recorded):
 
 
 def next_session(service):
-    """The name of the next session; one that is logged in is told by status."""
+    """Return the name of the next session; status shows that of a logged-in one."""
     pop = service.pop3("bob")
     name = next(s["session"] for s in service.status()["sessions"] if s["user"] == "bob")
     pop.quit()
@@ -242,7 +254,10 @@ def next_session(service):
 
 @root
 def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_path):
-    """How that one ends is not in the recording; where her mail is given, her maildir actor is replayed all the same."""
+    """The end of the earlier session is not recorded.
+
+    With the user's mail given, the maildir actor is replayed all the same.
+    """
     path = tmp_path / "session.rec"
     listener, _, count = next_session(service).partition(".")
     open_ = service.pop3()
@@ -252,7 +267,7 @@ def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_p
         open_.stat(), open_.quit()
         whole_session(service)
 
-    follow(service, session, act, has("Ended"), path)
+    follow(service, session, act, has("ConnectionEnded"), path)
     mail = tmp_path / "mail"
     snapshots.put(snapshots.take(os.fsencode(service.site.mail_users["alice"].maildir)), str(mail))
     (result,) = replay(read(path.read_bytes()), actor="maildir.alice", maildir=str(mail))
@@ -260,8 +275,8 @@ def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_p
     assert not result.differences, result.differences
 
 
-def test_a_client_that_said_nothing_to_its_gate_for_long(tmp_path):
-    """What is left of its time to log in is the gate's to say."""
+def test_a_client_that_was_silent_at_its_gate(tmp_path):
+    """The gate passes on how much of its time to log in is left."""
     with serve(isolation="connection", login_seconds=1, lmtp=False) as service:
 
         def act():

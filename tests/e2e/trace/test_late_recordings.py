@@ -1,4 +1,4 @@
-"""Recordings that begin in the middle of things: what had begun before is played, or left out and said so, and is never a difference."""
+"""Start recordings late: what began before is replayed, or left out with a note, but is no difference."""
 
 import contextlib
 import os
@@ -28,8 +28,9 @@ def service():
 
 @pytest.fixture
 def lmtp(service):
-    """Connections to the service's mda, closed in the end."""
+    """Provide connections to the service's mda, closed at the end."""
     with contextlib.ExitStack() as stack:
+
         def connect():
             mda = Lmtp(socket_path(service))
             stack.callback(mda.close)
@@ -58,16 +59,25 @@ def session(service, user="alice"):
 
 
 def ended(many=1):
-    """So many sessions are over, as the kernel has it."""
-    return has("Ended", many, actor="kernel", way="in")
+    """Return a condition: `many` sessions are over, as the kernel records it."""
+    return has("ConnectionEnded", many, actor="kernel", way="in")
+
+
+def left(many):
+    """Return a condition: alice's actor too has sent its frames, which come later than the kernel's."""
+    closed = has("SessionClosed", many, actor="maildir.alice", way="out")
+    return lambda recording: ended(many)(recording) and closed(recording)
 
 
 def accepted(recording, many=1):
-    return sum(f.name == "Accepted" and f.fields["safe"] for f in recording.frames if f.way == "out") >= many
+    return (
+        sum(f.name == "DeliveryAccepted" and f.fields["safe"] for f in recording.frames if f.way == "out")
+        >= many
+    )
 
 
 class Begun:
-    """Recorded from now on: `until` says when all is there. What is replayed must be as recorded."""
+    """Record from now on, until `until` is satisfied; the replay must have no differences."""
 
     def __init__(self, service, tmp_path, arguments):
         self.service, self.path, self.arguments = service, tmp_path / "late.rec", arguments
@@ -76,7 +86,11 @@ class Begun:
         record(self.service, self.arguments, act, until, self.path)
         self.recording = read(self.path.read_bytes())
         results = {r.actor: r for r in replay(self.recording)}
-        text = "\n".join(f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}" for r in results.values() for d in r.differences)
+        text = "\n".join(
+            f"{r.actor} {d.where}: {d.title} {' '.join(d.lines)}"
+            for r in results.values()
+            for d in r.differences
+        )
         assert not text, f"{text}\n{[(r.actor, r.notes) for r in results.values()]}"
         return results
 
@@ -88,7 +102,7 @@ def begun(service, tmp_path):
 
 @pytest.mark.parametrize("arguments", [WHOLE, CUT])
 def test_a_delivery_to_an_actor_that_is_there(service, begun, arguments):
-    """The channel from the mda was made before."""
+    """Its channel from the mda is older than the recording."""
     deliver(service)
 
     def act():
@@ -97,7 +111,7 @@ def test_a_delivery_to_an_actor_that_is_there(service, begun, arguments):
         session(service)
         session(service)
 
-    results = begun(*arguments)(act, ended(2))
+    results = begun(*arguments)(act, left(2))
     assert compared(results) > (10 if "--payload" in arguments else 7)
     assert compared(results, "listener.0") > 10
     assert ("--payload" in arguments) == (not results["maildir.alice"].notes)
@@ -115,12 +129,12 @@ def test_an_actor_that_has_served_and_delivered(service, begun, arguments):
         deliver(service)
         session(service)
 
-    assert compared(begun(*arguments)(act, ended(2))) > (10 if "--payload" in arguments else 7)
+    assert compared(begun(*arguments)(act, left(2))) > (10 if "--payload" in arguments else 7)
 
 
 @pytest.mark.parametrize("arguments", [WHOLE, CUT])
 def test_deliveries_for_others_between(service, begun, arguments):
-    """The mda counts them all; one user's recording shows that user's."""
+    """The mda counts all deliveries; one user's recording shows that user's."""
 
     def act():
         deliver(service, "bob")
@@ -217,8 +231,10 @@ def test_an_lmtp_connection_that_is_open(service, begun, lmtp, arguments):
 
 
 def test_an_answer_that_is_under_way(tmp_path):
-    """What a session owes can't be told; once it has removed mail, what later ones see is not known."""
-    with Service(mail=[b"Subject: large\n\n" + (b"x" * 70 + b"\n") * 120_000, *MAIL], users=["alice"]) as service:
+    """What a session still owes is unknown; after it has removed mail, later listings are unknown too."""
+    with Service(
+        mail=[b"Subject: large\n\n" + (b"x" * 70 + b"\n") * 120_000, *MAIL], users=["alice"]
+    ) as service:
         pop = service.pop3()
         pop._putcmd("RETR 1")
         pop.file.readline()
@@ -235,8 +251,8 @@ def test_an_answer_that_is_under_way(tmp_path):
         assert compared(results) >= 1
 
 
-def test_two_who_record(service, tmp_path):
-    """The second is told how things stand when it comes, not how they stood when the first came; and the first is not told again."""
+def test_two_recordings_at_a_time(service, tmp_path):
+    """The second gets the state at its own start, and the first does not get it again."""
     first, second = tmp_path / "first.rec", tmp_path / "second.rec"
 
     def inner():
@@ -256,12 +272,13 @@ def test_two_who_record(service, tmp_path):
 
 
 def test_a_reload_and_a_login_begun_before(service, begun):
-    """The listener that goes is kept by a session which is not played."""
+    """The old listener lives on for a session that is not replayed."""
     open_, asking = service.pop3("alice"), service.pop3(login=False)
     asking.user("bob")
 
     def act():
         later = service.pop3("bob")
+        service.change_files()
         service.command("reload")
         later.stat(), later.quit()
         service.status()
@@ -273,8 +290,8 @@ def test_a_reload_and_a_login_begun_before(service, begun):
     assert compared(results, "listener.0") > 5
 
 
-def test_all_at_once_and_everybody(service, begun, lmtp):
-    """Without filters: the kernel's decisions too."""
+def test_late_recording_of_everything(service, begun, lmtp):
+    """Without filters the kernel's decisions are replayed too."""
     session(service, "bob")
     deliver(service, "bob")
     open_, mda = service.pop3("alice"), lmtp()

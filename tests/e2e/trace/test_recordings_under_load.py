@@ -1,4 +1,4 @@
-"""Recordings taken in the middle of a crowd replay clean, whatever they were narrowed to."""
+"""Record during a crowd of sessions, with any filter, and replay without differences."""
 
 import pytest
 from popkernel.proto.trace.session_names import session_number
@@ -8,19 +8,29 @@ from tests.support.tracing.recorded_crowd import Recordings, crowd, differences
 
 MAIL = [b"Subject: %d\n\nWords of mail.\n" % number for number in range(4)]
 USERS = [f"user{number}" for number in range(30)]
-PAYLOAD = ("--payload",) if ROOT else ()  # else the mda has next to nothing to be compared
+PAYLOAD = ("--payload",) if ROOT else ()  # otherwise there is almost nothing of the mda to compare
 SOME = {
-    "user": ("--user", "user0", "--with-maildir", *PAYLOAD), "session": session_number("1.5"), "mda": ("mda", *PAYLOAD), "all": (),
+    "user": ("--user", "user0", "--with-maildir", *PAYLOAD),
+    "session": session_number("1.5"),
+    "mda": ("mda", *PAYLOAD),
+    "all": (),
 }
 ALL = {
-    **SOME, "cut": ("--user", "user1", "--with-maildir"), "later": session_number("2.100"), "auth": ("auth",), "listener": ("listener",),
-    "maildir": ("maildir.user2", "--with-maildir", *PAYLOAD), "kernel": ("kernel",),
+    **SOME,
+    "cut": ("--user", "user1", "--with-maildir"),
+    "later": session_number("2.100"),
+    "auth": ("auth",),
+    "listener": ("listener",),
+    "maildir": ("maildir.user2", "--with-maildir", *PAYLOAD),
+    "kernel": ("kernel",),
 }
 
 
 @pytest.fixture(params=["shared", "connection"])
 def service(request):
-    with Service(mail=MAIL, users=USERS, listeners=2, park_seconds=1, warm_seconds=2, isolation=request.param) as running:
+    with Service(
+        mail=MAIL, users=USERS, listeners=2, park_seconds=1, warm_seconds=2, isolation=request.param
+    ) as running:
         yield running
 
 

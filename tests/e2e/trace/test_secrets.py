@@ -1,4 +1,4 @@
-"""A password of its own sent through every path; then every frame, recording and log is searched for it."""
+"""Send a unique password through every path, then search every frame, recording and log for it."""
 
 import base64
 import subprocess
@@ -24,7 +24,11 @@ def service(tmp_path_factory):
 
 
 def tokens():
-    """Each way a token can come in: taken, another's, in pieces, too long, at the wrong time, as a password, told why and given again."""
+    """Send tokens in every way.
+
+    Accepted, another user's, in pieces, too long, at the wrong time, as a password, and after an explained
+    error.
+    """
     for mechanism, response in RESPONSES.items():
         good, bad = response(TOKEN), response(TOKEN, "bob")
         head = b"AUTH " + mechanism
@@ -35,13 +39,28 @@ def tokens():
         yield [head + b" " + good[:-4] + b"\r\n" + good + b"\r\n" + head + b"  " + good + b"\r\nQUIT\r\n"]
         yield [head + b" " + good * 30 + b"\r\nQUIT\r\n"]
         yield [head + b" " + good[:-9]]
-        yield [b"AUTH PLAIN " + good + b"\r\nAUTH " + good + b"\r\nAUTH" + good + b"\r\nUSER alice\r\nPASS " + TOKEN[:240] + b"\r\nQUIT\r\n"]
-        yield [b"AUTH LOGIN\r\n" + base64.b64encode(b"alice") + b"\r\n", base64.b64encode(TOKEN) + b"\r\nQUIT\r\n"]
-        yield [head + b" " + good + b"\r\n" + head + b" " + good + b"\r\nRETR " + TOKEN[:100] + b"\r\nQUIT\r\n"]
+        yield [
+            b"AUTH PLAIN "
+            + good
+            + b"\r\nAUTH "
+            + good
+            + b"\r\nAUTH"
+            + good
+            + b"\r\nUSER alice\r\nPASS "
+            + TOKEN[:240]
+            + b"\r\nQUIT\r\n"
+        ]
+        yield [
+            b"AUTH LOGIN\r\n" + base64.b64encode(b"alice") + b"\r\n",
+            base64.b64encode(TOKEN) + b"\r\nQUIT\r\n",
+        ]
+        yield [
+            head + b" " + good + b"\r\n" + head + b" " + good + b"\r\nRETR " + TOKEN[:100] + b"\r\nQUIT\r\n"
+        ]
 
 
 def conversations(service):
-    """Each way a password can come in: good, wrong, in pieces, at the wrong time, in the wrong command."""
+    """Send passwords in every way: right, wrong, in pieces, at the wrong time, in the wrong command."""
     word = WORD.encode()
     wrong = word + b"-wrong"
     sasl = base64.b64encode(b"\0alice\0" + word)
@@ -59,13 +78,66 @@ def conversations(service):
             [b"PASS " + word + b"\r\n" + word + b"\r\nUSER alice " + word + b"\r\nQUIT " + word + b"\r\n"],
             [b"AUTH PLAIN " + sasl + b"\r\n", b"AUTH PLAIN\r\n", sasl + b"\r\n", b"*\r\nQUIT\r\n"],
             [b"AUTH LOGIN\r\n", *parts, b"AUTH LOGIN " + parts[0], parts[1], b"QUIT\r\n"],
-            [b"auth login\r\n" + b"".join(parts) + b"AUTH " + word + b"\r\nAUTH LOGIN\r\n" + word + b"\r\nQUIT\r\n"],
-            [b"AUTH XOAUTH2 " + token + b"\r\n", b"AUTH OAUTHBEARER\r\n", token + b"\r\nAUTH PLAIN\r\n" + sasl[:9], sasl[9:] + b"\r\nQUIT\r\n"],
-            [word + b"\r\nUSER alice\r\n" + word + b"\r\nPASSWORD " + word + b"\r\nLIST " + word + b"\r\n\xff" + word + b"\r\nQUIT\r\n"],
-            [b"USER alice\r\nPASS " + word * 40, word * 9 + b" ", word + b"\r\n" + word * 30 + b"\r\nQUIT\r\n"],
-            [b"USER alice\r\n", b"P", b"ASS", b" ", *(bytes([octet]) for octet in word), b"\r\nSTAT\r\nQUIT\r\n"],
-            [b"APOP alice " + word + b"\r\nXYZ " + word + b"\r\nUSER alice\r\nPASS " + word * 300 + b"\r\nQUIT\r\n"],
-            [b"USER alice\r\nPASS " + word + b"\r\nPASS " + word + b"\r\nRETR " + word + b"\r\nSTAT " + word + b"\r\nNOOP\r\nQUIT\r\n"],
+            [
+                b"auth login\r\n"
+                + b"".join(parts)
+                + b"AUTH "
+                + word
+                + b"\r\nAUTH LOGIN\r\n"
+                + word
+                + b"\r\nQUIT\r\n"
+            ],
+            [
+                b"AUTH XOAUTH2 " + token + b"\r\n",
+                b"AUTH OAUTHBEARER\r\n",
+                token + b"\r\nAUTH PLAIN\r\n" + sasl[:9],
+                sasl[9:] + b"\r\nQUIT\r\n",
+            ],
+            [
+                word
+                + b"\r\nUSER alice\r\n"
+                + word
+                + b"\r\nPASSWORD "
+                + word
+                + b"\r\nLIST "
+                + word
+                + b"\r\n\xff"
+                + word
+                + b"\r\nQUIT\r\n"
+            ],
+            [
+                b"USER alice\r\nPASS " + word * 40,
+                word * 9 + b" ",
+                word + b"\r\n" + word * 30 + b"\r\nQUIT\r\n",
+            ],
+            [
+                b"USER alice\r\n",
+                b"P",
+                b"ASS",
+                b" ",
+                *(bytes([octet]) for octet in word),
+                b"\r\nSTAT\r\nQUIT\r\n",
+            ],
+            [
+                b"APOP alice "
+                + word
+                + b"\r\nXYZ "
+                + word
+                + b"\r\nUSER alice\r\nPASS "
+                + word * 300
+                + b"\r\nQUIT\r\n"
+            ],
+            [
+                b"USER alice\r\nPASS "
+                + word
+                + b"\r\nPASS "
+                + word
+                + b"\r\nRETR "
+                + word
+                + b"\r\nSTAT "
+                + word
+                + b"\r\nNOOP\r\nQUIT\r\n"
+            ],
         ):
             yield tls, data
         for data in tokens():
@@ -81,23 +153,32 @@ def talk(service):
                 client.sock.close()
             else:
                 client.end()
-        service.read_log()  # there is more of it than a pipe holds
+        service.read_log()  # the log is larger than a pipe
 
 
 def inside_base64(word):
-    """What base64 makes of it wherever it begins in what is encoded, but for the ends, which depend on what is beside it."""
+    """Return a word's base64 forms at each alignment, without their ends, which depend on neighbours."""
     return [base64.b64encode(b"x" * shift + word)[4 * bool(shift) : -4] for shift in range(3)]
 
 
 def forms(data):
-    """Where it is found, in any of its forms."""
+    """Return the places of the word in any of its forms."""
     word = WORD.encode()
     plain = (word, word.lower(), word.upper(), word[:7], word[7:], word[::-1], word.hex().encode())
     pieces = [TOKEN[at : at + 40] for at in range(0, len(TOKEN) - 40, 20)]
-    return [form for form in (*plain, *inside_base64(word), *pieces, *(form for piece in pieces for form in inside_base64(piece))) if form in data]
+    return [
+        form
+        for form in (
+            *plain,
+            *inside_base64(word),
+            *pieces,
+            *(form for piece in pieces for form in inside_base64(piece)),
+        )
+        if form in data
+    ]
 
 
-def test_it_would_be_found():
+def test_a_secret_would_be_found():
     for before in (b"", b"a", b"\0alice\0", b"user=alice\1auth=Bearer "):
         assert forms(base64.b64encode(before + WORD.encode() + b"\1\1"))
     assert forms(WORD[:9].encode())
@@ -109,7 +190,17 @@ def test_it_would_be_found():
 def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
     path = tmp_path / "all.rec"
     payload = ["--payload"] if ROOT else []
-    command = [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--format", "json", "--record", str(path), *payload]
+    command = [
+        *POPKERNEL,
+        "trace",
+        "--run-dir",
+        service.config.run_dir,
+        "--format",
+        "json",
+        "--record",
+        str(path),
+        *payload,
+    ]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as trace,
         Client(service.config.run_dir).follow(payload=ROOT, decisions=True) as viewer,
@@ -126,13 +217,21 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
         out, error = trace.communicate(timeout=20)
     raw = path.read_bytes()
     names = {f.name for f in taken}
-    assert names >= {"Typed", "Login", "Granted", "Denied", "Reply", "LoginFailed", "Ended"}
-    logins = [f.fields for f in taken if f.name == "Login" and f.way == "in"]
+    assert names >= {
+        "Typed",
+        "LoginRequest",
+        "LoginGranted",
+        "LoginRefused",
+        "Reply",
+        "LoginFailed",
+        "ConnectionEnded",
+    }
+    logins = [f.fields for f in taken if f.name == "LoginRequest" and f.way == "in"]
     assert {f["mechanism"] for f in logins} == {"PASS", "PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"}
     assert {f["secret"] for f in logins} == {b"[secret]"} or {f["secret"] for f in logins} == {"[secret]"}
     assert len(logins) > 50
     said = b"".join(map(pack, taken))
-    assert said.count(b"[secret]") > 30  # they did come by
+    assert said.count(b"[secret]") > 30  # they were recorded
     assert forms(said) == []
     assert forms(raw) == []
     assert forms(out + error) == []
@@ -140,9 +239,9 @@ def test_no_frame_no_recording_no_log_has_it(service, tmp_path):
     assert not read(raw).damage
 
 
-def test_nothing_that_was_typed_is_told_by_its_length(service):
-    """The size of a secret message is that of its mark, whatever the password's length."""
-    with Client(service.config.run_dir).follow(types=["Login", "Typed"]) as viewer:
+def test_no_length_reveals_a_secret(service):
+    """The recorded size of a secret is that of its mark, whatever the password's length."""
+    with Client(service.config.run_dir).follow(types=["LoginRequest", "Typed"]) as viewer:
         for word in (b"x", b"x" * 40):
             with RawPop3(service, "tls") as client:
                 client.send(b"USER alice\r\nPASS " + word + b"\r\nQUIT\r\n")
@@ -150,7 +249,7 @@ def test_nothing_that_was_typed_is_told_by_its_length(service):
         frames = []
         while (frame := viewer.next_frame(1)) is not None:
             frames.append(frame)
-    logins = [f for f in frames if f.name == "Login" and f.way == "in"]
+    logins = [f for f in frames if f.name == "LoginRequest" and f.way == "in"]
     assert len(logins) == 2
     assert len({f.octets - len(f.fields["address"]) for f in logins}) == 1
     assert {f.octets for f in frames if f.name == "Typed"} == {0}

@@ -1,18 +1,21 @@
-"""What `popkernel trace` shows of what did not pass: refused messages, broken promises, ends, restarts, leases; attacked from inside."""
-
+"""Trace faults, attacked from inside: refused messages, broken promises, ends, restarts, leases."""
 
 import pytest
 from popkernel.proto.trace.recording import read
 
 from tests.support.processes import kill
-from tests.support.saboteur.service import Sabotaged, needs_cage
+from tests.support.saboteur.service import Sabotaged, needs_sandbox
 from tests.support.tracing.trace_command import Trace, frames_of, session, watcher
 from tests.support.waiting import wait_for
 
-pytestmark = needs_cage
+pytestmark = needs_sandbox
 MAIL = (b"a: b\n\nc\n",)
 PLAN = {
-    "garbage": {"maildir.garbles": "kernel wrong type", "maildir.babbles": "other unknown code", "maildir.lies": "say hello twice"},
+    "garbage": {
+        "maildir.garbles": "kernel wrong type",
+        "maildir.babbles": "other unknown code",
+        "maildir.lies": "say hello twice",
+    },
     "deadly": {"maildir.forks": ["fork"], "maildir.silent": ["ptrace, its signals blocked"]},
 }
 TAPS = ("deep", "no map", "note", "others")
@@ -21,16 +24,30 @@ PLAN["garbage"] |= {f"maildir.tap-{what.replace(' ', '-')}": f"say tap {what}" f
 
 @pytest.fixture(scope="module")
 def hostile():
-    users = dict.fromkeys(("garbles", "babbles", "lies", "forks", "silent", "bob", *(f"tap-{what.replace(' ', '-')}" for what in TAPS)), "secret")
+    users = dict.fromkeys(
+        (
+            "garbles",
+            "babbles",
+            "lies",
+            "forks",
+            "silent",
+            "bob",
+            *(f"tap-{what.replace(' ', '-')}" for what in TAPS),
+        ),
+        "secret",
+    )
     with Sabotaged(PLAN, users=users, mail=MAIL) as service:
         yield service
 
 
-@pytest.mark.parametrize(("user", "says"), [
-    ("garbles", "• kernel refused what maildir.garbles said: Hello.pid: "),
-    ("babbles", "• listener.0 refused what maildir.babbles said: "),
-    ("lies", "• kernel refused what maildir.lies said: hello, again"),
-])
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [
+        ("garbles", "• kernel refused what maildir.garbles said: Hello.pid: "),
+        ("babbles", "• listener.0 refused what maildir.babbles said: "),
+        ("lies", "• kernel refused what maildir.lies said: hello, again"),
+    ],
+)
 def test_a_refused_message_is_shown_with_its_reason(hostile, user, says):
     trace = Trace(hostile, "--user", user)
     client = hostile.pop3(user)
@@ -44,17 +61,17 @@ def test_a_refused_message_is_shown_with_its_reason(hostile, user, says):
 
 
 @pytest.mark.parametrize("what", TAPS)
-def test_an_actor_that_shows_what_cannot_be_is_ended_and_nobody_else(hostile, what):
+def test_an_actor_with_impossible_frames_is_ended_alone(hostile, what):
     user = f"tap-{what.replace(' ', '-')}"
     kernel = next(a["pid"] for a in hostile.status()["actors"] if a["name"] == "kernel")
     trace = Trace(hostile)
     client = hostile.pop3(user)
-    trace.until(f"• kernel refused what maildir.{user} said: Tapped")
+    trace.until(f"• kernel refused what maildir.{user} said: TraceFrame")
     told = trace.until(f"{user}'s maildrop: lease of session")
     client.close()
     trace.stop()
     assert "forged" not in told
-    assert hostile.whole("bob")
+    assert hostile.serves("bob")
     assert next(a["pid"] for a in hostile.status()["actors"] if a["name"] == "kernel") == kernel
 
 
@@ -71,8 +88,8 @@ def test_a_broken_promise_is_shown_with_the_call(hostile, tmp_path):
     assert "signal SIGSYS" in notes["Ended"]["how"] or "broken promise" in notes["Ended"]["how"]
 
 
-def test_an_end_by_sigsys_is_a_broken_promise_though_nobody_says_which(hostile, tmp_path):
-    """E2: glibc 2.41 blocks every signal around clone, so that a fork in a cage ends without a report."""
+def test_an_end_by_sigsys_is_a_broken_promise_without_a_report(hostile, tmp_path):
+    """glibc 2.41 blocks every signal around clone, so that a fork in the sandbox ends without a report."""
     before, recording = hostile.status()["broken_promises"], tmp_path / "silent.rec"
     trace = Trace(hostile, "maildir.silent", "--record", str(recording))
     assert "SYS/TEMP" in hostile.login_error("silent")
@@ -82,14 +99,19 @@ def test_an_end_by_sigsys_is_a_broken_promise_though_nobody_says_which(hostile, 
     notes = {f.name: f.fields for f in read(recording.read_bytes()).frames if f.way == "note"}
     assert notes["Broke"]["call"] == "call unknown: its signals were blocked"
     assert notes["Ended"]["how"] == "signal SIGSYS (a broken promise)"
-    hostile.wait_log("error: maildir.silent broke its promises: call unknown: its signals were blocked; ended")
+    hostile.wait_log(
+        "error: maildir.silent broke its promises: call unknown: its signals were blocked; ended"
+    )
     assert hostile.status()["broken_promises"] == before + 1
-    assert hostile.whole("silent")
+    assert hostile.serves("silent")
 
 
 def test_in_json_and_as_a_diagram_too(hostile):
-    """The second of a user's actors behaves: kill it, and see its end and its lease's."""
-    json_, diagram = Trace(hostile, "--user", "bob", "--format", "json"), Trace(hostile, "--user", "bob", "--format", "mermaid")
+    """The user's second actor behaves: kill it, and see its end and its lease's."""
+    json_, diagram = (
+        Trace(hostile, "--user", "bob", "--format", "json"),
+        Trace(hostile, "--user", "bob", "--format", "mermaid"),
+    )
     client = hostile.pop3("bob")
     kill(hostile.actor("maildir.bob")["pid"])
     assert '"name": "LeaseOver"' in json_.until("LeaseOver")
@@ -98,7 +120,7 @@ def test_in_json_and_as_a_diagram_too(hostile):
     json_.stop(), diagram.stop()
 
 
-def test_restarts_leases_and_what_a_new_auth_says(hostile):
+def test_restarts_leases_and_a_new_auth_are_shown(hostile):
     trace = Trace(hostile, "--format", "pretty")
     session(hostile, "bob")
     kill(hostile.actor("auth")["pid"])
@@ -106,21 +128,21 @@ def test_restarts_leases_and_what_a_new_auth_says(hostile):
     assert "• auth ended: signal SIGKILL" in told
     assert "• auth starts again in 0.0 s" in told
     session(hostile, "bob")
-    trace.until("bob's maildrop: lease of session", 2)  # the client hears of its QUIT before the watcher does
+    trace.until("bob's maildrop: lease of session", 2)  # the client hears of its QUIT before the viewer does
     told = trace.stop()
     assert told.count("bob's maildrop: lease given") == told.count("bob's maildrop: lease of session") == 2
-    assert told.count("auth → kernel              Granted") == 2
+    assert told.count("auth → kernel              LoginGranted") == 2
 
 
 def test_an_actor_that_goes_away_while_it_is_watched(hostile):
-    """The viewer stays; the end is told, and the actor's next life too."""
+    """The viewer stays, and sees the end and the next actor."""
     pop = hostile.pop3("bob")
     trace = Trace(hostile, "maildir.bob")
     kill(hostile.actor("maildir.bob")["pid"])
     trace.until("maildir.bob ended: signal SIGKILL")
     pop.close()
-    wait_for(lambda: hostile.whole("bob"))
-    told = trace.until("Closed")
+    wait_for(lambda: hostile.serves("bob"))
+    told = trace.until("SessionClosed")
     trace.stop()
     assert told.index("ended: signal SIGKILL") < told.index("maildir.bob serves")
 
@@ -132,5 +154,9 @@ def test_a_listener_that_dies_with_its_sessions(hostile):
         found = frames_of(viewer, lambda f: f.name == "Began" and f.peer == "listener.0")
         pop.close()
     notes = [(f.name, f.peer) for f in found if f.way == "note"]
-    assert notes.index(("Lease", "maildir.bob")) < notes.index(("Ended", "listener.0")) < notes.index(("Restart", "listener.0"))
-    wait_for(lambda: hostile.whole("bob"))
+    assert (
+        notes.index(("Lease", "maildir.bob"))
+        < notes.index(("Ended", "listener.0"))
+        < notes.index(("Restart", "listener.0"))
+    )
+    wait_for(lambda: hostile.serves("bob"))

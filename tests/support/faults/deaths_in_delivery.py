@@ -1,8 +1,9 @@
-"""A service whose actors die on demand in the middle of a delivery: SIGKILL before or after the Nth call that matters.
+"""Run a service whose actors die on demand during a delivery.
 
-As a program: `deaths_in_delivery.py ARGUMENTS` is `popkernel ARGUMENTS` with that built in. Who dies, and when, is asked for by the mail:
-a sender `die-N@maildir` or `die-N@mda`, a recipient `USER+die-N@kernel`. N counts calls (and their ends) from the moment the mail is
-seen there. Nothing else is changed.
+SIGKILL comes before or after the Nth relevant call. `deaths_in_delivery.py ARGUMENTS` runs `popkernel
+ARGUMENTS` with this built in. The mail says which process dies and when: a sender `die-N@maildir` or
+`die-N@mda`, a recipient `USER+die-N@kernel`. N counts call starts and ends from the moment that process sees
+the mail.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ _left = 0
 
 
 def tick():
-    """One step nearer."""
+    """Count down by one; die at 0."""
     global _left
     if _left:
         _left -= 1
@@ -26,7 +27,7 @@ def tick():
 
 
 def arm(text, where):
-    """Count from now if that is what the address says."""
+    """Start counting if the address asks for it."""
     global _left
     found = re.search(rf"die-([0-9]+)@{where}$", text)
     if found:
@@ -50,7 +51,7 @@ def patch_channels():
 
 
 def patch_maildir():
-    """In the spawner, so in all it forks."""
+    """Patch the spawner, and so every actor forked from it."""
     from popkernel.actors.maildir.deliveries import Deliveries
 
     patch_channels()
@@ -88,18 +89,18 @@ def patch_kernel():
     from popkernel.kernel.supervisor.maildirs import Maildirs
 
     patch_channels()
-    recipient = Maildirs.recipient
+    recipient = Maildirs.recipient_lookup
     execution.pair = processes.pair = counted(processes.pair)
 
     def asking(self, process, message, fds):
         arm(message.address, "kernel")
         return recipient(self, process, message, fds)
 
-    Maildirs.recipient = asking
+    Maildirs.recipient_lookup = asking
 
 
 def inside():
-    """In a singleton's fresh interpreter, before it becomes that."""
+    """Patch a singleton's fresh interpreter before it becomes an actor."""
     name = sys.argv[1].partition("~")[0]
     if name == "spawner":
         patch_maildir()
@@ -115,7 +116,10 @@ def main():
     from popkernel.kernel.init import main as init
 
     patch_kernel()
-    init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import deaths_in_delivery; deaths_in_delivery.inside()"]
+    init.BOOT = [
+        "-c",
+        f"import sys; sys.path.insert(0, {HERE!r}); import deaths_in_delivery; deaths_in_delivery.inside()",
+    ]
     return popkernel(sys.argv[1:])
 
 

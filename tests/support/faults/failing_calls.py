@@ -1,8 +1,9 @@
-"""A service whose system calls fail on demand: the Nth of them in init, kernel, spawner or gate, as for want of something.
+"""Run a service in which the Nth system call of a process fails as if a resource were short.
 
-As a program: `failing_calls.py ARGUMENTS` is `popkernel ARGUMENTS` with that built in. `Faults` is the other end, for the test: it asks for a
-fault, and is told which call failed. The two share a small file, mapped into memory, so that it costs no system call to look, and works
-in processes that can open no file any more. docs/scarcity.md says what is to happen where.
+`failing_calls.py ARGUMENTS` runs `popkernel ARGUMENTS` with this built in, for init, kernel, spawner and
+gate. The test uses `Faults` to request a fault and to read which call failed. Both sides map one small file
+into memory: reading it needs no system call and works in processes that can no longer open files.
+docs/scarcity.md lists what must happen after each fault.
 """
 
 import errno
@@ -16,24 +17,41 @@ from typing import NamedTuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMAND = [sys.executable, os.path.abspath(__file__)]
-FILE = "SCARCE"  # in the environment: path of the file that is shared
-PROCESSES = ("init", "kernel", "spawner", "gate", "child")  # child: forked by init to read or to look
-_SLOT = struct.Struct("=ii56s")  # calls that go well before one fails, plus one (0: none fails); its errno (0: of POINTS); its name
+FILE = "SCARCE"  # environment variable: path of the shared file
+PROCESSES = ("init", "kernel", "spawner", "gate", "child")  # child: forked by init to read or check files
+# calls that succeed before one fails, plus 1 (0: none fails); its errno (0: the one in POINTS); its name
+_SLOT = struct.Struct("=ii56s")
 
-# What can fail for want of something, and how: (where it is looked up, its name, the errno of the fault). All that one of these processes
-# calls after its start belongs here; tests/unit/test_scarcity.py compares.
+# Calls that can fail for lack of a resource: (object, name, errno of the fault). Every such call that these
+# processes make after their start belongs here; tests/unit/test_scarcity.py compares.
 POINTS = (
-    (os, "fork", errno.EAGAIN), (os, "pipe", errno.EMFILE), (os, "kill", errno.EPERM), (os, "open", errno.EMFILE), (os, "stat", errno.EIO),
-    (os, "read", errno.EIO), (os, "write", errno.ENOSPC), (os, "dup", errno.EMFILE), (os, "memfd_create", errno.ENOMEM),
-    (os, "mkdir", errno.EROFS), (os, "ftruncate", errno.ENOSPC), (os, "pwrite", errno.ENOSPC), (os, "execve", errno.ENOMEM),
-    (fcntl, "fcntl", errno.EPERM), (fcntl, "flock", errno.ENOLCK), (socket, "socketpair", errno.EMFILE),
-    (socket.socket, "accept", errno.EMFILE), (socket.socket, "sendmsg", errno.ENOMEM), (socket.socket, "recvmsg_into", errno.ENOMEM),
-    (socket.socket, "bind", errno.EADDRINUSE), (socket.socket, "listen", errno.EADDRINUSE), (socket.socket, "setsockopt", errno.ENOBUFS),
+    (os, "fork", errno.EAGAIN),
+    (os, "pipe", errno.EMFILE),
+    (os, "kill", errno.EPERM),
+    (os, "open", errno.EMFILE),
+    (os, "stat", errno.EIO),
+    (os, "read", errno.EIO),
+    (os, "write", errno.ENOSPC),
+    (os, "dup", errno.EMFILE),
+    (os, "memfd_create", errno.ENOMEM),
+    (os, "mkdir", errno.EROFS),
+    (os, "ftruncate", errno.ENOSPC),
+    (os, "pwrite", errno.ENOSPC),
+    (os, "execve", errno.ENOMEM),
+    (fcntl, "fcntl", errno.EPERM),
+    (fcntl, "flock", errno.ENOLCK),
+    (socket, "socketpair", errno.EMFILE),
+    (socket.socket, "accept", errno.EMFILE),
+    (socket.socket, "sendmsg", errno.ENOMEM),
+    (socket.socket, "recvmsg_into", errno.ENOMEM),
+    (socket.socket, "bind", errno.EADDRINUSE),
+    (socket.socket, "listen", errno.EADDRINUSE),
+    (socket.socket, "setsockopt", errno.ENOBUFS),
 )
 
 
 class Fault(NamedTuple):
-    """What failed."""
+    """Say which call failed."""
 
     call: str
     left: int
@@ -41,7 +59,10 @@ class Fault(NamedTuple):
 
 
 class Faults:
-    """The test's end. `path` is made; pass it on as SCARCE."""
+    """Control faults from the test.
+
+    The file `path` is created; pass it to the service as SCARCE.
+    """
 
     def __init__(self, path):
         self.path = str(path)
@@ -51,17 +72,20 @@ class Faults:
             self.memory = mmap.mmap(file.fileno(), 0)
 
     def ask(self, process, number, error=0):
-        """Have the call of that number, from now on and counted from 1, fail there; with `error`, or as POINTS has it."""
+        """Make call `number` of a process fail, counted from 1 and from now.
+
+        `error` is the errno; 0 takes the one in POINTS.
+        """
         _SLOT.pack_into(self.memory, _SLOT.size * PROCESSES.index(process), number, error, b"")
 
-    def told(self, process):
-        """Which call failed, "" for none yet."""
+    def failed(self, process):
+        """Return the call that failed; "" if none has yet."""
         left, _, name = _SLOT.unpack_from(self.memory, _SLOT.size * PROCESSES.index(process))
         return Fault(name.rstrip(b"\0").decode(), left)
 
 
-class _Here:
-    """In the service: who this process is, and what is asked of it."""
+class _RequestedFault:
+    """Hold this process's name and the fault requested of it, inside the service."""
 
     slot = -1
     memory = None
@@ -72,7 +96,7 @@ class _Here:
 
     @classmethod
     def due(cls, name):
-        """The errno to fail with now, 0 to go on, -1 for the one of the table."""
+        """Return the errno to fail with: 0 for none, -1 for the one in POINTS."""
         if cls.slot < 0:
             return 0
         left, error, said = _SLOT.unpack_from(cls.memory, cls.slot)
@@ -87,7 +111,7 @@ def _failing(place, name, usual):
     function = getattr(place, name)
 
     def call(*arguments, **named):
-        error = _Here.due(name)
+        error = _RequestedFault.due(name)
         if error:
             number = usual if error < 0 else error
             raise OSError(number, os.strerror(number))
@@ -97,20 +121,25 @@ def _failing(place, name, usual):
 
 
 def patch(process):
-    """Make the calls of this process fail when asked; what it forks is somebody else, until it says who."""
+    """Make this process's calls fail on request.
+
+    A forked child is not affected until it names itself.
+    """
     if not hasattr(socket.socket, "_scarce"):
         socket.socket._scarce = True
         with open(os.environ[FILE], "r+b") as file:
-            _Here.memory = mmap.mmap(file.fileno(), 0)
+            _RequestedFault.memory = mmap.mmap(file.fileno(), 0)
         for place, name, usual in POINTS:
             if hasattr(place, name):
                 _failing(place, name, usual)
-        os.register_at_fork(after_in_child=lambda: _Here.become("child" if _Here.slot == 0 else ""))
-    _Here.become(process)
+        os.register_at_fork(
+            after_in_child=lambda: _RequestedFault.become("child" if _RequestedFault.slot == 0 else "")
+        )
+    _RequestedFault.become(process)
 
 
 def inside():
-    """In a singleton's fresh interpreter, before it becomes that."""
+    """Patch a singleton's fresh interpreter before it becomes an actor."""
     from popkernel.kernel.runtime import singleton_boot
 
     name = sys.argv[1].partition("~")[0].partition(".")[0]
@@ -125,17 +154,23 @@ def main():
     from popkernel.kernel.supervisor.main import Supervisor
 
     path = os.environ[FILE]
-    init.BOOT = ["-c", f"import os, sys; sys.path.insert(0, {HERE!r}); os.environ[{FILE!r}] = {path!r}; import failing_calls; failing_calls.inside()"]
+    init.BOOT = [
+        "-c",
+        (
+            f"import os, sys; sys.path.insert(0, {HERE!r}); os.environ[{FILE!r}] = {path!r}; import "
+            f"failing_calls; failing_calls.inside()"
+        ),
+    ]
     begin = Supervisor.begin
 
     def beginning(self):
-        _Here.become("kernel")
+        _RequestedFault.become("kernel")
         begin(self)
 
     run = init.run
 
-    def running(*arguments):  # what was before is Python's own: imports
-        _Here.become("init")
+    def running(*arguments):  # earlier calls are Python's own imports
+        _RequestedFault.become("init")
         return run(*arguments)
 
     Supervisor.begin = beginning

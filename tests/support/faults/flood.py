@@ -1,8 +1,9 @@
-"""Clients that do a server no good, many in one process: run by test_floods.py, `python flood.py KIND COUNT ADDRESSES PORT`.
+"""Flood a server with many clients from one process: `python flood.py KIND COUNT ADDRESSES PORT`.
 
-KIND: silent (connects, says nothing), drip (an octet a second), guess (one wrong password after another). They come from ADDRESSES
-addresses of 127/8, connect anew ten seconds after they were closed, and all go when standard input ends. `up N` is printed once N of them,
-all there are, have been connected or turned away; at the end `made N answered N`.
+KIND is silent (connects and sends nothing), drip (an octet a second) or guess (one wrong password after
+another). The clients use ADDRESSES addresses of 127/8, reconnect ten seconds after they were closed, and all
+disconnect when standard input ends. `up N` is printed once all N have been connected or refused, and `made N
+answered N` at the end.
 """
 
 import contextlib
@@ -14,16 +15,16 @@ import sys
 import time
 
 COMMAND = [sys.executable, os.path.abspath(__file__)]
-_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT, ip(7): the port is chosen when the other end is known
-_AT_ONCE = 200  # connected between two looks at those that are there
-_RETRY = 10.0  # seconds after which one that was closed comes again
+_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT, ip(7): choose the port when the peer's address is known
+_AT_ONCE = 200  # connections opened between two polls
+_RETRY = 10.0  # seconds until a closed client reconnects
 
 
 class Flood:
     def __init__(self, kind, count, addresses, port):
         self.kind, self.count, self.addresses, self.port = kind, count, addresses, port
         self.selector = selectors.DefaultSelector()
-        self.due = [(0.0, n) for n in range(count)]  # when who connects (again)
+        self.due = [(0.0, n) for n in range(count)]  # when each client connects (again)
         self.open = {}
         self.tried = set()
         self.made = self.answered = 0

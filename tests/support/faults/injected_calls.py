@@ -1,6 +1,6 @@
-"""System calls made by other processes, thread by thread, as if their own code had made them: ptrace(2), x86_64.
+"""Make system calls in other processes, thread by thread, as if their own code had made them.
 
-A call that a filter ends its process for is only told: its SIGSYS is seen here first, and never delivered.
+Uses ptrace(2) on x86_64. Where a filter would end the process, its SIGSYS is intercepted and only reported.
 """
 
 import contextlib
@@ -16,23 +16,26 @@ from tests.support.waiting import wait_for
 _SEIZE, _INTERRUPT, _STEP, _DETACH, _GETREGS, _SETREGS, _GET_FILTER = 0x4206, 0x4207, 9, 17, 12, 13, 0x420C
 _WALL = 0x40000000
 _NAMES = (
-    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs"
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base "
+    "gs_base ds es fs gs"
 ).split()
 _REGISTERS = struct.Struct("=27Q")
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _SYSCALL = b"\x0f\x05"
-_BELOW = 8192  # octets under the stack pointer, out of the way of what the thread has there
+_BELOW = 8192  # octets below the stack pointer, clear of what the thread keeps there
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _ptrace(request, tid, address=0, data=0):
-    answer = _libc.ptrace(ctypes.c_long(request), ctypes.c_long(tid), ctypes.c_void_p(address), ctypes.c_void_p(data))
+    answer = _libc.ptrace(
+        ctypes.c_long(request), ctypes.c_long(tid), ctypes.c_void_p(address), ctypes.c_void_p(data)
+    )
     if answer < 0:
         raise OSError(ctypes.get_errno(), f"ptrace({request:#x}): {os.strerror(ctypes.get_errno())}")
 
 
 def cannot():
-    """Why calls can't be made here; empty where they can."""
+    """Say why calls cannot be injected here; "" if they can."""
     if platform.machine() != "x86_64":
         return "registers of another processor"
     child = os.fork()
@@ -54,12 +57,12 @@ def threads(pid):
 
 
 class Thread:
-    """One thread, stopped for as long as this is used as a context."""
+    """Keep one thread stopped while this context is active."""
 
     def __init__(self, tid):
         self.tid = tid
         self.memory = -1
-        self.pending = 0  # a signal that came meanwhile, and is its own
+        self.pending = 0  # a signal meant for the thread, delivered afterwards
 
     def __enter__(self):
         self.memory = os.open(f"/proc/{self.tid}/mem", os.O_RDWR)
@@ -67,7 +70,7 @@ class Thread:
         return self
 
     def _stopped_in_a_call(self):
-        """It waits in one sooner or later, as every thread of ours does."""
+        """Wait until the thread blocks in a call, as each of these threads does sooner or later."""
         _ptrace(_SEIZE, self.tid)
         _ptrace(_INTERRUPT, self.tid)
         self._wait()
@@ -80,12 +83,12 @@ class Thread:
 
     def __exit__(self, *_):
         os.close(self.memory)
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the thread has ended
             self._set(self.before)
             _ptrace(_DETACH, self.tid, 0, self.pending)
 
     def call(self, number, arguments):
-        """The answer: a number, minus errno, or "killed" where a filter would have ended the process."""
+        """Return the result, minus errno, or "killed" where a filter would have ended the process."""
         place = (self.before["rsp"] - _BELOW) & ~0xFFF
         values = []
         for argument in arguments:
@@ -104,18 +107,23 @@ class Thread:
             if stopped == signal.SIGTRAP:
                 now = self._registers()
                 if now["rip"] == self.code:
-                    continue  # the trap of a step before, in which a SIGSYS came first
+                    continue  # the trap of an earlier step, interrupted by SIGSYS
                 return now["rax"] - 2**64 if now["rax"] >= 2**63 else now["rax"]
             if stopped == signal.SIGSYS:
                 return "killed"
             self.pending = stopped
 
     def filters(self):
-        """The programs of its seccomp filters, the outermost first; OSError where the system does not show them."""
+        """Return the thread's seccomp programs, outermost first; OSError if the system does not show them."""
         found = []
         while True:
             room = ctypes.create_string_buffer(8 * 4096)
-            many = _libc.ptrace(ctypes.c_long(_GET_FILTER), ctypes.c_long(self.tid), ctypes.c_void_p(len(found)), ctypes.addressof(room))
+            many = _libc.ptrace(
+                ctypes.c_long(_GET_FILTER),
+                ctypes.c_long(self.tid),
+                ctypes.c_void_p(len(found)),
+                ctypes.addressof(room),
+            )
             if many < 0:
                 if ctypes.get_errno() == errno.ENOENT:
                     return found
@@ -134,12 +142,14 @@ class Thread:
         return dict(zip(_NAMES, _REGISTERS.unpack(room.raw), strict=True))
 
     def _set(self, registers):
-        room = ctypes.create_string_buffer(_REGISTERS.pack(*(registers[name] for name in _NAMES)), _REGISTERS.size)
+        room = ctypes.create_string_buffer(
+            _REGISTERS.pack(*(registers[name] for name in _NAMES)), _REGISTERS.size
+        )
         _ptrace(_SETREGS, self.tid, 0, ctypes.addressof(room))
 
 
 def answer_in_words(answer):
-    """`killed`, the name of an errno, or `let through`."""
+    """Name a result: `killed`, an errno, or `let through`."""
     if isinstance(answer, str):
         return answer
     return errno.errorcode.get(-answer, str(answer)) if -4096 < answer < 0 else "let through"

@@ -1,4 +1,4 @@
-"""`popkernel` whose system's log is at another place: python other_syslog.py SOCKET start -f ..."""
+"""Run `popkernel` with another syslog socket: `python other_syslog.py SOCKET start -f ...`."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A service with something else in the place of a function of its own: what no input from outside can bring about."""
+"""Run a service with one of its functions replaced, for states that no outside input can cause."""
 
 import sys
 
@@ -18,9 +18,10 @@ if __name__ == "__main__":
 
 
 def patched(directory, source):
-    """The command of a popkernel in which `patch()` of `source` has run: in init, and in each singleton before it is one.
+    """Return a popkernel command that runs `patch()` of `source` in init and in each singleton.
 
-    `in_init()`, where the source has it, runs in init alone, and so counts for the kernel, which is forked from it.
+    In a singleton `patch()` runs before it becomes an actor. If `source` defines `in_init()`, that runs in
+    init alone, and so affects the kernel, which is forked from init.
     """
     path = directory / "patched.py"
     path.write_text(source + _MAIN)

@@ -1,14 +1,14 @@
-"""A service in which nobody waits long: `short_deadlines.py SECONDS ARGUMENTS` is `popkernel ARGUMENTS` with every deadline of the table that short,
-but for that of a start, for which a busy machine may need some.
+"""Run a service with short deadlines: `short_deadlines.py SECONDS ARGUMENTS`.
 
-`short_deadlines.py SECONDS accuse ARGUMENTS`: its mda says every second of every channel that it has lost it, and that
-bob's actor, to which it has none, breaks the rules.
+It is `popkernel ARGUMENTS` with every deadline of the topology set to SECONDS, except that of a start, which
+a busy machine may need. `short_deadlines.py SECONDS accuse ARGUMENTS`: every second its mda reports that it
+lost each channel, and that bob's actor, to which it has no channel, breaks the rules.
 """
 
 import os
 import sys
 
-_START_SECONDS = 5  # to an actor's hello; `popkernel reload` waits for 10 in all
+_START_SECONDS = 5  # until an actor's hello; `popkernel reload` waits 10 s in all
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMAND = [sys.executable, os.path.abspath(__file__)]
 
@@ -19,7 +19,8 @@ def shorten(seconds):
 
     leases._QUIT_SECONDS = min(leases._QUIT_SECONDS, seconds)
     topology.EDGES = tuple(
-        row._replace(deadline=min(row.deadline, _START_SECONDS if row[:2] == ("kernel", "init") else seconds)) for row in topology.EDGES
+        row._replace(deadline=min(row.deadline, _START_SECONDS if row[:2] == ("kernel", "init") else seconds))
+        for row in topology.EDGES
     )
 
 
@@ -28,15 +29,15 @@ def accuse():
     from popkernel.proto import messages as m
 
     def sweep(self):
-        self.actor.tell(m.Refused("maildir.bob>mda", "maildir.bob", "a lie"))
+        self.actor.send(m.PeerRefused("maildir.bob>mda", "maildir.bob", "a lie"))
         for user in self.by_user:
-            self.actor.tell(m.Recipient(self.actor._question(user), user, 0, look=False, lost=True))
+            self.actor.send(m.RecipientLookup(self.actor._question(user), user, 0, look=False, lost=True))
 
     Routes.sweep = sweep
 
 
 def inside(seconds, accuses):
-    """In a singleton's fresh interpreter, before it becomes that."""
+    """Patch a singleton's fresh interpreter before it becomes an actor."""
     shorten(seconds)
     if accuses and sys.argv[1].startswith("mda"):
         accuse()
@@ -57,7 +58,13 @@ def main():
     from popkernel.kernel.supervisor import singletons
 
     singletons._START_PATIENCE = start
-    init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import short_deadlines; short_deadlines.inside({seconds}, {accuses})"]
+    init.BOOT = [
+        "-c",
+        (
+            f"import sys; sys.path.insert(0, {HERE!r}); import short_deadlines; "
+            f"short_deadlines.inside({seconds}, {accuses})"
+        ),
+    ]
     return popkernel(sys.argv[2 + accuses :])
 
 

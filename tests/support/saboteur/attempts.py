@@ -1,6 +1,7 @@
-"""What an actor might try: each attempt raises OSError where it is refused, returns where it is let through, or ends the process.
+"""Attempt what an actor must not do: raises OSError if refused, returns if let through, or ends the process.
 
-Loaded into the real actors before they lock themselves in, and by the tests, which read what each attempt would need.
+Loaded into the real actors before they lock themselves in, and by the tests, which read which promise each
+attempt would need.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ NUMBERS = syscalls.numbers(os.uname().machine)
 
 
 class Place:
-    """Where attempts are made. Paths, processes and descriptors of somebody else."""
+    """Name the targets: paths, processes and descriptors of other users."""
 
     file = outside = other = other_mail = passwd = address = abstract = ""
     port = 0
@@ -31,7 +32,11 @@ class Place:
 
 
 class Attempt(NamedTuple):
-    """`needs`: any of these promises lets it through, "" none. `landlock`: Landlock refuses it even then."""
+    """Describe an attempt.
+
+    `needs`: any of these promises lets it through; "" means none does. `landlock`: Landlock refuses it even
+    then.
+    """
 
     needs: str
     run: Any
@@ -39,7 +44,7 @@ class Attempt(NamedTuple):
 
 
 def call(name, *arguments):
-    """A system call by its number."""
+    """Make a system call by its number."""
     wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     answer = library().syscall(ctypes.c_long(NUMBERS.get(name, name)), *wide)
     if answer < 0:
@@ -70,7 +75,7 @@ def abstract(p):
         sock.connect("\0" + p.abstract)
 
 
-OWN = "+sockets"  # init's, and no promise: sockets of its own
+OWN = "+sockets"  # init's alone and no promise: making sockets
 
 SOFT = {
     "open to read": Attempt("rpath", lambda p: opened(p.file, os.O_RDONLY), landlock=True),
@@ -81,7 +86,9 @@ SOFT = {
     "open to write": Attempt("wpath", lambda p: opened(p.file, os.O_WRONLY), landlock=True),
     "open to append": Attempt("wpath", lambda p: opened(p.file, os.O_WRONLY | os.O_APPEND), landlock=True),
     "truncate": Attempt("", lambda p: os.truncate(p.file, 0)),
-    "create": Attempt("cpath", lambda p: opened(p.outside + "/made", os.O_WRONLY | os.O_CREAT), landlock=True),
+    "create": Attempt(
+        "cpath", lambda p: opened(p.outside + "/made", os.O_WRONLY | os.O_CREAT), landlock=True
+    ),
     "mkdir": Attempt("cpath", lambda p: os.mkdir(p.outside + "/folder"), landlock=True),
     "rmdir": Attempt("cpath", lambda p: os.rmdir(p.outside + "/empty"), landlock=True),
     "unlink": Attempt("cpath", lambda p: os.unlink(p.file), landlock=True),
@@ -95,7 +102,9 @@ SOFT = {
     "setuid": Attempt("", lambda p: opened(p.outside + "/setuid", os.O_WRONLY | os.O_CREAT, 0o6755)),
     "unix socket": Attempt(OWN, lambda p: made(socket.AF_UNIX)),
     "unix pair": Attempt("unix", lambda p: [s.close() for s in socket.socketpair()]),
-    "unix datagram pair": Attempt("", lambda p: [s.close() for s in socket.socketpair(type=socket.SOCK_DGRAM)]),
+    "unix datagram pair": Attempt(
+        "", lambda p: [s.close() for s in socket.socketpair(type=socket.SOCK_DGRAM)]
+    ),
     "inet socket": Attempt(OWN, lambda p: made(socket.AF_INET)),
     "inet6 socket": Attempt(OWN, lambda p: made(socket.AF_INET6)),
     "UDP socket": Attempt(OWN, lambda p: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()),
@@ -113,10 +122,12 @@ SOFT = {
     "clone3": Attempt("", lambda p: call("clone3", 0, 0)),
     "openat2": Attempt("", lambda p: call("openat2", -100, b"/etc/passwd", 0, 24)),
     "io_uring": Attempt("", lambda p: call("io_uring_setup", 1, 0)),
-    # for actors that see mail: somebody else's
+    # another user's file, for actors that see mail
     "other maildir": Attempt("rpath", lambda p: os.listdir(p.other + "/new"), landlock=True),
     "other mail": Attempt("rpath", lambda p: opened(p.other_mail, os.O_RDONLY), landlock=True),
-    "into other maildir": Attempt("cpath", lambda p: opened(p.other + "/new/x", os.O_WRONLY | os.O_CREAT), landlock=True),
+    "into other maildir": Attempt(
+        "cpath", lambda p: opened(p.other + "/new/x", os.O_WRONLY | os.O_CREAT), landlock=True
+    ),
     "out by dots": Attempt("rpath", lambda p: os.listdir(p.other + "/../../mail/../"), landlock=True),
 }
 
@@ -139,7 +150,8 @@ DEADLY = {
     "setuid": Attempt("id", lambda p: call("setresuid", 0, 0, 0)),
     "setgroups": Attempt("id", lambda p: call("setgroups", 0, 0)),
     "setrlimit": Attempt("id", lambda p: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
-    "fork": Attempt("proc", lambda p: os._exit(0) if call("clone", 17, 0, 0, 0, 0) == 0 else None),  # glibc 2.41's fork blocks SIGSYS
+    # glibc 2.41's fork blocks SIGSYS
+    "fork": Attempt("proc", lambda p: os._exit(0) if call("clone", 17, 0, 0, 0, 0) == 0 else None),
     "kill": Attempt("proc", lambda p: os.kill(p.kernel, 0)),
     "wait": Attempt("proc", lambda p: os.waitpid(-1, os.WNOHANG)),
     "execve": Attempt("exec", lambda p: os.execv("/bin/true", ["true"])),
@@ -159,28 +171,34 @@ DEADLY = {
     "terminal": Attempt("", lambda p: call("ioctl", p.fd, 0x5412, b"x")),
 }
 
-# With every signal blocked, as glibc 2.41 has them around clone: no handler is called, and nothing reported.
+# Every signal is blocked, as in glibc 2.41 around clone: no handler runs and nothing is reported.
 SILENT = {
-    "ptrace, its signals blocked": Attempt("", lambda p: [signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)), call("ptrace", 16, p.kernel, 0, 0)]),
+    "ptrace, its signals blocked": Attempt(
+        "",
+        lambda p: [
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)),
+            call("ptrace", 16, p.kernel, 0, 0),
+        ],
+    ),
 }
 
-# What a filter on Linux cannot tell apart: descriptors travel in a msghdr, which it does not see; "error" only softens.
+# A filter on Linux cannot see descriptors in a msghdr; "error" only turns a kill into an errno.
 SAME_ON_LINUX = {"sendfd", "recvfd", "error"}
 
 
-def lacking(attempts, promises):
-    """Those attempts for which none of their promises is held."""
+def refused_to(attempts, promises):
+    """Return the attempts for which none of the needed promises is held."""
     held = set(promises.split())
     return [name for name, attempt in attempts.items() if not held.intersection(attempt.needs.split())]
 
 
-def reported(attempt):
-    """The promise that the report of a deadly attempt names."""
+def promise_reported_for(attempt):
+    """Return the promise that the report of a deadly attempt names."""
     return next((need for need in attempt.needs.split() if need in names.PROMISES), "none")
 
 
 def verdict(attempt, place):
-    """How a soft attempt went: "refused NAME-OF-ERRNO" or "let through"."""
+    """Return the result of a soft attempt: "refused NAME-OF-ERRNO" or "let through"."""
     try:
         attempt.run(place)
     except OSError as error:

@@ -1,4 +1,7 @@
-"""`popkernel` with a saboteur in every process: python driver.py PLAN start -f ...; the plan is a JSON file, see wrapper.py."""
+"""Run `popkernel` with a saboteur in every process: `python driver.py PLAN start -f ...`.
+
+The plan is a JSON file, described in wrapper.py.
+"""
 
 import json
 import os
@@ -14,7 +17,7 @@ from popkernel.kernel.init import main as init  # noqa: E402
 
 
 def complete(plan):
-    """Fill in what only the site knows: somebody else's maildir, and a port that is listened on."""
+    """Fill in what only the site knows: another user's maildir, and a port with a listener."""
     with open(plan) as file:
         data = json.load(file)
     toml = sys.argv[sys.argv.index("-f") + 1]
@@ -22,7 +25,12 @@ def complete(plan):
         address, _, port = tomllib.load(file)["listen"][0].rpartition(":")
     other = os.path.join(os.path.dirname(toml), "mail", data["other"])
     mail = os.listdir(other + "/new")
-    data["place"] |= {"other": other, "other_mail": f"{other}/new/{mail[0] if mail else ''}", "address": address, "port": int(port)}
+    data["place"] |= {
+        "other": other,
+        "other_mail": f"{other}/new/{mail[0] if mail else ''}",
+        "address": address,
+        "port": int(port),
+    }
     with open(plan, "w") as file:
         json.dump(data, file)
 
@@ -32,4 +40,5 @@ if __name__ == "__main__":
     complete(plan)
     init.BOOT = ["-c", f"import sys; sys.path.insert(0, {HERE!r}); import wrapper; wrapper.main({plan!r})"]
     wrapper.install(plan, "init")
-    raise SystemExit(main(sys.argv[1:]))  # as a call: a program would close what the saboteur has opened
+    # as a call: run as a program it would close the saboteur's descriptors
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,7 @@
-"""A service with saboteurs in its actors, and what they told: for the tests of the cage. What runs inside is in wrapper.py."""
+"""Run a service with saboteurs in its actors and collect their reports, for the sandbox tests.
+
+wrapper.py runs inside the actors.
+"""
 
 import json
 import os
@@ -15,12 +18,14 @@ from tests.support.saboteur.attempts import OWN
 from tests.support.service import Service
 
 INSIDE = os.path.dirname(os.path.abspath(__file__))
-needs_cage = pytest.mark.skipif(bool(sys.platform != "linux" or lock.missing()), reason=f"no cage here: {lock.missing()}")
+needs_sandbox = pytest.mark.skipif(
+    bool(sys.platform != "linux" or lock.missing()), reason=f"no sandbox here: {lock.missing()}"
+)
 PROMISES = {row.name: f"{row.promises} {OWN}" if row.sockets else row.promises for row in ACTORS}
 
 
 class Sabotaged(Service):
-    """A service whose actors do what `plan` says (see wrapper.py), with one place for them to attack."""
+    """Run a service whose actors follow `plan` (see wrapper.py), with one target to attack."""
 
     def __init__(self, plan, *, other="bob", lmtp=False, **options):
         self.place = tempfile.TemporaryDirectory(prefix="pkplace")
@@ -40,21 +45,31 @@ class Sabotaged(Service):
         self.plan = os.path.join(self.place.name, "plan.json")
         paths = {"file": self.file, "outside": outside, "abstract": name}
         with open(self.plan, "w") as file:
-            json.dump({"place": paths, "counters": os.path.join(self.place.name, "counters"), "other": other, **plan}, file)
-        super().__init__(command=[sys.executable, os.path.join(INSIDE, "driver.py"), self.plan], lmtp=lmtp, **options)
+            json.dump(
+                {
+                    "place": paths,
+                    "counters": os.path.join(self.place.name, "counters"),
+                    "other": other,
+                    **plan,
+                },
+                file,
+            )
+        super().__init__(
+            command=[sys.executable, os.path.join(INSIDE, "driver.py"), self.plan], lmtp=lmtp, **options
+        )
 
     def close(self):
         super().close()
         self.abstract.close()
         self.place.cleanup()
 
-    def told(self, what):
-        """What the saboteurs said of one kind: a list of the words of each line."""
+    def reports(self, what):
+        """Return the saboteurs' reports of one kind: the words of each line."""
         lines = [line.partition("inside|")[2] for line in self.read_log().splitlines() if "inside|" in line]
         return [line.split("|")[1:] for line in lines if line.startswith(what + "|")]
 
     def login_error(self, user, password="secret"):
-        """What the server answers to a login that must fail; "closed" where it hangs up."""
+        """Return the reply to a login that must fail; "closed" if the server hangs up."""
         client = self.pop3(login=False)
         try:
             client.user(user)
@@ -68,14 +83,14 @@ class Sabotaged(Service):
         raise AssertionError(f"{user} was let in")
 
     def send_login(self, user):
-        """Ask for a login and wait for no answer; the client."""
+        """Send a login, wait for no reply, and return the client."""
         client = self.pop3(login=False)
         client.user(user)
         client._putcmd("PASS secret")
         return client
 
-    def whole(self, user="bob"):
-        """Whether that user can log in and out."""
+    def serves(self, user="bob"):
+        """Return whether that user can log in and out."""
         client = None
         try:
             client = self.pop3(login=False)

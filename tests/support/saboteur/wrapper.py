@@ -1,10 +1,11 @@
-"""Runs inside the real actors' processes, before they become actors: what is to be tried from within after the hello.
+"""Run in the real actors' processes before they become actors; attack from inside after the hello.
 
-The plan, a JSON file: "place": fields of attempts.Place; "soft": {row: [attempts]}; "deadly": {row: [attempts], one for each start
-of it}; "garbage": {row or name: how}; "modules": whether Report brings what was imported or opened since the ids were dropped. A line of the log for each:
+The plan is a JSON file: "place": fields of attempts.Place; "soft": {row: [attempts]}; "deadly": {row:
+[attempts, one for each start of it]}; "garbage": {row or name: how}; "modules": whether Report lists what was
+imported or opened after the ids were dropped. Each result is a line of the log:
 
-    inside|soft|ACTOR|ATTEMPT|VERDICT        inside|trying|ACTOR|ATTEMPT        inside|survived|ACTOR|ATTEMPT
-    inside|modules|ACTOR|NAMES|PATHS         inside|thread|ACTOR|ATTEMPT|VERDICT
+`inside|soft|ACTOR|ATTEMPT|VERDICT`, `inside|trying|ACTOR|ATTEMPT`, `inside|survived|ACTOR|ATTEMPT`,
+`inside|modules|ACTOR|NAMES|PATHS`, `inside|thread|ACTOR|ATTEMPT|VERDICT`
 """
 
 import json
@@ -23,6 +24,7 @@ from popkernel.kernel.sandbox import seccomp
 from popkernel.kernel.spawner import main as spawner
 from popkernel.kernel.supervisor import main as supervisor
 from popkernel.proto import messages as m
+from popkernel.proto.log_levels import ERROR
 from popkernel.proto.topology import kind_of
 
 PLAN = {}
@@ -31,14 +33,14 @@ STATE = {"first": True, "seen": set(), "before": frozenset(), "opened": [], "try
 
 
 def say(actor, *words):
-    """A line of the log; the kernel and init write it themselves."""
+    """Write a line of the log; kernel and init write it themselves."""
     text = "|".join(("inside", *words))
     if isinstance(actor, supervisor.Supervisor):
-        actor.log_line(3, text)
+        actor.log(ERROR, "process.failed", error=text)
     elif isinstance(actor, init.Init):
         os.write(2, f"{text}\n".encode())
     else:
-        actor.tell(m.Log(3, text[:2000]))
+        actor.send(m.LogEvent(ERROR, "process.failed", {"error": text[:2000]}))
 
 
 def peer_pid(sock):
@@ -50,7 +52,7 @@ def row_plan(kind, name):
     return table.get(name, table.get(kind_of(name)))
 
 
-def soft(actor, name):
+def attempt_soft(actor, name):
     for attempt in row_plan("soft", name) or ():
         say(actor, "soft", name, attempt, verdict(attempt))
 
@@ -63,7 +65,7 @@ def verdict(attempt):
         STATE["trying"] = False
 
 
-def die(actor, name, attempt):
+def attempt_deadly(actor, name, attempt):
     say(actor, "trying", name, attempt)
     try:
         (attempts.DEADLY | attempts.SILENT)[attempt].run(PLACE)
@@ -73,8 +75,8 @@ def die(actor, name, attempt):
     say(actor, "survived", name, attempt)
 
 
-def twins(actor, name):
-    """For who may fork: every deadly attempt in a child that inherits the very same cage, and says what became of it."""
+def attempt_in_children(actor, name):
+    """Make every deadly attempt in a forked child with the same sandbox, and report how the child ended."""
     for attempt in PLAN.get("twins", {}).get(name, ()):
         reading, writing = os.pipe()
         pid = os.fork()
@@ -93,17 +95,17 @@ def twins(actor, name):
         say(actor, "twin", name, attempt, str(status), said)
 
 
-def deadly(actor, name):
-    """One attempt a start: the counter is kept where this process could write while it was free."""
+def next_deadly(actor, name):
+    """Make one attempt for each start of this actor."""
     todo = row_plan("deadly", name)
     if not todo or not STATE["first"] and kind_of(name).startswith("maildir"):
         return
     if STATE["started"] < len(todo):
-        die(actor, name, todo[STATE["started"]])
+        attempt_deadly(actor, name, todo[STATE["started"]])
 
 
 def count_starts(name):
-    """Which start of this actor this is; called before it locks itself in."""
+    """Count the starts of this actor in a file; called before the actor locks itself in."""
     place = f"{PLAN['counters']}/{name}"
     with open(place, "a+") as file:
         file.write("x")
@@ -111,7 +113,7 @@ def count_starts(name):
 
 
 def audit(event, arguments):
-    """What Python opens, lists and loads; the C library's own is not seen."""
+    """Record what Python opens, lists and loads; the C library's own calls are not seen."""
     if not STATE["trying"] and event in ("open", "os.listdir", "os.scandir", "ctypes.dlopen"):
         STATE["opened"].append(f"{event} {arguments[0]}")
 
@@ -132,18 +134,18 @@ def patch_actor():
         else:
             PLACE.kernel, PLACE.sock = os.getpid(), self.init.fd
         PLACE.parent = os.getppid()
-        soft(self, name)
+        attempt_soft(self, name)
         if name == "auth" and PLAN.get("threads"):
             try:
                 os.fork()
             except OSError as error:
                 say(self, "fork", name, error.strerror)
         if name in PLAN.get("twins", {}):
-            twins(self, name)
+            attempt_in_children(self, name)
         if kind_of(name).startswith("maildir") or kind_of(name) == "kernel":
-            deadly(self, name)
-        elif STATE["started"]:  # not the first: the service runs
-            self.loop.later(0.01, lambda: deadly(self, name))
+            next_deadly(self, name)
+        elif STATE["started"]:  # not the first actor: the service runs
+            self.loop.later(0.01, lambda: next_deadly(self, name))
         garbage.install(self, row_plan("garbage", name), STATE["first"])
         run(self)
 
@@ -151,7 +153,7 @@ def patch_actor():
         report(self, message, fds)
         tell_modules(self, self.boot.name)
         if not kind_of(self.boot.name).startswith("maildir") and not STATE["started"]:
-            deadly(self, self.boot.name)
+            next_deadly(self, self.boot.name)
 
     base.Actor.run, base.Actor._report, base.Actor.drop_ids = new_run, new_report, new_drop_ids
 
@@ -177,8 +179,8 @@ def patch_init():
 
     def new_running(self, text):
         PLACE.kernel, PLACE.sock, PLACE.parent = self.kernel_pid, self.kernel.fd, os.getppid()
-        soft(self, "init")
-        twins(self, "init")
+        attempt_soft(self, "init")
+        attempt_in_children(self, "init")
         garbage.install_init(self, PLAN.get("garbage", {}).get("init"))
         running(self, text)
 
@@ -186,7 +188,7 @@ def patch_init():
 
 
 def patch_spawner():
-    """Its children try something the first time only, so that the second shows a service that is whole again."""
+    """Patch the spawner's children to attack once only, so that the next child shows a service that works."""
     spawn = spawner.Spawner._spawn
 
     def new_spawn(self, message, fds):
@@ -200,7 +202,7 @@ def patch_spawner():
 
 
 def patch_auth():
-    """Attempts in the threads that hash."""
+    """Attack from the hashing threads."""
     from popkernel.actors.auth import main as auth
 
     fits, begin = auth.fits, auth.Auth.begin
@@ -240,7 +242,7 @@ def install(plan, name):
 
 
 def main(plan):
-    """Instead of popkernel.kernel.runtime.singleton_boot: patched, and then the very same."""
+    """Replace popkernel.kernel.runtime.singleton_boot: patch, then run it."""
     install(plan, sys.argv[1])
     close = singleton_boot.close_all_but
     singleton_boot.close_all_but = lambda kept: close([*kept, PLACE.fd, *garbage.FILE])

@@ -1,4 +1,4 @@
-"""Help for the tests of replay under load: many sessions of all kinds at once, a reload in the middle, and recordings of all that."""
+"""Record a busy service for the replay tests: many sessions of all kinds, and a reload meanwhile."""
 
 import contextlib
 import pathlib
@@ -19,11 +19,15 @@ from tests.support.waiting import wait_for
 
 SMALL = b"Subject: new\r\n\r\nDelivered.\r\n" + b"line\r\n" * 20
 LARGE = b"Subject: large\r\n\r\n" + b"a line of mail, of which there are many\r\n" * 2500
-TROUBLE = (OSError, poplib.error_proto, EOFError, AssertionError, smtplib.SMTPException)  # a client's: refused, reloaded away, too slow
+# replies to a client: refused, disconnected by the reload, too slow
+TROUBLE = (OSError, poplib.error_proto, EOFError, AssertionError, smtplib.SMTPException)
 
 
 class Recordings:
-    """`trace --record` for each of `wishes` (name: arguments), begun at once, ended and replayed by `results`."""
+    """Run `trace --record` for each of `wishes` (name: arguments).
+
+    All start at once; `results` ends and replays them.
+    """
 
     def __init__(self, service, folder, wishes):
         self.paths = {name: pathlib.Path(folder, f"{name}.rec") for name in wishes}
@@ -39,7 +43,7 @@ class Recordings:
 
 
 class _Follower:
-    """As `trace --record`, of a session that is not there yet."""
+    """Record a session that does not exist yet, as `trace --record` does."""
 
     def __init__(self, service, path, session):
         self._watcher = Client(service.config.run_dir).follow(session=session)
@@ -68,7 +72,9 @@ class _Trace:
     def __init__(self, service, path, arguments):
         self.process = subprocess.Popen(
             [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, "--record", str(path), *arguments],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         first = self.process.stderr.readline()
         assert "attached" in first, first
@@ -85,14 +91,21 @@ class _Trace:
 
 
 def differences(results):
-    """As text, with where they are."""
+    """Return the differences as text, with their places."""
     return "\n".join(
-        f"{name}: {r.actor} {d.where}: {d.title} {' '.join(d.lines)[:300]}" for name, found in results.items() for r in found for d in r.differences
+        f"{name}: {r.actor} {d.where}: {d.title} {' '.join(d.lines)[:300]}"
+        for name, found in results.items()
+        for r in found
+        for d in r.differences
     )
 
 
 def crowd(service, users, sessions, at_once, *, reload=True, seed=1):
-    """So many sessions, so many of them at once: right and wrong passwords, mail read and removed, clients that vanish, deliveries between."""
+    """Run `sessions` sessions, `at_once` at a time.
+
+    They log in with right and wrong passwords, read, remove, pipeline, vanish and idle, with deliveries
+    between.
+    """
     chance = random.Random(seed)
     jobs = [(chance.choice(_KINDS), chance.choice(users), chance.random()) for _ in range(sessions)]
     halfway = sessions // 2
@@ -117,7 +130,8 @@ def crowd(service, users, sessions, at_once, *, reload=True, seed=1):
     try:
         if reload:
             wait_for(lambda: len(jobs) <= halfway, seconds=300)
-            wait_for(lambda: service.command("reload", check=False).returncode == 0, seconds=120)  # it may be too busy to answer
+            # the service may be too busy to answer
+            wait_for(lambda: service.command("reload", check=False).returncode == 0, seconds=120)
     finally:
         for thread in threads:
             thread.join(300)
@@ -162,7 +176,7 @@ def _pipelines(service, user, luck):
 
 
 def _idles(service, user, luck):
-    """Long enough to be parked."""
+    """Idle long enough to be parked."""
     with contextlib.closing(service.pop3(user, timeout=60)) as pop:
         pop.stat()
         threading.Event().wait(1.5 + luck)

@@ -1,4 +1,4 @@
-"""Help for the tests of `popkernel trace`: the command, a session to be seen, frames up to one."""
+"""Help the tests of `popkernel trace`: run the command, run a session, collect frames."""
 
 import os
 import select
@@ -11,11 +11,14 @@ from tests.support.service import POPKERNEL
 
 
 class Trace:
-    """`popkernel trace ...`, attached."""
+    """Run `popkernel trace ...` and wait until it is attached."""
 
     def __init__(self, service, *arguments, stdout=subprocess.PIPE, **options):
         self.process = subprocess.Popen(
-            [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, *arguments], stdout=stdout, stderr=subprocess.PIPE, **options,
+            [*POPKERNEL, "trace", "--run-dir", service.config.run_dir, *arguments],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            **options,
         )
         service.keep(self)
         self.first = ""
@@ -26,7 +29,7 @@ class Trace:
         self.text = ""
 
     def until(self, text, count=1):
-        """What was told, up to this, or so many of it."""
+        """Read the output until `text` has come `count` times; return it."""
         fd = self.process.stdout.fileno()
         os.set_blocking(fd, False)
         end = time.monotonic() + 15
@@ -37,8 +40,8 @@ class Trace:
         return self.text
 
     def close(self):
-        """Where it was not stopped."""
-        with self.process:  # waits for it, and closes the pipes
+        """End the command if it was not stopped."""
+        with self.process:  # waits for it and closes the pipes
             if self.process.poll() is None:
                 self.process.kill()
 
@@ -60,7 +63,7 @@ def watcher(service, **wish):
 
 
 def frames_of(viewer, until, seconds=15):
-    """Frames up to one that satisfies `until`."""
+    """Return the frames up to one that satisfies `until`."""
     found = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:

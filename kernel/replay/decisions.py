@@ -1,7 +1,4 @@
-"""The kernel's own decisions, replayed.
-
-The recorded state, each call with its arguments and clock, and the effects beside the recorded ones.
-"""
+"""Replay the kernel's decisions: each recorded call, with its arguments, on the recorded state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +12,11 @@ __all__ = ["decide"]
 
 
 def decide(frames: Sequence[Frame]) -> list[tuple[int, Any, Any]]:
-    """(frame, recorded effects, effects now) for each recorded decision behind the recorded state."""
+    """Return (frame's index, recorded effects, effects now) of each decision after the recorded state.
+
+    Raises:
+        RecordingError: the state or a call does not fit this program.
+    """
     kernel: leases.Core | None = None
     deliveries: Any = None
     out: list[tuple[int, Any, Any]] = []
@@ -29,7 +30,7 @@ def decide(frames: Sequence[Frame]) -> list[tuple[int, Any, Any]]:
             elif frame.name == "Decision" and kernel is not None:
                 out.append((index, frame.fields["effects"], _decision(kernel, deliveries, frame.fields)))
         except (FreezeError, KeyError, AttributeError, TypeError) as error:
-            raise RecordingError(f"the kernel decides otherwise by now ({error}): record it anew") from None
+            raise RecordingError(f"the kernel's decisions have changed ({error}): record it anew") from None
     return out
 
 

@@ -18,9 +18,10 @@ _LARGEST = 64 << 20  # octets
 
 
 def uidls(root: int, source: str, names: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[str]]:
-    """What ``source`` (of ``uidlist.SOURCES``) says of these canonical names, not yet checked; and what is wrong with its file.
+    """Return the UIDLs that `source` (of `uid_lists.SOURCES`) has for these names, and faults of its file.
 
-    ``root``: descriptor of the maildir. A missing file says nothing and is nothing wrong. Never fails.
+    `root`: descriptor of the maildir. `names`: canonical names. The UIDLs are not checked yet. A missing file
+    gives none and is no fault. Never fails.
     """
     if source == "filename":
         return {name: name for name in names}, []
@@ -30,7 +31,9 @@ def uidls(root: int, source: str, names: Sequence[bytes]) -> tuple[dict[bytes, b
     try:
         data = _read(root, FILES[source])
         if data is None:
-            return {}, [f"{label}: no regular file, or more than {_LARGEST >> 20} MiB: no UIDL is taken from it"]
+            return {}, [
+                f"{label}: no regular file, or more than {_LARGEST >> 20} MiB: no UIDL is taken from it"
+            ]
         found, refused = uid_lists.read(source, data)
     except FileNotFoundError:
         return {}, []
@@ -38,7 +41,7 @@ def uidls(root: int, source: str, names: Sequence[bytes]) -> tuple[dict[bytes, b
         return {}, [f"{label}: {os.strerror(error.errno or 0)}: no UIDL is taken from it"]
     except MemoryError:
         return {}, [f"{label}: more than there is memory for: no UIDL is taken from it"]
-    return found, [f"{label}: {refused} lines that are none"] if refused else []
+    return found, [f"{label}: {refused} malformed lines"] if refused else []
 
 
 def _read(root: int, name: bytes) -> bytes | None:
@@ -58,5 +61,5 @@ def _read(root: int, name: bytes) -> bytes | None:
 
 
 def notes(said: list[tuple[bytes, str]]) -> list[str]:
-    """For the log: messages that were given a new UIDL."""
+    """Return log lines for messages that get a new UIDL."""
     return [f"{show(name)}: {why}: it gets a new one" for name, why in said]

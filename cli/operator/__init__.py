@@ -1,0 +1,1 @@
+"""The commands about sessions of a running server, and whether it can serve."""

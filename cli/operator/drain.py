@@ -1,0 +1,67 @@
+"""`popkernel drain`: take no new sessions, or take them again."""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+from popkernel.cli.common.parser import CommandParser
+from popkernel.cli.common.question import with_server
+from popkernel.cli.common.run_directory import add_which_server
+from popkernel.kernel.client import Client, ClientError
+
+_LOOK_SECONDS = 0.5  # between two questions how many sessions are left
+
+
+def define(parser: CommandParser) -> None:
+    """Define the flags and the help."""
+    parser.describe(
+        "Take no new sessions: new connections and logins hear [SYS/TEMP], mail servers 421 4.3.2. Open\n"
+        "sessions go on to their end. It lasts over reloads, until --undo or the end of the server; status,\n"
+        "who and health say so. The log says who did it.",
+        """
+        popkernel drain --wait && popkernel stop
+        popkernel drain --undo
+        """,
+        "usage unavailable software ioerr tempfail noperm config",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--undo", action="store_true", help="take new sessions again")
+    how.add_argument(
+        "--wait",
+        action="store_true",
+        help="wait until the last session has ended; an interrupt ends only the wait",
+    )
+    add_which_server(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `popkernel drain`."""
+    return with_server(options, lambda server: _drain(server, undo=options.undo, wait=options.wait))
+
+
+def _drain(server: Client, *, undo: bool, wait: bool) -> None:
+    answer = server.ask("drain", on=not undo)
+    already = "" if answer.get("changed") else " already"
+    if undo:
+        print(f"new sessions are taken{already or ' again'}")
+        return
+    left = answer.get("sessions")
+    print(f"no new sessions are taken{already}; open: {left if isinstance(left, int) else '?'}", flush=True)
+    if wait:
+        try:
+            _wait(server, left)
+        except KeyboardInterrupt:
+            print("still no new sessions are taken: popkernel drain --undo", file=sys.stderr)
+            raise
+
+
+def _wait(server: Client, left: Any) -> None:
+    while left:
+        time.sleep(_LOOK_SECONDS)
+        answer = server.ask("drain", on=None)  # only a question: it must not end another's --undo
+        if not answer.get("draining"):
+            raise ClientError("new sessions are taken again, by another drain --undo", os.EX_TEMPFAIL)
+        left = answer.get("sessions")
+    print("no session is open")

@@ -1,0 +1,1 @@
+"""What the machine and the control groups allow, and when they run short."""
