@@ -42,19 +42,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _drain(server: Client, *, undo: bool, wait: bool) -> None:
-    answer = server.ask("drain", on=not undo)
-    already = "" if answer.get("changed") else " already"
     if undo:
-        print(f"new sessions are taken{already or ' again'}")
+        answer = server.ask("drain", on=False)
+        print(f"new sessions are taken{' again' if answer.get('changed') else ' already'}")
         return
-    left = answer.get("sessions")
-    print(f"no new sessions are taken{already}; open: {left if isinstance(left, int) else '?'}", flush=True)
-    if wait:
-        try:
+    try:
+        answer = server.ask("drain", on=True)
+        already = "" if answer.get("changed") else " already"
+        left = answer.get("sessions")
+        print(f"no new sessions are taken{already}; open: {left if isinstance(left, int) else '?'}", flush=True)
+        if wait:
             _wait(server, left)
-        except KeyboardInterrupt:
-            print("still no new sessions are taken: popkernel drain --undo", file=sys.stderr)
-            raise
+    except KeyboardInterrupt:
+        print("no new sessions are taken until: popkernel drain --undo", file=sys.stderr)
+        raise
 
 
 def _wait(server: Client, left: Any) -> None:

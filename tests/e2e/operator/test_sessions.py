@@ -32,8 +32,9 @@ def state(service, user):
     return next((row["state"] for row in who(service, user)), "")
 
 
-def free(service, user):
-    wait_for(lambda: not who(service, user))
+def free(service, *user):
+    """Wait until the user has no session, or nobody has."""
+    wait_for(lambda: not who(service, *user))
 
 
 def kicks(service, name, **environment):
@@ -150,6 +151,7 @@ def test_who_and_explain_of_a_login_under_way_and_one_that_is_refused(service):
 
 
 def test_drain_takes_no_new_sessions_and_lets_open_ones_finish(service):
+    free(service)
     with RawPop3(service, user="alice") as alice, RawPop3(service) as idle, RawLmtp(service) as lmtp:
         assert service.command("drain").stdout == "no new sessions are taken; open: 1\n"
         assert "already" in service.command("drain").stdout
@@ -186,6 +188,7 @@ def test_drain_takes_no_new_sessions_and_lets_open_ones_finish(service):
 def test_an_undo_and_an_interrupt_end_a_wait_for_a_drain(service):
     wait = [*POPKERNEL, "drain", "--wait", "--run-dir", service.config.run_dir]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    free(service)
     with RawPop3(service, user="carol"):
         with subprocess.Popen(wait, **pipes) as waits:
             assert b"open: 1" in waits.stdout.readline()
@@ -198,9 +201,11 @@ def test_an_undo_and_an_interrupt_end_a_wait_for_a_drain(service):
         with subprocess.Popen(wait, **pipes) as waits:
             assert b"open: 1" in waits.stdout.readline()
             waits.send_signal(signal.SIGINT)
-            assert waits.wait(10) == 130 and b"popkernel drain --undo" in waits.stderr.read()
-        assert service.status()["draining"]
-        service.command("drain", "--undo")
+            try:
+                assert waits.wait(10) == 130 and b"popkernel drain --undo" in waits.stderr.read()
+                assert service.status()["draining"]
+            finally:
+                service.command("drain", "--undo")
 
 
 def test_health(service, tmp_path):
