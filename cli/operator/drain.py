@@ -50,7 +50,8 @@ def _drain(server: Client, *, undo: bool, wait: bool) -> None:
         answer = server.ask("drain", on=True)
         already = "" if answer.get("changed") else " already"
         left = answer.get("sessions")
-        print(f"no new sessions are taken{already}; open: {left if isinstance(left, int) else '?'}", flush=True)
+        known = left if isinstance(left, int) else "?"
+        print(f"no new sessions are taken{already}; open: {known}", flush=True)
         if wait:
             _wait(server, left)
     except KeyboardInterrupt:
