@@ -76,6 +76,7 @@ fi
 for name in curl fetchmail fish mandoc mpop mutt nmap ruby s-nail zsh; do
     command -v "$name" >/dev/null 2>&1 || missing="$missing $name"
 done
+command -v logrotate >/dev/null 2>&1 || [ -e /usr/sbin/logrotate ] || missing="$missing logrotate"
 command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
 command -v testssl >/dev/null 2>&1 || command -v testssl.sh >/dev/null 2>&1 || missing="$missing testssl.sh"
 perl -MIO::Socket::SSL -MNet::POP3 -e1 2>/dev/null || missing="$missing libio-socket-ssl-perl"

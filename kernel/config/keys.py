@@ -657,7 +657,6 @@ class Config:
         "hostname",
         "",
         "name in greetings and in the names of delivered messages",
-        reload=True,
         actors=(*_MAILDIR, *_mda()),
         example='"mail.example.org"',
     )

@@ -123,7 +123,8 @@ class Log:
         self.system = SystemLog() if destination(where) == "syslog" else None
         self._form = form
         self._journal = to_journal()
-        self.seen = self.system is None  # the log is where init's messages go: do not repeat them
+        # init's messages go where the log is: do not repeat them
+        self.seen = self.system is None or self._journal
         self._lost = 0
         self._room = select.poll()
         self._room.register(2, select.POLLOUT)

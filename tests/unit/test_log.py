@@ -145,6 +145,8 @@ def test_under_the_journal_a_text_line_has_its_level(form, monkeypatch, tmp_path
             for stream in (f"{there.st_dev}:{there.st_ino}", f"{there.st_dev}:{there.st_ino + 1}", "x", ""):
                 monkeypatch.setenv("JOURNAL_STREAM", stream)
                 Log("stderr", INFO, form)(WARNING, "maildir.note", note="here")
+                in_journal = stream == f"{there.st_dev}:{there.st_ino}"
+                assert Log("syslog", INFO, form).seen == in_journal, "else its ready line is there twice"
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -104,7 +104,7 @@ class Authorization:
             self._replies.say(b"".join([ok("mechanisms follow"), *names, b".\r\n"]))
             return
         if mechanism not in self._policy.mechanisms:
-            self.fault = "client", not_offered(f"AUTH {mechanism}")
+            self.fault = "client", not_offered("AUTH", mechanism)
         self.exchange = Exchange(self._policy.mechanisms, self._policy.scope)
         self._step(self.exchange.begin(mechanism, initial))
 

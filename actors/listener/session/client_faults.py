@@ -7,6 +7,7 @@ from popkernel.proto.tls_hello import HANDSHAKE, offered_version
 from popkernel.proto.tls_versions import tls_name
 
 __all__ = [
+    "MECHANISMS",
     "NO_TLS",
     "SILENT_SECONDS",
     "TLS_ON_PLAIN",
@@ -44,6 +45,33 @@ _UNTRUSTED = (
     "unsupported certificate",
     "certificate revoked",
     "no certificate",
+)
+# those that mail programs ask for; most are in IANA's registry of SASL mechanisms
+MECHANISMS = frozenset(
+    [
+        "PLAIN",
+        "LOGIN",
+        "CRAM-MD5",
+        "DIGEST-MD5",
+        "NTLM",
+        "GSSAPI",
+        "GSS-SPNEGO",
+        "KERBEROS_V4",
+        "EXTERNAL",
+        "ANONYMOUS",
+        "OTP",
+        "SKEY",
+        "SECURID",
+        "XOAUTH",
+        "XOAUTH2",
+        "OAUTHBEARER",
+        "SCRAM-SHA-1",
+        "SCRAM-SHA-1-PLUS",
+        "SCRAM-SHA-256",
+        "SCRAM-SHA-256-PLUS",
+        "SCRAM-SHA-512",
+        "SCRAM-SHA-512-PLUS",
+    ]
 )
 _CERTIFICATE = "is the chain in `cert` whole, not expired, of a CA that it knows, for the name that it uses?"
 
@@ -100,7 +128,12 @@ def silent_fault(seconds: float) -> str:
     return f"the client sends nothing: it may wait for a greeting without TLS {_PLAIN_ON_TLS}"
 
 
-def not_offered(what: str) -> str:
-    """Return why a client failed that asked for a mechanism or command which this server does not have."""
-    shown = "".join(c for c in what[:20] if c.isalnum() or c in "-_ ")
-    return f"the client asks for {shown}, which is not offered: set it to a normal password (PLAIN)"
+def not_offered(command: str, mechanism: str = "") -> str:
+    """Return why a client failed that asked for a mechanism or command which this server does not have.
+
+    Only a known mechanism is named: another word may be a password.
+    """
+    if mechanism:
+        known = mechanism in MECHANISMS
+        command = f"{command} {mechanism}" if known else f"{command} with an unknown mechanism"
+    return f"the client asks for {command}, which is not offered: set it to a normal password (PLAIN)"

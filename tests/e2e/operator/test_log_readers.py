@@ -1,4 +1,4 @@
-"""Test packaging/lnav and packaging/rsyslog with the programs that read them."""
+"""Test the files of packaging/{lnav,rsyslog,logrotate} with the programs that read them."""
 
 import os
 import shutil
@@ -12,7 +12,8 @@ from popkernel.proto.log_levels import level_name
 PACKAGING = os.path.join(os.path.dirname(__file__), "..", "..", "..", "packaging")
 UNPACKED = os.environ.get("POPKERNEL_LNAV", "/var/tmp/popkernel-tests/lnav")  # by tests/packages.sh
 LNAV = shutil.which("lnav") or next(filter(os.path.exists, [f"{UNPACKED}/usr/bin/lnav"]), None)
-RSYSLOGD = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin")
+SBIN = f"{os.environ['PATH']}:/usr/sbin"
+RSYSLOGD, LOGROTATE = (shutil.which(name, path=SBIN) for name in ("rsyslogd", "logrotate"))
 
 
 def rows():
@@ -55,3 +56,20 @@ def test_rsyslog_takes_the_rules():
     rules = os.path.join(PACKAGING, "rsyslog", "popkernel.conf")
     done = subprocess.run([RSYSLOGD, "-N1", "-f", rules], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(LOGROTATE is None, reason="needs logrotate(8)")
+def test_logrotate_rotates_the_files_of_rsyslog(tmp_path):
+    with open(os.path.join(PACKAGING, "logrotate", "popkernel")) as file:
+        rules = file.read()
+    for path, here in (("/var/log/popkernel", tmp_path), ("/usr/lib/rsyslog/rsyslog-rotate", "touch told")):
+        assert path in rules
+        rules = rules.replace(path, str(here))
+    (tmp_path / "rules").write_text(rules)
+    (tmp_path / "rules").chmod(0o644)
+    for name in ("users", "popkernel"):
+        (tmp_path / f"{name}.log").write_text("a line\n")
+    command = [LOGROTATE, "--force", "--state", str(tmp_path / "state"), str(tmp_path / "rules")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"users.log.1", "popkernel.log.1", "told"} <= {*os.listdir(tmp_path)}
