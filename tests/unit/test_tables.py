@@ -283,6 +283,6 @@ def test_speed():
     auth = b"# c\n" + b"".join(b"user%05d %s\n" % (i, HASH) for i in range(10_000))
     users = b"# c\n" + b"".join(b"user%05d %d:%d:/home/u%d\n" % (i, i + 1, i + 1, i) for i in range(10_000))
     for parse, data in ((parse_auth, auth), (parse_users, users)):
-        began = time.perf_counter()
+        began = time.process_time()
         assert len(parse(data, "t")[0]) == 10_000
-        assert time.perf_counter() - began < 0.3
+        assert time.process_time() - began < 0.3
