@@ -277,7 +277,7 @@ def test_a_session_before_which_another_of_the_same_user_was_open(service, tmp_p
 
 def test_a_client_that_was_silent_at_its_gate(tmp_path):
     """The gate passes on how much of its time to log in is left."""
-    with serve(isolation="connection", login_seconds=1, lmtp=False) as service:
+    with serve(isolation="connection", login_seconds=3, lmtp=False) as service:
 
         def act():
             with connect(service.tls) as silent:
