@@ -25,7 +25,7 @@ from popkernel.kernel.runtime.channel import Channel, Message, watch
 from popkernel.kernel.runtime.scheduling import processors
 from popkernel.kernel.runtime.tap import note
 from popkernel.proto import messages as m
-from popkernel.proto.access.fairness import Fair
+from popkernel.proto.access.fairness import FairByOwner
 from popkernel.proto.access.login_times import answer_by
 from popkernel.proto.access.networks import host_of, prefix_of
 from popkernel.proto.access.user_names import case_conflicts, domain_conflicts
@@ -33,6 +33,7 @@ from popkernel.proto.files.password_schemes import scheme_of
 from popkernel.proto.files.tables import MAX_TABLE, first_findings, parse_auth
 from popkernel.proto.log_levels import DEBUG, INFO, NOTICE, WARNING
 from popkernel.proto.pop3.sasl import MECHANISMS, TOKENS
+from popkernel.proto.trace.session_names import session_of
 
 if TYPE_CHECKING:
     from popkernel.actors.auth.tokens import Tokens
@@ -86,15 +87,16 @@ class Auth(Actor):
         )
         self.sender: Sender | None = None  # to the successor, once a reload has started one
         self.remember(Memory(self.remembers))
-        # attempts not given to the threads yet, by address and user; most of them
-        self.queue: Fair[int, Attempt] = Fair()
+        # attempts not given to the threads yet, and those that wait for their penalty: by listener, then by
+        # the address that it names, then by user; most of each
+        self.queue: FairByOwner[int, Attempt] = FairByOwner()
+        self.delayed: FairByOwner[int, Attempt] = FairByOwner()
         self.most = int(boot.config["max_sessions"])
         self.patience = answer_by(float(boot.config["login_seconds"]))  # seconds an attempt is worth a check
         # by listener and session: the number of the login that is to be answered
         self.live: dict[str, dict[int, int]] = {}
         self.serial = 0
         self.given = 0  # attempts given to the threads and not returned
-        self.delayed = 0  # attempts that wait for their penalty
         self.work: SimpleQueue[Attempt] = SimpleQueue()  # attempts for the threads
         self.done: deque[tuple[Attempt, bool | None]] = deque()
         self.woken = self.wake = -1  # a pipe by which threads wake the loop; a replay has none
@@ -221,7 +223,11 @@ class Auth(Actor):
         """Forget a listener that is gone, and its logins."""
         self.listeners.pop(listener, None)
         for number in self.live.pop(listener, {}).values():
-            self.queue.remove(number)
+            self._unqueue(number)
+
+    def _unqueue(self, number: int) -> Attempt | None:
+        """Take a login out of the queue, or out of those that wait for their penalty."""
+        return self.queue.remove(number) or self.delayed.remove(number)
 
     def _on_listener(self, channel: Channel, message: Message, fds: list[int]) -> None:
         if isinstance(message, m.LoginWithdrawn):
@@ -279,21 +285,28 @@ class Auth(Actor):
     def _on_login(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
         assert isinstance(message, m.LoginRequest)
+        untrue = ""
         if message.mechanism not in _KNOWN:
+            untrue = "LoginRequest.mechanism: no such mechanism"
+        elif session_of(channel.peer) not in (0, message.session):  # it serves one connection
+            untrue = "LoginRequest.session: it is not its own"
+        if untrue:
             self._forget(channel.peer)
-            self.refuse(channel, "LoginRequest.mechanism: no such mechanism")
+            self.refuse(channel, untrue)
             return
         login = message._replace(user=self.table.name_of(message.user))
         self.serial += 1
         attempt = Attempt(channel.peer, login, self.loop.now, number=self.serial)
-        self.live.setdefault(channel.peer, {})[login.session] = self.serial
+        live = self.live.setdefault(channel.peer, {})
+        self._unqueue(live.get(login.session, 0))  # a session has one login at a time
+        live[login.session] = self.serial
         if not self._known_wrong(attempt) and self._is_due(attempt):
             self.verify(attempt)
 
     def withdraw(self, listener: str, message: m.LoginWithdrawn) -> None:
         """Take a login out of the queue. One that is being checked gets its answer only if that is wanted."""
         live = self.live.get(listener, {})
-        attempt = self.queue.remove(live.get(message.session, 0))
+        attempt = self._unqueue(live.get(message.session, 0))
         if not message.answer:
             live.pop(message.session, None)
         elif attempt is not None:
@@ -344,18 +357,16 @@ class Auth(Actor):
             text = f"too many failed logins from your address, try again in {seconds} seconds"
             self._count_refused("penalty_seconds")
             self._refuse(attempt, text, "guard", seconds)
-        elif wait and self.delayed >= self.most:  # a listener that lies: each may have 8 KiB of a secret
-            self._count_refused("max_sessions")
-            self._refuse(attempt, "too many logins at once, try again later")
         elif wait:
-            due = attempt._replace(waited=True, delayed=wait)
-            self.delayed += 1
-            self.loop.later(wait, lambda: self._penalty_over(due), login.session)
+            number = attempt.number
+            self._put(self.delayed, attempt._replace(waited=True, delayed=wait))
+            self.loop.later(wait, lambda: self._penalty_over(number), login.session)
         return not wait
 
-    def _penalty_over(self, attempt: Attempt) -> None:
-        self.delayed -= 1
-        self.verify(attempt)
+    def _penalty_over(self, number: int) -> None:
+        attempt = self.delayed.remove(number)
+        if attempt is not None:
+            self.verify(attempt)
 
     def verify(self, attempt: Attempt) -> None:
         """Check a login: a token here, a password by the cache or in a thread."""
@@ -375,8 +386,8 @@ class Auth(Actor):
         self.misses += 1
         if not self.queue and self.given < _QUEUED * self.hashers:
             self._give(attempt)
-        elif self._room(attempt):
-            self.queue.put(self._client(login), attempt.number, attempt, login.user)
+        else:
+            self._put(self.queue, attempt)
             if not self.reporting:
                 self._report_in(_LONG)
 
@@ -388,7 +399,8 @@ class Auth(Actor):
     def _give_more(self) -> None:
         """Give waiting attempts to the threads, in turn.
 
-        The answer may be known by now, and others may have failed, so the penalty is asked for again.
+        Listeners take turns: one that invents an address for each login delays no other's clients. The answer
+        may be known by now, and others may have failed, so the penalty is asked for again.
         """
         while self.queue and self.given < _QUEUED * self.hashers:
             _, attempt = self.queue.take()
@@ -404,20 +416,23 @@ class Auth(Actor):
             ):
                 self._give(attempt)
 
-    def _room(self, attempt: Attempt) -> bool:
-        """Return whether an attempt may wait for a thread.
+    def _put(self, queue: FairByOwner[int, Attempt], attempt: Attempt) -> None:
+        """Let an attempt wait, for a thread or for the end of its penalty.
 
-        As many wait as there may be sessions, so this bound refuses nobody but a listener that lies. If too
-        many wait, the latest of the address with most of them is refused.
+        As many wait as there may be sessions, so this bound refuses nobody but a listener that lies, whose
+        secrets would fill the memory. If too many wait, the latest is refused of the listener with most of
+        them, and there of the address with most.
         """
-        if len(self.queue) < self.most:
-            return True
-        other = self.queue.spare(self._client(attempt.login))
-        refused = self.queue.remove(other) if other is not None else attempt
-        if refused is not None:
+        owner, client = _owner(attempt.listener), self._client(attempt.login)
+        if len(queue) >= self.most:
+            other = queue.spare(owner, client)
+            refused = attempt if other is None else queue.remove(other)
+            assert refused is not None
             self._count_refused("max_sessions")
             self._refuse(refused, "too many logins at once, try again later")
-        return refused is not attempt
+            if refused is attempt:
+                return
+        queue.put(owner, client, attempt.number, attempt, attempt.login.user)
 
     # -- load
     def _count_refused(self, bound: str) -> None:
@@ -578,6 +593,16 @@ class Auth(Actor):
         granted, self.granted = self.granted, []
         if self.kernel is not None:
             self.kernel.send_all(granted)
+
+
+def _owner(listener: str) -> str:
+    """Return whose logins share the time for hashing with other listeners' logins.
+
+    A listener may lie about its clients' addresses, not about itself: its channel is the kernel's. Those of
+    one connection have one login at a time, and share as one: by connections, an address that makes many
+    would gain.
+    """
+    return listener.rpartition(".")[0] if session_of(listener) else listener
 
 
 def main(boot: Boot) -> None:

@@ -1,16 +1,17 @@
 """Share scarce resources fairly between keys, mostly client addresses: a queue, and a set of places.
 
-The queue is fair between the users of a key too.
+The queue is fair between the users of a key too, and there is one that is fair between owners first: those
+that say what an item's key is, and may lie.
 
-Pure: no clock, no I/O. The cost of each method but `Fair.in_turn` does not grow with the number of keys and
-items.
+Pure: no clock, no I/O. The cost of each method but `Fair.in_turn` does not grow with the number of owners,
+keys and items.
 """
 
 from collections.abc import Hashable
 from itertools import islice
 from typing import Generic, TypeVar
 
-__all__ = ["Fair", "Places"]
+__all__ = ["Fair", "FairByOwner", "Places"]
 
 # Items of one key in a row. With 10, twenty users behind one address do not wait twenty rounds when many
 # others connect.
@@ -161,8 +162,8 @@ class Fair(Generic[_Item, _Value]):
 
     def oldest(self) -> tuple[_Item, _Value] | None:
         """Return the item that was put first, and its value; None if the queue is empty."""
-        for item, (key, user) in self._places.items():
-            return item, self._lines[key].of(user, item)
+        for item in self._places:
+            return item, self.of(item)
         return None
 
     def spare(self, key: str) -> _Item | None:
@@ -173,7 +174,16 @@ class Fair(Generic[_Item, _Value]):
         own = self._lines.get(key)
         if self._largest.most <= (own.many if own is not None else 0) + 1:
             return None
+        return self.last()
+
+    def last(self) -> _Item:
+        """Return the latest item of the key with most items. KeyError: the queue is empty."""
         return self._lines[self._largest.first()].last()
+
+    def of(self, item: _Item) -> _Value:
+        """Return an item's value."""
+        key, user = self._places[item]
+        return self._lines[key].of(user, item)
 
     def in_turn(self) -> list[tuple[_Item, _Value]]:
         """List all items in the order of `take`. A new queue filled so, with the same `turn`, keeps it."""
@@ -182,6 +192,72 @@ class Fair(Generic[_Item, _Value]):
         copy._places, copy.turn = dict(self._places), self.turn
         copy._largest = self._largest.copy()
         return [copy.take() for _ in range(len(self))]
+
+
+class FairByOwner(Generic[_Item, _Value]):
+    """A queue that serves owners in rounds, one item of each; the items of an owner are in a `Fair`.
+
+    An owner that invents keys has no more turns by that, and takes no other owner's room.
+    """
+
+    __slots__ = ("_largest", "_owners", "_queues")
+
+    def __init__(self) -> None:
+        self._queues: dict[str, Fair[_Item, _Value]] = {}  # the owner whose turn it is comes first
+        self._owners: dict[_Item, str] = {}  # the item put first comes first
+        self._largest = _Largest()
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def put(self, owner: str, key: str, item: _Item, value: _Value, user: str = "") -> None:
+        """Queue an item. An item waits at most once."""
+        queue = self._queues.get(owner)
+        if queue is None:
+            queue = self._queues[owner] = Fair()
+        queue.put(key, item, value, user)
+        self._largest.moved(owner, len(queue) - 1, len(queue))
+        self._owners[item] = owner
+
+    def take(self) -> tuple[_Item, _Value]:
+        """Remove and return the next item and its value. Raises StopIteration if the queue is empty."""
+        owner = next(iter(self._queues))
+        queue = self._queues.pop(owner)
+        item, value = queue.take()
+        del self._owners[item]
+        self._largest.moved(owner, len(queue) + 1, len(queue))
+        if queue:
+            self._queues[owner] = queue
+        return item, value
+
+    def remove(self, item: _Item) -> _Value | None:
+        """Remove an item from the queue; return its value, or None if it was not queued."""
+        owner = self._owners.pop(item, None)
+        if owner is None:
+            return None
+        queue = self._queues[owner]
+        value = queue.remove(item)
+        self._largest.moved(owner, len(queue) + 1, len(queue))
+        if not queue:
+            del self._queues[owner]
+        return value
+
+    def oldest(self) -> tuple[_Item, _Value] | None:
+        """Return the item that was put first, and its value; None if the queue is empty."""
+        for item, owner in self._owners.items():
+            return item, self._queues[owner].of(item)
+        return None
+
+    def spare(self, owner: str, key: str) -> _Item | None:
+        """Return the item to drop to make room for one of this owner and key.
+
+        It is of the owner with most items; of this one if that has at most one more: then as `Fair.spare`,
+        which may be None.
+        """
+        own = self._queues.get(owner)
+        if self._largest.most > (len(own) if own is not None else 0) + 1:
+            return self._queues[self._largest.first()].last()
+        return own.spare(key) if own is not None else None
 
 
 class Places(Generic[_Item]):

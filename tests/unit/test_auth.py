@@ -681,7 +681,102 @@ def test_logins_that_wait_for_a_penalty_are_bounded(shell):
     waiting = [shell.login("alice", b"guess", f"198.51.100.{n}:1") for n in range(8)]
     assert shell.said() == [(session, "LoginRefused", "SYS/TEMP") for session in waiting[5:]]
     shell.rest(16)
-    assert shell.work() == 5 and shell.auth.delayed == 0
+    assert shell.work() == 5 and not shell.auth.delayed
     shell.said()
     shell.login("alice", b"guess", "198.51.100.77:1")
-    assert shell.auth.delayed == 1
+    assert len(shell.auth.delayed) == 1
+
+
+def of_listener(shell, name):
+    """Return a shell whose logins come from another listener; `shell` takes the rest."""
+    shell.auth.join(name, no_socket())
+    return Shell(shell.harness, shell.auth, shell.auth.listeners[name])
+
+
+def test_a_listener_that_invents_addresses_delays_no_other_s_first_logins(shell):
+    """Its logins had a turn each: a thousand of them came before the first client of another listener."""
+    shell.auth.table._hashes |= {f"user{n}": HASH for n in range(5)}
+    other = of_listener(shell, "listener.1")
+    queued(shell, *((f"nobody{n}", b"x", f"198.51.{n >> 8}.{n & 255}:1") for n in range(1000)))
+    for n in range(5):
+        other.login(f"user{n}", b"secret", "192.0.2.1:1")
+    order = []
+    for _ in range(14):
+        attempt = shell.auth.work.get_nowait()
+        order.append(attempt.login.user)
+        shell.auth.done.append((attempt, True))
+        shell.auth.wake_up()
+    assert order[4:] == [name for n in range(5) for name in (f"nobody{n}", f"user{n}")]
+
+
+def test_a_listener_that_fills_the_queue_takes_no_other_s_room(shell):
+    shell.auth.most = 8
+    other = of_listener(shell, "listener.1")
+    waiting = queued(shell, *((f"nobody{n}", b"x", f"198.51.100.{n}:1") for n in range(8)))
+    for n in range(4):
+        other.login(f"user{n}", b"x", "192.0.2.1:1")
+    said = shell.said()
+    assert [code for *_, code in said] == ["SYS/TEMP"] * 4
+    assert {session for session, *_ in said} < set(waiting)
+    assert shell.work() == 12
+
+
+def test_a_listener_with_many_logins_that_wait_for_their_penalty_takes_no_other_s_room(shell):
+    shell.auth.most = 4
+    for n in range(8):
+        shell.login("alice", b"wrong%d" % n, f"203.0.113.{n}:1")
+        shell.rest(16)
+        shell.work()
+        shell.rest(16)
+    shell.said()
+    other = of_listener(shell, "listener.1")
+    waiting = [shell.login("alice", b"guess", f"198.51.100.{n}:1") for n in range(4)]
+    other.login("alice", b"secret", "192.0.2.1:1")
+    ((session, _, code),) = shell.said()
+    assert code == "SYS/TEMP" and session in waiting
+    shell.rest(16)
+    assert shell.work() == 4
+    assert (other.serial, "LoginGranted", "alice") in shell.said()
+
+
+def test_another_login_of_a_session_takes_the_place_of_the_one_that_waits(shell):
+    """A listener of one connection could fill the queue, or the memory, with logins of its one session."""
+    queued(shell)
+    for n in range(20):
+        shell.serial = 99
+        shell.login(f"nobody{n}", b"x", f"198.51.100.{n}:1")
+    assert len(shell.auth.queue) == 1 and shell.work() == 5
+
+
+def test_the_listeners_of_a_gate_share_as_one(shell):
+    """An address with many connections has the turn of one, as in a listener that serves them all."""
+    gate = 5 << 40
+    office = [of_listener(shell, f"listener.5.{n}") for n in range(1, 31)]
+    home = of_listener(shell, "listener.5.77")
+    queued(shell)
+    for n, child in enumerate(office, gate):
+        child.serial = n
+        child.login(f"office{n - gate}", b"x", "192.0.2.1:1")
+    home.serial = gate + 76
+    home.login("home", b"x", "192.0.2.2:1")
+    order = []
+    for _ in range(16):
+        attempt = shell.auth.work.get_nowait()
+        order.append(attempt.login.user)
+        shell.auth.done.append((attempt, True))
+        shell.auth.wake_up()
+    assert order.index("home") == 14  # the thread's four, ten of the office
+
+
+def test_a_listener_of_one_connection_may_log_in_to_its_own_session_alone(shell):
+    child = of_listener(shell, "listener.5.7")
+    child.serial = (5 << 40) + 6
+    child.login()
+    assert "listener.5.7" in shell.auth.listeners
+    child.serial = 8
+    child.login()
+    (refused,) = [one for one in shell.harness.said if one.name == "PeerRefused"]
+    assert refused.fields["reason"] == "LoginRequest.session: it is not its own"
+    assert "listener.5.7" not in shell.auth.listeners
+    shell.work()
+    assert [name for _, name, _ in shell.said()] == ["PeerRefused"]

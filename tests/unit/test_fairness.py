@@ -5,7 +5,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from popkernel.proto.access.fairness import Fair, Places
+from popkernel.proto.access.fairness import Fair, FairByOwner, Places
 
 KEYS = st.sampled_from("abc")
 STEPS = st.lists(st.tuples(st.sampled_from(["put", "take", "remove"]), KEYS, st.integers(0, 30)), max_size=80)
@@ -112,3 +112,54 @@ def test_to_look_for_room_costs_the_same_with_many_keys():
     assert time.process_time() - began < 1
     fair.put("key 7", -1, None)
     assert fair.spare("other") == -1
+
+
+OWNERS = st.sampled_from(["o", "p", "q"])
+OWNED = st.tuples(st.sampled_from(["put", "take", "remove", "spare"]), OWNERS, KEYS, st.integers(0, 30))
+
+
+@settings(max_examples=300)
+@given(st.lists(OWNED, max_size=80))
+def test_owners_are_served_in_rounds(steps):
+    """No owner is served twice while another waits, and room is made by the one with most items."""
+    fair, waiting, passed = FairByOwner(), {}, {}  # `passed`: who has been served while each waits
+    for number, (what, owner, key, which) in enumerate(steps):
+        many = Counter(one for one, _ in waiting.values())
+        if what == "put":
+            fair.put(owner, key, number, (owner, key))
+            waiting[number] = owner, key
+            passed.setdefault(owner, set())
+        elif what == "take" and waiting:
+            item, (owner, key) = fair.take()
+            assert item == next(n for n, one in waiting.items() if one == (owner, key))
+            del waiting[item]
+            for other in passed:
+                assert other == owner or owner not in passed[other]
+                passed[other].add(owner)
+        elif what == "remove" and waiting:
+            item = list(waiting)[which % len(waiting)]
+            assert fair.remove(item) == waiting.pop(item) and fair.remove(item) is None
+        elif what == "spare":
+            most = max(many.values(), default=0)
+            keys = Counter(of for one, of in waiting.values() if one == owner)
+            spare = fair.spare(owner, key)
+            if most > many[owner] + 1:
+                assert many[waiting[spare][0]] == most
+            else:
+                assert (spare is not None) == (max(keys.values(), default=0) > keys[key] + 1)
+                assert spare is None or waiting[spare][0] == owner
+        there = {one for one, _ in waiting.values()}
+        passed = {one: others if one != owner else set() for one, others in passed.items() if one in there}
+        oldest = fair.oldest()
+        assert len(fair) == len(waiting)
+        assert oldest == (next(iter(waiting.items())) if waiting else None)
+
+
+def test_an_owner_that_invents_keys_delays_no_other_and_takes_nobody_s_room():
+    fair = FairByOwner()
+    for n in range(1000):
+        fair.put("liar", f"key {n}", n, None)
+    for n in range(2000, 2003):
+        fair.put("honest", "office", n, None)
+    assert fair.spare("honest", "office") in range(1000) and fair.spare("liar", "one more") is None
+    assert [fair.take()[0] for _ in range(7)] == [0, 2000, 1, 2001, 2, 2002, 3]
