@@ -366,11 +366,13 @@ class AccountLookup(NamedTuple):
 class AccountState(NamedTuple):
     """Answer to AccountLookup.
 
-    `entry`: absent, locked, unusable (its hash can't be checked) or present. `scheme`: of its hash, never the
-    hash. `wait`: ms that a login of this user from this address would wait before its check.
+    `user`: as the table has it, "" if absent. `entry`: absent, locked, unusable (its hash can't be checked)
+    or present. `scheme`: of its hash, never the hash. `wait`: ms that a login of this user from this address
+    would wait before its check.
     """
 
     request: Session
+    user: Annotated[str, Field("str", 0, 255)]
     entry: Annotated[str, Field("str", 1, 16)]
     scheme: Annotated[str, Field("str", 0, 32)]
     wait: Octets

@@ -565,7 +565,8 @@ class Auth(Actor):
         hashed, known = self.table.hash_of(user)
         entry = "present" if known else self.shut_out.get(user, "absent")
         scheme = scheme_of(hashed) if known else ""
-        self.send(m.AccountState(message.request, entry, scheme, round(wait * 1000)))
+        found = "" if entry == "absent" else user
+        self.send(m.AccountState(message.request, found, entry, scheme, round(wait * 1000)))
 
     def settings(self) -> dict[str, Any]:
         return {"listeners": list(self.listeners)}

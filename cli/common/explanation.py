@@ -92,6 +92,9 @@ def account(answer: Row) -> Iterator[str]:
             yield f"  in the user table: {plain(drop.get('maildir'))}, as {ids}"
         else:
             yield "  not in the user table: has no mailbox"
+    unknown = plain(answer.get("unknown_login") or "")
+    if unknown and unknown != user:
+        yield f"  a login as {unknown} fails: the authorization table has no such user; its mail is {user}'s"
     wait = answer.get("wait_seconds")
     if isinstance(wait, int | float) and wait > 0:
         where = plain(answer.get("wait_address") or "")

@@ -105,7 +105,20 @@ class Commands:
                 parse_network(text)
             except ValueError as error:  # as a user's name it would have no sessions
                 raise RequestError(str(error)) from None
-        self._go(self._list(client, Chosen(text)))
+        self._choose(Chosen(text), lambda chosen: self._list(client, chosen))
+
+    def _choose(self, chosen: Chosen, job: Callable[[Chosen], Job]) -> None:
+        """Do a job once the choice has the user whom its text means: auth finds it as for a login."""
+
+        def known(state: m.AccountState | None) -> None:
+            if state is not None and state.user:
+                chosen.names.add(state.user)
+            self._go(job(chosen))
+
+        if chosen.by_name and chosen.text not in self._core.users:
+            self._look_up(chosen.text, "", known)
+        else:
+            self._go(job(chosen))
 
     def _list(self, client: Client, chosen: Chosen) -> Job:
         rows = []
@@ -125,7 +138,7 @@ class Commands:
         chosen = Chosen(who, session=True)
         if chosen.networks is not None:
             raise RequestError("kick takes a session or a user; `popkernel who` shows those of an address")
-        self._go(self._kick_all(client, chosen))
+        self._choose(chosen, lambda chosen: self._kick_all(client, chosen))
 
     def _kick_all(self, client: Client, chosen: Chosen) -> Job:
         ended = list[bytes]()
@@ -188,22 +201,23 @@ class Commands:
             raise RequestError("explain whom? Name a user or an address")
         if type(most) is not int or not 1 <= most <= _MOST_RECORDS:
             raise RequestError(f"most is a number from 1 to {_MOST_RECORDS}")
-        self._go(self._search(client, self._wanted(text), most))
+        address = "" if text in self._core.users else _address(text)
+        if address or text in self._core.users:
+            self._go(self._search(client, Wanted(user="" if address else text, address=address), most))
+            return
 
-    def _wanted(self, text: str) -> Wanted:
-        """Return what a name means: a user, a client's address, or a mail address, in this order."""
-        if text in self._core.users:
-            return Wanted(user=text)
-        try:
-            network = parse_network(text)
-        except ValueError:
-            user = self._rules().find(text, self._core.users)
-            return Wanted(user=user or text, recipient=text if "@" in text else "")
-        if network.num_addresses > 1:
-            raise RequestError("explain takes one address; `popkernel who` takes a network")
-        return Wanted(address=str(network.network_address))
+        def known(state: m.AccountState | None) -> None:
+            """Take the user whom a login by this name means, or else one who gets mail by it."""
+            user = state.user if state is not None else ""
+            unknown = text if state is not None and not user else ""
+            user = user or self._rules().find(text, self._core.users) or text
+            wanted = Wanted(user=user, given=text if text != user else "")
+            self._go(self._search(client, wanted, most, unknown))
 
-    def _search(self, client: Client, wanted: Wanted, most: int) -> Job:
+        self._look_up(text, "", known)
+
+    def _search(self, client: Client, wanted: Wanted, most: int, unknown: str = "") -> Job:
+        """Search for what is wanted. `unknown`: the name that was given, if no login by it can succeed."""
         found: dict[str, list[Record]] = {}
         for kind in _KINDS:
             for records in self._history.find(kind, wanted, most):
@@ -220,7 +234,7 @@ class Commands:
                     else:
                         found["messages"] += records
         there = list[dict[str, Any]]()
-        for session in self._sessions.find(Chosen(wanted.user or wanted.address)):
+        for session in self._sessions.find(Chosen(wanted.user or wanted.address, given=wanted.given)):
             if session is None:
                 yield None
             elif len(there) < _MOST_RECORDS and (row := self._sessions.row(*session)) is not None:
@@ -231,7 +245,9 @@ class Commands:
         failed = (str(r.fields["address"]) for r in found["login"] if "address" in r.fields)
         address = wanted.address or (began[-1] if began else next(failed, ""))[:64]
         self._look_up(
-            wanted.user, address, lambda state: self._explained(client, wanted, found, there, address, state)
+            wanted.user,
+            address,
+            lambda state: self._explained(client, wanted, found, there, address, state, unknown),
         )
 
     def _look_up(self, user: str, address: str, then: Callable[[m.AccountState | None], None]) -> None:
@@ -260,6 +276,7 @@ class Commands:
         there: list[dict[str, Any]],
         address: str,
         state: m.AccountState | None,
+        unknown: str,
     ) -> None:
         row = self._core.users.get(wanted.user)
         lease = self._core.leases.get(wanted.user)
@@ -268,6 +285,7 @@ class Commands:
                 "ok": True,
                 "user": wanted.user,
                 "address": wanted.address,
+                "unknown_login": unknown,
                 "kept": self._history.on,
                 "maildrop": None if row is None else {"uid": row.uid, "gid": row.gid, "maildir": row.maildir},
                 "account": None if state is None else {"entry": state.entry, "scheme": state.scheme},
@@ -284,6 +302,17 @@ class Commands:
                 },
             }
         )
+
+
+def _address(text: str) -> str:
+    """Return a client's address in its one form, "" if the text is none."""
+    try:
+        network = parse_network(text)
+    except ValueError:
+        return ""
+    if network.num_addresses > 1:
+        raise RequestError("explain takes one address; `popkernel who` takes a network")
+    return str(network.network_address)
 
 
 def _with_rows(answer: dict[str, Any], name: str, rows: list[bytes]) -> bytes:

@@ -50,10 +50,13 @@ class Record(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to search for: one of a user's name, a mail address, a client's numeric address."""
+    """What to search for: a user's name, or a client's numeric address.
+
+    `given`: the user's name as it was given if it is another: a mail address, or as a client types it.
+    """
 
     user: str = ""
-    recipient: str = ""
+    given: str = ""
     address: str = ""
 
     @property
@@ -69,7 +72,7 @@ class Wanted(NamedTuple):
         if self.user and record.actor == f"maildir.{self.user}":
             return True
         names = {str(fields[name]) for name in _NAMES if name in fields}
-        return bool(names & {name for name in (self.user, self.recipient) if name})
+        return bool(names & {name for name in (self.user, self.given) if name})
 
 
 class History:

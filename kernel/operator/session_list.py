@@ -1,6 +1,6 @@
 """List sessions and logins under way: who, from where, since when, and what each waits for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from popkernel.kernel.decisions.leases import Core, Key
@@ -27,11 +27,16 @@ class Announced(NamedTuple):
 
 
 class Chosen:
-    """The sessions that an operator means: one, a user's, those of an address or network, or all."""
+    """The sessions that an operator means: one, a user's, those of an address or network, or all.
 
-    def __init__(self, text: str, *, session: bool = False) -> None:
-        """`text`: "" for all. `session`: it may name a session."""
+    A session is the user's whose name is equal to the letter: other users may differ in case only. A login
+    under way has its name as the client typed it: any case counts, but no other user's name.
+    """
+
+    def __init__(self, text: str, *, session: bool = False, given: str = "") -> None:
+        """`text`: "" for all. `session`: it may name a session. `given`: another name of the user."""
         self.text = text
+        self.names = {name for name in (text, given) if name}
         self.session = 0
         self.networks: Networks | None = None
         if session and "." in text:
@@ -43,15 +48,22 @@ class Chosen:
         if network is not None:
             self.networks = Networks([network])
 
-    def has(self, session: int, user: str, address: str) -> bool:
-        """Return whether a session is meant."""
+    @property
+    def by_name(self) -> bool:
+        """Whether the text is a user's name."""
+        return bool(self.text) and not self.session and self.networks is None
+
+    def has(self, session: int, address: str, user: str | None, typed: str, users: Container[str]) -> bool:
+        """Return whether a session is meant. `user`: None before the password is checked. `users`: all."""
         if not self.text:
             return True
         if self.session:
             return session == self.session
         if self.networks is not None:
             return self.networks.contains(host_of(address))
-        return user == self.text or fold(user) == fold(self.text)
+        if user is not None:
+            return user in self.names
+        return typed in self.names or (typed not in users and fold(typed) in map(fold, self.names))
 
 
 def _network(text: str) -> Network | None:
@@ -92,9 +104,9 @@ class SessionList:
             if at % _SLICE == _SLICE - 1:
                 yield None
             said = self._announced().get(key)
-            user = known if known is not None else said.user if said is not None else ""
-            if chosen.has(key.session, user, said.address if said is not None else ""):
-                yield key, user
+            typed, address = (said.user, said.address) if said is not None else ("", "")
+            if chosen.has(key.session, address, known, typed, core.users):
+                yield key, typed if known is None else known
 
     def row(self, key: Key, user: str) -> dict[str, Any] | None:
         """Return a session's row, None if it is over.

@@ -55,7 +55,7 @@ def test_a_delivery_is_its_actor_s_user_s_and_its_recipient_s():
     history.event("delivery.refused", {"error": "no room"}, "maildir.alice")
     history.event("delivery.refused", {"recipient": "bob@example.org"}, "mda")
     assert found(history, "delivery", user="alice") == [{"error": "no room"}]
-    assert len(found(history, "delivery", recipient="bob@example.org")) == 1
+    assert len(found(history, "delivery", given="bob@example.org")) == 1
     assert found(history, "delivery", user="bob") == []
 
 

@@ -120,7 +120,7 @@ def test_each_state_is_told(kernel):
         "0.4": ("waiting", "session 0.3, to end"),
     }
     kernel.processes.comes("maildir.bob")
-    assert states(kernel.ask("who", 1, who="BOB")) == {"0.1": ("open", "")}
+    assert states(kernel.ask("who", 1, who="bob")) == {"0.1": ("open", "")}
     kernel.core.parked("maildir.bob", m.SessionParked(1, b"x", 0), 9.0)
     (row,) = kernel.ask("who", 1, who="bob")["sessions"]
     assert row["state"] == "parked" and row["waits_seconds"] == pytest.approx(kernel.loop.now - 5, abs=0.1)
@@ -224,6 +224,45 @@ def test_a_parked_session_whose_listener_ignores_the_kick_is_forgotten(kernel):
     assert not kernel.core.sessions and not kernel.core.leases
 
 
+# -- names
+@pytest.mark.parametrize(
+    ("who", "found", "ended"),
+    [
+        ("bob", None, ["0.1", "0.3"]),
+        ("Bob", None, ["0.2", "0.3"]),
+        ("BOB", "", ["0.3"]),
+        ("bob@example.org", "bob", ["0.1", "0.3"]),
+        ("Bob@example.org", "Bob", ["0.2", "0.3"]),
+        ("1.2.x", "", []),
+    ],
+)
+def test_a_name_means_whom_it_means_in_a_login(who, found, ended):
+    """Auth is asked for a name that the user table does not have; a session has its user's name itself.
+
+    Who types a name in another case, and has not been checked, may be the user.
+    """
+    kernel = Kernel({name: USERS["bob"] for name in ("bob", "Bob")})
+    kernel.log_in(1, "bob")
+    kernel.log_in(2, "Bob")
+    kernel.announce(3, "boB")
+    operator = Operator()
+    kernel.commands.run(operator, {"command": "kick", "who": who})
+    asked = [message for message in kernel.said("auth") if isinstance(message, m.AccountLookup)]
+    assert asked == ([] if found is None else [m.AccountLookup(1, who, "")])
+    if found is not None:
+        state = m.AccountState(1, found, "present" if found else "absent", "", 0)
+        kernel.commands.account_state(None, state, [])
+    kernel.loop.advance(kernel.loop.now + 1)
+    assert [row["session"] for row in operator.answers[0]["ended"]] == ended
+
+
+def test_a_kick_does_not_need_auth(kernel):
+    """The user's row is gone, and auth does not answer."""
+    kernel.log_in(1)
+    kernel.core.users = {}
+    assert len(kernel.ask("kick", 200, who="alice")["ended"]) == 1
+
+
 # -- explain
 def test_an_auth_that_does_not_answer(kernel):
     """Nothing waits for it longer than a second."""
@@ -237,7 +276,7 @@ def test_an_auth_that_does_not_answer(kernel):
     (answer,) = operator.answers
     assert answer["account"] is None and answer["maildrop"]["uid"] == 1000
     assert [row["reason"] for row in answer["logins"]] == ["password"]
-    kernel.commands.account_state(None, m.AccountState(1, "present", "BLF-CRYPT", 0), [])
+    kernel.commands.account_state(None, m.AccountState(1, "alice", "present", "BLF-CRYPT", 0), [])
     assert len(operator.answers) == 1, "a late answer changes nothing"
 
 
@@ -248,7 +287,7 @@ def test_the_delay_is_that_of_the_login_under_way(kernel):
     kernel.commands.run(operator, {"command": "explain", "who": "alice"})
     kernel.loop.advance(kernel.loop.now)
     assert kernel.said("auth")[-1] == m.AccountLookup(1, "alice", "192.0.2.8:4711")
-    kernel.commands.account_state(None, m.AccountState(1, "present", "BLF-CRYPT", 2500), [])
+    kernel.commands.account_state(None, m.AccountState(1, "alice", "present", "BLF-CRYPT", 2500), [])
     (answer,) = operator.answers
     assert (answer["wait_seconds"], answer["wait_address"]) == (2.5, "192.0.2.8")
 
@@ -256,7 +295,7 @@ def test_the_delay_is_that_of_the_login_under_way(kernel):
 def test_auth_s_answer_is_passed_on(kernel):
     operator = Operator()
     kernel.commands.run(operator, {"command": "explain", "who": "bob"})
-    kernel.commands.account_state(None, m.AccountState(1, "locked", "", 2500), [])
+    kernel.commands.account_state(None, m.AccountState(1, "bob", "locked", "", 2500), [])
     (answer,) = operator.answers
     assert answer["account"] == {"entry": "locked", "scheme": ""} and answer["wait_seconds"] == 2.5
 

@@ -107,6 +107,43 @@ def test_a_kick_of_nobody(service):
     assert kicks(service, "").returncode == 64
 
 
+def test_a_name_means_the_user_who_logs_in_by_it():
+    """Two users may differ in case only; the default domain may be given or left out."""
+    with Service(
+        users=("alice", "Alice", "bob", "carol@example.org"),
+        mail=(),
+        lmtp=False,
+        login_case="exact",
+        default_domain="example.org",
+    ) as exact:
+        with RawPop3(exact) as client:
+            assert client.login("Bob").startswith(b"-ERR [AUTH]")
+            assert client.login("carol", "wrong").startswith(b"-ERR [AUTH]")
+        with (
+            RawPop3(exact, user="alice") as alice,
+            RawPop3(exact, user="Alice") as other,
+            RawPop3(exact, user="carol@example.org") as carol,
+        ):
+            assert [row["user"] for row in who(exact, "alice")] == ["alice"]
+            assert [row["user"] for row in who(exact, "carol")] == ["carol@example.org"]
+            assert kicks(exact, "alice@example.org").stdout.count("ended session") == 1
+            assert alice.end() == b""
+            assert kicks(exact, "ALICE").returncode == 1
+            assert other.ask(b"STAT").startswith(b"+OK") and carol.ask(b"STAT").startswith(b"+OK")
+            assert [row["user"] for row in who(exact)] == ["Alice", "carol@example.org"]
+            said = json.loads(exact.command("explain", "carol", "--json").stdout)
+            assert said["user"] == "carol@example.org" and said["unknown_login"] == ""
+            assert said["maildrop"] and [row["reason"] for row in said["logins"]] == ["password"]
+            assert [row["user"] for row in said["open"]] == ["carol@example.org"]
+            said = json.loads(exact.command("explain", "alice", "--json").stdout)
+            assert said["open"] == [] and [row["why"] for row in said["sessions"]] == ["kicked"]
+        said = json.loads(exact.command("explain", "Bob", "--json").stdout)
+        assert (said["user"], said["unknown_login"]) == ("bob", "Bob")
+        assert [row["reason"] for row in said["logins"]] == ["unknown"]
+        text = exact.command("explain", "Bob").stdout
+        assert "a login as Bob fails: the authorization table has no such user; its mail is bob's" in text
+
+
 def test_explain_tells_what_happened(service):
     with RawPop3(service) as client:
         assert client.login("dave", "wrong").startswith(b"-ERR")
