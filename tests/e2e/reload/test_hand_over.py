@@ -47,8 +47,11 @@ def answer_of(service, user, password="secret"):
 
 
 def pids(service):
-    """Return the numbers of the actors that a reload may replace, by name without count."""
-    rows = service.status()["actors"]
+    """Return the process ids of the actors that a reload may replace, by name.
+
+    Without those that it has replaced: the status lists them until they have ended.
+    """
+    rows = [row for row in service.status()["actors"] if row["state"] != "draining"]
     return {row["name"]: row["pid"] for row in rows if row["name"].startswith(("auth", "listener", "gate"))}
 
 
