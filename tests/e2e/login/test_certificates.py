@@ -166,6 +166,8 @@ def test_a_phrase_from_the_terminal_is_known_to_init_and_listeners_alone(tmp_pat
         service.change_files()
         service.command("reload")  # the new listener gets it too
         visit(service)
+        # those that were replaced are about to end
+        wait_for(lambda: not [a for a in service.status()["actors"] if a["state"] == "draining"])
         names = {}
         for pid in service.pids():
             with open(f"/proc/{pid}/comm") as file:
