@@ -10,11 +10,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from popkernel.cli import check as check_module
+from popkernel.cli.common import sample_site
 from popkernel.cli.common.check_certificates import check_certificate
-from popkernel.cli.common.sample_site import free_ports, make_certificate, make_site
+from popkernel.cli.common.sample_site import make_certificate, make_site
 from popkernel.cli.main import main
 from popkernel.kernel.init.mailbox_faults import PathAccess
 from popkernel.proto.files.tables import MailUser
+
+from tests.support.ports import free_ports
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def site(tmp_path, monkeypatch):
     # pytest's directories are 0700 and root's; the path above the site has its own test.
     monkeypatch.setattr(PathAccess, "blocked", lambda _self, _directory, _user: "")
     monkeypatch.setattr("popkernel.kernel.sandbox.lock.missing", list)
-    return make_site(str(tmp_path / "s"), mail=())
+    return make_site(str(tmp_path / "s"), mail=(), ports=free_ports())
 
 
 def found(site, *flags, capsys, code=None):
@@ -404,7 +407,7 @@ def test_certificates_that_are_none(pair):
 
 
 def test_free_ports_differ():
-    assert len(set(free_ports())) == 2
+    assert len(set(sample_site.free_ports())) == 2
 
 
 def with_file(site, key, data, mode=0o644, more=""):

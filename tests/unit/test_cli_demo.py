@@ -17,9 +17,11 @@ import pytest
 from popkernel.cli import demo
 from popkernel.cli.check import check
 from popkernel.cli.common.program_name import as_typed
-from popkernel.cli.common.sample_site import FIRST_UID, SAMPLE_MAIL, free_ports, make_site
+from popkernel.cli.common.sample_site import FIRST_UID, SAMPLE_MAIL, make_site
 from popkernel.cli.main import main
 from popkernel.proto.files.tables import parse_auth, parse_users
+
+from tests.support.ports import free_ports
 
 
 def test_a_site_has_all_files(tmp_path):

@@ -213,7 +213,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    return make_site(str(tmp_path_factory.mktemp("pk") / "s"), mail=())
+    return make_site(str(tmp_path_factory.mktemp("pk") / "s"), mail=(), ports=free_ports())
 
 
 def verdicts(site, capsys, toml, *flags):

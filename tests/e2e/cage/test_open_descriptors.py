@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from popkernel.cli.common.sample_site import free_ports
 from popkernel.proto.topology import kind_of
 
+from tests.support.ports import free_ports
 from tests.support.service import POPKERNEL, Service
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")

@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from popkernel.cli.common.sample_site import free_ports
 
+from tests.support.ports import free_ports
 from tests.support.service import POPKERNEL
 from tests.support.waiting import wait_for
 

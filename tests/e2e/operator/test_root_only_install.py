@@ -14,6 +14,7 @@ import popkernel
 import pytest
 
 from tests.support.pop3 import RawPop3
+from tests.support.ports import free_ports
 from tests.support.processes import kill
 from tests.support.service import Service
 from tests.support.waiting import wait_for
@@ -105,8 +106,6 @@ def test_a_listener_for_each_connection(python):
 
 
 def test_the_demo(python):
-    from popkernel.cli.common.sample_site import free_ports
-
     tls, stls = free_ports()
     demo = [python, "-m", "popkernel", "demo", "--tls-port", str(tls), "--stls-port", str(stls)]
     with subprocess.Popen(demo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/") as server:

@@ -283,7 +283,7 @@ MAKE_AND_SERVE = """
 import sys
 from popkernel.cli.common.sample_site import make_site
 from popkernel.cli.main import main
-site = make_site(sys.argv[1], lmtp=False)
+site = make_site(sys.argv[1], lmtp=False, ports=(int(sys.argv[2]), int(sys.argv[3])))
 sys.exit(main(["start", "-f", sys.argv[1] + "/popkernel.toml", "--log", "stderr", "-v"]))
 """
 
@@ -332,7 +332,7 @@ def test_as_an_ordinary_user():
 
 def serve_as_ordinary_user(python, directory):
     process = subprocess.Popen(
-        [python, "-c", MAKE_AND_SERVE, directory],
+        [python, "-c", MAKE_AND_SERVE, directory, *map(str, free_ports())],
         user=65534,
         group=65534,
         extra_groups=[],
