@@ -296,7 +296,8 @@ EVENTS: dict[str, Event] = {
     "session.kick_ignored": Event(
         _KERNEL,
         (WARNING,),
-        "session {session} of {user} was to end, and {listener} has not ended it in {seconds} s",
+        "session {session} of {user} was to end, and {listener} or maildir.{user} has kept it"
+        " for {seconds} s",
         {"session": "1.18", "user": "alice", "listener": "listener.0", "seconds": 10},
     ),
     "login.failed": Event(

@@ -217,8 +217,9 @@ class PeerTimeout(NamedTuple):
 class LoginFailed(NamedTuple):
     """A failed login, for one line of the log.
 
-    `why`: a response code; "nomailbox" for a right password without a maildrop; "auth" if auth refused it and
-    has told the kernel why (LoginDenied). `milliseconds`: how long its client waited for the answer.
+    `why`: a response code; "nomailbox" for a right password without a maildrop; "kicked" by the operator;
+    "auth" if auth refused it and has told the kernel why (LoginDenied). `milliseconds`: how long its
+    client waited for the answer.
     """
 
     session: Session

@@ -63,6 +63,9 @@ class Backend(Protocol):
     def log_in(self, client: Connection, login: m.LoginRequest) -> None:
         """Have a login checked in its turn, unless it is under way."""
 
+    def kicked(self, client: Connection) -> None:
+        """Have the log say why a client's login, if one is under way, fails now."""
+
     def withdraw(self, session: int) -> bool:
         """Forget a session's login, for its client is gone. Returns whether it waited for an answer."""
 
@@ -145,6 +148,7 @@ class Connections:
         client = self.by_session.get(session)
         if client is None:
             return
+        self.backend.kicked(client)
         self.backend.withdraw(session)
         if client.channel is not None:
             client.channel.close()

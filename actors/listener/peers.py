@@ -218,6 +218,11 @@ class Peers:
         if client.eof and client.asked and session.id in self.awaiting and session.nothing_follows:
             self._withdraw(session.id, answer=True)
 
+    def kicked(self, client: Connection) -> None:
+        """Have the log say why a client's login, if one is under way, fails now."""
+        if client.session.state == "login":
+            self._tell_failed(client, "kicked")
+
     def withdraw(self, session: int) -> bool:
         """Forget a session's login, for its client is gone. Returns whether it waited for an answer."""
         client = self.awaiting.pop(session, None)

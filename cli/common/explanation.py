@@ -34,6 +34,7 @@ _REASONS = {
     "locked": "the user is locked in the authorization table",
     "unusable": "the hash in the authorization table cannot be used",
     "in-use": "another session has this mailbox open",
+    "kicked": "ended by the administrator",
     "guard": "not checked: too many failed logins from this address",
     "temp": "a temporary fault of the server; the log has it",
 }

@@ -19,7 +19,13 @@ __all__ = ["NO_PHASES", "Phases", "login_denied", "login_failed", "session_over"
 
 _MOST_LOST = 100  # sessions of a dead listener that get a line each
 # reasons of failed logins by LoginFailed.why; all others are "temp"
-_REASONS = {"IN-USE": "in-use", "LOGIN-DELAY": "delay", "nomailbox": "no-maildrop", "SYS/PERM": "perm"}
+_REASONS = {
+    "IN-USE": "in-use",
+    "LOGIN-DELAY": "delay",
+    "nomailbox": "no-maildrop",
+    "SYS/PERM": "perm",
+    "kicked": "kicked",
+}
 
 
 class Phases(NamedTuple):

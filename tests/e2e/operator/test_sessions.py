@@ -99,6 +99,23 @@ def test_a_parked_session_is_kicked(service):
     free(service, "bob")
 
 
+def test_a_kicked_login_is_a_failed_login(service):
+    """Its client was told that it failed; so the log and explain have it, with the reason."""
+    auth = service.actor("auth")["pid"]
+    os.kill(auth, signal.SIGSTOP)
+    try:
+        with RawPop3(service) as client:
+            client.send(b"USER carol\r\nPASS secret\r\n")
+            wait_for(lambda: state(service, "carol") == "logging in")
+            assert kicks(service, "carol").returncode == 0
+            assert client.line() == b"+OK\r\n" and client.line().startswith(b"-ERR [SYS/TEMP] this session")
+    finally:
+        os.kill(auth, signal.SIGCONT)
+    service.wait_log("reason=kicked")
+    (failed,) = json.loads(service.command("explain", "carol", "--json").stdout)["logins"]
+    assert failed["reason"] == "kicked"
+
+
 def test_a_kick_of_nobody(service):
     for name in ("9.9", "nobody", "alice"):
         done = kicks(service, name)
