@@ -13,7 +13,7 @@ from popkernel.kernel.decisions.recipients import Rules
 from popkernel.kernel.operator.control import Client, packed
 from popkernel.kernel.operator.health import Health
 from popkernel.kernel.operator.history import History, Record, Wanted
-from popkernel.kernel.operator.session_list import Chosen, SessionList
+from popkernel.kernel.operator.session_list import Chosen, SessionList, given_network
 from popkernel.kernel.processes import Processes
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.kernel.runtime.log import Log
@@ -306,9 +306,8 @@ class Commands:
 
 def _address(text: str) -> str:
     """Return a client's address in its one form, "" if the text is none."""
-    try:
-        network = parse_network(text)
-    except ValueError:
+    network = given_network(text)
+    if network is None:
         return ""
     if network.num_addresses > 1:
         raise RequestError("explain takes one address; `popkernel who` takes a network")

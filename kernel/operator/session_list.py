@@ -10,7 +10,7 @@ from popkernel.proto.access.user_names import fold
 from popkernel.proto.tls_versions import tls_name
 from popkernel.proto.trace.session_names import session_name, session_number
 
-__all__ = ["Announced", "Chosen", "SessionList"]
+__all__ = ["Announced", "Chosen", "SessionList", "given_network"]
 
 _SLICE = 250  # sessions looked at before the caller may do other work; about 3 ms
 _AUTH = "auth, for the password check or a delay"  # the kernel is not told which
@@ -44,7 +44,7 @@ class Chosen:
                 self.session = session_number(text)
             except ValueError:
                 self.session = 0
-        network = None if self.session else _network(text)
+        network = None if self.session else given_network(text)
         if network is not None:
             self.networks = Networks([network])
 
@@ -66,9 +66,13 @@ class Chosen:
         return typed in self.names or (typed not in users and fold(typed) in map(fold, self.names))
 
 
-def _network(text: str) -> Network | None:
+def given_network(text: str) -> Network | None:
+    """Return the address or network that an operator means, None if the text is none.
+
+    An address may have its port, as `who` and the log show it. No user's name has a colon.
+    """
     try:
-        return parse_network(text)
+        return parse_network(text if "/" in text else host_of(text))
     except ValueError:
         return None
 

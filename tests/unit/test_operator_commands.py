@@ -135,6 +135,13 @@ def test_false_addresses_of_a_listener_match_no_network(kernel):
     assert len(kernel.ask("who", 1)["sessions"]) == 6
 
 
+def test_an_address_may_be_given_with_its_port_as_it_is_shown(kernel):
+    kernel.announce(1, "alice", "192.0.2.1:4711")
+    kernel.announce(2, "alice", "[2001:db8::1]:4711")
+    for who, session in (("192.0.2.1:4711", "0.1"), ("[2001:db8::1]:4711", "0.2"), ("[2001:db8::1]", "0.2")):
+        assert [row["session"] for row in kernel.ask("who", 1, who=who)["sessions"]] == [session]
+
+
 def test_ten_thousand_sessions_are_listed_in_slices():
     """The kernel's loop goes on meanwhile: no slice takes 50 ms."""
     kernel = Kernel({f"user{n}": MailUser(1000, 1000, "/m") for n in range(10_000)})
@@ -311,6 +318,8 @@ def test_auth_s_answer_is_passed_on(kernel):
         ("192.0.2.7", "", "192.0.2.7"),
         ("::ffff:192.0.2.7", "", "192.0.2.7"),
         ("2001:DB8:0::1", "", "2001:db8::1"),
+        ("192.0.2.7:40022", "", "192.0.2.7"),
+        ("[2001:db8::1]:40022", "", "2001:db8::1"),
     ],
 )
 def test_a_name_is_a_user_a_mail_address_or_a_client_s_address(kernel, who, user, address):
