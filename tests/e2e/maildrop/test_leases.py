@@ -120,10 +120,9 @@ def status_while_halted(service):
 
 def test_warm_actors_retire():
     with serve(mail=(), warm_seconds=1) as service:
-        assert login_answer(service).startswith(b"+OK")
-        pid = pid_of(service, "maildir.alice")
-        assert login_answer(service).startswith(b"+OK")
-        assert pid_of(service, "maildir.alice") == pid  # warm
+        with RawPop3(service, user="alice") as client:
+            pid = pid_of(service, "maildir.alice")
+            assert client.ask(b"QUIT").startswith(b"+OK")
         wait_for(lambda: service.actor("maildir.alice") is None)
         assert not os.path.exists(f"/proc/{pid}")
         each = service.status()["warm"]["memory_actor"]
@@ -131,7 +130,10 @@ def test_warm_actors_retire():
         for user in ("alice", "bob", "carol"):  # beyond warm_memory, the actor idle for longest goes
             assert login_answer(service, user).startswith(b"+OK")
         wait_for(lambda: service.actor("maildir.alice") is None)
-        assert service.actor("maildir.carol") and service.actor("maildir.bob")
+        pids = [pid_of(service, "maildir.bob"), pid_of(service, "maildir.carol")]
+        for user in ("bob", "carol"):
+            assert login_answer(service, user).startswith(b"+OK")
+        assert [pid_of(service, "maildir.bob"), pid_of(service, "maildir.carol")] == pids  # warm
         warm = service.status()["warm"]
         assert (warm["actors"], warm["holds"]) == (2, 2)
         assert abs(warm["memory_actor"] - each) < each // 10

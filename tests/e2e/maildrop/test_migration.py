@@ -250,7 +250,7 @@ def test_a_popcache_of_512_mib_locks_no_user_out():
         deliver(service.site.mail_users["alice"], "popcache", b"", "")
         os.truncate(path, 512 << 20)
         assert len(uidls_of(service.pop3())) == len(MAIL)
-        assert "popcache: not believed, and made anew: more than 192 MiB" in service.read_log(0.5)
+        service.wait_log("popcache: not believed, and made anew: more than 192 MiB")
         assert os.stat(path).st_size < 10_000
         lines = b"".join(
             b"%d.%08x.localhost 999999999999999999 u%d\n" % (1_700_000_000 + n, n, n) for n in range(12)

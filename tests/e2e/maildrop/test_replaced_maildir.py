@@ -6,6 +6,7 @@ import poplib
 import shutil
 
 import pytest
+from popkernel.kernel.client import Client
 
 from tests.support.lmtp import MAIL, RawLmtp, deliver
 from tests.support.maildirs import chown_tree, on_file_system, stat
@@ -181,12 +182,11 @@ def test_a_session_in_a_replaced_maildir_does_not_wait_for_an_unfinished_message
 @contextlib.contextmanager
 def parked(service, user):
     """Return a parked session whose actor stays."""
-    fds = f"/proc/{service.actor(f'maildir.{user}')['pid']}/fd"
-    before = wait_for(lambda: len(os.listdir(fds)))
+    kernel, actor = Client(service.config.run_dir), service.actor(f"maildir.{user}")["pid"]
     client = service.pop3(user)
     client.dele(1)
-    wait_for(lambda: len(os.listdir(fds)) > before)
-    wait_for(lambda: len(os.listdir(fds)) == before)
+    wait_for(lambda: [row["state"] for row in kernel.ask("who", who=user)["sessions"]] == ["parked"])
+    assert service.actor(f"maildir.{user}")["pid"] == actor
     yield client
     client.close()
 

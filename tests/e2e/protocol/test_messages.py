@@ -11,6 +11,7 @@ import pytest
 from tests.support import awkward
 from tests.support.pop3 import RawPop3
 from tests.support.service import POPKERNEL, Service
+from tests.support.waiting import wait_for
 
 MAIL = [
     awkward.head("one") + b"1\n2\n3\n",
@@ -191,7 +192,8 @@ def test_uidl_shape_and_stability(service, user):
     assert len(set(before.values())) == len(MAIL)
     assert all(re.fullmatch(rb"[\x21-\x7e]{1,70}", uid) for uid in before.values())
     cur = f"{service.site.mail_users[user].maildir}/cur"
-    names = sorted(os.listdir(cur))
+    # flags are set after the client has its reply
+    names = wait_for(lambda: sorted(os.listdir(cur)), until=lambda found: found[0].endswith("S"))
     assert before == {
         n: hashlib.sha256(name.split(":")[0].encode()).hexdigest().encode() for n, name in enumerate(names, 1)
     }
