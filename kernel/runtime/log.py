@@ -23,6 +23,7 @@ from popkernel.proto.schema import printable
 __all__ = ["Log", "as_json", "destination", "doubt", "say", "to_journal"]
 
 _WHOLE = 4096  # octets that a writable pipe takes at once: PIPE_BUF
+_MOST_JSON = _WHOLE - 1 - len("<N>")
 _LOST = "log.lost"
 # Fields that may have several lines: findings about the configuration, by init or by an actor that fails
 # at its start, before it serves anybody.
@@ -39,7 +40,7 @@ def stamp() -> str:
 
 
 def as_json(level: int, actor: str, event: str, fields: Fields) -> str:
-    """Return an event as one JSON object in ASCII, of at most 4,095 octets: longer values are cut.
+    """Return an event as one JSON object in ASCII, of at most 4,092 octets: longer values are cut.
 
     The server's own fields come before those with text from outside, for filters that match by patterns
     (packaging/fail2ban).
@@ -52,7 +53,7 @@ def as_json(level: int, actor: str, event: str, fields: Fields) -> str:
         **fields,
     }
     line = json.dumps(row)
-    while len(line) >= _WHOLE:
+    while len(line) > _MOST_JSON:
         longest = max(
             (name for name, value in row.items() if isinstance(value, str)), key=lambda name: len(row[name])
         )
@@ -147,9 +148,9 @@ class Log:
             self._write(self._on_stderr(level, line))
 
     def _on_stderr(self, level: int, line: str) -> str:
-        if self._form == "json":
-            return line
-        return f"<{level}>{line}" if self._journal else f"{stamp()} popkernel: {_prefix(level)}{line}"
+        if self._journal:
+            return f"<{level}>{line}"  # the journal takes this off again, also before an object
+        return line if self._form == "json" else f"{stamp()} popkernel: {_prefix(level)}{line}"
 
     def _lost_line(self) -> str:
         """Return the line with the number of lost lines."""
@@ -200,6 +201,8 @@ def say(level: int, event: str, form: str = "text", /, *, timed: bool = False, *
     """
     time_prefix = f"{stamp()} " if timed else ""
     level_prefix = _prefix(level) if level == WARNING else ""
-    prefix = f"<{level}>" if to_journal() else f"{time_prefix}popkernel: {level_prefix}"
+    prefix = f"{time_prefix}popkernel: {level_prefix}" if form == "text" else ""
+    if to_journal():
+        prefix = f"<{level}>"
     for line in _rendered(form, level, "init", event, fields):
-        _out(line if form == "json" else f"{prefix}{line}")
+        _out(f"{prefix}{line}")
