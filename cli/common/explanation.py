@@ -242,12 +242,14 @@ def summary(answer: Row) -> Iterator[str]:
     if not answer.get("kept"):
         yield "nothing is kept of what happened: the key history is 0"
         return
-    yield (
-        f"{_many(len(sessions), 'session')}, {_many(len(logins), 'login')} that failed,"
-        f" {_many(len(deliveries), 'mail')} shown"
-    )
     failed = Counter(
         str(row.get("reason") or row.get("why")) for row in logins if row.get("event") == "login.failed"
+    )
+    others = len(logins) - failed.total()
+    yield (
+        f"{_many(len(sessions), 'session')}, {_many(failed.total(), 'login')} that failed,"
+        + (f" {_many(others, 'connection')} without a login," if others else "")
+        + f" {_many(len(deliveries), 'mail')} shown"
     )
     for reason, many in failed.most_common():
         yield f"{_many(many, 'login')} failed: {_REASONS.get(reason, plain(reason))}"

@@ -33,6 +33,11 @@ def test_mail_that_two_programs_read():
 def test_connections_that_could_not_log_in():
     faults = [{"event": "tls.failed", "address": "192.0.2.7:1", "reason": "the client offers TLS 1.2"}] * 2
     assert "2 connections could not log in: the client offers TLS 1.2" in short(logins=faults)
+    wrong = {"event": "login.failed", "address": "192.0.2.7:1", "reason": "password"}
+    (first, *_) = short(logins=[wrong, *faults])
+    assert first == "0 sessions, 1 login that failed, 2 connections without a login, 0 mails shown"
+    (first, *_) = short(logins=[wrong])
+    assert first == "0 sessions, 1 login that failed, 0 mails shown"
 
 
 def test_a_delay_has_its_address():

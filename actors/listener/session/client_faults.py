@@ -103,7 +103,8 @@ def handshake_fault(reason: str, head: bytes, least: int) -> str:
 def _too_old(offered: int, least: int) -> str:
     said = f"the client offers TLS {tls_name(offered)}; tls_min is {tls_name(least)}"
     if offered < 12:
-        return f"{said}, and may be 1.2: the client needs a newer program or system"
+        may = "and may be 1.2" if least > 12 else "the lowest that it may be"
+        return f"{said}, {may}: the client needs a newer program or system"
     return f'{said}: tls_min = "{tls_name(offered)}" would let it in'
 
 
