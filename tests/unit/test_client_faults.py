@@ -62,7 +62,7 @@ def test_hostile_octets(data):
     ("reason", "head", "least", "text"),
     [
         ("unsupported protocol", HELLOS[12], 13, "the client offers TLS 1.2; tls_min is 1.3: tls_min"),
-        ("unsupported protocol", HELLOS[11], 12, "the client offers TLS 1.1; tls_min is 1.2, the lowest that"),
+        ("unsupported protocol", HELLOS[11], 12, "the client offers TLS 1.1; tls_min is 1.2, the lowest"),
         ("unsupported protocol", HELLOS[11], 13, "the client offers TLS 1.1; tls_min is 1.3, and may be 1.2"),
         ("no shared cipher", HELLOS[12], 12, "the client offers no cipher that is served"),
         ("sslv3 alert bad certificate", HELLOS[13], 13, "the client refuses the certificate"),
