@@ -1,5 +1,6 @@
 """Help the tests of `popkernel trace`: run the command, run a session, collect frames."""
 
+import codecs
 import os
 import select
 import subprocess
@@ -27,6 +28,7 @@ class Trace:
             assert line, self.first
             self.first += line
         self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a write may end within a character
 
     def until(self, text, count=1):
         """Read the output until `text` has come `count` times; return it."""
@@ -36,7 +38,7 @@ class Trace:
         while self.text.count(text) < count:
             assert time.monotonic() < end, f"{text!r} was not told {count} times:\n{self.text}"
             select.select([fd], [], [], 0.1)
-            self.text += (self.process.stdout.read() or b"").decode()
+            self.text += self._decoder.decode(self.process.stdout.read() or b"")
         return self.text
 
     def close(self):
@@ -49,7 +51,7 @@ class Trace:
         self.process.terminate()
         rest = self.process.communicate(timeout=20)
         assert self.process.returncode == code, rest[1]
-        self.text += (rest[0] or b"").decode()
+        self.text += self._decoder.decode(rest[0] or b"", final=True)
         return self.text
 
 
