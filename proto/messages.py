@@ -459,8 +459,8 @@ class LoginMemoryEnd(NamedTuple):
 class LoginMemoryTaken(NamedTuple):
     """The sender has taken over what its predecessor remembers of logins or, if not `complete`, nothing.
 
-    `passwords`: verified ones. `penalties`: scores. `added`, `removed`, `changed`: how the users of its
-    authorization table, and their hashes, differ from the predecessor's.
+    `passwords`: verified ones. `penalties`: addresses under one. `added`, `removed`, `changed`: how the
+    users of its authorization table, and their hashes, differ from the predecessor's.
     """
 
     complete: bool

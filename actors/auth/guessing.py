@@ -44,6 +44,7 @@ _TRUST_FAILURES = 10.0
 # users that count in full; of any more, one in ten may begin the day with a wrong password
 _FULL_CREDIT, _FURTHER_CREDIT = 50.0, 0.1
 _CREDIT_HALF = 86400.0
+_LOOKED_AT = 1000  # addresses under penalty, to count them
 _MOST = 100_000  # entries of each kind; the least recently used is dropped first
 # over the allowance, of a score that another process hands over: it has faded after forty minutes
 _MOST_OVER = 60.0
@@ -195,12 +196,9 @@ class Guard:
         pair.value = pair.counted = pair.next = 0.0
         pair.trusted = now + _TRUST
 
-    def penalised(self, now: float, most: int) -> int:
-        """Return the number of addresses under penalty, if there are up to `most`.
-
-        Of more, some may have served theirs.
-        """
-        for client in list(islice(self._penalised, most)):
+    def penalised(self, now: float) -> int:
+        """Return the number of addresses under penalty; of over a thousand, some may have served it."""
+        for client in list(islice(self._penalised, _LOOKED_AT)):
             if not self._delay(self._addresses.get(client), now):
                 del self._penalised[client]
         return len(self._penalised)

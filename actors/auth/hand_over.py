@@ -275,7 +275,7 @@ class Receiver:
         self._timer.cancel()
         self._timer = self._loop.later(_CHANGES_SECONDS, self._check)
         added = max(0, len(self._table) - self._seen)
-        passwords, penalties = len(memory.cache), len(memory.guard)
+        passwords, penalties = len(memory.cache), memory.guard.penalised(self._loop.now)
         over(memory, Taken(passwords, penalties, added, self._removed, self._changed), "")
 
 

@@ -44,7 +44,6 @@ _MOST_SAID = 10  # users named in the log who cannot log in because their entry 
 _QUEUED = 4
 _LONG = 1.0  # seconds: a login that waits longer is reported to the kernel
 _REPORTS = 10.0  # seconds between two reports while logins wait
-_CHECKED = 1000  # penalised addresses looked at in a report
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # values of LoginRequest.mechanism
 
 
@@ -460,7 +459,7 @@ class Auth(Actor):
         first, now = self.queue.oldest(), self.loop.now
         oldest = 0 if first is None else round(1000 * (now - first[1].came))
         load = m.LoginLoad(
-            len(self.queue), oldest, self.checks, self.hits, self.misses, self.guard.penalised(now, _CHECKED)
+            len(self.queue), oldest, self.checks, self.hits, self.misses, self.guard.penalised(now)
         )
         if load != self.reported:
             self.reported = load
