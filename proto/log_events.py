@@ -7,6 +7,9 @@ them. In JSON each field is a field of the object. In text an event is the sente
 - `<...>` is left out if one of its fields is missing or empty.
 - `...:` is followed by all fields as `name=value`.
 
+Only findings may have several lines. Any other text may come from outside, and would begin a line that looks
+like another event.
+
 docs/logs.md is made from this table (`python -m tests.support.event_documents`). Other programs depend on the
 names of events and fields: do not change them.
 """
@@ -18,10 +21,13 @@ from typing import Any, NamedTuple
 from popkernel.proto.log_levels import DEBUG, ERROR, INFO, NOTICE, WARNING
 from popkernel.proto.schema import printable
 
-__all__ = ["EVENTS", "Event", "objection", "required", "text_of"]
+__all__ = ["EVENTS", "FINDINGS", "Event", "objection", "required", "text_of"]
 
 _PLACE = re.compile(r"\{(\w+)(!r)?(?::([^}]+))?\}")
 _OPTIONAL = re.compile(r"<([^>]*)>")
+FINDINGS = ("error", "problem")
+"""Fields that may have several lines: about the configuration, by init or by an actor that fails at its
+start, before it serves anybody."""
 _KERNEL = ("kernel",)
 _ANY = ("auth", "gate", "kernel", "listener", "maildir.{user}", "mda", "spawner")
 _REPLACED = "{root!r} was replaced, or something was mounted over it or above it, since {process} began; "
@@ -642,7 +648,7 @@ def _in_words(place: re.Match[str], fields: Mapping[str, Any]) -> str:
     if place[2]:
         return repr(value)
     if not place[3] or type(value) is str:
-        return str(value)
+        return str(value) if place[1] in FINDINGS else printable(str(value))
     if place[3].startswith("."):
         return format(value, place[3])
     one, many = place[3].split("|")

@@ -16,7 +16,7 @@ from typing import Any
 
 from popkernel.kernel.runtime.system_log import PATH, SystemLog
 from popkernel.proto.files.tables import Finding
-from popkernel.proto.log_events import text_of
+from popkernel.proto.log_events import FINDINGS, text_of
 from popkernel.proto.log_levels import WARNING, level_name
 from popkernel.proto.schema import printable
 
@@ -25,9 +25,6 @@ __all__ = ["Log", "as_json", "destination", "doubt", "say", "to_journal"]
 _WHOLE = 4096  # octets that a writable pipe takes at once: PIPE_BUF
 _MOST_JSON = _WHOLE - 1 - len("<N>")
 _LOST = "log.lost"
-# Fields that may have several lines: findings about the configuration, by init or by an actor that fails
-# at its start, before it serves anybody.
-_FINDINGS = ("error", "problem")
 Fields = Mapping[str, Any]
 
 
@@ -65,7 +62,7 @@ def as_json(level: int, actor: str, event: str, fields: Fields) -> str:
 def _one_by_one(fields: Fields) -> list[Fields]:
     """Split a list of findings, one a line, so that each gets an object of its own and none is cut."""
     for name, value in fields.items():
-        if name in _FINDINGS and isinstance(value, str) and "\n" in value:
+        if name in FINDINGS and isinstance(value, str) and "\n" in value:
             return [{**fields, name: line} for line in value.split("\n")]
     return [fields]
 

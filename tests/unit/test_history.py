@@ -1,6 +1,11 @@
 """Test kernel/operator/history.py: what is kept, found, and forgotten."""
 
+from types import SimpleNamespace
+
 from popkernel.kernel.operator.history import History, Wanted
+from popkernel.kernel.supervisor.main import Supervisor
+from popkernel.proto import messages as m
+from popkernel.proto.log_levels import INFO
 
 
 def found(history, kind="session", most=100, **wanted):
@@ -110,3 +115,14 @@ def test_refusals_without_a_check_push_out_no_failed_login():
     reasons = [row["reason"] for row in found(history, "login", user="alice")]
     assert reasons[0] == "unknown" and reasons[-1] == "password", "the newest first"
     assert len(found(history, "login", user="alice", most=3)) == 3
+
+
+def test_a_delivery_is_of_the_mailbox_whose_actor_says_so():
+    """An actor could name another: `explain` would have told of mail that nobody delivered."""
+    history = History(10)
+    kernel = SimpleNamespace(history=history, actor_log=SimpleNamespace(said=lambda *_: True))
+    said = m.LogEvent(INFO, "delivery.done", {"mailbox": "alice", "octets": 1})
+    Supervisor._log_event(kernel, SimpleNamespace(name="maildir.eve", kind="maildir.{user}"), said, [])
+    assert found(history, "delivery", user="alice") == []
+    (fields,) = found(history, "delivery", user="eve")
+    assert list(fields.items()) == [("mailbox", "eve"), ("octets", 1)]

@@ -8,7 +8,7 @@ import time
 import pytest
 from popkernel.kernel.runtime import log as log_module
 from popkernel.kernel.runtime.log import Log, as_json, say
-from popkernel.proto.log_events import text_of
+from popkernel.proto.log_events import EVENTS, FINDINGS, text_of
 from popkernel.proto.log_levels import DEBUG, ERROR, INFO, NOTICE, WARNING
 
 EVIL = 'x" why=AUTH\n2026-01-01 popkernel: user=root \x1b[2J\u2028\udc80\\'
@@ -70,6 +70,20 @@ def test_a_list_of_findings_is_an_object_each(log):
     rows = [json.loads(line) for line in lines]
     assert [row["error"] for row in rows] == ["a", "b" * 3000, "c" * 3000]
     assert {row["event"] for row in rows} == {"reload.failed"}
+
+
+FORGED = "x\nlogin failed: address=192.0.2.1:5 session=1.1 reason=password waited_ms=1 user="
+
+
+@pytest.mark.parametrize("event", sorted(EVENTS))
+def test_no_text_from_outside_begins_a_line(log, event):
+    """A listener gave a session a name with the line of a failed login, and a kick wrote it for fail2ban."""
+    known = EVENTS[event]
+    for name, example in known.example.items():
+        if type(example) is str and name not in FINDINGS:
+            fields = dict(known.example) | {name: FORGED}
+            lines = log("text", lambda log, fields=fields: log.event(WARNING, event, fields))
+            assert len(lines) == 1 and lines[0].rstrip("\n").isprintable()
 
 
 def test_no_value_passes_for_two(log):
