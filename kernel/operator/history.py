@@ -6,7 +6,8 @@ what contains the name. Nothing is written to disk; a stop of the server forgets
 
 Clients and actors choose many of the texts, and how often they fail. So octets are bounded too. Logins that
 were refused without a check, and connections without a login, cost a client nothing: they have a ring of
-their own, and push out no other record.
+their own, and push out no other record. So have the sessions and deliveries of a user that are more than 60
+in a minute: one user pushes out no other's.
 """
 
 import time
@@ -17,6 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
+from popkernel.kernel.operator.log_quota import CHECKED
 from popkernel.proto.access.networks import host_of
 
 __all__ = ["History", "Record", "Wanted"]
@@ -33,8 +35,11 @@ _KINDS = {
     "client": "unchecked",
     "delivery": "delivery",
 }
-_UNCHECKED = ("guard", "repeat")  # reasons of failed logins of the kind "unchecked"
 _MESSAGES = "messages"  # what sessions marked and removed, by session
+_FURTHER = {
+    kind: f"further {kind}" for kind in ("session", "delivery", _MESSAGES)
+}  # beyond those of a minute
+_MINUTE, _MOST_MINUTE = 60.0, 60  # seconds, and records of one user or actor in them
 _NAMES = ("user", "mailbox", "recipient")  # fields with a user's name or a mail address
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True, unicode_errors="backslashreplace").pack
@@ -81,10 +86,12 @@ class History:
     def __init__(self, most: int) -> None:
         """`most`: records of each kind; 0: keep none."""
         self._most = most
-        kinds = (*dict.fromkeys(_KINDS.values()), _MESSAGES)
+        kinds = (*dict.fromkeys(_KINDS.values()), _MESSAGES, *_FURTHER.values())
         self._rings: dict[str, deque[bytes]] = {kind: deque() for kind in kinds}
         self._octets = dict.fromkeys(kinds, 0)
         self._most_octets = max(most, _FEW) * _MEAN_OCTETS
+        self._lately: dict[tuple[str, object], int] = {}  # records of this minute by kind and author
+        self._minute = 0.0
         self._shapes: dict[tuple[str, ...], int] = {}
         self._names: list[tuple[str, ...]] = []
 
@@ -97,10 +104,15 @@ class History:
         """Whether anything is kept."""
         return self._most > 0
 
-    def event(self, event: str, fields: Mapping[str, Any], actor: str = "kernel") -> None:
-        """Keep an event of the log, if it is of a kind that is kept."""
+    def event(
+        self, event: str, fields: Mapping[str, Any], actor: str = "kernel", *, granted: bool = False
+    ) -> None:
+        """Keep an event of the log, if it is of a kind that is kept.
+
+        `granted`: of a failed login, whether auth had granted it.
+        """
         kind = _KINDS.get(event.partition(".")[0])
-        if kind == "login" and fields.get("reason") in _UNCHECKED:
+        if kind == "login" and not (granted or fields.get("reason") in CHECKED):
             kind = "unchecked"
         if kind is not None:
             self.add(kind, fields, event, actor)
@@ -109,6 +121,8 @@ class History:
         """Keep a record of a kind: session, login, unchecked, delivery or messages."""
         if not self._most:
             return
+        if kind in _FURTHER and self._often(kind, actor if kind == "delivery" else fields.get("user")):
+            kind, event = _FURTHER[kind], event or kind
         names = tuple(fields)
         shape = self._shapes.get(names, -1)
         if shape < 0 and len(self._names) < _MOST_SHAPES:
@@ -121,6 +135,15 @@ class History:
         while len(ring) > self._most or octets > self._most_octets:
             octets -= len(ring.popleft())
         self._octets[kind] = octets
+
+    def _often(self, kind: str, author: object) -> bool:
+        """Count a record. Returns whether its author has had too many in this minute."""
+        now = time.monotonic()
+        if now >= self._minute:
+            self._lately.clear()
+            self._minute = now + _MINUTE
+        many = self._lately[kind, author] = self._lately.get((kind, author), 0) + 1
+        return many > _MOST_MINUTE
 
     def messages(self, user: str, session: str, uidls: list[str]) -> None:
         """Keep which messages a session had marked at its end, or removed. `uidls`: the first of them."""
@@ -138,10 +161,10 @@ class History:
     def find(self, kind: str, wanted: Wanted, most: int) -> Iterator[list[Record] | None]:
         """Search one kind, the newest first: yield None after each slice, at last the records, newest first.
 
-        At most `most` records; "login" includes those of "unchecked". What is added meanwhile is not seen.
+        At most `most` records of all rings of that kind. What is added meanwhile is not seen.
         """
         parts = list[list[Record]]()
-        for each in ("login", "unchecked") if kind == "login" else (kind,):
+        for each in (kind, "unchecked" if kind == "login" else _FURTHER[kind]):
             for records in self._find(each, wanted, most):
                 if records is None:
                     yield None

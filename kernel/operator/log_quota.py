@@ -7,7 +7,7 @@ from popkernel.kernel.runtime.log import Log
 from popkernel.kernel.runtime.loop import Loop, Timer
 from popkernel.proto.log_levels import NOTICE, WARNING
 
-__all__ = ["FAULT_SECONDS", "MOST", "MOST_EVENTS", "WINDOW", "ActorLines"]
+__all__ = ["CHECKED", "FAULT_SECONDS", "MOST", "MOST_EVENTS", "WINDOW", "ActorLines"]
 
 MOST = 500  # lines of one actor in a window
 # Events of one listener in a window. An honest listener has no more wrong passwords than auth can check, and
@@ -53,13 +53,17 @@ class ActorLines:
     def said(self, name: str, level: int, event: str, fields: Mapping[str, Any]) -> bool:
         """Log an actor's own event. At the window's end one line tells how many were dropped.
 
-        Returns whether it was logged, or would be at a lower level.
+        Returns whether it was logged, or would be at a lower level. Events with a share of their own count
+        at any level: the history keeps them.
         """
         share = event if event in MOST_EVENTS else ""
-        if self._may(name, level, share, MOST_EVENTS.get(share, MOST)):
-            self._log.event(level, event, fields, name)
+        shown = level <= self._log.most
+        if not (share or shown):
             return True
-        return level > self._log.most
+        may = self._has_room(name, share, MOST_EVENTS.get(share, MOST))
+        if may and shown:
+            self._log.event(level, event, fields, name)
+        return may
 
     def end(self, share: str, level: int, event: str, /, **fields: Any) -> None:
         """Log an actor's end and the reason, in a share that the actor's own lines cannot use up."""
@@ -98,12 +102,14 @@ class ActorLines:
             self.event(name, NOTICE, key[0], {**fields, "more": more})
 
     def _may(self, name: str, level: int, event: str, most: int, own: int = 0) -> bool:
+        """Count a line that is shown. Returns whether it is, and there is room for it: see `_has_room`."""
+        return level <= self._log.most and self._has_room(name, event, most, own)
+
+    def _has_room(self, name: str, event: str, most: int, own: int = 0) -> bool:
         """Count a line of `name`, and of its owner. Returns whether both have room for it.
 
         The owner may add `most` lines in a window, the actor itself `own` of them, or all if that is 0.
         """
-        if level > self._log.most:
-            return False
         owner = self._owner_of(name)
         return self._counted(name, event, own or most, owner) and (
             owner == name or self._counted(owner, event, most, owner)

@@ -24,6 +24,7 @@ class Announced(NamedTuple):
     tls: int  # proto/tls_versions.py
     mechanism: str
     since: float  # the loop's time at LoginStarted
+    granted: bool = False  # by auth: this is the kernel's own knowledge
 
 
 class Chosen:

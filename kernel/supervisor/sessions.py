@@ -102,6 +102,7 @@ class Sessions:
                 self._receive(f"maildir.{message.user}")
                 self._receive(holder.listener)
             self._room.update()
+            self._note_grant(leases.Key(message.listener, message.session))
             self._do(self._core.granted(message, self._loop.now), f"maildir.{message.user}")
             if holder is not None and self._core.leases.get(message.user) == holder:
                 self._check_alive(holder.listener)
@@ -111,6 +112,12 @@ class Sessions:
                 if len(self._phases) >= _MOST_OPENED:
                     del self._phases[next(iter(self._phases))]
                 self._phases[key] = Phases(message.queue_ms, message.hash_ms, message.penalty_ms)
+
+    def _note_grant(self, key: leases.Key) -> None:
+        """Note that auth grants a login, if its listener has announced it."""
+        said = self.clients.get(key)
+        if said is not None and key in self._core.awaiting:
+            self.clients[key] = said._replace(granted=True)
 
     def _limit_wait(self, key: leases.Key) -> None:
         """Refuse the session if its maildrop is not free in time.
@@ -155,7 +162,9 @@ class Sessions:
         if not self._its_own(process, message.session):
             return
         key = leases.Key(process.name, message.session)
-        self._opened.pop(key, None)
+        user = self._opened.pop(key, ("", 0.0))[0]
+        if message.user != user:  # it left before it was told, or its listener lies
+            message = message._replace(user=user if message.user else "")
         self.clients.pop(key, None)
         phases = self._phases.pop(key, NO_PHASES)
         self._do(self._core.ended(process.name, message), "")
@@ -206,12 +215,13 @@ class Sessions:
         """Let the session wait for nothing more, and log the failed login unless auth has reported it."""
         del fds
         if self._its_own(listener, message.session):
-            self.clients.pop(leases.Key(listener.name, message.session), None)
+            said = self.clients.pop(leases.Key(listener.name, message.session), None)
             self._do(self._core.login_over(listener.name, message.session), "")
             if listener.session:
                 self._gates.login(listener, begun=False)
             if message.why != "auth":
-                self._login_failed(listener, NOTICE, login_failed(message))
+                granted = said is not None and said.granted
+                self._login_failed(listener, NOTICE, login_failed(message), granted=granted)
 
     def login_denied(self, auth: Process, message: m.LoginDenied, fds: list[int]) -> None:
         """Log a login that auth refused.
@@ -224,8 +234,10 @@ class Sessions:
         listener = self._processes.get(message.listener)
         self._login_failed(listener or auth, level, login_denied(message))
 
-    def _login_failed(self, listener: Process, level: int, fields: dict[str, Any]) -> None:
-        self._history.event("login.failed", fields)
+    def _login_failed(
+        self, listener: Process, level: int, fields: dict[str, Any], *, granted: bool = False
+    ) -> None:
+        self._history.event("login.failed", fields, granted=granted)
         self._event(listener, level, "login.failed", fields)
 
     def _event(self, listener: Process, level: int, event: str, fields: dict[str, Any]) -> None:

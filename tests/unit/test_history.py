@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+from popkernel.kernel.operator import history as history_module
 from popkernel.kernel.operator.history import History, Wanted
 from popkernel.kernel.supervisor.main import Supervisor
 from popkernel.proto import messages as m
@@ -95,11 +97,52 @@ def test_octets_are_bounded_too():
     history = History(1000)
     for number in range(1000):
         history.event("delivery.done", {"sender": "\U00010000" * 2900, "octets": number}, "maildir.bob")
-    assert sum(map(len, history._rings["delivery"])) <= 512 * 1000
+    for ring in ("delivery", "further delivery"):
+        assert 0 < sum(map(len, history._rings[ring])) <= 512 * 1000
     assert found(history, "delivery", user="bob")[0]["octets"] == 999
     for number in range(1000):
-        history.event("delivery.done", {"sender": "carol@example.org", "octets": number}, "maildir.bob")
-    assert len(found(history, "delivery", user="bob", most=2000)) == 1000
+        history.event("delivery.done", {"sender": "carol@example.org", "octets": number}, "maildir.alice")
+    assert len(found(history, "delivery", user="alice", most=2000)) == 1000
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(history_module.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def test_a_user_with_many_sessions_pushes_out_no_other_s(clock):
+    """One account that logged in again and again made all others' sessions forgotten within minutes."""
+    history = History(200)
+    history.event("session.over", over("alice"))
+    history.messages("alice", "1.5", ["a"])
+    history.event("delivery.done", {"mailbox": "alice"}, "maildir.alice")
+    for number in range(1000):
+        history.event("session.over", over("eve", n=number))
+        history.messages("eve", "1.6", ["b"])
+        history.event("delivery.done", {"mailbox": "eve"}, "maildir.eve")
+        history.event("delivery.refused", {"recipient": "nobody@example.org"}, "mda")
+    for kind in ("session", "messages", "delivery"):
+        assert len(found(history, kind, user="alice")) == 1
+    assert [row["n"] for row in found(history, user="eve", most=1000)] == [
+        *range(999, 799, -1),
+        *range(59, -1, -1),
+    ]
+    clock.seconds += 60
+    history.event("session.over", over("eve", n=1000))
+    assert len(history._rings["session"]) == 62, "the next minute"
+    assert len(history) <= 6 * 200
+
+
+def test_what_a_listener_invents_pushes_out_no_failed_login():
+    """Only auth's checks and its grants cost something: a listener can say the rest as often as it likes."""
+    history = History(10)
+    history.event("login.failed", {"user": "alice", "reason": "in-use"}, granted=True)
+    for _ in range(100):
+        for reason in ("temp", "in-use", "no-maildrop"):
+            history.event("login.failed", {"user": "bob", "reason": reason})
+    assert len(found(history, "login", user="alice")) == 1 and len(found(history, "login", user="bob")) == 10
 
 
 def test_refusals_without_a_check_push_out_no_failed_login():

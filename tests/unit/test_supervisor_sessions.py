@@ -2,8 +2,8 @@
 
 import pytest
 from popkernel.kernel.config.keys import Config
-from popkernel.kernel.decisions.leases import Core, Settings
-from popkernel.kernel.operator.history import History
+from popkernel.kernel.decisions.leases import Core, Key, Settings
+from popkernel.kernel.operator.history import History, Wanted
 from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.supervisor.descriptor_room import Room
 from popkernel.kernel.supervisor.sessions import _MOST_WAIT, Sessions
@@ -15,11 +15,18 @@ from tests.support.messages import login_started
 from tests.support.registry import LogRecorder, Registry
 
 
+class Lines(LogRecorder):
+    """Leave out the events of sessions: they are kept in the history."""
+
+    def event(self, *_, **__):
+        pass
+
+
 class Kernel:
     """Hold the session registry, and what it needs."""
 
     def __init__(self):
-        self.loop, self.log = ReplayLoop(), LogRecorder()
+        self.loop, self.log = ReplayLoop(), Lines()
         self.core = Core({"alice": MailUser(1000, 1000, "/mail/alice")}, Settings())
         self.processes = Registry(self.loop)
         self.said = self.processes.comes("listener.0", "init").channel.said
@@ -74,3 +81,41 @@ def test_an_opened_or_lost_session_is_told_nothing(kernel):
     kernel.core.maildir_gone("maildir.alice", kernel.loop.now)
     kernel.loop.advance(2 * _MOST_WAIT)
     assert not kernel.said and not kernel.log
+
+
+def ended(kernel, session, user):
+    message = m.ConnectionEnded(session, user, "192.0.2.7:1", "quit", 0, 0, 0, 0, 0, 0, 0)
+    kernel.sessions.connection_ended(kernel.processes["listener.0"], message, [])
+
+
+def test_a_listener_cannot_tell_of_sessions_that_there_were_not(kernel):
+    """It named any user, and filled the history with that."""
+    history = kernel.sessions._history
+    for session in range(50, 60):
+        ended(kernel, session, "bob")
+    assert len(history) == 0
+    kernel.core.maildir_gone("maildir.alice", kernel.loop.now)
+    kernel.log_in(1)
+    kernel.sessions.opened(Key("listener.0", 1))
+    ended(kernel, 1, "bob")
+    ended(kernel, 1, "bob")
+    (*_, (record,)) = history.find("session", Wanted(user="alice"), 10)
+    assert record.fields["user"] == "alice" and len(history) == 1
+
+
+def failed(kernel, session, why):
+    listener = kernel.processes["listener.0"]
+    kernel.sessions.login_failed(listener, m.LoginFailed(session, "alice", "192.0.2.7:1", why, 5), [])
+
+
+def test_only_a_login_that_auth_granted_is_kept_with_those_that_were_checked(kernel):
+    rings = kernel.sessions._history._rings
+    listener = kernel.processes["listener.0"]
+    for granted in (False, True):
+        kernel.sessions.login_started(listener, login_started(7), [])
+        if granted:
+            kernel.sessions.login_granted(None, m.LoginGranted("listener.0", 7, "alice"), [])
+        failed(kernel, 7, "IN-USE")
+        failed(kernel, 7, "IN-USE")
+        assert len(rings["login"]) == granted
+    assert len(rings["unchecked"]) == 3
