@@ -88,6 +88,7 @@ class Service:
         if self.verbose >= 2:  # then the processes are the final ones
             self.wait_log("mailboxes.checked" if json else "mailboxes checked")
             self.wait_log("warm.budget" if json else "warm actors: ")  # the actor on trial has ended
+            wait_for(lambda: not self.running("trial"))  # and the process that tried it
 
     def __enter__(self):
         return self

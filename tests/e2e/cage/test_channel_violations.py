@@ -205,6 +205,7 @@ def test_a_session_that_is_parked_again_and_again_ends_its_actor(hostile, bob):
         "was not silent for so long"
     )
     cut_off(client)
+    hostile.wait_log("maildir.say-park-again ended")
     assert "say-park-again" not in {lease["user"] for lease in hostile.status()["leases"]}
     wait_for(lambda: hostile.serves("say-park-again"))
 
