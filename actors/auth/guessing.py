@@ -173,10 +173,7 @@ class Guard:
             score.fade(now)
             score.value += added
         if self._delay(by_address, now):
-            self._penalised.pop(client, None)
-            self._penalised[client] = None
-            if len(self._penalised) > _MOST:
-                del self._penalised[next(iter(self._penalised))]
+            self._note_penalty(client)
         return max(self._delay(score, now) for score in (by_address, by_user, pair))
 
     def succeeded(self, user: str, address: str, now: float) -> None:
@@ -241,10 +238,11 @@ class Guard:
         thousandths = value, score.credit, counted, max(0.0, score.next - now), max(0.0, trusted - now)
         return [round(1000 * number) for number in thousandths]
 
-    def restore(self, client: str, user: bytes, row: Sequence[int], now: float) -> None:
+    def restore(self, client: str, user: bytes, row: Sequence[int], now: float, users: int) -> None:
         """Take a score as `row` returned it, cut to what this process would have: the other may be hostile.
 
-        With penalties turned off, nothing is taken.
+        `users`: how many there are. If each of them logs in at an address each day, its credit comes to twice
+        as many. With penalties turned off, nothing is taken.
         """
         if not self.most:
             return
@@ -258,11 +256,19 @@ class Guard:
             score = self._touch(self._addresses, client, _Score, now)
         else:
             score = self._touch(self._users, user, _Score, now)
-        score.credit, score.credit_at = min(credit, _MOST), now
+        if client and not user:  # the others earn none
+            score.credit, score.credit_at = min(credit, 2.0 * users), now
         score.value, score.at = min(value, score.allowance(now) + _MOST_OVER), now
         score.next = now + min(following, self.most) if following else 0.0
         if client and not user and self._delay(score, now):
-            self._penalised[client] = None
+            self._note_penalty(client)
+
+    def _note_penalty(self, client: str) -> None:
+        """Count an address under penalty."""
+        self._penalised.pop(client, None)
+        self._penalised[client] = None
+        if len(self._penalised) > _MOST:
+            del self._penalised[next(iter(self._penalised))]
 
     def _delay(self, score: _Score | None, now: float) -> float:
         """Return the delay in seconds: 1 for the first point over the allowance, doubled by each more."""

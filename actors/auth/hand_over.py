@@ -34,6 +34,7 @@ _SILENT_SECONDS = 2.0  # without a message
 _MOST_SECONDS = 8.0  # until LoginMemoryEnd; less than the kernel waits for LoginMemoryTaken
 _CHANGES_SECONDS = 10.0  # after that; the old auth has ended by then
 _MOST_ENTRIES = 2_000_000  # of all kinds: more than a table of the largest size and full caches make
+_LONGEST_CLIENT, _USER_OCTETS = 64, 8  # an address or prefix in characters; a digest of Guard.keys
 
 
 class Settings(NamedTuple):
@@ -257,16 +258,22 @@ class Receiver:
         _same(len(message.digests), len(message.milliseconds))
         now = self._loop.now
         for digest, left in zip(message.digests, message.milliseconds, strict=True):
+            if len(digest) != 32:
+                raise ValueError("a digest of another size")
             memory.wrong.restore(digest, left, now)
 
     def _penalties(self, memory: Memory, message: m.LoginPenalties) -> None:
         clients, users, numbers = message
         _same(5 * len(clients), 5 * len(users), len(numbers))
+        if any(len(client) > _LONGEST_CLIENT for client in clients):
+            raise ValueError("a client of another size")
+        if any(user and len(user) != _USER_OCTETS for user in users):
+            raise ValueError("a digest of another size")
         now = self._loop.now
         for at, (client, user) in enumerate(zip(clients, users, strict=True)):
             # what counts as one IPv6 client may be another prefix now
             if (client or user) and (self._same_prefix or ":" not in client):
-                memory.guard.restore(client, user, numbers[5 * at : 5 * at + 5], now)
+                memory.guard.restore(client, user, numbers[5 * at : 5 * at + 5], now, len(self._table))
 
     def _end(self, memory: Memory) -> None:
         if self._over is None:

@@ -4,7 +4,7 @@ from collections import deque
 
 import bcrypt
 import pytest
-from popkernel.actors.auth import hand_over
+from popkernel.actors.auth import guessing, hand_over
 from popkernel.actors.auth.hand_over import Memory, Receiver, Sender, Settings, Taken
 from popkernel.actors.auth.passwords import Table
 from popkernel.kernel.replay.loop import ReplayLoop
@@ -177,6 +177,9 @@ UNTRUE = {
     "a short digest": [BEGIN, m.VerifiedPasswords(["user1"], [b"d"], [1])],
     "a number too few": [BEGIN, m.LoginPenalties(["192.0.2.1"], [b""], [1] * 4)],
     "a user too few": [BEGIN, m.LoginPenalties(["192.0.2.1"], [], [1] * 5)],
+    "a long client": [BEGIN, m.LoginPenalties(["192" * 30], [b""], [1] * 5)],
+    "a short user": [BEGIN, m.LoginPenalties([""], [b"u"], [1] * 5)],
+    "a short wrong one": [BEGIN, m.FailedPasswords([b"d"], [1])],
     "no time": [BEGIN, m.FailedPasswords([b"d" * 32], [])],
     "a second end": [BEGIN, m.LoginMemoryEnd(), m.LoginMemoryEnd()],
 }
@@ -204,6 +207,34 @@ def test_false_scores_are_cut():
     ((memory, _, _),) = pair.over
     assert memory.guard.admit("user1", "192.0.2.7:1", 1000.0) == 15
     assert memory.guard.admit("user1", "192.0.2.7:1", 1000.0 + 2400) <= 1
+
+
+def test_invented_credit_is_cut():
+    """With it an address, or whoever guesses one user's password, could fail 10,000 times undelayed."""
+    pair = Pair(USERS, dict(list(USERS.items())[:5]))
+    pair.receiver.take(BEGIN)
+    client, user = pair.memory.guard.keys("user1", "192.0.2.7:1")
+    row = [0, 2**62, 0, 0, 0]
+    pair.receiver.take(m.LoginPenalties([client, ""], [b"", user], row * 2))
+    pair.receiver.take(m.LoginMemoryEnd())
+    ((memory, _, _),) = pair.over
+    for n in range(20):
+        memory.guard.failed(f"no user {n}", "192.0.2.7:1", 1000.0)
+        memory.guard.failed("user1", f"198.51.100.{n}:1", 1000.0)
+    assert memory.guard.wait("nobody", "192.0.2.7:1", 1000.0) > 10
+    assert memory.guard.wait("user1", "203.0.113.9:1", 1000.0) > 10
+
+
+def test_penalised_addresses_are_bounded(monkeypatch):
+    """Two million of them, each of 300 characters, took more memory than the new auth may have."""
+    monkeypatch.setattr(guessing, "_MOST", 10)
+    pair = Pair(USERS, USERS)
+    pair.receiver.take(BEGIN)
+    clients = [f"192.0.2.{n}" for n in range(200)]
+    pair.receiver.take(m.LoginPenalties(clients, [b""] * 200, [60_000, 0, 0, 0, 0] * 200))
+    pair.receiver.take(m.LoginMemoryEnd())
+    ((memory, _, _),) = pair.over
+    assert len(memory.guard._penalised) == len(memory.guard) == 10
 
 
 def test_an_old_auth_that_says_nothing_or_goes_on_for_ever():

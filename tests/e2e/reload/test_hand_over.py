@@ -281,7 +281,7 @@ PLANS = {
         begin(),
         m.KnownAccounts(["alice"] * 256, [b"d"] * 256),
         m.VerifiedPasswords(["alice", "nobody", "root"], [b"d" * 32] * 3, [2**62] * 3),
-        m.LoginPenalties(["", "192.0.2.1", "x" * 200], [b"u", b"", b"u"], [2**62] * 15),
+        m.LoginPenalties(["", "192.0.2.1", "x" * 64], [b"u" * 8, b"", b"u" * 8], [2**62] * 15),
         m.LoginPenalties([""], [b""], [0] * 5),
         m.LoginMemoryEnd(),
     ),
