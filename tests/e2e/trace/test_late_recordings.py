@@ -65,7 +65,7 @@ def ended(many=1):
 
 def left(many):
     """Return a condition: alice's actor too has sent its frames, which come later than the kernel's."""
-    closed = has("SessionClosed", many, actor="maildir.alice", way="out")
+    closed = has("QuitDone", many, actor="maildir.alice", way="out")
     return lambda recording: ended(many)(recording) and closed(recording)
 
 
@@ -82,7 +82,7 @@ class Begun:
     def __init__(self, service, tmp_path, arguments):
         self.service, self.path, self.arguments = service, tmp_path / "late.rec", arguments
 
-    def __call__(self, act, until=ended()):
+    def __call__(self, act, until=left(1)):
         record(self.service, self.arguments, act, until, self.path)
         self.recording = read(self.path.read_bytes())
         results = {r.actor: r for r in replay(self.recording)}
@@ -159,7 +159,7 @@ def test_a_session_that_is_open(service, begun, arguments):
         deliver(service)
         session(service)
 
-    results = begun(*arguments)(act, ended(2))
+    results = begun(*arguments)(act, left(2))
     assert results["listener.0"].notes
     assert results["maildir.alice"].compared > 5
 
@@ -175,7 +175,7 @@ def test_a_session_that_is_parked(tmp_path, arguments):
             pop.stat(), pop.retr(1), pop.quit()
             session(service)
 
-        results = Begun(service, tmp_path, arguments)(act, ended(2))
+        results = Begun(service, tmp_path, arguments)(act, left(2))
         assert results["maildir.alice"].compared > 5
 
 
@@ -246,7 +246,7 @@ def test_an_answer_that_is_under_way(tmp_path):
             deliver(service)
             session(service)
 
-        results = Begun(service, tmp_path, ALICE)(act, ended(2))
+        results = Begun(service, tmp_path, ALICE)(act, left(2))
         assert "2 sessions had begun" in results["maildir.alice"].notes[-1]
         assert compared(results) >= 1
 
