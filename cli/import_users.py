@@ -201,7 +201,11 @@ def _plan(account: Account, options: argparse.Namespace, plan: Plan) -> None:
     for key, given in (("uid", account.uid or options.uid), ("gid", account.gid or options.gid)):
         number = _number(key, given) if given else None
         if number is None:
-            what = f"there is no {key} {given} here" if given else f"the list has no {key}"
+            # A name is not shown: a password with the list's separator in it goes on in the next column.
+            if not given:
+                what = f"the list has no {key}"
+            else:
+                what = f"there is no {key} {given} here" if given.isdigit() else f"its {key} is unknown here"
             # the flag is only for accounts that have none
             mend = "or make it on this machine" if given else f"or give --{key}"
             plan.error(account, what, f"write it as a number, {mend}")

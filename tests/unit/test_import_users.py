@@ -129,7 +129,11 @@ def test_an_interrupted_import_goes_on(place, monkeypatch):
         (f"root:{BCRYPT}:0:0::/root", "5: account root: uid 0 is root's"),
         (f"x:{BCRYPT}:1:0::/x", "5: account x: gid 0 is root's"),
         (f"x:{BCRYPT}:::: /x", "5: account x: the list has no uid; write it as a number, or give --uid"),
-        (f"x:{BCRYPT}:no-such-user:1::/x", "no-such-user here; write it as a number, or make it on"),
+        (
+            f"x:{BCRYPT}:no-such-user:1::/x",
+            "5: account x: its uid is unknown here; write it as a number, or make it",
+        ),
+        ("x:{PLAIN}two:SECRET:5001:5001::/x", "5: account x: its uid is unknown here"),
         (f"x:{BCRYPT}:99999999999:1::/x", "5: account x: there is no uid 99999999999"),
         (f"bob:{BCRYPT}:1:1::/x", "5: account bob: is there again, see line 2"),
         (f"Bob:{BCRYPT}:1:1::/x", "5: account Bob: differs from bob in case only, see line 2"),
@@ -150,7 +154,7 @@ def test_an_interrupted_import_goes_on(place, monkeypatch):
 )
 def test_an_error_keeps_everything_from_being_written(place, line, said):
     code, out, err = place.run(GOOD + line + "\n", "--mark", "--format", "passwd-file")
-    assert (code, out) == (65, "") and said in err
+    assert (code, out) == (65, "") and said in err and "SECRET" not in err
     assert "nothing is written: 1 error; mend" in err
     assert place.files() == ["list"]
 
