@@ -117,7 +117,7 @@ def test_a_kicked_login_is_a_failed_login(service):
 
 
 def test_a_kick_of_nobody(service):
-    for name in ("9.9", "nobody", "alice"):
+    for name in ("9.9", "nobody", "alice", os.fsdecode(b"\xff")):
         done = kicks(service, name)
         assert done.returncode == 1 and "`popkernel who` lists them" in done.stderr
     assert kicks(service, "127.0.0.1").returncode != 0
