@@ -390,7 +390,7 @@ def _watch(options: argparse.Namespace, trace: Trace, recorder: Recorder | None)
             while frame is not None:
                 if recorder is not None:
                     recorder.take(frame)
-                story.add(frame)
+                story.add(frame, time.monotonic_ns())
                 frame = trace.next_frame(0) if not printer.due() else None
             printer.scenes(story.ready(time.monotonic_ns()))
         printer.scenes(story.ready())

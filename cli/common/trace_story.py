@@ -17,7 +17,9 @@ from popkernel.proto.trace.recording import Frame
 
 __all__ = ["Scene", "Story"]
 
-HOLD = 60_000_000  # nanoseconds that a frame waits for earlier ones of other actors
+# Nanoseconds that a frame waits for earlier ones of other actors. They count from its arrival: on a busy
+# machine it may be older than that when it comes, and the earlier ones come a moment after it.
+HOLD = 60_000_000
 _REMEMBERED = 2000  # messages shown by their "out", and open questions
 _ANSWERS = {(e.source, e.target): e.answers for e in EDGES if e.answers}
 # A session has at most one of these open, and may never see an answer to an earlier one.
@@ -44,27 +46,27 @@ class Story:
     """Sort and match frames: put them in by `add`, take scenes out by `ready`."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Frame]] = []
+        self._heap: list[tuple[int, int, int, Frame]] = []  # its time, its number, when it came
         self._count = 0
         self._ins: OrderedDict[Any, int] = OrderedDict()  # messages in the heap as "in"
         self._outs: OrderedDict[Any, int] = OrderedDict()  # messages already shown by their "out"
         self._questions: dict[Any, deque[_Question]] = {}
         self._latest = 0
 
-    def add(self, frame: Frame) -> None:
-        """Add a frame, in the order of arrival."""
+    def add(self, frame: Frame, now: int) -> None:
+        """Add a frame that came at `now`, as of `ready`."""
         time = frame.time or self._latest
         self._latest = max(self._latest, time)
         if frame.way == "in":
             key = _key(frame)
             self._ins[key] = self._ins.get(key, 0) + 1
         self._count += 1
-        heapq.heappush(self._heap, (time, self._count, frame))
+        heapq.heappush(self._heap, (time, self._count, now, frame))
 
     def ready(self, now: int | None = None) -> Iterator[Scene]:
         """Yield the scenes that need wait no longer at `now` (monotonic clock, nanoseconds); all for None."""
-        while self._heap and (now is None or self._heap[0][0] + HOLD <= now):
-            frame = heapq.heappop(self._heap)[2]
+        while self._heap and (now is None or self._heap[0][2] + HOLD <= now):
+            frame = heapq.heappop(self._heap)[3]
             if self._is_double(frame):
                 continue
             if frame.way == "note":
