@@ -42,7 +42,8 @@ def test_one_message_to_several(service):
     )
     assert pop_all(service, "alice")[-1].endswith(b"\r\n\r\nbody\r\n")
     maildir = service.site.mail_users["alice"]
-    name = os.listdir(f"{maildir.maildir}/cur")[0]
+    # the flag S comes after QUIT has been answered
+    name, *_ = wait_for(lambda: [n for n in os.listdir(f"{maildir.maildir}/cur") if n.endswith(":2,S")])
     status = os.stat(f"{maildir.maildir}/cur/{name}")
     assert (status.st_uid, status.st_mode & 0o777) == (maildir.uid, 0o600)
 
