@@ -34,6 +34,7 @@ class Process:
     __slots__ = (
         "accusations",
         "accusers",
+        "address",
         "cancel_fork",
         "channel",
         "counters",
@@ -69,6 +70,7 @@ class Process:
         self.ids: tuple[int, int] | None = None
         # number of the one session that a listener of a single connection may name; 0 for other processes
         self.session = 0
+        self.address = ""  # of that session's client, as its gate said; "" for other processes
         self.state = "starting"  # ahead (kernel/supervisor/gates.py), starting, serving, draining, stopping
         self.hello: m.Hello | None = None
         self.counters = m.Counters(0, 0, 0)

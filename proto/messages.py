@@ -284,6 +284,15 @@ class GateSeatLoggedIn(NamedTuple):
     session: Session
 
 
+# ---- gate -> kernel
+class GateSeatTaken(NamedTuple):
+    """The client of this session has that address. Its listener, which is forked next, may lie about it."""
+
+    session: Session
+    address: Address
+
+
+# ---- kernel -> listener, kernel -> gate
 class ListenerDrain(NamedTuple):
     """A new listener has taken over: accept no more connections, serve those at hand, exit after the last."""
 

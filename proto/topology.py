@@ -363,7 +363,14 @@ EDGES: tuple[Edge, ...] = (
     Edge(
         "gate",
         "kernel",
-        (*_SPAWNED, m.ConnectionEnded, m.ProcessExited, m.ListenSocketShut, m.PlacesRefused),
+        (
+            *_SPAWNED,
+            m.ConnectionEnded,
+            m.ProcessExited,
+            m.ListenSocketShut,
+            m.PlacesRefused,
+            m.GateSeatTaken,
+        ),
         {},
         depth=20000,
     ),

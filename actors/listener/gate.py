@@ -245,6 +245,7 @@ class Gate(Actor):
         """Fork listeners for some of those that wait.
 
         All forks come one after the other: pages this process writes to in between would be copied for each.
+        Before them, the kernel is told who the clients are.
         """
         self.seating = False
         taken: list[tuple[Client, int, int]] = []
@@ -252,6 +253,8 @@ class Gate(Actor):
             client = self.unseated.take()[1]
             if self._may_shake(client):
                 taken.append((client, *self.seats.popleft()))
+        if self.kernel is not None:
+            self.kernel.send_all([m.GateSeatTaken(session, _where(client)) for client, session, _ in taken])
         begun = []
         for client, session, channel in taken:
             if client.sock is None or client.number not in self.clients:  # it was dropped for a later one
@@ -326,7 +329,7 @@ class Gate(Actor):
     # -- clients go
     def _cut(self, client: Client, why: str) -> None:
         """End a connection, and its listener."""
-        where = f"[{client.host}]:{client.port}" if ":" in client.host else f"{client.host}:{client.port}"
+        where = _where(client)
         if client.sock is None:
             milliseconds = int((self.loop.now - client.came) * 1000)
             self.send(m.ConnectionEnded(client.session, "", where, why, 0, 0, 0, 0, 0, 0, milliseconds))
@@ -400,6 +403,11 @@ class Gate(Actor):
     def _done(self) -> None:
         if self.draining and not self.clients and not self.children:
             self.end()
+
+
+def _where(client: Client) -> str:
+    """Return a client's address as in the messages to the kernel."""
+    return f"[{client.host}]:{client.port}" if ":" in client.host else f"{client.host}:{client.port}"
 
 
 def _whole(data: bytes) -> bool:

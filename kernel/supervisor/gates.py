@@ -100,6 +100,13 @@ class Gates:
         """Tell the gate that its client waits for a login's answer, or has got it and is not logged in."""
         self._processes.send(listener.parent, m.GateSeatLogin(listener.session, begun))
 
+    def seat_taken(self, gate: Process, message: m.GateSeatTaken, fds: list[int]) -> None:
+        """Note the address of a listener's client: what the listener says of it counts no more."""
+        del fds
+        listener = self._processes.get(listener_name(message.session))
+        if listener is not None and listener.parent == gate.name:
+            listener.address = message.address
+
     def connection_ended(self, gate: Process, message: m.ConnectionEnded) -> None:
         """Log a connection that a gate cut off, and expect its listener's end."""
         listener = self._processes.get(listener_name(message.session))

@@ -233,6 +233,7 @@ class Supervisor(Actor):
             m.LoginGranted: self.client_sessions.login_granted,
             m.LoginMemoryTaken: self.reloads.memory_taken,
             m.ConnectionEnded: self.client_sessions.connection_ended,
+            m.GateSeatTaken: self.gates.seat_taken,
             m.ClientHungUp: self.client_sessions.client_hung_up,
             m.AccountState: self.commands.account_state,
             m.LoginLoad: self.login_loads.login_load,

@@ -28,6 +28,7 @@ from popkernel.kernel.supervisor.gates import Gates
 from popkernel.kernel.supervisor.hung_actors import HungActors
 from popkernel.proto import messages as m
 from popkernel.proto.log_levels import DEBUG, INFO, NOTICE, WARNING
+from popkernel.proto.trace.session_names import session_of
 
 __all__ = ["Sessions"]
 
@@ -82,7 +83,11 @@ class Sessions:
         if there is not None:  # a login before this one failed in that actor: its SessionClosed may be unread
             self._receive(f"maildir.{there[0]}")
         self.clients[key] = Announced(
-            message.user[:_LONGEST_NAME], message.address, message.tls, message.mechanism, self._loop.now
+            message.user[:_LONGEST_NAME],
+            self._address(listener, message.address),
+            message.tls,
+            message.mechanism,
+            self._loop.now,
         )
         if len(self.clients) > _MOST_OPENED:
             del self.clients[next(iter(self.clients))]
@@ -165,6 +170,7 @@ class Sessions:
         user = self._opened.pop(key, ("", 0.0))[0]
         if message.user != user:  # it left before it was told, or its listener lies
             message = message._replace(user=user if message.user else "")
+        message = message._replace(address=self._address(process, message.address))
         self.clients.pop(key, None)
         phases = self._phases.pop(key, NO_PHASES)
         self._do(self._core.ended(process.name, message), "")
@@ -178,6 +184,7 @@ class Sessions:
 
     def client_failed(self, listener: Process, event: str, address: str, reason: str) -> None:
         """Log what kept a client from logging in, in plain words."""
+        address = self._address(listener, address)
         if self._lines.fault(listener.name, event, address, reason, alone=bool(listener.session)):
             self._history.event(event, {"address": address, "reason": reason})
 
@@ -221,6 +228,7 @@ class Sessions:
                 self._gates.login(listener, begun=False)
             if message.why != "auth":
                 granted = said is not None and said.granted
+                message = message._replace(address=self._address(listener, message.address))
                 self._login_failed(listener, NOTICE, login_failed(message), granted=granted)
 
     def login_denied(self, auth: Process, message: m.LoginDenied, fds: list[int]) -> None:
@@ -232,6 +240,10 @@ class Sessions:
         # repetitions of one mistyped password are of less interest
         level = DEBUG if message.reason == "repeat" else NOTICE
         listener = self._processes.get(message.listener)
+        if listener is not None:
+            message = message._replace(address=self._address(listener, message.address))
+        elif session_of(message.listener):  # what it said of its client may be a lie
+            message = message._replace(address="")
         self._login_failed(listener or auth, level, login_denied(message))
 
     def _login_failed(
@@ -242,6 +254,12 @@ class Sessions:
 
     def _event(self, listener: Process, level: int, event: str, fields: dict[str, Any]) -> None:
         self._lines.event(listener.name, level, event, fields, alone=bool(listener.session))
+
+    def _address(self, listener: Process, said: str) -> str:
+        """Return a client's address: as its gate said, if the listener is of one connection."""
+        if listener.session and not listener.address:
+            self._receive(listener.parent)  # the gate said it before it forked the listener
+        return listener.address if listener.session else said
 
     def _its_own(self, listener: Process, session: int) -> bool:
         """Return whether a listener may name that session: one of a single connection may name only that."""

@@ -146,6 +146,7 @@ NO_REQUESTS = {
     "PeerTimeout": "a report",
     "GateSeat": "hand-over: its client may never come",
     "GateSeatLogin": "an event",
+    "GateSeatTaken": "an event",
     "GateSeatLoggedIn": "an event",
     "SessionWake": "hand-over: the client's command is in the channel, and its listener waits for the answer",
     "DeliveryChannel": "hand-over, as SessionWake",

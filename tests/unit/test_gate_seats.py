@@ -35,6 +35,9 @@ def gate(monkeypatch):
         limits=limits, shake=lambda number, host: made.did.append(f"shakes {number}") or True
     )
     made.children = SimpleNamespace(fork=lambda name: fork(made, name))
+    made.kernel = SimpleNamespace(
+        send_all=lambda said: made.did.extend(f"tells {one.session} {one.address}" for one in said)
+    )
     made.log = lambda level, event, **fields: made.logged.append(event)
     made.acceptor = SimpleNamespace(complain=lambda event, why: made.logged.append(event))
     made._forget = lambda client: (made.clients.pop(client.number, None), made.unseated.remove(client.number))
@@ -87,6 +90,7 @@ def test_forks_of_one_turn_follow_one_another(gate):
         "shakes 1",
         "shakes 2",
         "shakes 3",
+        *(f"tells {session} 192.0.2.1:7" for session in (1, 2, 3)),
         "forks listener.0.1",
         "forks listener.0.2",
         "forks listener.0.3",

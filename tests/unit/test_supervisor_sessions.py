@@ -1,11 +1,14 @@
 """Test kernel/supervisor/sessions.py: the kernel answers, in time, sessions that wait for a maildrop."""
 
+from types import SimpleNamespace
+
 import pytest
 from popkernel.kernel.config.keys import Config
 from popkernel.kernel.decisions.leases import Core, Key, Settings
 from popkernel.kernel.operator.history import History, Wanted
 from popkernel.kernel.replay.loop import ReplayLoop
 from popkernel.kernel.supervisor.descriptor_room import Room
+from popkernel.kernel.supervisor.gates import Gates
 from popkernel.kernel.supervisor.sessions import _MOST_WAIT, Sessions
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
@@ -16,10 +19,18 @@ from tests.support.registry import LogRecorder, Registry
 
 
 class Lines(LogRecorder):
-    """Leave out the events of sessions: they are kept in the history."""
+    """Record of the events of sessions the addresses only: they are kept in the history."""
 
-    def event(self, *_, **__):
-        pass
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def event(self, name, level, event, fields, **_):
+        self.events.append(fields["address"])
+
+    def fault(self, name, event, address, reason, **_):
+        self.events.append(address)
+        return True
 
 
 class Kernel:
@@ -119,3 +130,36 @@ def test_only_a_login_that_auth_granted_is_kept_with_those_that_were_checked(ker
         failed(kernel, 7, "IN-USE")
         assert len(rings["login"]) == granted
     assert len(rings["unchecked"]) == 3
+
+
+def test_a_client_of_a_gate_has_the_address_that_the_gate_says(kernel):
+    """Its listener could have another address banned by fail2ban, and hide its client's."""
+    child = kernel.processes.comes("listener.5.7", "gate.0")
+    child.session = session = (5 << 40) + 7
+    kernel.sessions._gates = SimpleNamespace(login=lambda *_, **__: None)
+    gate = kernel.processes.comes("gate.0", "init")
+    told = m.GateSeatTaken(session, "203.0.113.9:7")
+    # its own channel, which the kernel may read later than the listener's
+    gate.channel.receive = lambda: Gates.seat_taken(
+        SimpleNamespace(_processes=kernel.processes), gate, told, []
+    )
+    sessions, history = kernel.sessions, kernel.sessions._history
+    sessions.login_started(child, m.LoginStarted(session, "alice", "192.0.2.1:1", 13, "PASS"), [])
+    assert sessions.clients[Key("listener.5.7", session)].address == "203.0.113.9:7"
+    denied = m.LoginDenied("listener.5.7", session, "alice", "192.0.2.1:1", "password", 0, 1)
+    sessions.login_denied(None, denied, [])
+    sessions.login_failed(child, m.LoginFailed(session, "alice", "192.0.2.1:1", "IN-USE", 5), [])
+    sessions.connection_ended(
+        child,
+        m.ConnectionEnded(
+            session, "", "192.0.2.1:1", "x", 0, 0, 0, 0, 0, 0, 0, fault="client", reason="no TLS"
+        ),
+        [],
+    )
+    assert kernel.log.events == ["203.0.113.9:7"] * 4
+    (*_, records) = history.find("login", Wanted(address="203.0.113.9"), 10)
+    assert len(records) == 3
+
+    kernel.processes.exited(m.ProcessExited("listener.5.7", 7, 0))
+    sessions.login_denied(gate, denied, [])
+    assert kernel.log.events[4:] == [""], "nobody knows whose it was"

@@ -12,10 +12,12 @@ import subprocess
 import sys
 
 import pytest
+from popkernel.kernel.client import Client
 from popkernel.kernel.sandbox import lock
 
 from tests.e2e.reload.test_hand_over import touch_table
 from tests.e2e.reload.test_reload import new_certificate
+from tests.support.faults.patched import patched
 from tests.support.limits import TOO_FAST, TOO_MANY_ADDRESS, greeting, resets
 from tests.support.maildirs import mail_of
 from tests.support.pop3 import RawPop3, connect
@@ -437,6 +439,31 @@ def test_the_service_ends_with_its_kernel_and_leaves_no_process():
 
 
 # The operator's view
+
+
+LIAR = """
+def patch():
+    from popkernel.actors.listener import connections
+    told = connections.Connections.new_session
+    def new_session(self, address, **more):
+        return told(self, "192.0.2.66:1", **more)
+    connections.Connections.new_session = new_session
+"""
+
+
+def test_a_listener_that_lies_about_its_client_s_address(tmp_path):
+    """The log, and so fail2ban, believes the gate; so does `who`."""
+    with Service(
+        isolation="connection", users=("alice",), mail=(), command=patched(tmp_path, LIAR)
+    ) as service:
+        with RawPop3(service) as client:
+            assert client.login("alice", "wrong").startswith(b"-ERR")
+        with RawPop3(service) as client:
+            assert client.login("alice").startswith(b"+OK")
+            (row,) = Client(service.config.run_dir).ask("who", who="alice")["sessions"]
+            assert row["address"].startswith("127.0.0.1:")
+        log = service.wait_log("user=alice listener=")
+        assert "login failed: address=127.0.0.1:" in log and "192.0.2.66" not in log
 
 
 def test_one_users_session_recorded_among_others_and_replayed(service, tmp_path):
