@@ -97,6 +97,7 @@ def test_a_trial_ends_with_its_spawner(service, go):
     hung = stop_the_actor_on_trial(service, go)
     os.kill(service.actor("spawner")["pid"], signal.SIGKILL)
     wait_for(lambda: not running([hung]), seconds=4)
+    service.wait_log("spawner ended: signal SIGKILL")  # a login waits for the next one from now on
     assert service.pop3("alice").retr(1)
 
 
