@@ -14,8 +14,10 @@ import time
 
 import bcrypt
 import pytest
+from popkernel.proto.trace.recording import read
 
 from tests.e2e.reload.test_reload import new_certificate, rewrite
+from tests.replay.make import ends
 from tests.support.faults.patched import patched
 from tests.support.pop3 import RawPop3
 from tests.support.processes import stopped, wait_all_ended
@@ -184,7 +186,7 @@ def test_no_trace_and_no_recording_has_a_secret(service, tmp_path):
         touch_table(service)
         service.command("reload")
         assert answer_of(service, "alice").startswith(b"+OK"), service.read_log()
-        time.sleep(0.2)
+        wait_for(lambda: ends(2)(read(path.read_bytes())))
         trace.send_signal(signal.SIGINT)
         shown = trace.communicate(timeout=20)[0]
     recorded = path.read_bytes()
