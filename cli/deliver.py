@@ -14,7 +14,7 @@ import sys
 from typing import BinaryIO, NoReturn
 
 from popkernel.cli.common.parser import CommandParser
-from popkernel.cli.common.run_directory import add_which_server, run_dir_of
+from popkernel.cli.common.run_directory import add_which_server, delivery_run_dir_of
 from popkernel.kernel.config.loading import ConfigError
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.pop3.octets import WireEncoder
@@ -34,6 +34,7 @@ _CODES = {
 _EXITS = (
     (EXITS["usage"].code, EXITS["usage"].said),
     (EXITS["data"].code, "the message is too large, or an address is none"),
+    (EXITS["noinput"].code, "standard input is closed"),
     (EXITS["nouser"].code, EXITS["nouser"].said),
     (EXITS["unavailable"].code, "refused for good: the mailbox is full, for example"),
     (
@@ -115,7 +116,7 @@ def _read(message: BinaryIO) -> bytes:
 def _run_dir(options: argparse.Namespace) -> str:
     """Return the run directory. An unreadable configuration is temporary: the mail must not be sent back."""
     try:
-        return run_dir_of(options)
+        return delivery_run_dir_of(options)
     except ConfigError as error:
         raise _NotTakenError(TEMPFAIL, str(error)) from None
 

@@ -43,6 +43,8 @@ class Line(NamedTuple):
     """Its hash's scheme, "" if it is locked."""
     lost: str = ""
     """Why its password cannot be kept, "" if it is, or was locked in the list."""
+    mend: str = ""
+    """How it can be kept all the same, "" if it cannot."""
 
 
 class Plan:
@@ -141,8 +143,12 @@ def _run(options: argparse.Namespace) -> int:
     _find_twins(plan)
     lost = [line for line in plan.lines if line.lost]
     for line in lost:
+        if line.mend:
+            plan.warnings.append(plan.finding(line.account, line.lost, line.mend))
+            continue
         mend = f"popkernel passwd -a {options.auth_table} {line.account.name}"
         plan.warnings.append(plan.finding(line.account, f"{line.lost}: it needs a new password", mend))
+    plan.warnings.sort(key=lambda finding: finding.line)
     _print(plan.warnings, "warning: ")
     if not plan.errors and (options.mark or not lost):
         tables = (os.path.realpath(options.user_table), os.path.realpath(options.auth_table))
@@ -159,7 +165,7 @@ def _run(options: argparse.Namespace) -> int:
         problem = (
             f"{len(lost)} of {len(plan.lines)} accounts cannot keep their password; with --mark they get"
         )
-        problem += " locked lines"
+        problem += " locked lines" + _savable(plan)
     print(f"popkernel import-users: nothing is written: {problem}", file=sys.stderr)
     return os.EX_DATAERR
 
@@ -222,8 +228,8 @@ def _plan(account: Account, options: argparse.Namespace, plan: Plan) -> None:
     if findings:
         plan.error(account, findings[0].what, findings[0].mend)
         return
-    hashed, scheme, lost = _hash_of(account, keep=options.keep_schemes)
-    plan.lines.append(Line(account, name, hashed, users[account.name], scheme, lost))
+    hashed, scheme, lost, mend = _hash_of(account, keep=options.keep_schemes)
+    plan.lines.append(Line(account, name, hashed, users[account.name], scheme, lost, mend))
 
 
 def _number(key: str, text: str) -> int | None:
@@ -236,25 +242,26 @@ def _number(key: str, text: str) -> int | None:
         return None
 
 
-def _hash_of(account: Account, *, keep: bool) -> tuple[bytes, str, str]:
-    """Return the hash as the table has it, its scheme, and why it cannot be kept."""
+def _hash_of(account: Account, *, keep: bool) -> tuple[bytes, str, str, str]:
+    """Return the hash as the table has it, its scheme, why it cannot be kept, and how it could be."""
     prefix, column = _PREFIX.fullmatch(account.password.encode()).groups()  # type: ignore[union-attr]
     bare = column.lstrip(b"!*")
     locked = account.locked or bare != column
     if not bare:
-        return _LOCKED, "", "" if locked else "the list has no password"
+        return _LOCKED, "", "" if locked else "the list has no password", ""
     try:
         found = read_hash(prefix + bare)
     except UnusableHashError as error:
         what = error.what.partition(" (")[0] if error.hash_like else "its password is of no known scheme"
-        return _LOCKED, "", "" if locked else what
+        return _LOCKED, "", "" if locked else what, ""
     if locked:  # the hash stays behind the lock, for `popkernel passwd --unlock`
-        return _LOCKED + found, "", ""
+        return _LOCKED + found, "", "", ""
     scheme = scheme_of(found)
     missing = "" if keep else _missing(scheme)
     if missing:
-        return _LOCKED, "", f"a {scheme} hash, and {missing}; {SCHEMES[scheme].mend}, or --keep-schemes"
-    return found, scheme, ""
+        mend = f"{SCHEMES[scheme].mend} and import it then, or give --keep-schemes"
+        return _LOCKED, "", f"{SCHEMES[scheme].a_hash}, and {missing}", mend
+    return found, scheme, "", ""
 
 
 _missing = functools.cache(import_library)
@@ -372,6 +379,12 @@ def _with(old: bytes, lines: list[bytes]) -> bytes:
     return old + b"".join(line + b"\n" for line in lines)
 
 
+def _savable(plan: Plan) -> str:
+    """Say how many accounts lose their password only because a library is missing."""
+    many = sum(bool(line.mend) for line in plan.lines)
+    return f" ({many} of them only because a library is not installed: see above)" if many else ""
+
+
 def _summary(plan: Plan, options: argparse.Namespace, added: tuple[int, int]) -> None:
     kept = Counter(line.scheme for line in plan.lines if line.scheme)
     lost = sum(bool(line.lost) for line in plan.lines)
@@ -379,7 +392,7 @@ def _summary(plan: Plan, options: argparse.Namespace, added: tuple[int, int]) ->
     schemes = ", ".join(f"{many} {scheme}" for scheme, many in sorted(kept.items()))
     text = f"{len(plan.lines)} account{'s' * (len(plan.lines) != 1)}: {kept.total()} keep their password"
     text += f" ({schemes})" if schemes else ""
-    print(f"{text}, {locked} were locked, {lost} need a new one")
+    print(f"{text}, {locked} were locked, {lost} need a new one{_savable(plan)}")
     would = "would get" if options.dry else "got"
     print(f"{options.user_table} {would} {added[0]} new lines, {options.auth_table} {added[1]}")
     quotas = {line.account.name: line.account.quota for line in plan.lines if line.account.quota}

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgpack
-from popkernel.kernel.config.keys import default_run_dir
+from popkernel.kernel.config.keys import default_run_dir, system_run_dir
 from popkernel.kernel.config.loading import ConfigError, control_path
 from popkernel.kernel.runtime.exit_codes import EXITS
 from popkernel.proto.trace.recording import Frame, RecordingError
@@ -174,13 +174,20 @@ class Client:
                 probe.settimeout(ANSWER_SECONDS)
                 probe.connect(self.path)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            what = f"no popkernel runs on {self.run_dir}; start it, or give another -f or --run-dir"
+            what = f"no popkernel runs on {self.run_dir}; {self._other()}"
             raise ClientError(what, os.EX_UNAVAILABLE) from None
         except PermissionError:
             raise ClientError(f"{self.path}: not permitted; {mend}", os.EX_NOPERM) from None
         except OSError as error:
             code = os.EX_TEMPFAIL if error.errno in {errno.EAGAIN, None} else os.EX_OSERR
             raise ClientError(f"{self.path}: {error}; try again", code) from None
+
+    def _other(self) -> str:
+        """Return what to do if no server runs here. An ordinary user's default is not the system's server."""
+        others = system_run_dir()
+        if self.run_dir == default_run_dir() != others and os.path.exists(control_path(others)):
+            return f"one runs on {others}: ask as root, or give another -f or --run-dir"
+        return "start it, or give another -f or --run-dir"
 
 
 class Trace:

@@ -322,9 +322,15 @@ class Auth(Actor):
             del self.live[attempt.listener][attempt.login.session]
         return live
 
+    def _line(self, login: m.LoginRequest) -> bytes:
+        """Return the hash in the user's line; empty without one, since a decoy is another after a reload."""
+        hashed, known = self.table.hash_of(login.user)
+        return hashed if known else b""
+
     def _known_wrong(self, attempt: Attempt) -> bool:
         """Answer a login whose secret was found wrong a moment ago: the client tries its other mechanisms."""
-        wrong = self.wrong.holds(attempt.login, self._client(attempt.login), self.loop.now)
+        login = attempt.login
+        wrong = self.wrong.holds(login, self._client(login), self._line(login), self.loop.now)
         if wrong:
             self._checked(attempt, good=False)
         return wrong
@@ -529,7 +535,7 @@ class Auth(Actor):
                 self.sender.checked(login.user, login.address)
             self._answer(attempt)
             return
-        if self.wrong.put(login, self._client(login), now):
+        if self.wrong.put(login, self._client(login), self._line(login), now):
             # At once: it gives nothing away, since a success is never delayed.
             self._answer(attempt, "repeat")
             self._tell_repeats(self._client(login))

@@ -23,35 +23,41 @@ class WrongPasswords:
     """Remember passwords that were found wrong lately, with user and address, as keyed digests.
 
     A client that knows three mechanisms tries one mistyped password three times. It is counted, and costs
-    hashing, once.
+    hashing, once. The digests cover the user's line, so that a secret is checked anew once the line is
+    another: the user was added or unlocked, or has a new password.
     """
 
-    __slots__ = ("_digests", "_key")
+    __slots__ = ("_digests", "_issuer", "_key")
 
     def __init__(self, key: bytes = b"") -> None:
         """`key`: of the digests, 32 octets; a random one by default."""
         self._key = key or token_bytes(32)
+        # in a token's digest, so that a successor, whose issuer may have other keys, recognizes none
+        self._issuer = token_bytes(16)
         self._digests: dict[bytes, float] = {}  # the time each is kept until; the oldest first
 
-    def _digest(self, login: m.LoginRequest, client: str) -> bytes:
+    def _digest(self, login: m.LoginRequest, client: str, line: bytes) -> bytes:
         # what is wrong as a token may be right as a password
-        kind = b"token" if login.mechanism in TOKENS else b"password"
-        return hmac.digest(
-            self._key, b"\0".join((kind, login.user.encode(), client.encode(), login.secret)), "sha256"
-        )
+        kind = b"token" + self._issuer if login.mechanism in TOKENS else b"password"
+        # the secret, which alone may have a NUL, comes last
+        parts = (kind, login.user.encode(), client.encode(), line, login.secret)
+        return hmac.digest(self._key, b"\0".join(parts), "sha256")
 
-    def holds(self, login: m.LoginRequest, client: str, now: float) -> bool:
-        """Return whether this secret was found wrong from there within the last half minute."""
-        return bool(self._digests) and self._digests.get(self._digest(login, client), now) > now
+    def holds(self, login: m.LoginRequest, client: str, line: bytes, now: float) -> bool:
+        """Return whether this secret was found wrong from there, with this line, within the last half minute.
 
-    def put(self, login: m.LoginRequest, client: str, now: float) -> bool:
+        `line`: the user's hash; empty if the table has none.
+        """
+        return bool(self._digests) and self._digests.get(self._digest(login, client, line), now) > now
+
+    def put(self, login: m.LoginRequest, client: str, line: bytes, now: float) -> bool:
         """Remember a secret that was found wrong. Returns whether it was known.
 
         The time runs from the first failure on.
         """
-        if self.holds(login, client, now):
+        if self.holds(login, client, line, now):
             return True
-        self._keep(self._digest(login, client), now + _SECONDS, now)
+        self._keep(self._digest(login, client, line), now + _SECONDS, now)
         return False
 
     def _keep(self, digest: bytes, until: float, now: float) -> None:

@@ -130,7 +130,7 @@ def without_missing(table: AuthTable, data: bytes, path: str) -> tuple[AuthTable
     for name, hashed in table.hashes.items():
         scheme = scheme_of(hashed)
         if scheme in faults:
-            what = f"user {name} cannot log in: a {scheme} hash, and {faults[scheme]}"
+            what = f"user {name} cannot log in: {SCHEMES[scheme].a_hash}, and {faults[scheme]}"
             shut_out[name] = Finding(path, lines.get(name, 0), what, SCHEMES[scheme].mend)
     hashes = {name: hashed for name, hashed in table.hashes.items() if name not in shut_out}
     errors = table.errors if hashes or table.locked else [*table.errors, *findings]

@@ -44,14 +44,14 @@ def run(options: argparse.Namespace) -> int:
 def _drain(server: Client, *, undo: bool, wait: bool) -> None:
     if undo:
         answer = server.ask("drain", on=False)
-        print(f"new sessions are taken{' again' if answer.get('changed') else ' already'}")
+        print(f"new sessions are taken{' again' if answer.get('changed') else ', as before'}")
         return
     try:
         answer = server.ask("drain", on=True)
-        already = "" if answer.get("changed") else " already"
+        before = "" if answer.get("changed") else ", as before"
         left = answer.get("sessions")
         known = left if isinstance(left, int) else "?"
-        print(f"no new sessions are taken{already}; open: {known}", flush=True)
+        print(f"no new sessions are taken{before}; open: {known}", flush=True)
         if wait:
             _wait(server, left)
     except KeyboardInterrupt:

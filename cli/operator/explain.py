@@ -59,10 +59,10 @@ def _explain(server: Client, options: argparse.Namespace) -> None:
             json.dumps({key: value for key, value in answer.items() if key != "ok"}, default=_text, indent=2)
         )
         return
-    print("\n".join([*explanation.account(answer), ""]))
-    for lines in explanation.events(answer):
-        print("\n".join(lines))
-    print("\n".join(["", "in short", *(f"  {line}" for line in explanation.summary(answer))]))
+    events = [line for lines in explanation.events(answer) for line in lines]
+    summary = ["in short", *(f"  {line}" for line in explanation.summary(answer))]
+    parts = (list(explanation.account(answer)), events, summary)
+    print("\n\n".join("\n".join(part) for part in parts if part))
 
 
 def _text(value: Any) -> str:

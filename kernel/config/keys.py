@@ -25,13 +25,19 @@ __all__ = [
     "flagged_keys",
     "key_of",
     "keys",
+    "system_run_dir",
 ]
+
+
+def system_run_dir() -> str:
+    """Return the default directory of the sockets of the server that root starts."""
+    return "/run/popkernel" if os.path.isdir("/run") else "/var/run/popkernel"
 
 
 def default_run_dir() -> str:
     """Return the default directory of the kernel's sockets, for root, a login session, or another user."""
     if os.geteuid() == 0:
-        return "/run/popkernel" if os.path.isdir("/run") else "/var/run/popkernel"
+        return system_run_dir()
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     if session.startswith("/"):
         return os.path.join(session, "popkernel")

@@ -6,6 +6,7 @@ here quotes a column: it may hold a password.
 """
 
 import re
+import sys
 from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple
 
@@ -51,9 +52,16 @@ class Scheme(NamedTuple):
 
     @property
     def mend(self) -> str:
-        """Say how to install its library."""
+        """Say how to install its library where this program runs: another pip would install it elsewhere."""
         pip, debian = self.packages.split()
-        return f"install {pip} (pip install 'popkernel[schemes]'; Debian: apt install {debian})"
+        if sys.prefix == sys.base_prefix:
+            return f"install {pip} (Debian: apt install {debian})"
+        return f"install {pip} ({sys.prefix}/bin/pip install 'popkernel[schemes]')"
+
+    @property
+    def a_hash(self) -> str:
+        """Name a hash of it, with the article."""
+        return f"{'an' if self.name[0] in 'AEIOU' else 'a'} {self.name} hash"
 
 
 SCHEMES = {

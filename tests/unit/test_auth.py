@@ -427,7 +427,7 @@ def test_failures_are_remembered_as_digests_and_bounded(monkeypatch):
     monkeypatch.setattr(repeated_failures, "_MOST", 10)
     for n in range(50):
         assert not wrong.put(
-            m.LoginRequest(n, f"user{n}", b"a wrong secret", "192.0.2.7:1", "PASS"), "192.0.2.7", 0.0
+            m.LoginRequest(n, f"user{n}", b"a wrong secret", "192.0.2.7:1", "PASS"), "192.0.2.7", HASH, 0.0
         )
     assert len(wrong._digests) == 10 and b"secret" not in repr(wrong._digests).encode()
     assert wrong._key != WrongPasswords()._key

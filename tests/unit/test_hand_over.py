@@ -118,7 +118,7 @@ def test_penalties_and_trust():
     pair = Pair(USERS, USERS)
     pair.memory.guard.succeeded("user1", "192.0.2.7:1", 1000.0)
     guess(pair.memory)
-    pair.memory.wrong.put(login("user2"), "192.0.2.7", 1000.0)
+    pair.memory.wrong.put(login("user2"), "192.0.2.7", HASH, 1000.0)
     expected = pair.memory.guard.admit("user9", "192.0.2.7:1", 1000.0)
     memory, taken = pair.run()
     assert len(memory.guard) == len(pair.memory.guard) > 1
@@ -126,9 +126,31 @@ def test_penalties_and_trust():
     assert memory.guard.admit("user1", "192.0.2.7:2", 1000.0) == 0, "trusted there"
     assert memory.guard.admit("user1", "192.0.2.8:2", 1000.0) == 0, "another address"
     assert memory.guard.admit("user9", "192.0.2.7:1", 1000.0) > expected > 1, "behind the one that waits"
-    assert memory.wrong.holds(login("user2"), "192.0.2.7", 1029.0)
-    assert not memory.wrong.holds(login("user2"), "192.0.2.7", 1031.0)
-    assert not memory.wrong.holds(login("user2", b"other"), "192.0.2.7", 1001.0)
+    assert memory.wrong.holds(login("user2"), "192.0.2.7", HASH, 1029.0)
+    assert not memory.wrong.holds(login("user2"), "192.0.2.7", HASH, 1031.0)
+    assert not memory.wrong.holds(login("user2", b"other"), "192.0.2.7", HASH, 1001.0)
+
+
+def test_a_wrong_password_of_a_line_that_has_changed():
+    """A user who was added or unlocked, or has a new password, can log in at once after the reload."""
+    pair = Pair(USERS, {**USERS, "user2": OTHER, "new": OTHER})
+    pair.memory.wrong.put(login("user2", b"other"), "192.0.2.7", HASH, 1000.0)
+    pair.memory.wrong.put(login("new", b"other"), "192.0.2.7", b"", 1000.0)
+    pair.memory.wrong.put(login("nobody", b"other"), "192.0.2.7", b"", 1000.0)
+    memory, _ = pair.run()
+    assert not memory.wrong.holds(login("user2", b"other"), "192.0.2.7", OTHER, 1001.0)
+    assert not memory.wrong.holds(login("new", b"other"), "192.0.2.7", OTHER, 1001.0)
+    assert memory.wrong.holds(login("nobody", b"other"), "192.0.2.7", b"", 1001.0)
+
+
+def test_a_wrong_token():
+    """The issuer's keys may have changed with the reload."""
+    pair = Pair(USERS, USERS)
+    token = login("user2")._replace(mechanism="XOAUTH2")
+    pair.memory.wrong.put(token, "192.0.2.7", HASH, 1000.0)
+    assert pair.memory.wrong.holds(token, "192.0.2.7", HASH, 1001.0)
+    memory, _ = pair.run()
+    assert not memory.wrong.holds(token, "192.0.2.7", HASH, 1001.0)
 
 
 def test_penalties_under_other_settings():
@@ -158,12 +180,12 @@ def test_changes_follow_until_the_end():
     guess(pair.memory)
     for number in range(8):
         pair.sender.checked(f"nobody{number}", "192.0.2.7:1")
-    pair.memory.wrong.put(login("user2"), "192.0.2.7", 1000.0)
+    pair.memory.wrong.put(login("user2"), "192.0.2.7", HASH, 1000.0)
     pair.sender.failed()
     pair.carry()
     assert memory.cache.holds("user1", b"secret", HASH, 1000.0)
     assert memory.guard.admit("user9", "192.0.2.7:1", 1000.0) > 1
-    assert memory.wrong.holds(login("user2"), "192.0.2.7", 1000.0)
+    assert memory.wrong.holds(login("user2"), "192.0.2.7", HASH, 1000.0)
     assert len(pair.over) == 1
 
 
@@ -265,7 +287,7 @@ def test_no_key_and_no_digest_in_what_is_shown():
     pair = Pair(USERS, USERS)
     pair.memory.cache.put("user1", b"secret", HASH, 1000.0)
     guess(pair.memory)
-    pair.memory.wrong.put(login("user2"), "192.0.2.7", 1000.0)
+    pair.memory.wrong.put(login("user2"), "192.0.2.7", HASH, 1000.0)
     for message in pair.sender._all():
         fields, _ = shown(message, payload=True)
         assert set(fields.values()) <= {SECRET, 64}

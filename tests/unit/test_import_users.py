@@ -194,8 +194,14 @@ def test_a_scheme_whose_library_is_missing(place, monkeypatch):
         import_users, "_missing", lambda scheme: "" if scheme == "BLF-CRYPT" else "it is not here"
     )
     code, _, err = place.run(GOOD)
-    assert code == 65 and "account bob: a SHA512-CRYPT hash, and it is not here; install libpass" in err
-    assert "or --keep-schemes" in err
+    assert code == 65
+    assert "account bob: a SHA512-CRYPT hash, and it is not here; install libpass" in err
+    assert "and import it then, or give --keep-schemes\n" in err
+    assert "it needs a new password" not in err, "it can be kept"
+    assert err.endswith("locked lines (1 of them only because a library is not installed: see above)\n")
+    assert place.run(GOOD, "-n", "--mark")[1].startswith(
+        "4 accounts: 1 keep their password (1 BLF-CRYPT), 2 were locked, 1 need a new one (1 of "
+    )
     assert place.run(GOOD, "--keep-schemes")[0] == 0
     assert "bob" in parse_auth(place.auth.read_bytes(), "t").hashes
     assert schemes.import_library("BLF-CRYPT") == ""

@@ -143,7 +143,7 @@ def test_a_missing_library_shuts_out_its_users_and_no_others(monkeypatch):
         + password_schemes.SCHEMES["ARGON2ID"].mend
     ]
     assert str(table.shut_out["argon2id"]).startswith(
-        "/etc/auth:4: user argon2id cannot log in: a ARGON2ID hash, and argon2 is not installed"
+        "/etc/auth:4: user argon2id cannot log in: an ARGON2ID hash, and argon2 is not installed"
     )
     alone = b"a " + ARGON2 + b"\n"
     table, missing = schemes.without_missing(parse_auth(alone, "t"), alone, "t")

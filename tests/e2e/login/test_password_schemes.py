@@ -84,4 +84,4 @@ def test_check_names_a_library_that_is_missing(tmp_path):
         said = "1 user has ARGON2ID hashes, and argon2 is not installed; install argon2-cffi"
         assert f"warning: {service.site.auth_table}: {said}" in check.stdout
         assert f"warning: {service.site.auth_table}:2: user bob cannot log in" in check.stdout
-        assert "pip install 'popkernel[schemes]'; Debian: apt install python3-argon2" in check.stdout
+        assert "bin/pip install 'popkernel[schemes]'" in check.stdout

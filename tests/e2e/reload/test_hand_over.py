@@ -132,6 +132,19 @@ def test_changed_lines_miss_and_the_others_need_no_hashing(service):
     assert answer_of(service, "dave", "checked").startswith(b"+OK")
 
 
+def test_a_password_that_a_reload_makes_right_is_checked_at_once():
+    """It was wrong a moment ago, from the same address, because of the line that the reload replaced."""
+    with Service(users=("alice", "bob", "carol"), mail=()) as service:
+        with open(service.site.auth_table) as file:
+            right = {line.split()[0]: line for line in file}
+        wrong = right | {"alice": f"alice {OTHER}\n", "bob": right["bob"].replace(" ", " !"), "carol": ""}
+        for lines, answer in ((wrong, b"-ERR [AUTH]"), (right, b"+OK")):
+            rewrite(service.site.auth_table, lambda before, lines=lines: "".join(lines.values()))
+            service.command("reload")
+            for user in right:
+                assert answer_of(service, user).startswith(answer), user
+
+
 def test_no_login_between_is_lost_or_hashed(service):
     """A client logs in again and again while auth is replaced three times."""
     answers, over = [], threading.Event()
