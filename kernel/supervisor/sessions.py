@@ -170,7 +170,8 @@ class Sessions:
         user = self._opened.pop(key, ("", 0.0))[0]
         if message.user != user:  # it left before it was told, or its listener lies
             message = message._replace(user=user if message.user else "")
-        message = message._replace(address=self._address(process, message.address))
+        if process.session:
+            message = message._replace(address=self._address(process, message.address))
         self.clients.pop(key, None)
         phases = self._phases.pop(key, NO_PHASES)
         self._do(self._core.ended(process.name, message), "")
