@@ -42,6 +42,9 @@ _MOST_SAID = 10  # users named in the log who cannot log in because their entry 
 # logins queued for each thread: one that it checks and three that wait, so that a slow turn of the loop
 # leaves no core idle
 _QUEUED = 4
+# Logins of one connection, where a listener serves only that: it may lie about its client's address, so no
+# penalty of an address slows it.
+_MOST_ALONE = 100
 _LONG = 1.0  # seconds: a login that waits longer is reported to the kernel
 _REPORTS = 10.0  # seconds between two reports while logins wait
 _KNOWN = frozenset(("", "PASS", *MECHANISMS))  # values of LoginRequest.mechanism
@@ -94,6 +97,7 @@ class Auth(Actor):
         self.patience = answer_by(float(boot.config["login_seconds"]))  # seconds an attempt is worth a check
         # by listener and session: the number of the login that is to be answered
         self.live: dict[str, dict[int, int]] = {}
+        self.alone: dict[str, int] = {}  # logins so far of each listener that serves one connection
         self.serial = 0
         self.given = 0  # attempts given to the threads and not returned
         self.work: SimpleQueue[Attempt] = SimpleQueue()  # attempts for the threads
@@ -221,6 +225,7 @@ class Auth(Actor):
     def _forget(self, listener: str) -> None:
         """Forget a listener that is gone, and its logins."""
         self.listeners.pop(listener, None)
+        self.alone.pop(listener, None)
         for number in self.live.pop(listener, {}).values():
             self._unqueue(number)
 
@@ -299,6 +304,11 @@ class Auth(Actor):
         live = self.live.setdefault(channel.peer, {})
         self._unqueue(live.get(login.session, 0))  # a session has one login at a time
         live[login.session] = self.serial
+        if session_of(channel.peer):
+            many = self.alone[channel.peer] = self.alone.get(channel.peer, 0) + 1
+            if many > _MOST_ALONE:
+                self._refuse(attempt, "too many logins in one connection")
+                return
         if not self._known_wrong(attempt) and self._is_due(attempt):
             self.verify(attempt)
 

@@ -780,3 +780,17 @@ def test_a_listener_of_one_connection_may_log_in_to_its_own_session_alone(shell)
     assert "listener.5.7" not in shell.auth.listeners
     shell.work()
     assert [name for _, name, _ in shell.said()] == ["PeerRefused"]
+
+
+def test_a_listener_of_one_connection_guesses_no_more_often_than_a_client(shell):
+    """It lies about its address, so no penalty slows it: without hashing it made all others' forgotten."""
+    child = of_listener(shell, "listener.5.7")
+    for n in range(200):
+        child.serial = (5 << 40) + 6
+        child.login(f"user{n}", b"x", f"198.51.100.{n}:1", "XOAUTH2")
+        shell.rest(16)
+    assert len(shell.auth.guard._addresses) == 100
+    codes = [code for _, name, code in shell.said() if name == "LoginRefused"]
+    assert codes == ["AUTH"] * 100 + ["SYS/TEMP"] * 100
+    shell.auth._on_listener_gone(child.channel, "")
+    assert not shell.auth.alone
