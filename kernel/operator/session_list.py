@@ -19,7 +19,7 @@ _AUTH = "auth, for the password check or a delay"  # the kernel is not told whic
 class Announced(NamedTuple):
     """What a listener said about a session in LoginStarted; it may have lied."""
 
-    user: str  # as the client typed it
+    user: str  # as the client typed it; of a granted login, as the table has it
     address: str
     tls: int  # proto/tls_versions.py
     mechanism: str

@@ -107,7 +107,7 @@ class Sessions:
                 self._receive(f"maildir.{message.user}")
                 self._receive(holder.listener)
             self._room.update()
-            self._note_grant(leases.Key(message.listener, message.session))
+            self._note_grant(leases.Key(message.listener, message.session), message.user)
             self._do(self._core.granted(message, self._loop.now), f"maildir.{message.user}")
             if holder is not None and self._core.leases.get(message.user) == holder:
                 self._check_alive(holder.listener)
@@ -118,11 +118,11 @@ class Sessions:
                     del self._phases[next(iter(self._phases))]
                 self._phases[key] = Phases(message.queue_ms, message.hash_ms, message.penalty_ms)
 
-    def _note_grant(self, key: leases.Key) -> None:
-        """Note that auth grants a login, if its listener has announced it."""
+    def _note_grant(self, key: leases.Key, user: str) -> None:
+        """Note that auth grants a login, and to whom, if its listener has announced it."""
         said = self.clients.get(key)
         if said is not None and key in self._core.awaiting:
-            self.clients[key] = said._replace(granted=True)
+            self.clients[key] = said._replace(user=user, granted=True)
 
     def _limit_wait(self, key: leases.Key) -> None:
         """Refuse the session if its maildrop is not free in time.
@@ -229,8 +229,11 @@ class Sessions:
                 self._gates.login(listener, begun=False)
             if message.why != "auth":
                 granted = said is not None and said.granted
-                message = message._replace(address=self._address(listener, message.address))
-                self._login_failed(listener, NOTICE, login_failed(message), granted=granted)
+                # a granted login's user is named as the table has it, as in auth's lines and a session's
+                user = said.user if said is not None and said.granted else message.user
+                address = self._address(listener, message.address)
+                fields = login_failed(message._replace(user=user, address=address))
+                self._login_failed(listener, NOTICE, fields, granted=granted)
 
     def login_denied(self, auth: Process, message: m.LoginDenied, fds: list[int]) -> None:
         """Log a login that auth refused.

@@ -198,7 +198,8 @@ def test_explain_tells_what_happened(service):
 
 def test_who_and_explain_of_a_login_under_way_and_one_that_is_refused(service):
     with RawPop3(service, user="carol"), RawPop3(service) as other:
-        assert b"[IN-USE]" in other.login("carol")
+        assert b"[IN-USE]" in other.login("Carol")
+    # by the user's name, however the client typed it
     text = service.command("explain", "carol").stdout
     assert "another session has this mailbox open" in text
     free(service, "carol")
