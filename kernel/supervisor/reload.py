@@ -35,7 +35,7 @@ from popkernel.kernel.supervisor.spawning import Spawning
 from popkernel.proto import messages as m
 from popkernel.proto.files.tables import MailUser
 from popkernel.proto.log_levels import DEBUG, ERROR, NOTICE, WARNING
-from popkernel.proto.topology import edge, kind_of
+from popkernel.proto.topology import edge
 
 __all__ = ["Asker", "Reload", "Reloads"]
 
@@ -148,6 +148,7 @@ class Reload:
         self.over = over
         self._lost = lost
         self.names: list[str] = []
+        self._new: list[Process] = []  # those of these names
         self.taken: m.LoginMemoryTaken | None = None
         self._ready: set[str] = set()
         self._taking = ""  # the new auth while it takes over
@@ -165,22 +166,31 @@ class Reload:
         except OSError as error:
             self.fail(f"no room for new actors: {error.strerror}", TEMPFAIL)
             return
-        for name in self.names:
-            process = self._processes[name]
-            process.on_hello = lambda name=name: self._hello(name)
+        self._new = [self._processes[name] for name in self.names]
+        for process in self._new:
+            process.on_hello = lambda process=process: self._hello(process)
             process.on_failed = self.fail
         if not self.names:
             self._done()
 
-    def _hello(self, name: str) -> None:
-        self._ready.add(name)
-        self._processes[name].on_hello = None
+    def _hello(self, process: Process) -> None:
+        self._ready.add(process.name)
+        process.on_hello = None
         if len(self._ready) == len(self.names):
             self._take_over()
 
+    def _one_gone(self) -> bool:
+        """Return whether a new actor has ended, which will give the reload up.
+
+        Its last messages are read after it has left the registry.
+        """
+        return not all(map(self._processes.has, self._new))
+
     def _take_over(self) -> None:
         """Join a new auth with the old one, which hands over what it remembers of logins."""
-        new = next((self._processes[name] for name in self.names if kind_of(name) == "auth"), None)
+        if self._one_gone():
+            return
+        new = next((process for process in self._new if process.kind == "auth"), None)
         old = self._processes.get(self._singletons.auth)
         if new is None:
             self._done()
@@ -214,15 +224,16 @@ class Reload:
             self._done()
 
     def _done(self) -> None:
-        self._forget()
-        self._swap(self)
+        if not self._one_gone():
+            self._forget()
+            self._swap(self)
 
     def _forget(self) -> None:
         """Wait for nothing more."""
         self._taking = ""
         if self._late is not None:
             self._late.cancel()
-        for process in (self._processes[each] for each in self.names if each in self._processes):
+        for process in self._new:  # also of one that has ended: it may say why, and its end is reported too
             process.on_hello = process.on_failed = None
 
     def fail(self, why: str, code: int) -> None:
