@@ -91,12 +91,15 @@ class Succession:
         except OSError as error:
             self._log(ERROR, "spawner.not_replaced", **stale, error=error.strerror)
             return
-        self._processes[self.name].on_hello = self._takes_over
+        successor = self._processes[self.name]
+        successor.on_hello = lambda: self._takes_over(successor)
         self._log(WARNING, "spawner.replaced", **stale, successor=self.name)
 
-    def _takes_over(self) -> None:
+    def _takes_over(self, successor: Process) -> None:
+        successor.on_hello = None
+        if not self._processes.has(successor):  # it has ended, and this was read after that
+            return
         old = self._processes.get(self._singletons.spawner)
-        self._processes[self.name].on_hello = None
         self._singletons.spawner, self.name = self.name, ""
         self._due = False
         self._spawning.go_on()

@@ -82,6 +82,16 @@ def test_a_new_spawner_takes_over_when_it_serves(kernel, succession):
     ]
 
 
+def test_a_successor_whose_hello_is_read_after_its_end(kernel, succession):
+    """Init may report the end of a process before its last messages are read."""
+    displaced(kernel, succession)
+    successor = kernel.processes["spawner~2"]
+    successor.channel.receive = lambda: successor.on_hello()
+    kernel.processes.exited(m.ProcessExited("spawner~2", 7, 9))
+    assert (kernel.singletons.spawner, succession.name, kernel.retired) == ("spawner", "", 0)
+    assert "spawner~2 ended before it served: signal SIGKILL" in kernel.said[-1]
+
+
 def test_replacements_are_spaced(kernel, succession):
     displaced(kernel, succession)
     kernel.processes["spawner~2"].on_hello()
