@@ -17,7 +17,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from popkernel.actors.auth.schemes import import_library
+from popkernel.actors.auth.schemes import import_library, library_mend
 from popkernel.cli.common import table_files
 from popkernel.cli.common.parser import FILE, CommandParser, add_key, complete
 from popkernel.cli.common.table_files import TableError, check_name
@@ -259,7 +259,7 @@ def _hash_of(account: Account, *, keep: bool) -> tuple[bytes, str, str, str]:
     scheme = scheme_of(found)
     missing = "" if keep else _missing(scheme)
     if missing:
-        mend = f"{SCHEMES[scheme].mend} and import it then, or give --keep-schemes"
+        mend = f"{library_mend(scheme)} and import it then, or give --keep-schemes"
         return _LOCKED, "", f"{SCHEMES[scheme].a_hash}, and {missing}", mend
     return found, scheme, "", ""
 

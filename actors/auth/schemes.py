@@ -4,6 +4,7 @@ They are imported and tried before the sandbox is locked. SHA-crypt is libpass's
 every version of Python: it holds the interpreter's lock, 4 ms at 5000 rounds. Argon2 is C and releases it.
 """
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from popkernel.proto.access.user_names import name_lines
 from popkernel.proto.files.password_schemes import MAX_MEMORY, SCHEMES, memory_of, scheme_of
 from popkernel.proto.files.tables import AuthTable, Finding
 
-__all__ = ["fits", "import_library", "schemes_of", "without_missing"]
+__all__ = ["fits", "import_library", "library_mend", "schemes_of", "without_missing"]
 
 # Hashes of "popkernel", from other programs: crypt(3) and the Argon2 reference program.
 _KNOWN = {
@@ -110,6 +111,14 @@ def schemes_of(table: AuthTable) -> Counter[str]:
     return Counter(map(scheme_of, table.hashes.values()))
 
 
+def library_mend(scheme: str) -> str:
+    """Say how to install a scheme's library where this program runs: another pip has another place."""
+    pip, debian = SCHEMES[scheme].packages.split()
+    if sys.prefix == sys.base_prefix:
+        return f"install {pip} (Debian: apt install {debian})"
+    return f"install {pip} ({sys.prefix}/bin/pip install 'popkernel[schemes]')"
+
+
 def without_missing(table: AuthTable, data: bytes, path: str) -> tuple[AuthTable, list[Finding]]:
     """Import the libraries that a table needs. Users whose library is missing are shut out.
 
@@ -122,7 +131,7 @@ def without_missing(table: AuthTable, data: bytes, path: str) -> tuple[AuthTable
     if not faults:
         return table, []
     findings = [
-        Finding(path, 0, f"{_users(needed[scheme])} {scheme} hashes, and {fault}", SCHEMES[scheme].mend)
+        Finding(path, 0, f"{_users(needed[scheme])} {scheme} hashes, and {fault}", library_mend(scheme))
         for scheme, fault in faults.items()
     ]
     lines = name_lines(data)
@@ -131,7 +140,7 @@ def without_missing(table: AuthTable, data: bytes, path: str) -> tuple[AuthTable
         scheme = scheme_of(hashed)
         if scheme in faults:
             what = f"user {name} cannot log in: {SCHEMES[scheme].a_hash}, and {faults[scheme]}"
-            shut_out[name] = Finding(path, lines.get(name, 0), what, SCHEMES[scheme].mend)
+            shut_out[name] = Finding(path, lines.get(name, 0), what, library_mend(scheme))
     hashes = {name: hashed for name, hashed in table.hashes.items() if name not in shut_out}
     errors = table.errors if hashes or table.locked else [*table.errors, *findings]
     return table._replace(hashes=hashes, shut_out=shut_out, errors=errors), findings

@@ -6,7 +6,6 @@ here quotes a column: it may hold a password.
 """
 
 import re
-import sys
 from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple
 
@@ -49,14 +48,6 @@ class Scheme(NamedTuple):
     """The module that checks it."""
     packages: str
     """The package of PyPI, and that of Debian."""
-
-    @property
-    def mend(self) -> str:
-        """Say how to install its library where this program runs: another pip would install it elsewhere."""
-        pip, debian = self.packages.split()
-        if sys.prefix == sys.base_prefix:
-            return f"install {pip} (Debian: apt install {debian})"
-        return f"install {pip} ({sys.prefix}/bin/pip install 'popkernel[schemes]')"
 
     @property
     def a_hash(self) -> str:

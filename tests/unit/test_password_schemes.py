@@ -140,7 +140,7 @@ def test_a_missing_library_shuts_out_its_users_and_no_others(monkeypatch):
     assert list(table.hashes) == ["blf-crypt", "sha512-crypt", "sha256-crypt"] and not table.errors
     assert [str(finding) for finding in missing] == [
         "/etc/auth: 1 user has ARGON2ID hashes, and argon2 is not installed; "
-        + password_schemes.SCHEMES["ARGON2ID"].mend
+        + schemes.library_mend("ARGON2ID")
     ]
     assert str(table.shut_out["argon2id"]).startswith(
         "/etc/auth:4: user argon2id cannot log in: an ARGON2ID hash, and argon2 is not installed"
