@@ -60,6 +60,9 @@ def system(package):
             """
         )
         os.unlink(running.path("/usr/sbin/policy-rc.d"))
+        # mail servers that the suite installed in the same system (`make debian13`): they have port 995
+        for unit in ("dovecot.service", "dovecot.socket", "opensmtpd.service", "postfix.service"):
+            running.run(f"ln -sf /dev/null /etc/systemd/system/{unit}")
         yield running
 
 
