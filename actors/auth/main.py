@@ -167,9 +167,7 @@ class Auth(Actor):
         warm()
         self.lock(threads=self._start_threads)
         self.loop.add(self.woken, self._answers)
-        self.connect()
-        for problem in self.doubts:
-            self.log(WARNING, "auth_table.doubt", problem=problem)
+        self.connect("auth_table.doubt", self.doubts)
         locked = [*self.shut_out.values()].count("locked")
         if locked:
             self.log(DEBUG, "auth_table.locked", path=self.boot.config["auth_table"], users=locked)

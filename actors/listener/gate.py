@@ -32,7 +32,7 @@ from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.spawner.children import Children
 from popkernel.proto import messages as m
 from popkernel.proto.access.fairness import Fair
-from popkernel.proto.log_levels import DEBUG, NOTICE, WARNING
+from popkernel.proto.log_levels import DEBUG, NOTICE
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.trace.session_names import listener_name, session_number
 
@@ -133,10 +133,8 @@ class Gate(Actor):
         self.lock(nofile=self.admission.most + 256)
         keep_memory(1 << 20)  # children inherit it
         self.children.begin()
-        self.connect()
+        self.connect("certificate.doubt", self.warnings)
         self.children.report(self.boot.name, self.log)
-        for problem in self.warnings:
-            self.log(WARNING, "certificate.doubt", problem=problem)
         self.admission.fit(hard, gate_room.sessions(hard, int(self.boot.config["listeners"])))
         self.run()
 

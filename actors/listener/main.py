@@ -18,7 +18,6 @@ from popkernel.kernel.runtime.channel import Channel, Message
 from popkernel.kernel.runtime.memory import keep_memory
 from popkernel.kernel.runtime.scheduling import favour, processors
 from popkernel.proto import messages as m
-from popkernel.proto.log_levels import WARNING
 
 __all__ = ["PARTS", "Listener", "Parts", "Server"]
 
@@ -118,9 +117,7 @@ class Listener(Server):
         if self.boot.config["listeners"] < processors():
             favour(self.boot.config["listener_nice"])
         self.lock(nofile=2 * self.admission.most + 64 + MOST_WAITING, threads=self.connections.watchdog.start)
-        self.connect()
-        for problem in self.warnings:
-            self.log(WARNING, "certificate.doubt", problem=problem)
+        self.connect("certificate.doubt", self.warnings)
         self.peers.watch_answers()
         # a session takes two descriptors: the client's socket and a channel
         self.admission.fit(self.nofile, (self.nofile - 64) // 2)

@@ -23,7 +23,7 @@ from popkernel.kernel.runtime.world import WORLD, World
 from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.sandbox.libc import SandboxError
 from popkernel.proto import messages as m
-from popkernel.proto.log_levels import DEBUG, ERROR, INFO
+from popkernel.proto.log_levels import DEBUG, ERROR, INFO, WARNING
 from popkernel.proto.schema import fit_fields, fit_text
 from popkernel.proto.topology import Actor as Row
 from popkernel.proto.topology import actor as row_of
@@ -223,15 +223,24 @@ class Actor:
         if self.kernel is not None and not self.kernel.closed:
             self.kernel.send(m.PromiseBroken(call[:200], promise[:200]))
 
-    def connect(self) -> None:
-        """Open the channel to the kernel and send Hello. From now on messages come in."""
+    def connect(self, event: str = "", problems: Sequence[str] = ()) -> None:
+        """Open the channel to the kernel and send Hello. From now on messages come in.
+
+        `event`: of the log; each of `problems` is one such warning. They leave together with Hello: once all
+        new actors have sent theirs, a reload may answer its caller, and the answer has these warnings.
+        """
         self.kernel = self.world.channel(
             self.loop, self.boot.channel, self.boot.name, "kernel", self._on_kernel, self._on_kernel_dropped
         )
         self.boot.kernel = self.kernel
         self.kernel.on_lost = self.lost
         promises = self.boot.row.promises if self.boot.sandboxed else "NONE: --insecure-no-sandbox"
-        self.kernel.send(m.Hello(os.getpid(), promises, self.unveiled))
+        hello = m.Hello(os.getpid(), promises, self.unveiled)
+        if problems:
+            warnings = [m.LogEvent(WARNING, event, fit_fields({"problem": text})) for text in problems]
+            self.kernel.send_all([hello, *warnings])
+        else:
+            self.kernel.send(hello)
 
     def fail(self, status: int, text: str) -> NoReturn:
         """Tell the kernel why this actor can't serve, and end. `status`: a code of sysexits(3)."""
