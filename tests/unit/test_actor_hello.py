@@ -10,7 +10,7 @@ from popkernel.proto.log_levels import WARNING
 
 
 def test_warnings_leave_with_hello(monkeypatch):
-    """A reload answers its caller once all new actors have sent Hello: what came later was not in the answer."""
+    """A reload answers its caller once all new actors have sent Hello: what came later was missing."""
     ours, theirs = pair()
     writes, taken, write = [], [], Channel._write
     monkeypatch.setattr(Channel, "_write", lambda *given: (writes.append(1), write(*given))[1])
