@@ -18,13 +18,13 @@ def patch():
     import signal, socket
     from popkernel.kernel.runtime.actor import Actor
     connect = Actor.connect
-    def connecting(self):
+    def connecting(self, *warnings):
         def shut(*_):
             for item in self.acceptor._listening if hasattr(self, "acceptor") else self.listening:
                 (item[0] if isinstance(item, tuple) else item).shutdown(socket.SHUT_RDWR)
         if hasattr(self, "acceptor") or hasattr(self, "listening"):
             signal.signal(signal.SIGUSR1, shut)
-        connect(self)
+        connect(self, *warnings)
     Actor.connect = connecting
 """
 
