@@ -424,8 +424,8 @@ def _rows(fields: dict[str, Any], key: str) -> list[Any]:
 
 
 def _pack(question: dict[str, Any]) -> bytes:
-    # arguments of a command line need not be UTF-8
-    # octets that are not UTF-8 are in no name that the server has: it is to say so, and takes no such text
+    # Arguments of a command line need not be UTF-8. Escaped, they are a text that the server takes: it has no
+    # such name.
     data: bytes = msgpack.packb(question, unicode_errors="backslashreplace")
     return data
 

@@ -287,10 +287,10 @@ class Auth(Actor):
     def _on_login(self, channel: Channel, message: Message, fds: list[int]) -> None:
         del fds
         assert isinstance(message, m.LoginRequest)
-        untrue = ""
+        untrue, own = "", session_of(channel.peer)  # own: the one that the listener may name; 0: any
         if message.mechanism not in _KNOWN:
             untrue = "LoginRequest.mechanism: no such mechanism"
-        elif session_of(channel.peer) not in (0, message.session):  # it serves one connection
+        elif own not in (0, message.session):
             untrue = "LoginRequest.session: it is not its own"
         if untrue:
             self._forget(channel.peer)
@@ -302,7 +302,7 @@ class Auth(Actor):
         live = self.live.setdefault(channel.peer, {})
         self._unqueue(live.get(login.session, 0))  # a session has one login at a time
         live[login.session] = self.serial
-        if session_of(channel.peer):
+        if own:
             many = self.alone[channel.peer] = self.alone.get(channel.peer, 0) + 1
             if many > _MOST_ALONE:
                 self._refuse(attempt, "too many logins in one connection")

@@ -35,6 +35,7 @@ from popkernel.kernel.runtime.channel import watch
 from popkernel.kernel.runtime.loop import READ, WRITE
 from popkernel.kernel.runtime.tap import note, piece
 from popkernel.proto import messages as m
+from popkernel.proto.access.networks import with_port
 from popkernel.proto.tls_hello import HANDSHAKE
 from popkernel.proto.tls_versions import tls_number
 
@@ -162,7 +163,7 @@ class Connections:
             sock.close()
             return
         self.serial += 1
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = with_port(host, port)
         session = self.new_session(where, tls=tls, refusal=refused)
         client = Connection(sock, session, self._actor.loop.now)
         self.by_session[self.serial] = client

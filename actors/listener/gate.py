@@ -32,6 +32,7 @@ from popkernel.kernel.sandbox import lock as sandbox
 from popkernel.kernel.spawner.children import Children
 from popkernel.proto import messages as m
 from popkernel.proto.access.fairness import Fair
+from popkernel.proto.access.networks import with_port
 from popkernel.proto.log_levels import DEBUG, NOTICE
 from popkernel.proto.topology import actor as row_of
 from popkernel.proto.trace.session_names import listener_name, session_number
@@ -252,7 +253,12 @@ class Gate(Actor):
             if self._may_shake(client):
                 taken.append((client, *self.seats.popleft()))
         if self.kernel is not None:
-            self.kernel.send_all([m.GateSeatTaken(session, _where(client)) for client, session, _ in taken])
+            self.kernel.send_all(
+                [
+                    m.GateSeatTaken(session, with_port(client.host, client.port))
+                    for client, session, _ in taken
+                ]
+            )
         begun = []
         for client, session, channel in taken:
             if client.sock is None or client.number not in self.clients:  # it was dropped for a later one
@@ -327,7 +333,7 @@ class Gate(Actor):
     # -- clients go
     def _cut(self, client: Client, why: str) -> None:
         """End a connection, and its listener."""
-        where = _where(client)
+        where = with_port(client.host, client.port)
         if client.sock is None:
             milliseconds = int((self.loop.now - client.came) * 1000)
             self.send(m.ConnectionEnded(client.session, "", where, why, 0, 0, 0, 0, 0, 0, milliseconds))
@@ -401,11 +407,6 @@ class Gate(Actor):
     def _done(self) -> None:
         if self.draining and not self.clients and not self.children:
             self.end()
-
-
-def _where(client: Client) -> str:
-    """Return a client's address as in the messages to the kernel."""
-    return f"[{client.host}]:{client.port}" if ":" in client.host else f"{client.host}:{client.port}"
 
 
 def _whole(data: bytes) -> bool:

@@ -36,9 +36,8 @@ _KINDS = {
     "delivery": "delivery",
 }
 _MESSAGES = "messages"  # what sessions marked and removed, by session
-_FURTHER = {
-    kind: f"further {kind}" for kind in ("session", "delivery", _MESSAGES)
-}  # beyond those of a minute
+# the rings of records beyond those of a minute
+_FURTHER = {kind: f"further {kind}" for kind in ("session", "delivery", _MESSAGES)}
 _MINUTE, _MOST_MINUTE = 60.0, 60  # seconds, and records of one user or actor in them
 _NAMES = ("user", "mailbox", "recipient")  # fields with a user's name or a mail address
 

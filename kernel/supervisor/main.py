@@ -452,7 +452,7 @@ class Supervisor(Actor):
         if event == "tls.failed":
             self.client_sessions.client_failed(process, event, str(fields["address"]), str(fields["reason"]))
             return
-        if event == "delivery.done":  # the kernel knows whose actor it is
+        if event == "delivery.done":  # the kernel knows whose actor it is: first, and whatever that says
             mailbox: dict[str, str | int] = {"mailbox": process.name.removeprefix("maildir.")}
             fields = mailbox | fields | mailbox
         if self.actor_log.said(process.name, level, event, fields):

@@ -228,12 +228,12 @@ class Sessions:
             if listener.session:
                 self._gates.login(listener, begun=False)
             if message.why != "auth":
-                granted = said is not None and said.granted
+                grant = said if said is not None and said.granted else None
                 # a granted login's user is named as the table has it, as in auth's lines and a session's
-                user = said.user if said is not None and said.granted else message.user
+                user = message.user if grant is None else grant.user
                 address = self._address(listener, message.address)
                 fields = login_failed(message._replace(user=user, address=address))
-                self._login_failed(listener, NOTICE, fields, granted=granted)
+                self._login_failed(listener, NOTICE, fields, granted=grant is not None)
 
     def login_denied(self, auth: Process, message: m.LoginDenied, fds: list[int]) -> None:
         """Log a login that auth refused.

@@ -21,6 +21,7 @@ __all__ = [
     "parse_networks",
     "prefix_of",
     "unmapped",
+    "with_port",
 ]
 
 MAX_NETWORKS = 16 * 1024 * 1024
@@ -140,6 +141,11 @@ def host_of(address: str) -> str:
         return address[1:].partition("]")[0]
     host, _, rest = address.partition(":")
     return address if ":" in rest else host
+
+
+def with_port(host: str, port: int) -> str:
+    """Return `192.0.2.7:995` or `[2001:db8::1]:995`, of which `host_of` returns the host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # Cached: each connection's address is looked up in the trusted proxies and in the block list, and parsing

@@ -7,7 +7,7 @@ from popkernel.proto.tls_hello import HANDSHAKE, offered_version
 from popkernel.proto.tls_versions import tls_name
 
 __all__ = [
-    "MECHANISMS",
+    "KNOWN_MECHANISMS",
     "NO_TLS",
     "SILENT_SECONDS",
     "TLS_ON_PLAIN",
@@ -47,7 +47,7 @@ _UNTRUSTED = (
     "no certificate",
 )
 # those that mail programs ask for; most are in IANA's registry of SASL mechanisms
-MECHANISMS = frozenset(
+KNOWN_MECHANISMS = frozenset(
     [
         "PLAIN",
         "LOGIN",
@@ -135,6 +135,6 @@ def not_offered(command: str, mechanism: str = "") -> str:
     Only a known mechanism is named: another word may be a password.
     """
     if mechanism:
-        known = mechanism in MECHANISMS
+        known = mechanism in KNOWN_MECHANISMS
         command = f"{command} {mechanism}" if known else f"{command} with an unknown mechanism"
     return f"the client asks for {command}, which is not offered: set it to a normal password (PLAIN)"
